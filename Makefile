@@ -1,0 +1,57 @@
+# make demo    set up and run the demonstration (a few minutes)
+# make test    set up and run the tests
+# make lint    set up and run the linters and the type checker
+# make format  let ruff rewrite what it can
+# make clean   remove what make set up (never runs/)
+#
+# make PYTHON=/path/to/python3.12 ...   chooses the interpreter; otherwise the first of these that is 3.11 to 3.13.
+
+CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
+VENV = .venv
+BIN = $(VENV)/bin
+# One thread per test process: the suite runs in two.
+WORKERS ?= 2
+
+.PHONY: demo test lint format clean
+.DEFAULT_GOAL := test
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/genmodels demo $(ARGS)
+
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find genmodels recipes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is written last, so that an interrupted installation is taken up again.
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.created:
+	@for python in $(CANDIDATES); do \
+	    if $$python -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; then \
+	        echo "Setting up $(VENV) with $$($$python --version) (about 2 minutes)"; \
+	        $$python -m venv $(VENV) && touch $@ && exit 0; \
+	        exit 1; \
+	    fi; \
+	done; \
+	echo "genmodels needs Python 3.11, 3.12 or 3.13 with venv; none of these is one: $(CANDIDATES)." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
+	exit 1

@@ -1,0 +1,69 @@
+"""genmodels: every family of generative model behind one interface, trained, sampled and scored the same way, on
+faces."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genmodels.base import Generator
+
+__version__ = "0.1.0"
+
+FAMILIES = {
+    "ae": "genmodels.ae:AE",
+    "vae": "genmodels.vae:VAE",
+}
+"""Every family, by the name that commands and config.json use: where its class is. Imported when first asked for."""
+
+
+def family(name: str) -> type[Generator]:
+    """The class of family `name`.
+
+    Raises:
+        ValueError: for a name that is not in FAMILIES.
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
+    module, _, attribute = FAMILIES[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def load(path_or_hub_id: str | Path, **hub: Any) -> Generator:
+    """A saved model of any family: a run or model folder, or the id of a repository on the Hub.
+
+    Args:
+        path_or_hub_id: the folder (runs/vae) or Hub id (user/name).
+        **hub: passed to from_pretrained: revision, token, cache_dir, force_download, local_files_only.
+
+    Raises:
+        ValueError: when there is no complete model there; the message says what is wrong.
+    """
+    from huggingface_hub import hf_hub_download
+
+    from genmodels.base import read_header
+
+    where = Path(path_or_hub_id)
+    if where.is_dir():
+        config = where / "config.json"
+    elif where.exists() or len(where.parts) != 2 or where.is_absolute():
+        raise ValueError(f"{where}: no such model folder (and not a Hub id of the form user/name)")
+    else:
+        try:
+            config = Path(hf_hub_download(str(path_or_hub_id), "config.json", **hub))
+        except Exception as error:  # the Hub client raises many kinds; all mean the same to the caller
+            raise ValueError(
+                f"{where}: no such folder here, and not found on the Hub ({type(error).__name__})"
+            ) from None
+    return family(read_header(config)["family"]).from_pretrained(str(path_or_hub_id), **hub)
+
+
+def __getattr__(name: str) -> Any:
+    """Lazy access to the classes: `genmodels.VAE` imports torch only when it is used."""
+    for target in FAMILIES.values():
+        module, _, attribute = target.partition(":")
+        if attribute == name:
+            return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'genmodels' has no attribute {name!r}")

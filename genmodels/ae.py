@@ -1,0 +1,69 @@
+"""AE: the autoencoder, with a Gaussian fitted to its latents for samples. The baseline the others are measured
+against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from genmodels.codec import Autoencoder, AutoencoderConfig, lerp
+from genmodels.types import Batch, Condition, Noise
+
+
+@dataclass(frozen=True)
+class AEConfig(AutoencoderConfig):
+    """Architecture of an autoencoder."""
+
+
+@dataclass(frozen=True)
+class AEOptions:
+    """How to sample an autoencoder."""
+
+    temperature: float = 1.0
+    """Scale of the spread about the mean face: 0 is the mean latent, 1 the fitted Gaussian."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+
+
+class AE(Autoencoder):
+    """Deterministic autoencoder trained on the squared error.
+
+    Nothing in training makes its latents Gaussian. Samples come from a full-covariance Gaussian fitted to the training
+    latents afterwards, which knows their mean and correlations and nothing else of their shape.
+    """
+
+    family = "ae"
+    Config = AEConfig
+    Options = AEOptions
+
+    def __init__(self, config: AEConfig | None = None):
+        super().__init__(config or AEConfig(), encoder_outputs=1, components=1)
+
+    def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
+        decoded = self.decoder(self.encoder(batch.images)).float()
+        mse = (batch.images - decoded).square().mean()
+        metrics = {"mse": mse.detach()}
+        total = mse
+        if self._perceptual is not None:
+            lpips = self._perceptual(batch.images, decoded)
+            metrics["lpips"] = lpips.detach()
+            total = mse + self.config.lpips * lpips
+        return total, metrics
+
+    def sample(self, noise: Noise, condition: Condition, options: AEOptions) -> Tensor:
+        return self._decode(self._draw(noise, options))
+
+    def _code(self, images: Tensor) -> Tensor:
+        return self.encoder(images).float()
+
+    def _density_latents(self, images: Tensor, noise: Noise) -> Tensor:
+        return self._code(images)
+
+    def _draw(self, noise: Noise, options: AEOptions) -> Tensor:  # type: ignore[override]
+        return self._draw_from_density(noise, options.temperature)
+
+    def _between(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
+        return lerp(first, second, weights)

@@ -1,0 +1,196 @@
+"""What values on a command line stand for: a model, a condition, sampling options, a file to write."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import genmodels
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from genmodels.base import Generator
+    from genmodels.types import Condition
+
+
+class UsageError(ValueError):
+    """The command line itself is wrong: exit status 2."""
+
+
+@contextlib.contextmanager
+def one_line_refusals() -> Iterator[None]:
+    """Inside, tyro's framed messages become a UsageError on one line, without frame and title."""
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            yield
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        raise UsageError(_unframed(stderr.getvalue())) from None
+
+
+def _unframed(text: str) -> str:
+    """What stands in tyro's frame, drawn in lines or in ASCII, with or without colour; its title says nothing new."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
+    blocks = re.split(r"^[╭╰].*$|^[ │|]*[─-]{3,}[ │|]*$", plain, flags=re.MULTILINE)
+    sentences = [
+        " ".join(line.strip("│| ") for line in block.strip().splitlines()) for block in blocks if block.strip()
+    ]
+    untitled = sentences if plain.startswith("╭") else sentences[1:]
+    return ". ".join(" ".join(sentence.split()).rstrip(".") for sentence in untitled)
+
+
+def check_free(path: Path, force: bool, *endings: str) -> None:
+    """Refuse, before any work, a file that cannot or must not be written.
+
+    Args:
+        path: the file to write.
+        force: it may exist.
+        endings: those it may have, such as ".png"; none for any.
+    """
+    if endings and path.suffix not in endings:
+        raise UsageError(f"{path}: the name of this file must end in {' or '.join(endings)}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file in it")
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists: choose another name, or overwrite it with --force")
+
+
+def read_face(path: Path, size: int) -> np.ndarray:
+    """The centre square of an image file, uint8 (size, size, 3). For aligned CelebA images that is the crop "178".
+
+    Raises:
+        ValueError: when the file is no image or smaller than `size`; the message says which.
+    """
+    from genmodels.data.decode import RefusedError, decode, known_formats
+
+    try:
+        with open(path, "rb") as file:
+            return decode(file, "centre", size, aligned=False, formats=known_formats())[0]
+    except RefusedError as reason:
+        raise ValueError(f"{path}: {reason}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+
+
+def load(run: str) -> Generator:
+    """The model of folder or Hub id `run`, on this process's device."""
+    from genmodels.sampling import processes
+
+    return genmodels.load(run).to(processes().device)
+
+
+def chosen_options(model: Generator, settings: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE settings as the keyword arguments that `model.options` takes, read by the types of its fields."""
+    import tyro
+
+    given = dict(_name_and_value(setting, "--options") for setting in settings)
+    known = [field.name for field in dataclasses.fields(model.Options)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise UsageError(
+            f"unknown option {unknown[0]!r} for sampling {model.family}; known: {', '.join(known) or 'none'}"
+        )
+    flags = [f"--{name}={value}" for name, value in given.items()]
+    with one_line_refusals():
+        options: Any = tyro.cli(
+            model.Options, args=flags, prog="genmodels sample", add_help=False, config=(tyro.conf.FlagConversionOff,)
+        )
+    return {name: getattr(options, name) for name in given}
+
+
+def condition_for(model: Generator, n: int, attributes: str, label: int | None) -> Condition:
+    """The condition that --attributes and --label ask for, the same for each of `n` images.
+
+    A family that is conditional says so in its Config: `attributes`, the names it was trained with in order, or
+    `classes`, how many labels there are.
+    """
+    import torch
+
+    from genmodels.types import Condition
+
+    config = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)}
+    wanted, labels = None, None
+    if attributes:
+        names = config.get("attributes", ())
+        if not names:
+            raise UsageError(f"--attributes: this {model.family} was trained without attributes")
+        wanted = torch.zeros(n, len(names))
+        for part in attributes.split(","):
+            name, value = _name_and_value(part, "--attributes")
+            if name not in names:
+                raise UsageError(f"unknown attribute {name!r}; this model knows: {', '.join(names)}")
+            if value not in ("yes", "no"):
+                raise UsageError(f"--attributes {part}: write yes or no, and leave out what is open")
+            wanted[:, names.index(name)] = 1 if value == "yes" else -1
+    if label is not None:
+        classes = config.get("classes", 0)
+        if not 0 <= label < classes:
+            known = f"has classes 0 to {classes - 1}" if classes else "was trained without labels"
+            raise UsageError(f"--label {label}: this {model.family} {known}")
+        labels = torch.full((n,), label)
+    return Condition(wanted, labels)
+
+
+def _name_and_value(setting: str, flag: str) -> tuple[str, str]:
+    name, equals, value = setting.strip().partition("=")
+    if not (name and equals and value):
+        raise UsageError(f"{flag} {setting}: write NAME=VALUE")
+    return name.replace("-", "_") if flag == "--options" else name, value
+
+
+def describe(run: str, model: Generator) -> dict[str, str]:
+    """What there is to say of a saved model, by topic."""
+    from genmodels.types import Codec, Interpolates, Likelihood, Reconstructs
+
+    abilities = ["samples"]
+    abilities += [f"codec with latents {model.latent_shape}"] if isinstance(model, Codec) else []
+    abilities += ["reconstructs"] if isinstance(model, Reconstructs) else []
+    abilities += ["interpolates"] if isinstance(model, Interpolates) else []
+    if isinstance(model, Likelihood):
+        abilities.append("likelihood, " + ("exact" if model.likelihood_is_exact else "a bound"))
+    facts = {
+        "family": model.family,
+        "capabilities": "; ".join(abilities),
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "config": _listed(dataclasses.asdict(model.config)),
+        "sampling options": _listed(dataclasses.asdict(model.Options())) or "none",
+    }
+    folder = Path(run)
+    if folder.is_dir():
+        weights = (folder / "model.safetensors").stat().st_size
+        whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        facts["on disk"] = f"{weights / 1e6:.1f} MB of weights, {whole / 1e6:.1f} MB with checkpoints and samples"
+        facts |= _training(folder)
+    return facts
+
+
+def _training(folder: Path) -> dict[str, str]:
+    """The recipe and the last line of the log, where the run folder has them."""
+    import yaml
+
+    found = {}
+    if (recipe := folder / "config.yaml").is_file():
+        found["recipe"] = _listed(yaml.safe_load(recipe.read_text()))
+    if (log := folder / "metrics.jsonl").is_file() and (lines := log.read_text().splitlines()):
+        found["last logged"] = _listed(json.loads(lines[-1]))
+    return found
+
+
+def _listed(values: dict[str, Any], prefix: str = "") -> str:
+    """{"a": {"b": 1}, "c": 2} -> "a.b=1, c=2"."""
+    parts = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            parts.append(_listed(value, f"{prefix}{name}."))
+        else:
+            parts.append(f"{prefix}{name}={value:.5g}" if isinstance(value, float) else f"{prefix}{name}={value}")
+    return ", ".join(parts)

@@ -1,0 +1,304 @@
+"""The subcommands of `genmodels`. Signatures and docstrings are the command line's; slow imports stay inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+import sys
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from genmodels.cli.arguments import UsageError, check_free, chosen_options, condition_for, describe, load, read_face
+
+
+def train(family: Positional[str], arguments: Positional[tuple[str, ...]] = ()) -> None:
+    """Train a model of FAMILY in one process; `genmodels train FAMILY --help` lists its arguments.
+
+    This runs recipes/FAMILY.py. On several processes: accelerate launch recipes/FAMILY.py ARGUMENTS.
+
+    Args:
+        family: which recipe to run.
+        arguments: what the recipe takes, such as --data celeba --root PATH --output runs/vae --minutes 10.
+    """
+    package = Path(__file__).parent.parent
+    folders = [package / "recipes", package.parent / "recipes"]  # in an installed package; in a checkout
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    known = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+    if family not in known:
+        problem = f"unknown family {family!r}." if family else "which family?"
+        raise UsageError(f"{problem} Known: {', '.join(known)}. Usage: genmodels train FAMILY ARGUMENTS")
+    before = sys.argv
+    sys.argv = [f"genmodels train {family}", *arguments]
+    try:
+        runpy.run_path(str(known[family]), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def sample(
+    run: Positional[str],
+    n: int = 64,
+    seed: int = 0,
+    out: str = "samples.png",
+    attributes: str = "",
+    label: int | None = None,
+    options: tuple[str, ...] = (),
+    batch_size: int = 64,
+    force: bool = False,
+) -> None:
+    """Draw images from a saved model.
+
+    The family's own options are given by name, such as --temperature 0.9; `genmodels info RUN` lists them.
+
+    Args:
+        run: run or model folder, or an id on the Hub (user/name).
+        n: how many images.
+        seed: which images; image i of a seed is always the same.
+        out: NAME.png for a grid, NAME.npy for uint8 (N, H, W, 3), or a new or empty folder for one file per image.
+        attributes: what a conditional model is asked for, such as Smiling=yes,Eyeglasses=no; what is not named is open.
+        label: the class a class-conditional model is asked for.
+        options: the family's own options as NAME=VALUE; --NAME VALUE is short for it.
+        batch_size: images at a time.
+        force: overwrite an existing file.
+    """
+    target = Path(out)
+    as_folder = out.endswith("/") or target.is_dir() or not target.suffix
+    if as_folder and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is not an empty folder: choose another --out")
+    if not as_folder:
+        if target.suffix not in (".png", ".npy"):
+            raise UsageError(f"--out {out}: end it in .png or .npy, or in / for a folder of files")
+        check_free(target, force)
+
+    from genmodels import sampling
+
+    model = load(run)
+    images = sampling.sample(
+        model,
+        n,
+        seed,
+        condition_for(model, n, attributes, label),
+        batch_size=batch_size,
+        **chosen_options(model, options),
+    )
+    if sampling.processes().is_main_process:
+        sampling.save_images(target, images)
+        print(f"{n} images of seed {seed} in {target}")
+
+
+def reconstruct(
+    run: Positional[str], images: Positional[tuple[Path, ...]], out: Path = Path("pairs.png"), force: bool = False
+) -> None:
+    """Show images above what the model makes of them.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        images: image files; aligned CelebA faces (178 x 218) get the usual crop, others their centre square.
+        out: the picture to write.
+        force: overwrite an existing file.
+    """
+    if not images:
+        raise UsageError("no images given. Usage: genmodels reconstruct RUN IMAGE...")
+    check_free(out, force, ".png")
+
+    import numpy as np
+
+    from genmodels import sampling
+
+    model = load(run)
+    shown = np.stack([read_face(path, model.config.size) for path in images])  # (N, H, W, 3)
+    columns = min(len(shown), 16)
+    sampling.save_grid(out, sampling.in_pairs(shown, sampling.reconstruct(model, shown), columns), columns)
+    print(f"{len(shown)} images, each above its reconstruction, in {out}")
+
+
+def interpolate(
+    run: Positional[str],
+    seeds: tuple[int, ...] = (1, 2),
+    frames: int = 16,
+    out: Path = Path("interpolation.png"),
+    options: tuple[str, ...] = (),
+    force: bool = False,
+) -> None:
+    """Walk from one sample to another.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        seeds: where from and where to (image 0 of these seeds of `genmodels sample`); three or more make a closed tour.
+        frames: pictures from one seed to the next, both included.
+        out: NAME.png for a strip, one row for each leg, or NAME.gif for an animation.
+        options: the family's own options as NAME=VALUE; --NAME VALUE is short for it.
+        force: overwrite an existing file.
+    """
+    if len(seeds) < 2 or frames < 2:
+        raise UsageError(f"an interpolation needs at least 2 --seeds and 2 --frames, got {len(seeds)} and {frames}")
+    check_free(out, force, ".png", ".gif")
+
+    from genmodels import sampling
+
+    model = load(run)
+    legs = sampling.interpolate(model, seeds, frames, **chosen_options(model, options))
+    if out.suffix == ".gif":
+        sampling.save_animation(out, sampling.animation_frames(legs))
+    else:
+        sampling.save_grid(out, legs.reshape(-1, *legs.shape[2:]), columns=frames)
+    print(f"{len(legs)} x {frames} pictures through seeds {', '.join(map(str, seeds))} in {out}")
+
+
+def evaluate(
+    run: Positional[str],
+    data: str = "toyfaces",
+    root: Path | None = None,
+    crop: str | None = None,
+    split: Literal["train", "valid", "test", "all"] = "valid",
+    n: int = 2000,
+    seed: int = 0,
+    batch_size: int = 64,
+    json: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Score a model on a data set: PSNR, SSIM, LPIPS and bits/dim, each where the model and this machine can.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        data: toyfaces, celeba, folder, or a packed directory.
+        root: where celeba or the folder lies.
+        crop: the named crop; by default the data set's own.
+        split: which images.
+        n: how many of them, from the first on; all when there are fewer.
+        seed: of the noise that a likelihood may need.
+        batch_size: images at a time.
+        json: also write the numbers and their protocol to this file.
+        force: overwrite an existing file.
+    """
+    if n < 1 or batch_size < 1:
+        raise UsageError(f"--n and --batch-size must be at least 1, got {n} and {batch_size}")
+    if json:
+        check_free(json, force, ".json")
+
+    from rich.console import Console
+
+    from genmodels.data import open_data
+    from genmodels.evaluation.metrics import evaluate as measure
+
+    model = load(run)
+    faces = open_data(data, root, model.config.size, crop).split(split)
+    result = measure(model, faces, split, limit=n, seed=seed, batch_size=batch_size)
+    result = dataclasses.replace(result, protocol={"model": run} | result.protocol)
+    Console().print(result.table())
+    for name, reason in result.absent.items():
+        print(f"not measured: {name}: {reason}")
+    if json:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(result.to_json())
+        print(f"numbers and protocol in {json}")
+
+
+def info(run: Positional[str]) -> None:
+    """Say what a saved model is: family, config, parameters, training, sampling options, capabilities.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in describe(run, load(run)).items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def demo(out: Path = Path("demo-faces"), minutes: float = 1.5, force: bool = False) -> None:
+    """Train a VAE on toy faces, in at most 4 minutes on 2 cores, and write a page that shows what it learnt.
+
+    Args:
+        out: the folder for the page, its pictures and the models.
+        minutes: training time of the VAE; the autoencoder beside it gets a third of that.
+        force: replace an earlier demo in that folder.
+    """
+    from genmodels.demo import demo as run_demo
+
+    print(f"\nDone. Open {run_demo(out, minutes, force)} in a browser.")
+
+
+def data_pack(
+    data: Positional[Literal["celeba", "folder"]], root: Path, out: Path, size: int = 64, crop: str | None = None
+) -> None:
+    """Decode a data set once into a memory-mapped array with attributes and a manifest. Interrupted, it goes on.
+
+    Args:
+        data: celeba for the official layout, folder for any tree of images.
+        root: where the images lie: the folder, or for folder also a .zip.
+        out: the packed directory to write, for --data OUT of train and evaluate.
+        size: side of the packed images in pixels.
+        crop: celeba: 178 (default), 148, 140 or 128. folder: centre (default) or a number of pixels.
+    """
+    from genmodels.data import load_packed, pack
+
+    packed = load_packed(pack(data, root, out, size, crop))
+    print(packed.describe())
+    skipped = packed.manifest.get("skipped", [])
+    for name, reason in skipped[:20]:
+        print(f"skipped {name}: {reason}")
+    if len(skipped) > 20:
+        print(f"... and {len(skipped) - 20:,} more, listed in {out / 'manifest.json'}")
+
+
+def data_show(
+    data: Positional[str], out: Path = Path("sheet.png"), n: int = 32, seed: int = 0, force: bool = False
+) -> None:
+    """Say what a packed directory (or toyfaces) holds, and write a sheet of some of its images with their attributes.
+
+    Args:
+        data: the packed directory, or toyfaces.
+        out: the picture to write.
+        n: how many images.
+        seed: which images.
+        force: overwrite an existing file.
+    """
+    if n < 1:
+        raise UsageError(f"--n must be at least 1, got {n}")
+    check_free(out, force, ".png", ".jpg", ".webp")
+
+    from genmodels.data import open_data, save_sheet
+
+    packed = open_data(data, size=None)
+    print(packed.describe())
+    print(f"sheet in {save_sheet(packed, out, n, seed)}")
+
+
+def data_export(packed: Positional[Path], out: Path, kind: Literal["jpeg", "webp"] = "jpeg", quality: int = 92) -> None:
+    """Write a packed directory as one small .zip that `--data folder --root OUT` reads, to carry it elsewhere.
+
+    Args:
+        packed: the packed directory.
+        out: the .zip to write.
+        kind: how the images are compressed.
+        quality: of the compression, 1 to 100.
+    """
+    from genmodels.data import export, load_packed
+
+    export(load_packed(packed), out, kind, quality)
+    print(f"{out.stat().st_size / 1e6:.1f} MB in {out}")
+
+
+def data_download(
+    data: Positional[Literal["celeba"]],
+    root: Path,
+    via: Literal["torchvision", "hub"] = "torchvision",
+    repo: str | None = None,
+) -> None:
+    """Obtain a data set. Where that fails, the error says how to place the files by hand.
+
+    Args:
+        data: which.
+        root: the folder to put it in.
+        via: torchvision's downloader, or a data set repository on the Hub.
+        repo: that repository (user/name).
+    """
+    from genmodels.data import download_celeba
+
+    print(f"{data} is there: --data {data} --root {download_celeba(via, root, repo)}")

@@ -1,0 +1,152 @@
+"""Data sets: procedural faces, CelebA, any folder; packed once into memory-mapped arrays. No torch is imported here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from rich.console import Console
+
+from genmodels.data.celeba import celeba_source, download_celeba
+from genmodels.data.decode import check_crop
+from genmodels.data.folder import export, folder_source
+from genmodels.data.packed import IMAGES, PARTIAL, Packed, is_packed, load_packed, save_labels
+from genmodels.data.packing import cores, lock, progress_bar, write_pack
+from genmodels.data.sheet import save_sheet
+
+__all__ = ["Packed", "cache_folder", "download_celeba", "export", "load_packed", "open_data", "pack", "save_sheet"]
+
+TOYFACES = (16_384, 2_048)
+"""Procedural faces for training and for validation."""
+
+
+def open_data(
+    data: str = "toyfaces", root: Path | None = None, size: int | None = 64, crop: str | None = None
+) -> Packed:
+    """A data set by name, packed into the cache if it is not there yet.
+
+    The cache ($GENMODELS_CACHE, or ~/.cache/genmodels) is keyed by the files' names, sizes and times of change, so a
+    changed source is packed again. Several processes may ask at once: one packs, the others wait.
+
+    Args:
+        data: "toyfaces" (procedural, the default), "celeba", "folder", or the path of a packed directory.
+        root: for celeba its official layout, for folder the folder or .zip.
+        size: side of the images in pixels; None: that of a packed directory.
+        crop: for celeba "178" (default), "148", "140" or "128"; for a folder "centre" (default) or a number of pixels.
+
+    Raises:
+        ValueError, OSError: one line that says what was wrong, where, and what to do.
+    """
+    if data == "toyfaces":
+        if root is not None or crop is not None:
+            raise ValueError("toyfaces are drawn, not read: leave out --root and --crop")
+        return load_packed(_pack_toyfaces(64 if size is None else size))
+    if data not in ("celeba", "folder"):
+        return _open_directory(data, root, size, crop)
+    return load_packed(pack(data, root, None, 64 if size is None else size, crop))
+
+
+def pack(
+    data: str,
+    root: Path | None,
+    out: Path | None = None,
+    size: int = 64,
+    crop: str | None = None,
+    workers: int | None = None,
+) -> Path:
+    """Decode celeba or a folder once, on all cores, into a packed directory; returns it.
+
+    Killed at any time, the same call goes on where it was.
+
+    Args:
+        data: "celeba" or "folder".
+        root: see open_data.
+        out: a new or empty directory; None: a place in the cache.
+        size: side of the packed images in pixels; images are never enlarged to it.
+        crop: see open_data.
+        workers: threads; None: one per core.
+
+    Raises:
+        ValueError, OSError: one line that says what was wrong, where, and what to do.
+    """
+    if data not in ("celeba", "folder"):
+        raise ValueError(f"cannot pack {data!r}: expected celeba or folder")
+    if root is None:
+        raise ValueError(f"--data {data} needs --root, the folder that holds it")
+    aligned = data == "celeba"
+    crop = crop or ("178" if aligned else "centre")
+    check_crop(crop, size, aligned)
+    source = celeba_source(root) if aligned else folder_source(root)
+    if out is None:
+        out = cache_folder() / f"{data}-{crop}-{size}-{source.stamp[:12]}"
+        if is_packed(out):  # before any lock, so that a finished cache may be read-only
+            return out
+    fresh = not is_packed(out)
+    write_pack(source, out, size, crop, aligned, workers)
+    if fresh:
+        Console(stderr=True).print(f"packed {load_packed(out).describe()} into {out}", highlight=False, soft_wrap=True)
+    return out
+
+
+def cache_folder() -> Path:
+    """Where packs are kept when nobody says where: $GENMODELS_CACHE, or ~/.cache/genmodels."""
+    return Path(os.environ.get("GENMODELS_CACHE") or Path.home() / ".cache" / "genmodels")
+
+
+def _open_directory(data: str, root: Path | None, size: int | None, crop: str | None) -> Packed:
+    if not Path(data).exists():
+        raise ValueError(f"unknown data {data!r}: expected toyfaces, celeba, folder or the path of a packed directory")
+    if root is not None:
+        raise ValueError(f"{data} is a packed directory: leave out --root")
+    packed = load_packed(Path(data))
+    if size not in (None, packed.size):
+        raise ValueError(
+            f"{data} holds images of {packed.size} pixels, not {size}: choose --size {packed.size}, or pack again"
+        )
+    if crop not in (None, packed.crop):
+        raise ValueError(f"{data} was packed with crop {packed.crop}, not {crop}: leave out --crop, or pack again")
+    return packed
+
+
+def _pack_toyfaces(size: int) -> Path:
+    """Draw the procedural faces of this version of toyfaces.py into the cache."""
+    from genmodels.data import toyfaces
+
+    if size < 8:
+        raise ValueError(f"size {size} is too small: images have at least 8 pixels a side")
+    version = hashlib.sha256(Path(toyfaces.__file__).read_bytes()).hexdigest()[:12]
+    out = cache_folder() / f"toyfaces-{size}-{version}"
+    if is_packed(out):
+        return out
+    with lock(out):
+        if is_packed(out):
+            return out
+        count = sum(TOYFACES)
+        images = open_memmap(out / PARTIAL, "w+", np.uint8, (count, size, size, 3))  # (N, H, W, 3)
+        attributes = np.zeros((count, len(toyfaces.ATTRIBUTES)), np.int8)  # (N, K)
+
+        def work(rows: np.ndarray) -> int:
+            images[rows], attributes[rows] = toyfaces.draw(0, rows, size)
+            return len(rows)
+
+        chunks = np.array_split(np.arange(count), count // 64)
+        with progress_bar("drawing") as progress, ThreadPoolExecutor(cores()) as pool:
+            bar = progress.add_task("", total=count)
+            for drawn in pool.map(work, chunks):
+                progress.advance(bar, drawn)
+        images.flush()
+        (out / PARTIAL).rename(out / IMAGES)
+        manifest = {
+            "source": "toyfaces",
+            "size": size,
+            "crop": None,
+            "filter": None,
+            "attributes": list(toyfaces.ATTRIBUTES),
+        }
+        names = [f"{i:06d}" for i in range(count)]
+        save_labels(out, manifest, attributes, names, np.repeat(np.array([0, 1], np.uint8), TOYFACES), None)
+    return out

@@ -1,0 +1,237 @@
+"""Packing: decode every image of a source once, on all cores, into a directory that load_packed reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.lib.format import open_memmap
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from genmodels.data.decode import FILTER, RefusedError, check_crop, decode, known_formats
+from genmodels.data.packed import IMAGES, JOURNAL, PARTIAL, is_packed, load_packed, save_labels
+from genmodels.data.source import Files, Source
+
+CHUNK = 128
+"""Images per unit of work, and per line of the journal: what a kill can cost each core."""
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What the journal remembers of images start ... start + CHUNK.
+
+    Attributes:
+        start: index of the first image in the source.
+        checksum: CRC-32 of the chunk's pixels, so that a resumed pack trusts nothing that did not reach the disk.
+        converted: how many images of each kind were converted.
+        skipped: (index, reason) of images without an obvious reading; their pixels stay 0.
+    """
+
+    start: int
+    checksum: int
+    converted: dict[str, int] = field(default_factory=dict)
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+
+
+def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, workers: int | None = None) -> Path:
+    """Pack `source` into directory `out`, or finish the partial pack that is there; returns `out`.
+
+    Pixels are written chunk by chunk with a journal, the manifest last: killed at any time, the same call goes on where
+    it was. Two processes may call this at once: the second waits, then finds the work done.
+
+    Args:
+        source: what to pack.
+        out: a new or empty directory, or a pack of the same source, size and crop.
+        size: side of the packed images in pixels.
+        crop: name of the crop.
+        aligned: whether these are aligned CelebA images.
+        workers: threads; None: one per core. (Decoding and resizing release Python's lock.)
+
+    Raises:
+        ValueError: when no image could be read, or `out` holds something else.
+        OSError: when there is no room.
+    """
+    check_crop(crop, size, aligned)
+    header = {"stamp": source.stamp, "count": len(source.names), "size": size, "crop": crop, "filter": FILTER}
+    with lock(out):
+        if is_packed(out):
+            if load_packed(out).manifest.get("request") != header:
+                raise ValueError(f"{out} already holds another pack: choose another --out, or delete it")
+            _tidy(out)
+            return out
+        images, done = _resume(out, header)
+        with open(out / JOURNAL, "a") as journal:
+            journal.write("\n")  # ends the line that was being written when a pack was killed
+            for chunk in _fill(source, images, crop, aligned, set(done), workers):
+                journal.write(json.dumps(asdict(chunk)) + "\n")
+                journal.flush()
+                done[chunk.start] = chunk
+        _finish(source, out, images, header, [done[start] for start in sorted(done)])
+    return out
+
+
+@contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Hold directory `out` (made when absent) against other processes."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = FileLock(out / LOCK)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            Console(stderr=True).print(f"waiting for another process that is packing {out}", highlight=False)
+            held.acquire()
+    except (OSError, NotImplementedError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its file system cannot lock files"
+        raise OSError(f"cannot write to {out}: {reason}; choose another --out or GENMODELS_CACHE") from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def progress_bar(title: str) -> Progress:
+    """A bar on stderr with images per second and time left."""
+    return Progress(
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} images/s" if speed else "")
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chunk]]:
+    """The pixels and the chunks that a killed pack left in `out`, or new ones."""
+    partial, journal, shape = out / PARTIAL, out / JOURNAL, (header["count"], header["size"], header["size"], 3)
+    first, *lines = journal.read_text().splitlines() if journal.exists() else [""]
+    if first and first != json.dumps(header):
+        raise ValueError(f"{out} holds a partial pack of something else or of changed files: delete it and pack again")
+    if first and not partial.exists() and (out / IMAGES).exists():
+        (out / IMAGES).rename(partial)  # killed in _finish
+    done = {}
+    for line in lines:
+        try:
+            chunk = Chunk(**json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue  # the line being written when the process was killed
+        done[chunk.start] = chunk
+    if done and partial.exists():
+        images = open_memmap(partial, "r+")  # (N, H, W, 3)
+        return images, {start: c for start, c in done.items() if _checksum(images, start) == c.checksum}
+    if found := sorted(item.name for item in out.iterdir() if item.name not in (LOCK, PARTIAL, JOURNAL)):
+        raise ValueError(f"{out} is not empty ({found[0]}): choose a new directory for the pack")
+    needed, free = header["count"] * header["size"] ** 2 * 3, shutil.disk_usage(out).free
+    if needed > free:
+        raise OSError(f"the pack needs {needed / 1e9:.1f} GB and {out} has {free / 1e9:.1f} GB free")
+    images = open_memmap(partial, "w+", np.uint8, shape)  # (N, H, W, 3)
+    journal.write_text(json.dumps(header))
+    return images, {}
+
+
+def _tidy(out: Path) -> None:
+    """Remove what only an unfinished pack needs."""
+    for name in (PARTIAL, JOURNAL):
+        (out / name).unlink(missing_ok=True)
+
+
+def _checksum(images: np.ndarray, start: int) -> int:
+    return zlib.crc32(np.ascontiguousarray(images[start : start + CHUNK]).data)
+
+
+def _fill(
+    source: Source, images: np.ndarray, crop: str, aligned: bool, done: set[int], workers: int | None
+) -> Iterator[Chunk]:
+    """Decode what is not done into `images`; yields each chunk as it is finished."""
+    files, formats, size = Files(source.where), known_formats(), images.shape[1]
+    images = np.asarray(images)
+
+    def work(start: int) -> Chunk:
+        converted: Counter[str] = Counter()
+        skipped = []
+        for i in range(start, min(start + CHUNK, len(images))):
+            try:
+                with files.open(source.paths[i]) as file:
+                    images[i], kinds = decode(file, crop, size, aligned, formats)
+                converted.update(kinds)
+            except (RefusedError, OSError, zlib.error) as error:
+                images[i] = 0
+                skipped.append((i, str(error) if isinstance(error, RefusedError) else f"cannot be read: {error}"))
+        return Chunk(start, _checksum(images, start), dict(converted), skipped)
+
+    starts = [start for start in range(0, len(images), CHUNK) if start not in done]
+    pool = ThreadPoolExecutor(workers or cores())
+    # Bombs are refused by their size in pixels; Pillow's warning about them would only repeat it.
+    with warnings.catch_warnings(), progress_bar("packing") as progress:
+        warnings.simplefilter("ignore")
+        bar = progress.add_task("", total=len(images), completed=min(len(done) * CHUNK, len(images)))
+        try:
+            for future in as_completed([pool.submit(work, start) for start in starts]):
+                progress.advance(bar, min(CHUNK, len(images) - future.result().start))
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any], chunks: list[Chunk]) -> None:
+    """From a complete partial pack to a pack: drop the skipped rows, order by split, write labels and manifest."""
+    skipped = [(source.names[i], reason) for chunk in chunks for i, reason in chunk.skipped]
+    kept = np.ones(len(images), bool)
+    kept[[i for chunk in chunks for i, _ in chunk.skipped]] = False
+    if not kept.any():
+        name, reason = skipped[0]
+        _tidy(out)
+        raise ValueError(f"no usable image in {source.where}: {len(skipped):,} files, none readable; {name}: {reason}")
+    order = np.flatnonzero(kept)
+    order = order[np.argsort(source.splits[order], kind="stable")]  # each split is then one slice of the file
+    images.flush()
+    if np.array_equal(order, np.arange(len(images))):
+        (out / PARTIAL).rename(out / IMAGES)
+    else:
+        ordered = open_memmap(out / IMAGES, "w+", np.uint8, (len(order), *images.shape[1:]))
+        for start in range(0, len(order), 1024):
+            ordered[start : start + 1024] = images[order[start : start + 1024]]
+        ordered.flush()
+    manifest = {
+        "source": source.title,
+        "crop": header["crop"],
+        "size": header["size"],
+        "filter": FILTER,
+        "attributes": list(source.attribute_names),
+        "converted": dict(sum((Counter(chunk.converted) for chunk in chunks), Counter())),
+        "skipped": source.left_out + skipped,
+        "origin": source.origin,
+        "request": header,
+    }
+    identities = None if source.identities is None else source.identities[order]
+    names = [source.names[i] for i in order]
+    save_labels(out, manifest, source.attributes[order], names, source.splits[order], identities)
+    _tidy(out)

@@ -1,0 +1,50 @@
+"""A contact sheet: some images of a data set, each with its name and the attributes it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from genmodels.data.packed import Packed
+
+_TILE, _LINE, _GAP = 160, 12, 8
+_COLUMNS = 8
+
+
+def save_sheet(data: Packed, path: Path, n: int = 32, seed: int = 0) -> Path:
+    """Write `n` images drawn at random, with captions, as one picture; returns `path`.
+
+    Args:
+        data: what to show.
+        path: .png or another image file name; replaced when it exists.
+        n: how many.
+        seed: which.
+    """
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(data))[:n])
+    captions = [_caption(data, i) for i in chosen]
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    cell = (_TILE + _GAP, _TILE + lines * _LINE + 2 * _GAP)
+    rows = -(-len(chosen) // _COLUMNS)
+    sheet = Image.new("RGB", (min(len(chosen), _COLUMNS) * cell[0] + _GAP, rows * cell[1] + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
+    for place, (i, caption) in enumerate(zip(chosen, captions, strict=True)):
+        left, top = _GAP + place % _COLUMNS * cell[0], _GAP + place // _COLUMNS * cell[1]
+        sheet.paste(Image.fromarray(data.images[i]).resize((_TILE, _TILE), Image.Resampling.NEAREST), (left, top))
+        draw.multiline_text((left, top + _TILE + 2), caption, fill="black", font=font, spacing=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return path
+
+
+def _caption(data: Packed, i: int) -> str:
+    """File name and positive attributes, wrapped to the tile's width."""
+    lines = [data.names[i].rsplit("/", 1)[-1][-24:]]
+    for k in np.flatnonzero(data.attributes[i] > 0):
+        name = data.attribute_names[k].replace("_", " ")
+        if len(lines) > 1 and len(lines[-1]) + len(name) < 26:
+            lines[-1] += f", {name}"
+        else:
+            lines.append(name)
+    return "\n".join(lines)

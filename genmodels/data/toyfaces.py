@@ -1,0 +1,160 @@
+"""Procedural faces: the embedded data set, a pure function of (seed, index, size).
+
+Who a face is (attributes, and the numbers behind all the rest) comes from a counter-based hash of seed and index, in
+`face_traits`; toypaint.py paints it. Nothing is read from disk and no generator is advanced, so any subset of the
+faces, in any order and in chunks of any length, gives the same pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from genmodels.data.toypaint import paint
+from genmodels.data.toyshapes import Traits, splitmix, uniforms
+
+ATTRIBUTES = (
+    "5_o_Clock_Shadow",
+    "Arched_Eyebrows",
+    "Bald",
+    "Bangs",
+    "Big_Lips",
+    "Big_Nose",
+    "Black_Hair",
+    "Blond_Hair",
+    "Brown_Hair",
+    "Bushy_Eyebrows",
+    "Chubby",
+    "Eyeglasses",
+    "Goatee",
+    "Gray_Hair",
+    "Male",
+    "Mouth_Slightly_Open",
+    "Mustache",
+    "Narrow_Eyes",
+    "No_Beard",
+    "Oval_Face",
+    "Pale_Skin",
+    "Receding_Hairline",
+    "Rosy_Cheeks",
+    "Smiling",
+    "Straight_Hair",
+    "Wavy_Hair",
+    "Wearing_Earrings",
+    "Wearing_Hat",
+    "Wearing_Lipstick",
+    "Wearing_Necktie",
+    "Young",
+)
+
+_CHUNK_PIXELS = 24 * 64 * 64  # a float32 plane of a chunk then takes 384 KiB, and two of them fit the L2 cache
+_BLOCK = 72  # faces whose traits are drawn together, by one thread
+_SIZES = range(16, 1025)
+
+
+def draw(seed: int, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Paint the faces `indices` of world `seed`.
+
+    Args:
+        seed: any integer; another seed is another world of faces.
+        indices: integers (N,), each non-negative.
+        size: height and width in pixels, 16 to 1024. Another size is the same picture, finer or
+            coarser.
+
+    Returns:
+        Images uint8 (N, size, size, 3) and attributes int8 (N, K) in {-1, +1}, in the order of ATTRIBUTES.
+
+    Raises:
+        ValueError: for indices that are not a vector of non-negative integers, or a size out of range.
+    """
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or (indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0)):
+        raise ValueError(
+            f"toyfaces: indices must be a vector of non-negative integers, got {indices.dtype} of shape {indices.shape}"
+        )
+    if size not in _SIZES:
+        raise ValueError(f"toyfaces: size must be a whole number from {_SIZES[0]} to {_SIZES[-1]}, got {size}")
+    images = np.empty((len(indices), size, size, 3), np.uint8)
+    attributes = np.empty((len(indices), len(ATTRIBUTES)), np.int8)
+
+    def work(start: int) -> None:
+        block = slice(start, start + _BLOCK)
+        traits = face_traits(seed, indices[block])
+        attributes[block] = 2 * traits.flags[: len(ATTRIBUTES), :, 0, 0].T - 1
+        chunk = max(1, _CHUNK_PIXELS // size**2)
+        for first in range(0, len(traits.tone), chunk):
+            paint(traits[first : first + chunk], size, out=images[block][first : first + chunk])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy releases the GIL
+        list(pool.map(work, range(0, len(indices), _BLOCK)))
+    return images, attributes
+
+
+def face_traits(seed: int, indices: np.ndarray) -> Traits:
+    """Who the faces are: consistent attributes with frequencies like CelebA's, and the uniforms for all the rest."""
+    world = splitmix(np.zeros(1, np.uint64), np.uint64(seed & (2**64 - 1)))
+    state = splitmix(world, indices.astype(np.uint64))  # (N,)
+    draws = iter(uniforms(state, 0, 40))
+
+    def chance(probability: np.ndarray | float) -> np.ndarray:
+        return next(draws) < probability
+
+    male, young, smiling, tone = chance(0.42), chance(0.76), chance(0.48), next(draws)
+    hat, glasses = chance(0.06), chance(np.where(young, 0.07, 0.22))
+    bald = male & ~hat & chance(np.where(young, 0.06, 0.2))
+    haired = ~bald & ~hat
+    receding = haired & chance(np.where(male, np.where(young, 0.08, 0.35), 0.03))
+    bangs = haired & ~receding & chance(np.where(male, 0.09, 0.26))
+    wavy = haired & chance(np.where(male, 0.16, 0.46))
+    straight = haired & ~wavy & chance(0.45)
+    gray = ~bald & chance(np.where(young, 0.01, 0.5))
+    black = ~bald & ~gray & chance(0.28 + 0.5 * (tone > 0.6))
+    blond = ~bald & ~gray & ~black & (tone < 0.6) & chance(np.where(male, 0.15, 0.34))
+    brown = ~bald & ~gray & ~black & ~blond & chance(0.62)
+    whiskers = next(draws)  # one male in two is shaven; the others share the kinds of facial hair
+    shadow, moustache, goatee, beard = (
+        male & (whiskers >= low) & (whiskers < low + 0.125) for low in (0.5, 0.625, 0.75, 0.875)
+    )
+    mustache = moustache | (goatee & chance(0.5)) | beard
+    bushy = chance(np.where(male, 0.3, 0.06))
+    chubby = chance(np.where(young, 0.06, 0.16))
+    flags = {
+        "5_o_Clock_Shadow": shadow,
+        "Arched_Eyebrows": ~bushy & chance(np.where(male, 0.1, 0.44)),
+        "Bald": bald,
+        "Bangs": bangs,
+        "Big_Lips": chance(np.where(male, 0.14, 0.32)),
+        "Big_Nose": chance(np.where(male, 0.4, 0.14)),
+        "Black_Hair": black,
+        "Blond_Hair": blond,
+        "Brown_Hair": brown,
+        "Bushy_Eyebrows": bushy,
+        "Chubby": chubby,
+        "Eyeglasses": glasses,
+        "Goatee": goatee | (beard & chance(0.3)),
+        "Gray_Hair": gray,
+        "Male": male,
+        "Mouth_Slightly_Open": chance(np.where(smiling, 0.7, 0.24)),
+        "Mustache": mustache,
+        "Narrow_Eyes": chance(0.14),
+        "No_Beard": ~(shadow | mustache | goatee | beard),
+        "Oval_Face": ~chubby & chance(np.where(male, 0.2, 0.36)),
+        "Pale_Skin": tone < 0.09,
+        "Receding_Hairline": receding,
+        "Rosy_Cheeks": chance(np.where(male, 0.02, 0.2)),
+        "Smiling": smiling,
+        "Straight_Hair": straight,
+        "Wavy_Hair": wavy,
+        "Wearing_Earrings": chance(np.where(male, 0.03, 0.36)),
+        "Wearing_Hat": hat,
+        "Wearing_Lipstick": ~male & chance(0.66),
+        "Wearing_Necktie": male & chance(0.2),
+        "Young": young,
+        "full beard": beard,  # not one of CelebA's names, but the painter must know
+    }
+    names = (*ATTRIBUTES, "full beard")
+    numbers = uniforms(state, 64, Traits.LAYERS * Traits.NUMBERS)
+    planes = np.stack([flags[name] for name in names]).astype(np.float32)[:, :, None, None]
+    return Traits(names, planes, tone, numbers[:, :, None, None])

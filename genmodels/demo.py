@@ -1,0 +1,267 @@
+"""The demonstration: two small models learn faces in front of you, and a page shows what they learnt."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+import genmodels
+from genmodels import sampling
+from genmodels.base import Generator
+from genmodels.data import Packed, open_data
+from genmodels.evaluation.metrics import Evaluation, evaluate
+from genmodels.evaluation.report import Figure, Section, curves, embedded, page, tiles
+
+SIZE = 64
+TOURS = ((1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12), (13, 14, 15), (16, 17, 18))
+"""Seeds that the faces of the animation pass through, side by side."""
+
+
+def demo(out: Path, minutes: float = 1.5, force: bool = False) -> Path:
+    """Train a VAE, and an autoencoder for a third of the time, on toy faces; write pictures and a page into `out`.
+
+    Args:
+        out: a new or empty folder. It gets index.html, grid.png, reconstructions.png, interpolation.png and .gif, and
+            the run folders vae/ and ae/.
+        minutes: wall-clock time of the VAE's training command.
+        force: replace an earlier demo in `out`.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        ValueError: when `out` holds something else, or training failed.
+    """
+    if minutes <= 0:
+        raise ValueError(f"--minutes must be above 0, got {minutes}")
+    _prepare(out, force)
+    began = time.monotonic()
+    with _stage("1/4  toy faces"):
+        data = open_data("toyfaces", size=SIZE)
+    with _stage(f"2/4  a VAE, {minutes:g} min"):
+        _train("vae", out, minutes)
+    with _stage(f"3/4  an autoencoder, {minutes / 3:.2g} min"):
+        _train("ae", out, minutes / 3)
+    with _stage("4/4  pictures and numbers"):
+        return show(out, data, minutes, began)
+
+
+def show(out: Path, data: Packed, minutes: float, began: float) -> Path:
+    """Write pictures and page about out/vae and out/ae; the demo started at `began`, by time.monotonic."""
+    models = {name: genmodels.load(out / name) for name in ("vae", "ae")}
+    pictures = _draw(models["vae"], models["ae"], data, out)
+    scores = {name: evaluate(model, data.split("valid"), "valid", limit=256) for name, model in models.items()}
+    text = _page(out, minutes, models, scores, pictures, data, time.monotonic() - began)
+    (out / "index.html").write_text(text, encoding="utf-8")
+    return out / "index.html"
+
+
+def _prepare(out: Path, force: bool) -> None:
+    earlier = (out / "index.html").is_file() and (out / "vae").is_dir()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (force and earlier):
+            hint = "replace that demo with --force, or " if earlier else ""
+            raise ValueError(f"{out} is not an empty folder: {hint}choose another --out")
+        for name in ("vae", "ae"):
+            shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _stage(title: str) -> Iterator[None]:
+    print(title, flush=True)
+    began = time.monotonic()
+    yield
+    print(f"     done in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _train(family: str, out: Path, minutes: float) -> None:
+    """The family's own recipe, as a process of its own: a recipe counts its time from the start of the interpreter."""
+    package = str(Path(genmodels.__file__).parent.parent)
+    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = ["--size", str(SIZE), "--minutes", f"{minutes:.4f}", "--output", str(out / family)]
+    command = [sys.executable, "-m", "genmodels", "train", family, *settings]
+    status = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}).returncode
+    if status:
+        raise ValueError(
+            f"training stopped with status {status}; what it said is above, what it saved is in {out / family}"
+        )
+
+
+def _draw(vae: Generator, ae: Generator, data: Packed, out: Path) -> dict[str, np.ndarray]:
+    """Everything that is shown, as uint8 (N, H, W, 3); the files are written on the way."""
+    real = np.asarray(data.split("valid").images[:16])
+    pictures = {
+        "real": np.asarray(data.split("train").images[:32]),
+        "vae": sampling.sample(vae, 64, progress=False),
+        "vae prior": sampling.sample(vae, 32, latents="prior", progress=False),
+        "ae": sampling.sample(ae, 32, progress=False),
+        "pairs": sampling.in_pairs(real, sampling.reconstruct(vae, real), 8),
+        "ae pairs": sampling.in_pairs(real, sampling.reconstruct(ae, real), 8),
+    }
+    tours = [sampling.interpolate(vae, seeds, 16) for seeds in TOURS]  # each (3, 16, H, W, 3)
+    gap = np.full((45, pictures["real"].shape[1], 2, 3), 128, np.uint8)  # grey: on light and dark pages
+    columns = [part for tour in tours for part in (sampling.animation_frames(tour), gap)]
+    sampling.save_animation(out / "interpolation.gif", np.concatenate(columns[:-1], axis=2))
+    pictures["tour"] = tours[0].reshape(-1, *tours[0].shape[2:])
+    sampling.save_grid(out / "grid.png", pictures["vae"])
+    sampling.save_grid(out / "reconstructions.png", pictures["pairs"], columns=8)
+    sampling.save_grid(out / "interpolation.png", pictures["tour"], columns=16)
+    return pictures
+
+
+def _page(
+    out: Path,
+    minutes: float,
+    models: dict[str, Generator],
+    scores: dict[str, Evaluation],
+    pictures: dict[str, np.ndarray],
+    data: Packed,
+    seconds: float,
+) -> str:
+    logs = {
+        name: [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()] for name in models
+    }
+    last = logs["vae"][-1]
+    sections = [
+        _samples(pictures),
+        _how_it_came_about(out, logs, pictures),
+        _reconstructions(pictures, scores),
+        Section(
+            "On the way from face to face",
+            ["Six walks through the VAE's latent space, each a closed tour through three sampled faces."],
+            [
+                Figure(
+                    "In motion.", "The frames between are decoded, not blended.", embedded(out / "interpolation.gif")
+                ),
+                Figure(
+                    "One tour, frame by frame.",
+                    "Each row leads from one face to the next.",
+                    tiles(pictures["tour"], 16),
+                ),
+            ],
+        ),
+        Section("What to try next", code=_next_steps(out)),
+    ]
+    return page(
+        title=f"Faces from nothing, after {minutes:g} minutes of practice",
+        lead=(
+            f"A variational autoencoder looked at {last['images']:,} pictures of {len(data.split('train')):,} "
+            "procedurally drawn faces. Then it was asked for faces that nobody drew. "
+            "This page shows what it made, unselected."
+        ),
+        facts={
+            "trained for": f"{last['elapsed']:.0f} s",
+            "on": f"{os.cpu_count()} CPU cores",
+            "pictures seen": f"{last['images']:,}",
+            "pictures per second": f"{last['images'] / last['elapsed']:,.0f}",
+            "parameters": f"{sum(p.numel() for p in models['vae'].parameters()) / 1e6:.1f} M",
+            "picture size": f"{SIZE} x {SIZE}",
+        },
+        sections=sections,
+        footer=f"Made by genmodels {genmodels.__version__} demo in {seconds:.0f} s in all, training included.",
+    )
+
+
+def _samples(pictures: dict[str, np.ndarray]) -> Section:
+    return Section(
+        "New faces",
+        [
+            "Each picture starts as a handful of random numbers, which the decoder turns into a face. "
+            "The three sheets differ in where those numbers come from."
+        ],
+        [
+            Figure(
+                "VAE, mixture.",
+                "Numbers from ten Gaussians fitted to where the training faces lie in the latent space.",
+                tiles(pictures["vae"][:32], 8),
+            ),
+            Figure(
+                "VAE, prior.",
+                "Numbers from the standard normal distribution that training pulled the faces towards.",
+                tiles(pictures["vae prior"], 8),
+                width="half",
+            ),
+            Figure(
+                "Plain autoencoder.",
+                "Numbers from one Gaussian fitted to its latents, which nothing shaped for sampling. The baseline, "
+                "with a third of the training time.",
+                tiles(pictures["ae"], 8),
+                width="half",
+            ),
+        ],
+    )
+
+
+def _how_it_came_about(out: Path, logs: dict[str, list[dict[str, float]]], pictures: dict[str, np.ndarray]) -> Section:
+    lines = {
+        name.upper(): ([line["elapsed"] for line in log], [line["mse"] for line in log]) for name, log in logs.items()
+    }
+    shown = sorted((out / "vae" / "samples").glob("step_*.png"))
+    thirds = [shown[0], shown[len(shown) // 2], shown[-1]] if len(shown) > 2 else shown
+    steps = [(path, f"{int(path.stem.removeprefix('step_')):,}") for path in thirds]
+    return Section(
+        "How they learnt",
+        ["They saw only faces like these, and learnt by copying them through a narrow passage: ever closer copies."],
+        [
+            Figure("What they saw.", "Toy faces, drawn by formulas.", tiles(pictures["real"], 16)),
+            Figure(
+                "Error of the copies.",
+                "Mean squared error per colour value, on a scale of -1 to 1, against seconds of training.",
+                svg=curves(lines, "seconds of training", "squared error"),
+            ),
+            *[Figure(f"After {step} steps.", "", embedded(path), width="third") for path, step in steps],
+        ],
+    )
+
+
+def _reconstructions(pictures: dict[str, np.ndarray], scores: dict[str, Evaluation]) -> Section:
+    rows = [["model", "PSNR", "SSIM", "bits/dim"]]
+    for name, result in scores.items():
+        bits = result.scores.get("bits_per_dim")
+        rows.append(
+            [
+                name.upper(),
+                f"{result.scores['psnr'].value:.2f} dB",
+                f"{result.scores['ssim'].value:.3f}",
+                f"at most {bits.value:.2f}" if bits else "none: no likelihood",
+            ]
+        )
+    return Section(
+        "Copies of faces they never saw",
+        [
+            "Above the original, below the copy. What is lost in the copy does not fit through the latent numbers. "
+            "The table measures 256 faces that took no part in training; higher PSNR and SSIM are better, and fewer "
+            "bits/dim."
+        ],
+        [
+            Figure("VAE.", source=tiles(pictures["pairs"], 8), width="half"),
+            Figure("Autoencoder.", source=tiles(pictures["ae pairs"], 8), width="half"),
+        ],
+        rows,
+    )
+
+
+def _next_steps(out: Path) -> str:
+    return f"""# more faces from this model, calmer ones at a lower temperature
+genmodels sample {out}/vae --n 100 --seed 7 --temperature 0.7 --out faces.png
+
+# what the model is
+genmodels info {out}/vae
+
+# go on with real faces: CelebA in its official layout, ten minutes
+genmodels train vae --data celeba --root PATH --minutes 10 --output runs/vae
+genmodels evaluate runs/vae --data celeba --root PATH --json metrics.json
+
+# your own pictures
+genmodels train vae --data folder --root PATH --minutes 10 --output runs/mine
+genmodels reconstruct runs/mine PATH/*.jpg --out pairs.png"""

@@ -1,0 +1,1 @@
+"""Numbers and pages about a model: metrics of images, and the report that shows them."""

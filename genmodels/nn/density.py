@@ -1,0 +1,107 @@
+"""What is fitted to latents after training: their scale, and a density to sample them from."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture as SklearnMixture
+from torch import Tensor, nn
+
+MAX_COVARIANCE_VALUES = 2**24
+"""Full covariances up to this many numbers (64 MB of weights); larger latents get diagonal ones."""
+
+
+class Whitening(nn.Module):
+    """Per-channel mean and standard deviation of a codec's latents, so that a prior sees zero mean and unit variance.
+
+    Args:
+        channels: size of axis 1 of the latents, (N, channels) or (N, channels, h, w).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    @torch.no_grad()
+    def fit(self, latents: Tensor) -> None:
+        """Measure `latents` (N, C, ...). A channel that never moves keeps a standard deviation of 1e-6, not 0."""
+        flat = latents.float().transpose(0, 1).flatten(1)  # (C, N...)
+        self.mean.copy_(flat.mean(1))
+        self.std.copy_(flat.std(1).clamp_min(1e-6))
+
+    def whiten(self, latents: Tensor) -> Tensor:
+        shape = (1, -1) + (1,) * (latents.ndim - 2)
+        return (latents - self.mean.view(shape)) / self.std.view(shape)
+
+    def unwhiten(self, latents: Tensor) -> Tensor:
+        shape = (1, -1) + (1,) * (latents.ndim - 2)
+        return latents * self.std.view(shape) + self.mean.view(shape)
+
+
+class GaussianMixture(nn.Module):
+    """A mixture of K Gaussians over flat latents, fitted by scikit-learn and sampled from per-image noise.
+
+    With one component it is the full-covariance Gaussian of the latents. RAE (arXiv 1903.12436) shows how much
+    better than the training prior such an ex-post density describes the latents a decoder was trained on.
+
+    Args:
+        components: K.
+        dim: D, the size of a flattened latent.
+    """
+
+    weights: Tensor
+    means: Tensor
+    scale: Tensor
+    fitted: Tensor
+
+    def __init__(self, components: int, dim: int):
+        super().__init__()
+        self.full = components * dim**2 <= MAX_COVARIANCE_VALUES
+        scale = torch.eye(dim).expand(components, dim, dim) if self.full else torch.ones(components, dim)
+        self.register_buffer("weights", torch.full((components,), 1.0 / components))
+        self.register_buffer("means", torch.zeros(components, dim))
+        self.register_buffer("scale", scale.clone())  # Cholesky factors (K, D, D), or standard deviations (K, D)
+        self.register_buffer("fitted", torch.tensor(False))
+
+    @torch.no_grad()
+    def fit(self, latents: Tensor) -> None:
+        """Maximum likelihood of `latents` (N, D) by EM; deterministic.
+
+        Raises:
+            ValueError: when there are fewer latents than components or than two.
+        """
+        components = len(self.means)
+        if len(latents) < max(2, components):
+            raise ValueError(f"cannot fit {components} Gaussians to {len(latents)} latents: give more images")
+        data = latents.double().cpu().numpy()
+        # Regularised by a share of the variance, so that few images or dead dimensions cannot make it singular.
+        floor = 1e-4 * float(data.var(0).mean()) + 1e-12
+        model = SklearnMixture(
+            components,
+            covariance_type="full" if self.full else "diag",
+            reg_covar=floor,
+            max_iter=50,
+            random_state=0,
+            init_params="kmeans" if components > 1 else "random_from_data",
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # 50 rounds are enough; the last digits do not show
+            model.fit(data)
+        covariance = torch.from_numpy(model.covariances_)
+        self.weights.copy_(torch.from_numpy(model.weights_))
+        self.means.copy_(torch.from_numpy(model.means_))
+        self.scale.copy_(torch.linalg.cholesky(covariance) if self.full else covariance.sqrt())
+        self.fitted.fill_(True)
+
+    def sample(self, choice: Tensor, eps: Tensor) -> Tensor:
+        """Latents (N, D) from uniform draws `choice` (N,), which pick the component, and normal draws `eps` (N, D)."""
+        component = torch.searchsorted(self.weights.cumsum(0), choice).clamp_max(len(self.weights) - 1)  # (N,)
+        scale = self.scale[component]
+        spread = torch.einsum("nij,nj->ni", scale, eps) if self.full else scale * eps
+        return self.means[component] + spread

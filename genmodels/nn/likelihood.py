@@ -1,0 +1,99 @@
+"""The decoder's distribution p(x | z): a Gaussian about the decoded image, its variance calibrated."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genmodels.nn.distributed import all_reduce_sum
+
+BLOCK = 8
+MIN_VARIANCE = 5e-6
+"""About the quantisation of 8-bit images, (2 / 255)^2 / 12 = 5e-6: a constant image must not divide by zero."""
+
+
+def block_dct() -> Tensor:
+    """Orthonormal filters (192, 3, 8, 8): the type-II DCT of 8x8 blocks in an orthonormal opponent colour space.
+
+    Convolving with stride 8 rotates the space of images, so densities and bits per dimension are the same before and
+    after.
+    """
+    k = torch.arange(BLOCK, dtype=torch.float64)
+    dct = torch.cos(math.pi * (k[None] + 0.5) * k[:, None] / BLOCK) * math.sqrt(2 / BLOCK)  # (frequency, position)
+    dct[0] /= math.sqrt(2)
+    colour = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)  # light, red-blue, green-magenta
+    colour = colour / colour.norm(dim=1, keepdim=True)
+    return torch.einsum("ai,bj,cr->cabrij", dct, dct, colour).reshape(3 * BLOCK**2, 3, BLOCK, BLOCK).float()
+
+
+class CalibratedGaussian(nn.Module):
+    """p(x | z) = N(decoded image, variance), the variance being the running mean of the squared error.
+
+    The optimal variance needs no gradient (sigma-VAE, arXiv 2006.13202): it is the mean squared error itself.
+    "pixel" keeps
+    one variance for everything. "frequency" keeps one for each of the 192 coefficients of the image's 8x8 block DCT,
+    the natural scale of each: low frequencies err by much, high ones by little, and a likelihood that knows it has
+    reason to get fine detail right, where a single variance blurs it away.
+
+    The statistics of a step are stashed by `nll` and committed by `commit`, summed over micro-batches and ranks, so
+    that two processes keep the variance of one.
+
+    Args:
+        kind: "pixel" or "frequency".
+        momentum: weight of one step in the running mean, after a plain average over the first 1 / momentum steps.
+    """
+
+    variance: Tensor
+    steps: Tensor
+    filters: Tensor
+
+    def __init__(self, kind: Literal["pixel", "frequency"], momentum: float = 0.01):
+        super().__init__()
+        self.kind = kind
+        self.momentum = momentum
+        bands = 1 if kind == "pixel" else 3 * BLOCK**2
+        self.register_buffer("variance", torch.full((bands,), 0.1))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("filters", block_dct(), persistent=False)
+        self._stash: list[Tensor] = []
+
+    def errors(self, images: Tensor, decoded: Tensor) -> Tensor:
+        """Errors (N, 3, H, W) seen in the basis of the variances: (N, bands, positions)."""
+        error = (images - decoded).float()
+        if self.kind == "pixel":
+            return error.flatten(1).unsqueeze(1)  # (N, 1, 3HW)
+        with torch.autocast(error.device.type, enabled=False):
+            return F.conv2d(error, self.filters, stride=BLOCK).flatten(2)  # (N, 192, HW/64)
+
+    def nll(self, images: Tensor, decoded: Tensor) -> Tensor:
+        """-log p(images | decoded) in nats per image, (N,), as a density over values in [-1, 1]."""
+        errors = self.errors(images, decoded)
+        squared = errors.square()
+        if self.training:
+            with torch.no_grad():
+                count = torch.tensor([float(squared.shape[0] * squared.shape[2])], device=squared.device)
+                self._stash.append(torch.cat([squared.sum((0, 2)), count]))  # (bands + 1,)
+        variance = self.variance.clamp_min(MIN_VARIANCE).view(1, -1, 1)
+        return 0.5 * (squared / variance + variance.log() + math.log(2 * math.pi)).sum((1, 2))
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Move the running mean by the step's stashed statistics. Does nothing when there are none."""
+        if not self._stash:
+            return
+        total = torch.stack(self._stash).sum(0)
+        self._stash.clear()
+        all_reduce_sum(total)
+        if not total.isfinite().all():
+            return  # the loop skipped a step that was not finite; its statistics go with it
+        self.steps += 1
+        self.variance.lerp_(total[:-1] / total[-1], max(self.momentum, 1.0 / float(self.steps)))
+
+
+def nats_to_bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
+    """Nats per image of a density over [-1, 1] -> bits per dimension of the 8-bit image (uniform dequantisation)."""
+    return (nats / dimensions + math.log(127.5)) / math.log(2)

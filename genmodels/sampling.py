@@ -1,0 +1,184 @@
+"""Seeds to images: batched, spread over all processes, as the uint8 pictures that files and metrics want."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, parse_flag_from_env
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from genmodels.base import Generator, evaluating
+from genmodels.types import Condition, Interpolates, Noise, Reconstructs
+
+
+def processes() -> PartialState:
+    """This process among all those started together, and its device."""
+    # accelerate takes several CPU processes for one unless it is told that there is nothing but the CPU.
+    only_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=only_cpu)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3), rounded to the nearest level and clamped."""
+    levels = images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().contiguous().numpy()  # (N, H, W, 3)
+
+
+@torch.inference_mode()
+def sample(
+    model: Generator,
+    n: int,
+    seed: int = 0,
+    condition: Condition | None = None,
+    *,
+    batch_size: int = 64,
+    progress: bool = True,
+    **options: Any,
+) -> np.ndarray:
+    """`n` images of `model`, uint8 (n, H, W, 3), made by all processes together and returned on each.
+
+    Image i of a seed is the same whatever `n`, `batch_size` and the number of processes.
+
+    Args:
+        model: on the device it shall run on.
+        n: how many, over all processes.
+        seed: which.
+        condition: n rows, or None for unconditional samples.
+        batch_size: how many at a time in one process.
+        progress: show a bar with images/s and the time left, when standard error is a terminal.
+        **options: fields of `model.Options`.
+
+    Raises:
+        ValueError: for n < 1, batch_size < 1 or an option the family does not have.
+    """
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+    state = processes()
+    device = next(model.parameters()).device
+    chosen = model.options(**options)
+    share = math.ceil(n / state.num_processes)
+    rows = range(min(n, share * state.process_index), min(n, share * (state.process_index + 1)))
+    size = model.config.size
+    mine = np.zeros((share, size, size, 3), np.uint8)  # equal on every rank, so that it can be gathered
+    hidden = None if progress and state.is_main_process else True
+    with evaluating(model), tqdm(total=n, desc="sampling", unit=" images", disable=hidden) as bar:
+        for start in range(0, len(rows), batch_size):
+            indices = rows[start : start + batch_size]
+            wanted = (condition or Condition())[slice(indices.start, indices.stop)].to(device)
+            images = model.sample(Noise.for_images(seed, indices, device), wanted, chosen)
+            mine[start : start + len(indices)] = to_uint8(images)
+            bar.update(min(len(indices) * state.num_processes, n - bar.n))
+    if state.num_processes == 1:
+        return mine
+    return gather(torch.from_numpy(mine).to(state.device)).cpu().numpy()[:n]
+
+
+@torch.inference_mode()
+def interpolate(model: Generator, seeds: Sequence[int], frames: int, **options: Any) -> np.ndarray:
+    """The way through image 0 of each of `seeds`, uint8 (legs, frames, H, W, 3).
+
+    Two seeds make one leg. Three or more make a closed tour, with a last leg back to the first seed.
+
+    Args:
+        model: on the device it shall run on.
+        seeds: at least two.
+        frames: pictures of a leg, evenly spaced, both ends included.
+        **options: fields of `model.Options`.
+
+    Raises:
+        ValueError: when the model does not interpolate.
+    """
+    if not isinstance(model, Interpolates):
+        raise ValueError(f"{model.family} models do not interpolate")
+    device = next(model.parameters()).device
+    chosen = model.options(**options)
+    stops = [*seeds, seeds[0]] if len(seeds) > 2 else list(seeds)
+    weights = torch.linspace(0, 1, frames, device=device)
+    legs = []
+    with evaluating(model):
+        for first, second in pairwise(stops):
+            start, end = (Noise.for_images(seed, [0], device) for seed in (first, second))
+            legs.append(to_uint8(model.interpolate(start, end, weights, chosen)))
+    return np.stack(legs)
+
+
+@torch.inference_mode()
+def reconstruct(model: Generator, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """What `model` makes of `images`, uint8 (N, H, W, 3) -> the same.
+
+    Raises:
+        ValueError: when the model does not reconstruct.
+    """
+    if not isinstance(model, Reconstructs):
+        raise ValueError(f"{model.family} models do not reconstruct images")
+    device = next(model.parameters()).device
+    parts = []
+    with evaluating(model):
+        for part in torch.from_numpy(np.ascontiguousarray(images)).split(batch_size):
+            floats = part.to(device).permute(0, 3, 1, 2) / 127.5 - 1  # (n, 3, H, W)
+            parts.append(to_uint8(model.reconstruct(floats)))
+    return np.concatenate(parts)
+
+
+def animation_frames(legs: np.ndarray) -> np.ndarray:
+    """The frames of an endless animation from `interpolate`'s legs, without a stop: one leg goes there and back."""
+    if len(legs) == 1:
+        return np.concatenate([legs[0], legs[0][-2:0:-1]])
+    return legs[:, :-1].reshape(-1, *legs.shape[2:])  # a leg's last frame is the next one's first
+
+
+def in_pairs(above: np.ndarray, below: np.ndarray, columns: int = 16) -> np.ndarray:
+    """Two sets of N images as one for a grid of `columns`: rows of `above`, each over its row of `below`.
+
+    The last pair of rows is filled up with white when `columns` does not divide N.
+    """
+    missing = -len(above) % columns
+    white = np.full((missing, *above.shape[1:]), 255, np.uint8)
+    rows = [np.concatenate([part, white]).reshape(-1, columns, *above.shape[1:]) for part in (above, below)]
+    return np.stack(rows, axis=1).reshape(
+        -1, *above.shape[1:]
+    )  # (rows, 2, columns, H, W, 3) -> (2 * rows * columns, ...)
+
+
+def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
+    """One picture of all `images`, uint8 (N, H, W, 3), row by row on white; as square as possible by default."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    tiles = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)  # (N, 3, H, W)
+    return Image.fromarray(make_grid(tiles, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0).numpy())
+
+
+def save_grid(path: str | Path, images: np.ndarray, columns: int | None = None) -> None:
+    """Write `grid(images, columns)` to `path`, in the format of its ending. Missing folders are made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    grid(images, columns).save(path)
+
+
+def save_animation(path: str | Path, images: np.ndarray, milliseconds: int = 80) -> None:
+    """Write `images`, uint8 (N, H, W, 3), as an endless animated GIF with one palette per frame."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    first, *rest = (Image.fromarray(image) for image in images)
+    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+
+
+def save_images(path: str | Path, images: np.ndarray) -> None:
+    """Write uint8 (N, H, W, 3): an array for .npy, a grid for .png, else a folder of 000000.png ..."""
+    path = Path(path)
+    if path.suffix == ".npy":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, images)
+    elif path.suffix == ".png":
+        save_grid(path, images)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(path / f"{index:06d}.png")

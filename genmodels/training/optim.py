@@ -1,0 +1,94 @@
+"""AdamW, one per turn, its learning-rate schedule, and its state as named tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of AdamW's two moving averages."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices and convolution kernels; biases, gains and other vectors have none."""
+    warmup: int = 100
+    """Steps over which the learning rate rises from 0, linearly."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to 0 over the run (constant: it does not)."""
+    clip: float | None = None
+    """Largest gradient norm; larger gradients are scaled down to it. None: no clipping."""
+
+    def check(self) -> None:
+        """Raises ValueError for a value that cannot work."""
+        if not self.lr > 0:
+            raise ValueError(f"--optim.lr must be above 0, got {self.lr}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"--optim.betas must be in [0, 1), got {self.betas}")
+        if self.weight_decay < 0 or self.warmup < 0:
+            raise ValueError(f"--optim.weight-decay and --optim.warmup must not be negative, got {self}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"--optim.clip must be above 0 (or None), got {self.clip}")
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:
+    """AdamW over `parameters`; weight decay acts only on tensors of two or more dimensions.
+
+    The fused kernel does the update in one pass over memory: about three times as fast as the others on a CPU.
+    """
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
+    """The learning rate of optimiser step `step` (from 0), `progress` in [0, 1] of the way through the run.
+
+    Warm-up counts steps; the decay follows progress, so that it ends with the run whether --steps or --minutes ends it.
+    """
+    warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    if config.schedule == "cosine":
+        return config.lr * warm * (1 + math.cos(math.pi * progress)) / 2
+    if config.schedule == "linear":
+        return config.lr * warm * (1 - progress)
+    return config.lr * warm
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state under flat names, "INDEX.KEY" (17.exp_avg), as safetensors wants it."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`, into an optimiser built over the same parameters.
+
+    Raises:
+        ValueError: when the tensors are of another model's optimiser.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        if int(index) >= len(parameters) or value.shape not in (parameters[int(index)].shape, torch.Size()):
+            raise ValueError(f"optimizer state {name!r} of shape {tuple(value.shape)} does not belong to this model")
+        if value.ndim:
+            # The fused kernel walks memory, so the state must be laid out (channels_last or not) as its parameter is.
+            value = torch.empty_like(parameters[int(index)]).copy_(value)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,139 @@
+"""Before the first step: check that model, data, recipe and folder fit together, and build what the loop works on."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast
+from torch import nn
+from torch.optim import Optimizer
+
+from genmodels.base import Generator
+from genmodels.data.batches import BatchReader
+from genmodels.data.packed import Packed
+from genmodels.training.checkpoint import State, load_checkpoint, newest_checkpoint
+from genmodels.training.clock import Clock
+from genmodels.training.log import RunLog
+from genmodels.training.optim import build_optimizer
+from genmodels.training.recipe import Recipe, check_output, to_yaml
+
+
+@dataclass
+class Run:
+    """What the loop works on."""
+
+    recipe: Recipe
+    data: Packed
+    accelerator: Accelerator
+    model: Generator
+    """Holds the weights that the optimisers update."""
+    network: nn.Module
+    """The same model as accelerate wraps it, for several processes and mixed precision."""
+    ema: Generator
+    """The average of the weights: what is shown, exported and sampled from."""
+    parameters: dict[str, list[nn.Parameter]]
+    """What each turn updates."""
+    optimizers: dict[str, Optimizer]
+    reader: BatchReader
+    clock: Clock
+    state: State
+    log: RunLog
+    identity: dict[str, Any]
+    """What a continued run must have in common with the one it continues."""
+
+
+def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
+    """A run ready for its first step, or, with --resume, for the step after its newest checkpoint.
+
+    Raises:
+        ValueError: when something does not fit together; the run folder has not been touched.
+    """
+    check_output(recipe)
+    if data.size != model.config.size:
+        raise ValueError(
+            f"the images have {data.size} px a side and the model {model.config.size}: set --size to agree"
+        )
+    if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
+        raise ValueError(f"--minutes {recipe.minutes:g}: start-up alone took {recipe.startup:.0f} seconds; give more")
+    accelerator = build_accelerator(model, recipe)
+    device, rank = accelerator.device, accelerator.process_index
+    reader = BatchReader(
+        data,
+        recipe.batch_size,
+        recipe.seed,
+        rank=rank,
+        world_size=accelerator.num_processes,
+        accumulate=recipe.accumulate,
+        flip=recipe.flip,
+        device=device,
+    )
+    model.to(device).train()
+    parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
+    optimizers = {turn: build_optimizer(own, recipe.optim) for turn, own in parameters.items()}
+    ema = copy.deepcopy(model).eval().requires_grad_(False)
+    identity = identity_of(model, data, recipe)
+    state = State()
+    if recipe.resume:
+        checkpoint = newest_checkpoint(recipe.output / "checkpoints", lambda line: print(line, file=sys.stderr))
+        state = load_checkpoint(checkpoint, identity, model, ema, optimizers)
+
+    accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
+    if accelerator.is_main_process:
+        recipe.output.mkdir(parents=True, exist_ok=True)
+        (recipe.output / "config.yaml").write_text(to_yaml(recipe, model.family))
+    broadcast(list(model.buffers()))  # from rank 0; DistributedDataParallel sees to the parameters
+    with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; accelerate does not know the new name yet
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        network = accelerator.prepare_model(model)
+    if accelerator.scaler is not None and state.scaler:
+        accelerator.scaler.load_state_dict(state.scaler)
+    if recipe.tensorboard:
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
+    clock = Clock(recipe.steps, recipe.minutes, state.elapsed + recipe.startup, device, accelerator.is_main_process)
+    log = RunLog(accelerator, recipe.output, state.step)
+    log.say(summary(model, data, recipe, accelerator, state))
+    return Run(
+        recipe, data, accelerator, model, network, ema, parameters, optimizers, reader, clock, state, log, identity
+    )
+
+
+def build_accelerator(model: Generator, recipe: Recipe) -> Accelerator:
+    """Processes, device and precision."""
+    AcceleratorState._reset_state()  # else a process could not train twice with different precisions
+    return Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        log_with="tensorboard" if recipe.tensorboard else None,
+        project_dir=recipe.output,
+        kwargs_handlers=[
+            # A turn leaves the other turns' parameters without gradients. Models share buffers in after_step.
+            DistributedDataParallelKwargs(find_unused_parameters=len(model.turns) > 1, broadcast_buffers=False)
+        ],
+    )
+
+
+def identity_of(model: Generator, data: Packed, recipe: Recipe) -> dict[str, Any]:
+    """What must be the same to continue a run: the model, the data, and what decides the order of the batches."""
+    return {
+        "family": model.family,
+        "model": dataclasses.asdict(model.config),
+        "data": data.fingerprint,
+        "seed": recipe.seed,
+        "batch_size": recipe.batch_size,
+    }
+
+
+def summary(model: Generator, data: Packed, recipe: Recipe, accelerator: Accelerator, state: State) -> str:
+    """One line on what begins."""
+    begin = f"continuing at step {state.step:,}" if recipe.resume else "training"
+    count = sum(p.numel() for p in model.parameters())
+    length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.minutes:g} minutes"
+    where = f"{accelerator.num_processes} x {accelerator.device.type}, precision {recipe.mixed_precision}"
+    images = f"{len(data):,} images of {data.source}"
+    return f"{begin}: {model.family}, {count:,} parameters, {images}, {length}, {where}, into {recipe.output}"

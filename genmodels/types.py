@@ -1,0 +1,152 @@
+"""What every room of the package agrees on: a batch, a condition, a source of noise, and what a model can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def mix_seed(*parts: int) -> int:
+    """One well-spread 63-bit seed from several integers (the splitmix64 finaliser, applied to each in turn).
+
+    Neighbouring (seed, step, index) triples give unrelated seeds, so generators seeded with them can stand side by
+    side.
+    """
+    state = 0
+    for part in parts:
+        state = (state + (part & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+class Noise:
+    """One random stream per image, drawn on the CPU.
+
+    Image i's numbers depend on its own seed and on how often it was drawn from before, and on nothing else: neither the
+    batch it sits in, nor the number of processes, nor the device. Draws advance the streams.
+
+    Args:
+        seeds: one 63-bit seed per image.
+        device: where draws are placed (they are made on the CPU).
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
+        self.seeds = list(seeds)
+        self.device = torch.device(device)
+        self._streams: list[torch.Generator] | None = None
+
+    @classmethod
+    def for_images(cls, seed: int, indices: Iterable[int], device: torch.device | str = "cpu") -> Noise:
+        """The streams of images `indices` of sampling seed `seed`."""
+        return cls([mix_seed(seed, i) for i in indices], device)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def _generators(self) -> list[torch.Generator]:
+        """Made at the first draw: a model that draws nothing pays nothing."""
+        if self._streams is None:
+            self._streams = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        return self._streams
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal draws, float32 (N, *shape)."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self._generators()]).to(self.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform draws in [0, 1), float32 (N, *shape)."""
+        return torch.stack([torch.rand(shape, generator=g) for g in self._generators()]).to(self.device)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a sample is asked to be. A field left None is not conditioned on.
+
+    Attributes:
+        attributes: (N, K) in {-1, 0, +1}: no, unknown, yes. Dropping a condition is multiplying by 0.
+        labels: (N,) int64; -1 is unknown.
+    """
+
+    attributes: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __getitem__(self, index: slice) -> Condition:
+        return Condition(
+            None if self.attributes is None else self.attributes[index],
+            None if self.labels is None else self.labels[index],
+        )
+
+    def to(self, device: torch.device | str) -> Condition:
+        return Condition(
+            None if self.attributes is None else self.attributes.to(device),
+            None if self.labels is None else self.labels.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All that a training step may depend on. A loss uses no other randomness and no other clock.
+
+    Attributes:
+        images: float (N, 3, H, W) in [-1, 1].
+        condition: what is known of the images.
+        noise: one stream per image, seeded by run seed, step and global index.
+        step: the optimiser step, from 0.
+        progress: the share of training done, in [0, 1]; schedules inside a loss follow it.
+    """
+
+    images: Tensor
+    noise: Noise
+    condition: Condition = field(default_factory=Condition)
+    step: int = 0
+    progress: float = 0.0
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Turns images into a smaller space and back. Latents have zero mean and unit variance per channel."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one image's latents, without the batch axis."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> (N, *latent_shape)."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(N, *latent_shape) -> (N, 3, H, W) in [-1, 1]."""
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """Maps an image to the nearest one it can express."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> the same."""
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """Can say how probable an image is."""
+
+    likelihood_is_exact: bool
+    """True: the number is the likelihood. False: it is a bound, and the true bits per dimension are at most this."""
+
+    def bits_per_dim(self, images: Tensor, noise: Noise) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] holding 8-bit values -> bits per dimension, (N,)."""
+
+
+@runtime_checkable
+class Interpolates(Protocol):
+    """Has a continuous path from one sample to another."""
+
+    def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: object) -> Tensor:
+        """Samples on the way from `first` (one image, weight 0) to `second` (weight 1): (len(weights), 3, H, W)."""

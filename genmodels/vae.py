@@ -1,0 +1,153 @@
+"""VAE: the variational autoencoder (arXiv 1312.6114), with a calibrated likelihood and an ex-post mixture over its
+latents."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genmodels.codec import Autoencoder, AutoencoderConfig, lerp, slerp
+from genmodels.nn.likelihood import CalibratedGaussian, nats_to_bits_per_dim
+from genmodels.types import Batch, Condition, Noise
+
+LOG_VARIANCE_RANGE = (-12.0, 4.0)
+"""Keeps exp() of an untrained encoder's output finite; trained posteriors stay well inside."""
+
+
+@dataclass(frozen=True)
+class VAEConfig(AutoencoderConfig):
+    """Architecture and bound of a VAE."""
+
+    variance: Literal["frequency", "pixel"] = "pixel"
+    """Decoder variance: one for all pixels, or one for each frequency of the 8x8 block DCT (needs a size divisible
+    by 8)."""
+    kl_weight: float = 1.0
+    """Weight of the KL term. 1 is the bound itself; as a latent codec use a small one."""
+    kl_warmup: float = 0.1
+    """Share of training over which the KL weight rises from 0."""
+    free_bits: float = 0.0
+    """Nats per latent value below which the KL costs nothing (arXiv 1606.04934), counted per image."""
+    mixture: int = 10
+    """Gaussians of the mixture fitted to the latents after training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variance == "frequency" and self.size % 8:
+            raise ValueError(f"variance 'frequency' needs a size divisible by 8, got {self.size}: use 'pixel'")
+        if self.kl_weight < 0 or self.free_bits < 0 or not 0 <= self.kl_warmup <= 1:
+            raise ValueError("kl_weight and free_bits must not be negative, and kl_warmup must be a share in [0, 1]")
+        if self.mixture < 1:
+            raise ValueError(f"mixture must have at least 1 component, got {self.mixture}")
+
+
+@dataclass(frozen=True)
+class VAEOptions:
+    """How to sample a VAE."""
+
+    latents: Literal["mixture", "prior"] = "mixture"
+    """Where latents come from: the mixture fitted after training, or the prior N(0, I) the bound was trained with."""
+    temperature: float = 1.0
+    """Scale of the spread: 1 samples the distribution as it is, less gives likelier and less varied faces."""
+
+    def __post_init__(self) -> None:
+        if self.latents not in ("mixture", "prior"):
+            raise ValueError(f"latents must be 'mixture' or 'prior', got {self.latents!r}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+
+
+class VAE(Autoencoder):
+    """q(z | x) Gaussian with diagonal variance, p(z) = N(0, I), p(x | z) a Gaussian of calibrated variance.
+
+    The loss is the negative evidence lower bound in nats per image,
+    E_q[-log p(x | z)] + kl_weight * KL(q(z | x) || p(z)), divided by the number of values in an image so that the
+    learning rate does not depend on the size. Curves show the terms in nats per image.
+    """
+
+    family = "vae"
+    Config = VAEConfig
+    Options = VAEOptions
+    likelihood_is_exact = False
+
+    def __init__(self, config: VAEConfig | None = None):
+        config = config or VAEConfig()
+        super().__init__(config, encoder_outputs=2, components=config.mixture)
+        self.likelihood = CalibratedGaussian(config.variance)
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z | x), each (N, *latent_shape), float32."""
+        mean, log_variance = self.encoder(images).float().chunk(2, dim=1)
+        return mean, log_variance.clamp(*LOG_VARIANCE_RANGE)
+
+    def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
+        mean, log_variance = self.posterior(batch.images)
+        z = mean + (0.5 * log_variance).exp() * batch.noise.normal(*self.latent_shape)  # (N, *latent_shape)
+        decoded = self.decoder(z).float()
+        nll = self.likelihood.nll(batch.images, decoded).mean()  # nats per image
+        kl_each = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)  # (N, *latent_shape)
+        kl = kl_each.flatten(1).sum(1).mean()  # nats per image
+        # The gradient of the KL stops where a value carries less than its free bits.
+        paid = kl_each.clamp_min(self.config.free_bits).flatten(1).sum(1).mean()
+        weight = self.config.kl_weight
+        if self.config.kl_warmup:
+            weight *= min(1.0, batch.progress / self.config.kl_warmup)
+        dimensions = batch.images[0].numel()
+        loss = (nll + weight * paid) / dimensions
+        metrics = {
+            "nll": nll,
+            "kl": kl,
+            "bits_per_dim": nats_to_bits_per_dim(nll + kl, dimensions),
+            "mse": (batch.images - decoded).square().mean(),
+            "active_units": (kl_each.mean(0) > 0.05).sum().float(),
+        }
+        if self._perceptual is not None:
+            metrics["lpips"] = self._perceptual(batch.images, decoded)
+            loss = loss + self.config.lpips * metrics["lpips"]
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def after_step(self) -> None:
+        self.likelihood.commit()
+
+    def sample(self, noise: Noise, condition: Condition, options: VAEOptions) -> Tensor:
+        return self._decode(self._draw(noise, options))
+
+    def bits_per_dim(self, images: Tensor, noise: Noise, samples: int = 16) -> Tensor:
+        """Upper bound on the bits per dimension of 8-bit `images` (N, 3, H, W), one number each, (N,).
+
+        The importance-weighted bound (arXiv 1509.00519) with `samples` draws of q(z | x), on uniformly dequantised
+        values (arXiv 1511.01844). More samples give a tighter bound.
+        """
+        # uint8 level k stands for the interval [k, k + 1) / 127.5 - 1, whose centre the float image is not: shift by
+        # u - 1/2
+        images = images + (noise.uniform(*images.shape[1:]) - 0.5) / 127.5
+        mean, log_variance = self.posterior(images)
+        log_weights = []
+        for _ in range(samples):
+            eps = noise.normal(*self.latent_shape)
+            z = mean + (0.5 * log_variance).exp() * eps
+            log_p_x = -self.likelihood.nll(images, self.decoder(z).float())
+            # log p(z) - log q(z | x): the constants of the two Gaussians cancel
+            log_ratio = 0.5 * (eps.square() + log_variance - z.square()).flatten(1).sum(1)
+            log_weights.append(log_p_x + log_ratio)  # (N,)
+        bound = torch.logsumexp(torch.stack(log_weights), 0) - math.log(samples)
+        return nats_to_bits_per_dim(-bound, images[0].numel())
+
+    def _code(self, images: Tensor) -> Tensor:
+        return self.posterior(images)[0]
+
+    def _density_latents(self, images: Tensor, noise: Noise) -> Tensor:
+        """One draw of q(z | x) per image: together they are the aggregate posterior."""
+        mean, log_variance = self.posterior(images)
+        return mean + (0.5 * log_variance).exp() * noise.normal(*self.latent_shape)
+
+    def _draw(self, noise: Noise, options: VAEOptions) -> Tensor:  # type: ignore[override]
+        if options.latents == "mixture":
+            return self._draw_from_density(noise, options.temperature)
+        return options.temperature * noise.normal(*self.latent_shape)
+
+    def _between(self, first: Tensor, second: Tensor, weights: Tensor, options: VAEOptions) -> Tensor:  # type: ignore[override]
+        return (slerp if options.latents == "prior" else lerp)(first, second, weights)

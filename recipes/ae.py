@@ -1,0 +1,34 @@
+"""Train an autoencoder.
+
+accelerate launch recipes/ae.py --data celeba --root PATH --size 64 --output runs/ae --minutes 10
+genmodels train ae --output runs/ae --steps 5000          (the same, in one process, on the embedded faces)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from genmodels.ae import AE, AEConfig
+from genmodels.data import open_data
+from genmodels.training.fit import fit
+from genmodels.training.recipe import OptimConfig, Recipe, run
+
+
+@dataclass(frozen=True)
+class AERecipe(Recipe):
+    """Everything that decides an autoencoder's training."""
+
+    model: AEConfig = AEConfig()
+    """The networks."""
+    optim: OptimConfig = OptimConfig(lr=1e-3)
+    """The optimiser."""
+
+
+def main(recipe: AERecipe) -> None:
+    data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
+    model = AE(replace(recipe.model, size=recipe.size))
+    fit(model, data, recipe)
+
+
+if __name__ == "__main__":
+    run(main, AERecipe, "ae")

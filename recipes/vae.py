@@ -1,0 +1,34 @@
+"""Train a VAE.
+
+accelerate launch recipes/vae.py --data celeba --root PATH --size 64 --output runs/vae --minutes 10
+genmodels train vae --output runs/vae --steps 5000          (the same, in one process, on the embedded faces)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from genmodels.data import open_data
+from genmodels.training.fit import fit
+from genmodels.training.recipe import OptimConfig, Recipe, run
+from genmodels.vae import VAE, VAEConfig
+
+
+@dataclass(frozen=True)
+class VAERecipe(Recipe):
+    """Everything that decides a VAE's training."""
+
+    model: VAEConfig = VAEConfig()
+    """The networks and the bound."""
+    optim: OptimConfig = OptimConfig(lr=1e-3)
+    """The optimiser."""
+
+
+def main(recipe: VAERecipe) -> None:
+    data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
+    model = VAE(replace(recipe.model, size=recipe.size))
+    fit(model, data, recipe)
+
+
+if __name__ == "__main__":
+    run(main, VAERecipe, "vae")

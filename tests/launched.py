@@ -1,0 +1,15 @@
+"""What the test of several processes runs in each: `launched.py OUTPUT`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tiny import Tiny, TinyPair, faces, recipe, tiny
+
+from genmodels.training.fit import fit
+
+if __name__ == "__main__":
+    output = Path(sys.argv[1])
+    for kind, accumulate in ((Tiny, 1), (TinyPair, 2)):
+        fit(tiny(kind), faces(), recipe(output / kind.family, accumulate=accumulate, sample_every=20))

@@ -1,0 +1,169 @@
+"""Checkpoints: whole or not at all; what is damaged is passed over; optimisers come back exactly."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from genmodels.training import checkpoint
+from genmodels.training.checkpoint import State, load_checkpoint, newest_checkpoint, problem_with, save_checkpoint
+from genmodels.training.optim import OptimConfig, build_optimizer, learning_rate
+
+IDENTITY = {"family": "net", "model": {"width": 4, "shape": (1, 2)}, "seed": 0}
+
+
+def net(seed: int = 0) -> tuple[nn.Module, dict[str, Optimizer]]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 3))
+    model = model.to(memory_format=torch.channels_last)
+    return model, {"model": build_optimizer(model.parameters(), OptimConfig())}
+
+
+def step(model: nn.Module, optimizers: dict[str, Optimizer], seed: int) -> None:
+    images = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+    model(images).square().mean().backward()
+    optimizers["model"].step()
+    optimizers["model"].zero_grad()
+
+
+def save(folder: Path, steps: int, keep: int = 5) -> Path:
+    model, optimizers = net()
+    for s in range(steps):
+        step(model, optimizers, s)
+    path = folder / f"step_{steps:08d}"
+    save_checkpoint(path, State(step=steps, elapsed=1.5), IDENTITY, model, model, optimizers, keep)
+    return path
+
+
+def test_everything_comes_back_also_in_another_memory_format(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    model, optimizers = net(seed=1)
+    ema = copy.deepcopy(model)
+    state = load_checkpoint(path, IDENTITY, model, ema, optimizers)
+    assert (state.step, state.elapsed) == (3, 1.5)
+    # The convolution is channels_last in memory and its moments were saved plain: one more step tells.
+    expected, theirs = net()
+    for s in range(4):
+        step(expected, theirs, s)
+    step(model, optimizers, 3)
+    for ours, other in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, other)
+    assert not torch.equal(ema.state_dict()["0.weight"], model.state_dict()["0.weight"])
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    for steps in (1, 2, 3, 4):
+        save(tmp_path, steps, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003", "step_00000004"]
+    assert newest_checkpoint(tmp_path, print).name == "step_00000004"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: (path / "state.json").unlink(), "state.json is missing"),
+        (lambda path: (path / "state.json").write_text('{"format": 1, "st'), "state.json is damaged"),
+        (lambda path: (path / "state.json").write_text('{"format": 2}'), "newer genmodels"),
+        (lambda path: (path / "ema.safetensors").unlink(), "ema.safetensors is missing"),
+        (lambda path: (path / "optimizer.safetensors").write_bytes(b"x"), "optimizer.safetensors is damaged"),
+        (lambda path: _flip_last_byte(path / "model.safetensors"), "model.safetensors is damaged"),
+    ],
+)
+def test_damaged_ones_are_passed_over(tmp_path: Path, damage: Callable[[Path], object], reason: str) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    damage(bad)
+    said: list[str] = []
+    assert newest_checkpoint(tmp_path, said.append) == good
+    assert len(said) == 1
+    assert str(bad) in said[0]
+    assert reason in said[0]
+    # Training on from the older one replaces the damaged one.
+    assert problem_with(save(tmp_path, 2)) is None
+    assert newest_checkpoint(tmp_path, said.append) == bad
+
+
+def test_none_that_is_whole_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        newest_checkpoint(tmp_path, print)
+    for steps in (1, 2):
+        (save(tmp_path, steps) / "state.json").unlink()
+    with pytest.raises(ValueError, match=r"none of the 2 checkpoints .* is whole"):
+        newest_checkpoint(tmp_path, print)
+
+
+def test_a_crash_while_saving_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = save(tmp_path, 1, keep=1)
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 2, keep=1)
+    assert newest_checkpoint(tmp_path, print) == good
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path, print) == good
+    save(tmp_path, 2, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
+
+
+def test_differences_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    model, optimizers = net()
+    other = IDENTITY | {"model": {"width": 8, "shape": (1, 2), "depth": 1}}
+    with pytest.raises(
+        ValueError, match=r"model\.width is 8 here and 4 in the checkpoint; model\.depth is 1 here and None"
+    ):
+        load_checkpoint(path, other, model, model, optimizers)
+    wider = nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 3))
+    with pytest.raises(ValueError, match="weights do not fit this version of the model"):
+        load_checkpoint(path, IDENTITY, wider, wider, {"model": build_optimizer(wider.parameters(), OptimConfig())})
+
+
+def test_no_pickle_is_written(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
+    record = json.loads((path / "state.json").read_text())
+    assert set(record["files"]) == {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    shutil.rmtree(path)
+
+
+def test_weight_decay_is_for_matrices_and_kernels() -> None:
+    model, _ = net()
+    groups = build_optimizer(model.parameters(), OptimConfig(weight_decay=0.5)).param_groups
+    decayed = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert [decayed[id(p)] for p in model.parameters()] == [0.5, 0, 0, 0, 0.5, 0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step_", "progress", "expected"),
+    [
+        ("constant", 0, 0.0, 0.1),
+        ("constant", 9, 1.0, 1.0),
+        ("linear", 20, 0.25, 0.75),
+        ("linear", 4, 0.5, 0.25),
+        ("cosine", 20, 0.5, 0.5),
+        ("cosine", 20, 1 / 3, 0.75),
+        ("cosine", 20, 1.0, 0.0),
+    ],
+)
+def test_learning_rate(
+    schedule: Literal["constant", "linear", "cosine"], step_: int, progress: float, expected: float
+) -> None:
+    config = OptimConfig(lr=1.0, warmup=10, schedule=schedule)
+    assert learning_rate(config, step_, progress) == pytest.approx(expected, abs=1e-12)
+
+
+def _flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)

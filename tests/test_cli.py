@@ -1,0 +1,261 @@
+"""The `genmodels` command: what it writes, what it refuses, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
+
+import genmodels
+from genmodels import sampling
+from genmodels.cli import COMMANDS, DATA_COMMANDS, fold_options, main
+from genmodels.types import Condition
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder of family tiny; the working directory is empty."""
+    for kind in (Tiny, Asked, OnlySamples):
+        monkeypatch.setitem(genmodels.FAMILIES, kind.family, f"tiny_model:{kind.__name__}")
+    Tiny(TinyConfig()).save_pretrained(tmp_path / "run")
+    Asked(AskedConfig()).save_pretrained(tmp_path / "asked")
+    OnlySamples(TinyConfig()).save_pretrained(tmp_path / "only")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "run"
+
+
+def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: str | Path) -> str:
+    """The one line that `arguments` end with."""
+    assert main([str(a) for a in arguments]) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("genmodels: error: ")
+    return lines[0].removeprefix("genmodels: error: ")
+
+
+# ---- the command line itself ----
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import genmodels.cli"], ["-m", "genmodels", "sample", "--help"]])
+def test_help_needs_no_torch(arguments: list[str]) -> None:
+    code = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "tyro" in loaded
+    assert "torch" not in loaded
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in [*COMMANDS, "data"])
+    assert main(["data", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in DATA_COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", "Expected one of {train, sample"),
+        ("sing", "Unrecognized options: sing"),
+        ("sample", "Missing from genmodels sample: RUN"),
+        ("sample run --n many", "Error parsing --n"),
+        ("sample run --temperature", "--temperature needs a value"),
+        ("sample run --out faces.bmp", "end it in .png or .npy"),
+        ("evaluate run --splat 3", "Unrecognized options: --splat, 3. Perhaps you meant: --split"),
+        ("evaluate run --n 0", "must be at least 1, got 0"),
+        ("reconstruct run", "no images given"),
+        ("interpolate run --seeds 1", "needs at least 2 --seeds"),
+        ("data pack mnist --root a --out b", "Expected one of ('celeba', 'folder')"),
+        ("train", "which family? Known: ae, vae"),
+        ("train gun", "unknown family 'gun'. Known: ae, vae"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(arguments: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expected in fails(capsys, 2, *arguments.split())
+
+
+def test_a_traceback_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "nowhere", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert "no such model folder" in fails(capsys, 1, "info", "nowhere")
+
+
+def test_what_nobody_foresaw_is_one_line_too(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(sampling, "sample", broken)
+    assert fails(capsys, 1, "sample", run) == "RuntimeError: out of memory (--debug shows where)"
+
+
+def test_options_of_the_family_are_folded() -> None:
+    given = ["sample", "--top-k", "9", "runs/x", "--n", "4", "--scale=-1.5", "--no-such", "-2", "--force"]
+    kept = ["sample", "runs/x", "--n", "4", "--force"]
+    assert fold_options(given) == [*kept, "--options", "top_k=9", "scale=-1.5", "no_such=-2"]
+    assert fold_options(["evaluate", "runs/x", "--top-k", "9"]) == ["evaluate", "runs/x", "--top-k", "9"]
+    assert fold_options([]) == []
+
+
+def test_train_hands_the_rest_to_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    before = list(sys.argv)
+    assert main(["train", "vae", "--help"]) == 0
+    assert "genmodels train vae" in capsys.readouterr().out
+    assert sys.argv == before
+    assert "--steps" in fails(capsys, 2, "train", "vae", "--steps", "5", "--minutes", "1")
+
+
+# ---- sample ----
+
+
+def test_sample_writes_all_three_forms(run: Path) -> None:
+    expected = sampling.to_uint8(genmodels.load(run).generate(5, seed=3, temperature=0.5, latents="mixture", steps=2))
+    options = ["--temperature", "0.5", "--latents", "mixture", "--steps=2"]
+    for out in ("a.npy", "b/", "c.png"):
+        assert main(["sample", str(run), "--n", "5", "--seed", "3", "--out", out, *options]) == 0
+    assert np.array_equal(np.load("a.npy"), expected)
+    assert np.array_equal([np.asarray(Image.open(path)) for path in sorted(Path("b").iterdir())], expected)
+    sampling.save_grid("d.png", expected)
+    assert Path("c.png").read_bytes() == Path("d.png").read_bytes()
+
+
+def test_sample_overwrites_nothing_unasked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.npy").write_text("precious")
+    Path("full").mkdir()
+    Path("full/mine").write_text("precious")
+    assert "mine.npy exists" in fails(capsys, 1, "sample", run, "--n", "1", "--out", "mine.npy")
+    assert "full is not an empty folder" in fails(capsys, 1, "sample", run, "--n", "1", "--out", "full", "--force")
+    assert Path("mine.npy").read_text() == "precious"
+    assert [path.name for path in Path("full").iterdir()] == ["mine"]
+    assert main(["sample", str(run), "--n", "1", "--out", "mine.npy", "--force"]) == 0
+    assert np.load("mine.npy").shape == (1, 16, 16, 3)
+
+
+def test_sample_refuses_options(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = fails(capsys, 2, "sample", run, "--guidance", "2")
+    assert unknown == "unknown option 'guidance' for sampling tiny; known: temperature, latents, steps"
+    assert "temperature" in fails(capsys, 2, "sample", run, "--temperature", "warm")
+    assert "mixture" in fails(capsys, 2, "sample", run, "--latents", "some")
+
+
+def test_sample_with_conditions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = run.parent / "asked"
+    assert main(["sample", str(asked), "--n", "3", "--out", "a.npy", "--attributes", "Eyeglasses=no, Smiling=yes"]) == 0
+    condition = Condition(attributes=torch.tensor([[1.0, -1.0]] * 3))
+    expected = sampling.to_uint8(genmodels.load(asked).generate(3, condition=condition))
+    assert np.array_equal(np.load("a.npy"), expected)
+    assert main(["sample", str(asked), "--n", "2", "--out", "b.npy", "--label", "2"]) == 0
+    for arguments, message in [
+        (["--attributes", "Beard=yes"], "unknown attribute 'Beard'; this model knows: Smiling, Eyeglasses"),
+        (["--attributes", "Smiling=maybe"], "write yes or no"),
+        (["--attributes", "Smiling"], "write NAME=VALUE"),
+        (["--label", "3"], "has classes 0 to 2"),
+    ]:
+        assert message in fails(capsys, 2, "sample", asked, *arguments)
+    assert "trained without attributes" in fails(capsys, 2, "sample", run, "--attributes", "Smiling=yes")
+    assert "trained without labels" in fails(capsys, 2, "sample", run, "--label", "0")
+
+
+# ---- reconstruct, interpolate ----
+
+
+def test_reconstruct_crops_and_pairs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    celeba = np.zeros((218, 178, 3), np.uint8)
+    celeba[20:198] = (200, 100, 50)  # what the crop keeps
+    Image.fromarray(celeba).save("a.png")
+    Image.new("L", (40, 16), 255).save("b.png")
+    assert main(["reconstruct", str(run), "a.png", "b.png", "--out", "pairs.png"]) == 0
+    sheet = np.asarray(Image.open("pairs.png"))
+    assert sheet.shape == (2 + 2 * 18, 2 + 2 * 18, 3)
+    assert (sheet[2:18, 2:18] == (200, 100, 50)).all()
+    assert (sheet[20:36, 20:36] == 191).all()  # white, halved by the model
+    Path("text.png").write_text("not a picture")
+    assert "text.png: not an image" in fails(capsys, 1, "reconstruct", run, "text.png", "--out", "c.png")
+    assert "absent.png: No such file" in fails(capsys, 1, "reconstruct", run, "absent.png", "--out", "c.png")
+    assert "pairs.png exists" in fails(capsys, 1, "reconstruct", run, "a.png")
+    assert "do not reconstruct" in fails(capsys, 1, "reconstruct", run.parent / "only", "a.png", "--out", "c.png")
+
+
+def test_interpolate_to_strip_and_animation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["interpolate", str(run), "--seeds", "4", "5", "--frames", "6", "--out", "strip.png"]) == 0
+    strip = np.asarray(Image.open("strip.png"))
+    assert strip.shape == (20, 2 + 6 * 18, 3)
+    first = sampling.sample(genmodels.load(run), 1, seed=4, progress=False)[0]
+    assert np.array_equal(strip[2:18, 2:18], first)
+    arguments = ["--seeds", "1", "2", "3", "--frames", "4", "--out", "tour.gif", "--temperature", "0.5"]
+    assert main(["interpolate", str(run), *arguments]) == 0
+    with Image.open("tour.gif") as tour:
+        assert len(list(ImageSequence.Iterator(tour))) == 9
+    assert "must end in .png or .gif" in fails(capsys, 2, "interpolate", run, "--out", "x.npy")
+    assert "do not interpolate" in fails(capsys, 1, "interpolate", run.parent / "only", "--out", "x.png")
+
+
+# ---- data, evaluate, info ----
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        path = tmp_path / "pictures" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"")
+    return tmp_path / "pictures"
+
+
+def test_pack_show_export_evaluate(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "pack", "folder", "--root", str(pictures), "--size", "16", "--out", "packed"]) == 0
+    said = capsys.readouterr().out
+    assert "16 px" in said
+    assert "skipped broken.png: empty file" in said
+    assert main(["data", "show", "packed", "--n", "4"]) == 0
+    assert Image.open("sheet.png").width > 100
+    assert main(["data", "export", "packed", "packed.zip"]) == 2
+    assert main(["data", "export", "packed", "--out", "packed.zip"]) == 0
+    assert Path("packed.zip").stat().st_size > 1000
+    capsys.readouterr()
+
+    assert main(["evaluate", str(run), "--data", "packed", "--split", "all", "--n", "5", "--json", "m.json"]) == 0
+    said = capsys.readouterr().out
+    assert "psnr" in said
+    assert "not measured: lpips: LPIPS needs" in said
+    scores = json.loads(Path("m.json").read_text())["scores"]
+    assert scores["psnr"]["unit"] == "dB"
+    assert scores["bits_per_dim"]["protocol"]["model"] == str(run)
+    assert scores["bits_per_dim"]["protocol"]["n"] == 5
+    assert scores["bits_per_dim"]["protocol"]["crop"] == "centre"
+    assert "m.json exists" in fails(capsys, 1, "evaluate", run, "--data", "packed", "--json", "m.json")
+    assert "expected toyfaces, celeba, folder" in fails(capsys, 1, "evaluate", run, "--data", "faces")
+
+
+def test_info_says_what_a_model_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "config.yaml").write_text("family: tiny\nsteps: 7\noptim:\n  lr: 0.001\n")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 9}\n{"step": 7, "loss": 0.25}\n')
+    assert main(["info", str(run)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("60", "reconstructs", "interpolates", "likelihood, a bound", "size=16", "temperature=1"):
+        assert part in said
+    assert "steps=7, optim.lr=0.001" in said
+    assert "step=7, loss=0.25" in said
+    assert main(["info", str(run.parent / "only")]) == 0
+    assert "reconstructs" not in capsys.readouterr().out
+
+
+def test_a_damaged_model_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "config.json").write_text("{")
+    assert "is not JSON" in fails(capsys, 1, "info", run)

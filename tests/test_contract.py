@@ -1,0 +1,242 @@
+"""The contract every family keeps: one suite, run on each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import torch
+
+import genmodels
+from genmodels.base import Generator, from_dict
+from genmodels.types import Batch, Codec, Condition, Interpolates, Likelihood, Noise, Reconstructs, mix_seed
+
+SIZE = 32
+SMALL: dict[str, dict[str, Any]] = {
+    "ae": dict(size=SIZE, channels=(16, 24), latent_dim=8),
+    "vae": dict(size=SIZE, channels=(16, 24), latent_dim=8, mixture=2),
+}
+"""A configuration of each family that trains in a second."""
+
+
+def test_every_family_is_here():
+    assert set(SMALL) == set(genmodels.FAMILIES)
+
+
+def faces(n: int, seed: int = 0) -> torch.Tensor:
+    """Smooth random images (n, 3, SIZE, SIZE) of 8-bit values: something a model can learn."""
+    coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bicubic").clamp(0, 1)
+    return smooth.mul(255).round() / 127.5 - 1
+
+
+def batch(n: int = 8, seed: int = 0, progress: float = 1.0) -> Batch:
+    return Batch(faces(n, seed), Noise.for_images(seed, range(n)), Condition(), step=3, progress=progress)
+
+
+def make(family: str) -> Generator:
+    torch.manual_seed(0)
+    kind = genmodels.family(family)
+    return kind(kind.Config(**SMALL[family]))
+
+
+@pytest.fixture(params=list(SMALL))
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(family) -> Generator:
+    """Trained for a few steps, calibrated, in eval mode."""
+    model = make(family)
+    train(model, steps=3)
+    model.calibrate([faces(16, seed=1), faces(16, seed=2)])
+    return model.eval()
+
+
+def train(model: Generator, steps: int) -> list[float]:
+    """A plain loop over one fixed batch; the first turn's losses."""
+    model.train()
+    optimisers = {turn: torch.optim.Adam(model.parameters_for(turn), 3e-3) for turn in model.turns}
+    losses = []
+    for _ in range(steps):
+        for turn in model.turns:
+            loss, _ = model(batch(), turn)
+            if turn == model.turns[0]:
+                losses.append(loss.item())
+            optimisers[turn].zero_grad()
+            loss.backward()
+            optimisers[turn].step()
+        model.after_step()
+    return losses
+
+
+def test_samples_are_images(model):
+    images = model.generate(3, seed=1)
+    assert images.shape == (3, 3, SIZE, SIZE) and images.dtype == torch.float32
+    assert images.min() >= -1 and images.max() <= 1
+    assert (images[0] - images[1]).abs().max() > 1e-3, "two streams of noise gave one image"
+
+
+def test_same_seed_same_images_whatever_the_batch_size(model):
+    whole = model.generate(7, seed=5)
+    torch.testing.assert_close(model.generate(7, seed=5, batch_size=2), whole, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.generate(4, seed=5), whole[:4], atol=1e-4, rtol=0)
+    assert (model.generate(7, seed=6) - whole).abs().max() > 1e-3
+
+
+def test_sampling_leaves_the_global_random_state_and_the_mode_alone(model):
+    model.train()
+    before = torch.get_rng_state()
+    model.generate(2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training and all(module.training for module in model.modules())
+
+
+def test_loss_depends_on_the_batch_alone(model):
+    """The same batch gives the same loss bit for bit, whatever the global random state."""
+    first = model(batch(), model.turns[0])[0]
+    torch.manual_seed(123)
+    assert torch.equal(first, model(batch(), model.turns[0])[0])
+
+
+def test_loss_and_metrics_are_finite_scalars(model):
+    model.train()
+    for turn in model.turns:
+        loss, metrics = model(batch(), turn)
+        assert loss.shape == () and loss.requires_grad and torch.isfinite(loss)
+        assert metrics
+        for name, value in metrics.items():
+            assert value.shape == () and not value.requires_grad and torch.isfinite(value), name
+
+
+def test_gradients_reach_every_parameter_of_the_turn_and_no_other(family):
+    model = make(family)
+    train(model, steps=2)  # layers that start at zero block gradients at the very first step
+    everything = dict(model.named_parameters())
+    assert {id(p) for turn in model.turns for p in model.parameters_for(turn)} == {id(p) for p in everything.values()}
+    for turn in model.turns:
+        model.zero_grad(set_to_none=True)
+        mine = {id(p) for p in model.parameters_for(turn)}
+        for p in everything.values():
+            p.requires_grad_(id(p) in mine)
+        model(batch(), turn)[0].backward()
+        for name, p in everything.items():
+            reached = p.grad is not None and bool((p.grad != 0).any())
+            assert reached == (id(p) in mine), f"{turn}: {name}"
+
+
+def test_steps_lower_the_loss_on_a_fixed_batch(family):
+    losses = train(make(family), steps=30)
+    assert losses[-1] < losses[0] - 0.1 * abs(losses[0]), losses
+
+
+def test_the_loss_is_a_mean_over_images(family):
+    """Halves average to the whole, so micro-batches and processes make no difference."""
+    model = make(family)
+    train(model, steps=2)
+    whole = batch()
+    for turn in model.turns:
+        halves = []
+        for rows in (slice(0, 4), slice(4, 8)):
+            half = Batch(whole.images[rows], Noise(whole.noise.seeds[rows]), Condition(), whole.step, whole.progress)
+            halves.append(model(half, turn)[0])
+        fresh = Batch(whole.images, Noise(whole.noise.seeds), Condition(), whole.step, whole.progress)
+        torch.testing.assert_close(sum(halves) / 2, model(fresh, turn)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_save_load_same_samples(model, family, tmp_path):
+    model.save_pretrained(tmp_path / "m")
+    header = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert header["family"] == family and header["format"] == 1
+    for loaded in (genmodels.load(tmp_path / "m"), type(model).from_pretrained(tmp_path / "m")):
+        assert type(loaded) is type(model) and loaded.config == model.config and not loaded.training
+        assert torch.equal(loaded.generate(3, seed=2), model.generate(3, seed=2))
+    assert not list((tmp_path / "m").glob("*.pt")) and not list((tmp_path / "m").glob("*.bin")), "no pickle on disk"
+
+
+def test_config_round_trip(family):
+    config = make(family).config
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert from_dict(type(config), plain) == config
+    with pytest.raises(ValueError, match="unknown setting 'colour'; known: .*size"):
+        from_dict(type(config), {**plain, "colour": 1})
+
+
+def test_unknown_options_are_refused_with_the_known_ones(model):
+    known = [f.name for f in dataclasses.fields(type(model).Options)]
+    with pytest.raises(ValueError, match=f"unknown sampling option 'temprature'.*{known[0]}"):
+        model.generate(1, temprature=1.0)
+
+
+def test_n_below_one_is_refused(model):
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        model.generate(0)
+
+
+def test_damaged_folders_are_refused(model, family, tmp_path):
+    model.save_pretrained(tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="model.safetensors: not the weights of this config"):
+        genmodels.load(tmp_path / "m")
+    weights.unlink()
+    with pytest.raises(ValueError, match="model.safetensors is not"):
+        genmodels.load(tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    config.write_text(config.read_text().replace(f'"{family}"', '"nonsense"'))
+    with pytest.raises(ValueError, match="unknown family 'nonsense'; known: ae"):
+        genmodels.load(tmp_path / "m")
+    config.write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        genmodels.load(tmp_path / "m")
+    with pytest.raises(ValueError, match="no such model folder"):
+        genmodels.load(tmp_path / "elsewhere" / "deep")
+
+
+# ---- capabilities ----
+
+
+def test_codec(model):
+    if not isinstance(model, Codec):
+        return
+    images = torch.cat([faces(16, seed=1), faces(16, seed=2)])
+    with torch.no_grad():
+        latents = model.encode(images)
+        assert latents.shape == (32, *model.latent_shape)
+        per_channel = latents.transpose(0, 1).flatten(1)
+        assert per_channel.mean(1).abs().max() < 1e-4 and (per_channel.std(1) - 1).abs().max() < 1e-3
+        torch.testing.assert_close(model.decode(latents), model.reconstruct(images), atol=1e-4, rtol=0)
+
+
+def test_reconstructs(model):
+    if isinstance(model, Reconstructs):
+        with torch.no_grad():
+            rebuilt = model.reconstruct(faces(4))
+        assert rebuilt.shape == (4, 3, SIZE, SIZE) and rebuilt.abs().max() <= 1
+
+
+def test_likelihood_is_repeatable_and_finite(model):
+    if not isinstance(model, Likelihood):
+        return
+    assert isinstance(model.likelihood_is_exact, bool)
+    with torch.no_grad():
+        bits = model.bits_per_dim(faces(4), Noise.for_images(0, range(4)))
+        assert bits.shape == (4,) and torch.isfinite(bits).all() and (bits > 0).all()
+        alone = model.bits_per_dim(faces(4)[1:2], Noise.for_images(0, [1]))
+    torch.testing.assert_close(alone[0], bits[1], rtol=1e-4, atol=1e-4)
+
+
+def test_interpolation_ends_at_the_samples(model):
+    if not isinstance(model, Interpolates):
+        return
+    options = model.options()
+    ends = [Noise([mix_seed(seed, 0)]) for seed in (1, 2)]
+    with torch.no_grad():
+        frames = model.interpolate(*ends, torch.linspace(0, 1, 5), options)
+    assert frames.shape == (5, 3, SIZE, SIZE)
+    torch.testing.assert_close(frames[:1], model.generate(1, seed=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(frames[-1:], model.generate(1, seed=2), atol=1e-4, rtol=0)

@@ -1,0 +1,80 @@
+"""Two processes give what one gives, to rounding."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_fit import assert_equal, lines
+from tiny import Tiny, TinyPair, faces, recipe, tiny
+
+from genmodels.nn.distributed import all_reduce_sum
+from genmodels.training.fit import fit
+from genmodels.training.launch import processes_wanted
+
+ROOT = Path(__file__).parent.parent
+LAUNCHER = ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "train.py"]
+LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # what a launcher sets
+    command = [sys.executable, str(ROOT / "tests" / "launched.py"), str(tmp_path / "two")]
+    ranks = [
+        subprocess.Popen(command, env=env | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    try:
+        said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "".join(said)[-3000:]
+    assert "2 x cpu" in said[0]
+    assert "training" not in said[1]
+
+    for kind, name in ((Tiny, "loss"), (TinyPair, "critic/loss")):
+        one = fit(tiny(kind), faces(), recipe(tmp_path / "one" / kind.family))
+        two = tmp_path / "two" / kind.family
+        assert_equal(one, two, tolerance=2e-5)
+        assert [line["step"] for line in lines(two)] == [5, 10, 15, 20]
+        for ours, theirs in zip(lines(one), lines(two), strict=True):
+            assert ours.keys() == theirs.keys()
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+def test_one_process_reduces_to_itself() -> None:
+    value = torch.arange(3.0)
+    all_reduce_sum(value)
+    assert value.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("env", "parent", "count"),
+    [
+        (LAUNCHED, LAUNCHER, 2),
+        (LAUNCHED, ["python", "-m", "accelerate.commands.launch", "--num-processes=3", "--cpu", "train.py"], 3),
+        (LAUNCHED | {"WORLD_SIZE": "2"}, LAUNCHER, 1),
+        (LAUNCHED | {"OMPI_COMM_WORLD_SIZE": "2"}, LAUNCHER, 1),
+        ({"ACCELERATE_USE_CPU": "False", "MASTER_PORT": "29500"}, LAUNCHER, 1),
+        (LAUNCHED, ["bash"], 1),
+        ({}, ["bash"], 1),
+    ],
+)
+def test_the_launcher_is_taken_at_its_word(env: dict[str, str], parent: list[str], count: int) -> None:
+    assert processes_wanted(env, parent) == count
+
+
+def test_a_launcher_that_does_not_say_how_many() -> None:
+    with pytest.raises(ValueError, match="--num_processes"):
+        processes_wanted(LAUNCHED, ["python", "/bin/accelerate", "launch", "--cpu", "train.py"])

@@ -1,0 +1,167 @@
+"""The rooms of the package and the arrows between them, read from the source; what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import genmodels
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "genmodels"
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if PACKAGE / "recipes" not in p.parents)
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+
+# A room is a module or folder directly under genmodels/. It may import itself and the rooms named here, anywhere in the
+# file. Only __init__.py (lazily) and the commands may import everything; no room imports those.
+CORE = {"types", "base"}
+ALLOWED: dict[str, set[str]] = {
+    "types": set(),
+    "base": {"types"},
+    "nn": {"types"},
+    "codec": CORE | {"nn"},
+    "data": {"types"},
+    "sampling": CORE,
+    "evaluation": CORE | {"data", "sampling"},
+    "training": CORE | {"nn", "data", "sampling"},
+}
+FAMILY = CORE | {"nn", "codec"}
+"""What a family's own room may import; families are the modules named in genmodels.FAMILIES."""
+UNRESTRICTED = {"__init__", "__main__", "cli", "demo"}
+NEVER_A_FAMILY = ["training", "sampling", "evaluation"]
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def family_rooms() -> set[str]:
+    return {target.partition(":")[0].split(".")[1] for target in genmodels.FAMILIES.values()}
+
+
+def imported_rooms(source: str, package: tuple[str, ...]) -> set[str]:
+    """The rooms a file of `package` (("genmodels", "data")) imports, at any depth; "__init__" is the package itself.
+
+    What stands under `if TYPE_CHECKING:` counts too: an arrow is an arrow.
+    """
+    rooms = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            targets = [[*base, alias.name] for alias in node.names]
+        else:
+            continue
+        for parts in targets:
+            if parts[0] == "genmodels":
+                name = parts[1] if len(parts) > 1 else "__init__"
+                is_room = (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
+                rooms.add(name if is_room else "__init__")
+    return rooms
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_as_drawn(path: Path) -> None:
+    room = room_of(path)
+    if room in UNRESTRICTED:
+        return
+    allowed = ALLOWED.get(room, FAMILY if room in family_rooms() else None)
+    assert allowed is not None, f"{room} is a new room: say in this file what it may import"
+    package = ("genmodels", *path.relative_to(PACKAGE).parts[:-1])
+    # __version__ is the one name of the package itself that every room may use.
+    source = re.sub(r"from genmodels import __version__\n", "\n", path.read_text())
+    wrong = imported_rooms(source, package) - allowed - {room}
+    assert not wrong, f"{room} may import {sorted(allowed) or 'nothing of the package'}, not {sorted(wrong)}"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import genmodels.vae", {"vae"}),
+        ("from genmodels import vae as v, load", {"vae", "__init__"}),
+        ("from genmodels.nn.conv import Block", {"nn"}),
+        ("def f():\n    from ..training import fit", {"training"}),
+        ("from .packed import Packed", {"data"}),
+        ("import torch, numpy.random", set()),
+    ],
+)
+def test_every_form_of_import_is_seen(source: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda self: self.name in {"vae.py"})
+    monkeypatch.setattr(Path, "is_dir", lambda self: self.name in {"nn", "training", "data"})
+    assert imported_rooms(source, ("genmodels", "data")) == expected
+
+
+def code_words(tree: ast.Module) -> set[str]:
+    """Every identifier and every string of a file, docstrings left out, split into lower-case words."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            texts.append(node.value)
+        elif isinstance(node, ast.alias):
+            texts.append(node.name)
+        elif isinstance(node, ast.Name):
+            texts.append(node.id)
+        elif isinstance(node, ast.Attribute):
+            texts.append(node.attr)
+    return {word.lower() for text in texts for word in re.findall(r"[A-Za-z0-9]+", text)}
+
+
+@pytest.mark.parametrize("room", NEVER_A_FAMILY)
+def test_shared_rooms_name_no_family(room: str) -> None:
+    classes = {target.partition(":")[2].lower() for target in genmodels.FAMILIES.values()}
+    files = [path for path in MODULES if room_of(path) == room]
+    assert files
+    for path in files:
+        named = code_words(ast.parse(path.read_text())) & (set(genmodels.FAMILIES) | classes)
+        assert not named, f"{path.relative_to(ROOT)} names {sorted(named)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nobody_asks_hasattr(path: Path) -> None:
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not any(isinstance(func, ast.Name) and func.id == "hasattr" for func in calls)
+
+
+@pytest.mark.parametrize("family", genmodels.FAMILIES)
+def test_every_family_has_a_short_recipe(family: str) -> None:
+    lines = (ROOT / "recipes" / f"{family}.py").read_text().splitlines()
+    assert len(lines) <= 60
+
+
+def test_every_recipe_belongs_to_a_family() -> None:
+    assert {path.stem for path in RECIPES} == set(genmodels.FAMILIES)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["-c", "import genmodels"], ["-m", "genmodels", "--help"]],
+    ids=["import", "help"],
+)
+def test_starts_at_once_and_without_torch(command: list[str]) -> None:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    imports = subprocess.run(
+        [sys.executable, "-X", "importtime", *command], env=env, capture_output=True, text=True, check=True
+    ).stderr
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in imports.splitlines()}
+    assert "genmodels" in loaded
+    assert not loaded & {"torch", "torchvision", "accelerate", "matplotlib", "sklearn"}
+
+    # Processor time, best of five: starting up is all computation, and a busy machine must not fail what is fast.
+    seconds = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], env=env, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5

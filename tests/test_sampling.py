@@ -1,0 +1,136 @@
+"""Seeds to pictures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
+
+from genmodels import sampling
+from genmodels.types import Condition
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_to_uint8_rounds_and_clamps() -> None:
+    levels = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5, 100 / 127.5 - 1, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1])
+    images = levels.reshape(8, 1, 1, 1).expand(8, 3, 2, 4)
+    result = sampling.to_uint8(images)
+    assert result.shape == (8, 2, 4, 3)
+    assert result.dtype == np.uint8
+    # 0.0 lies between two levels, 127 and 128; round-half-even takes 128
+    assert result[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255, 100, 100, 101]
+
+
+def test_sample_is_generate_whatever_the_batch_size() -> None:
+    model = Tiny(TinyConfig())
+    whole = sampling.sample(model, 5, seed=3, steps=3, progress=False)
+    parts = sampling.sample(model, 5, seed=3, steps=3, batch_size=2, progress=False)
+    assert np.array_equal(whole, sampling.to_uint8(model.generate(5, seed=3, steps=3)))
+    assert np.array_equal(whole, parts)
+    assert model.training  # the mode is as it was
+
+
+def test_sample_gives_each_image_its_condition() -> None:
+    wanted = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
+    model = Asked(AskedConfig())
+    images = sampling.sample(model, 5, condition=Condition(wanted), batch_size=2, progress=False)
+    assert np.array_equal(images, sampling.to_uint8(model.generate(5, condition=Condition(wanted))))
+    assert not np.array_equal(images, sampling.sample(model, 5, progress=False))
+
+
+def test_sample_refuses() -> None:
+    model = Tiny(TinyConfig())
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        sampling.sample(model, 0)
+    with pytest.raises(ValueError, match="'top_k' for tiny; known: temperature, latents, steps"):
+        sampling.sample(model, 1, top_k=3)
+
+
+def test_two_processes_sample_what_one_does(tmp_path: Path) -> None:
+    model = Tiny(TinyConfig())
+    model.save_pretrained(tmp_path / "model")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import numpy as np\nfrom genmodels.sampling import processes\n"
+        "from genmodels.sampling import sample\nfrom tiny_model import Tiny\n"
+        f"model = Tiny.from_pretrained({str(tmp_path / 'model')!r})\n"
+        "for n in (1, 5):\n"
+        "    images = sample(model, n, 4, batch_size=2)\n"
+        f"    np.save({str(tmp_path)!r} + f'/{{n}}_{{processes().process_index}}.npy', images)\n"
+    )
+    # Without MPI, `accelerate launch --cpu` starts one process whatever number it is given; torchrun starts two.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, script], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for n in (1, 5):  # fewer images than processes; shares of 3 and 2
+        expected = sampling.sample(model, n, seed=4, progress=False)
+        for rank in range(2):
+            assert np.array_equal(np.load(tmp_path / f"{n}_{rank}.npy"), expected)
+
+
+def test_save_images_in_three_forms(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    sampling.save_images(tmp_path / "new" / "all.npy", images)
+    assert np.array_equal(np.load(tmp_path / "new" / "all.npy"), images)
+    sampling.save_images(tmp_path / "files", images)
+    assert sorted(path.name for path in (tmp_path / "files").iterdir()) == [f"{i:06d}.png" for i in range(5)]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "files" / "000003.png")), images[3])
+    sampling.save_images(tmp_path / "grid.png", images)
+    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert sheet.shape == (2 * 10 + 2, 3 * 10 + 2, 3)  # 5 images: 3 columns, 2 rows, gaps of 2
+    assert np.array_equal(sheet[12:20, 12:20], images[4])
+    assert (sheet[10:22, 22:] == 255).all()  # the place of the sixth
+
+
+def test_interpolation_starts_and_ends_at_the_seeds() -> None:
+    model = Tiny(TinyConfig())
+    legs = sampling.interpolate(model, [1, 2], 5)
+    assert legs.shape == (1, 5, 16, 16, 3)
+    for frame, seed in ((0, 1), (-1, 2)):
+        assert np.array_equal(legs[0, frame], sampling.sample(model, 1, seed=seed, progress=False)[0])
+    tour = sampling.interpolate(model, [1, 2, 3], 4)
+    assert tour.shape == (3, 4, 16, 16, 3)
+    assert np.array_equal(tour[-1, -1], tour[0, 0])
+    with pytest.raises(ValueError, match="only_samples models do not interpolate"):
+        sampling.interpolate(OnlySamples(TinyConfig()), [1, 2], 3)
+
+
+def test_animation_never_stands_still() -> None:
+    one = np.arange(4, dtype=np.uint8).reshape(1, 4, 1, 1, 1)
+    assert sampling.animation_frames(one).ravel().tolist() == [0, 1, 2, 3, 2, 1]
+    tour = np.array([[0, 1, 2], [2, 3, 4], [4, 5, 0]], np.uint8)[..., None, None, None]
+    assert sampling.animation_frames(tour).ravel().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_pairs_stand_above_each_other() -> None:
+    above = np.arange(1, 6, dtype=np.uint8).reshape(5, 1, 1, 1)
+    below = above + 10
+    assert sampling.in_pairs(above, below, 3).ravel().tolist() == [1, 2, 3, 11, 12, 13, 4, 5, 255, 14, 15, 255]
+
+
+def test_reconstruct_in_batches() -> None:
+    images = np.full((5, 16, 16, 3), 255, np.uint8)
+    rebuilt = sampling.reconstruct(Tiny(TinyConfig(gain=0.5)), images, batch_size=2)
+    assert rebuilt.shape == images.shape
+    assert (rebuilt == 191).all()  # 1.0 -> 0.5 -> 191.25
+    with pytest.raises(ValueError, match="only_samples models do not reconstruct"):
+        sampling.reconstruct(OnlySamples(TinyConfig()), images)
+
+
+def test_save_animation(tmp_path: Path) -> None:
+    frames = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (0, 100, 200)])
+    sampling.save_animation(tmp_path / "a.gif", frames)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert len(list(ImageSequence.Iterator(image))) == 3
+        assert image.info["loop"] == 0
+        image.seek(2)
+        assert image.convert("RGB").getpixel((4, 4)) == (200, 200, 200)
