@@ -43,7 +43,7 @@ class AE(Autoencoder):
         super().__init__(config or AEConfig(), encoder_outputs=1, components=1)
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
-        decoded = self.decoder(self.encoder(batch.images)).float()
+        decoded = self._mean_image(self._code(batch.images))
         mse = (batch.images - decoded).square().mean()
         metrics = {"mse": mse.detach()}
         total = mse
@@ -57,10 +57,12 @@ class AE(Autoencoder):
         return self._decode(self._draw(noise, options))
 
     def _code(self, images: Tensor) -> Tensor:
-        return self.encoder(images).float()
+        code = self.encoder(images).float()
+        return code if self.principal is None else code + self.principal.encode(images).float()
 
-    def _density_latents(self, images: Tensor, noise: Noise) -> Tensor:
-        return self._code(images)
+    def _code_and_draw(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        code = self._code(images)
+        return code, code
 
     def _draw(self, noise: Noise, options: AEOptions) -> Tensor:  # type: ignore[override]
         return self._draw_from_density(noise, options.temperature)

@@ -27,7 +27,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     """A generative model of images: a loss to train it, a way to sample it, and a whole copy of itself on disk.
 
     A family sets `family`, `Config` and `Options`, writes `loss` and `sample`, and may override the hooks
-    (`parameters_for`, `after_step`, `calibrate`). Everything marked final is the same for all of them.
+    (`parameters_for`, `initialise`, `after_step`, `calibrate`). Everything marked final is the same for all of them.
     """
 
     family: ClassVar[str]
@@ -60,6 +60,13 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
 
     def after_step(self) -> None:
         """Commit statistics stashed during the step's forwards (all-reduced here, so that all ranks agree)."""
+
+    def initialise(self, images: Iterable[Tensor]) -> None:
+        """Start from the data instead of from chance: closed forms, k-means. Optional.
+
+        The loop calls it once, before the first step of a new run, with some training images in batches of (N, 3, H, W)
+        in [-1, 1]. Deterministic, so that all ranks agree.
+        """
 
     def calibrate(self, images: Iterable[Tensor]) -> None:
         """Estimate what is not learnt by gradients, from training images in batches of (N, 3, H, W) in [-1, 1].

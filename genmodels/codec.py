@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from genmodels.base import Generator
-from genmodels.nn.conv import NORM_GROUPS, Decoder, Encoder, coarsest_grid
+from genmodels.nn.conv import NORM_GROUPS, Decoder, Encoder, coarsest_grid, zero_output
 from genmodels.nn.density import GaussianMixture, Whitening
 from genmodels.nn.perceptual import PerceptualLoss
+from genmodels.nn.principal import PrincipalComponents
 from genmodels.types import Noise
 
 
@@ -28,21 +29,30 @@ class AutoencoderConfig:
     """Side of the patches the image is cut into; no convolution runs at a higher resolution than size / patch."""
     channels: tuple[int, ...] = (64, 128, 256)
     """Width of each level; every level after the first halves the resolution."""
-    blocks: int = 1
-    """Residual blocks per level."""
+    encoder_blocks: tuple[int, ...] = (1, 1, 0)
+    """Residual blocks of the encoder at each level, finest first."""
+    decoder_blocks: tuple[int, ...] = (2, 1, 0)
+    """Residual blocks of the decoder at each level, finest first: most of them where detail is drawn."""
     latent_dim: int = 128
     """Length of the latent vector, or channels of the latent map."""
     spatial: bool = False
     """Keep a map of size / (patch 2^(levels - 1)) positions a side, for use as a codec, instead of a flat vector."""
+    principal: bool = True
+    """Add the networks to the principal components of the training images, so that they learn only what a linear map
+    cannot do. Flat latents only."""
     lpips: float = 0.0
     """Weight of the LPIPS perceptual loss (VGG; needs the lpips package and torchvision's weights on this machine)."""
 
     def __post_init__(self) -> None:
         if not self.channels or any(width < 1 or width % NORM_GROUPS for width in self.channels):
             raise ValueError(f"channels must be multiples of {NORM_GROUPS} (the group norm), got {self.channels}")
-        for name in ("size", "patch", "blocks", "latent_dim"):
+        for name in ("size", "patch", "latent_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("encoder_blocks", "decoder_blocks"):
+            blocks = getattr(self, name)
+            if len(blocks) != len(self.channels) or min(blocks) < 0:
+                raise ValueError(f"{name} needs one number for each of the {len(self.channels)} channels, got {blocks}")
         if self.lpips < 0:
             raise ValueError(f"lpips must not be negative, got {self.lpips}")
         coarsest_grid(self.size, self.patch, len(self.channels))
@@ -62,11 +72,14 @@ class Autoencoder(Generator, ABC):
     def __init__(self, config: AutoencoderConfig, encoder_outputs: int, components: int):
         super().__init__(config)
         c = config
-        self.encoder = Encoder(c.size, c.patch, c.channels, c.blocks, encoder_outputs * c.latent_dim, c.spatial)
-        self.decoder = Decoder(c.size, c.patch, c.channels, c.blocks, c.latent_dim, c.spatial)
+        linear = c.principal and not c.spatial
+        self.principal = PrincipalComponents(c.size, c.latent_dim) if linear else None
+        self.encoder = Encoder(c.size, c.patch, c.channels, c.encoder_blocks, encoder_outputs * c.latent_dim, c.spatial)
+        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, c.latent_dim, c.spatial, sketch=linear)
         self.whitening = Whitening(c.latent_dim)
         self.density = GaussianMixture(components, math.prod(self.latent_shape))
         self._perceptual = PerceptualLoss() if c.lpips else None
+        self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -76,8 +89,8 @@ class Autoencoder(Generator, ABC):
         return (c.latent_dim, grid, grid) if c.spatial else (c.latent_dim,)
 
     @abstractmethod
-    def _density_latents(self, images: Tensor, noise: Noise) -> Tensor:
-        """Raw latents (N, *latent_shape) whose distribution the density is to learn."""
+    def _code_and_draw(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """`_code`, and raw latents whose distribution the density is to learn; each (N, *latent_shape)."""
 
     @abstractmethod
     def _code(self, images: Tensor) -> Tensor:
@@ -106,6 +119,14 @@ class Autoencoder(Generator, ABC):
         return self._decode(self._between(*ends, weights.to(ends[0]), options))
 
     @torch.no_grad()
+    def initialise(self, images: Iterable[Tensor]) -> None:
+        """Fit the principal components, and start the networks as corrections of nothing to them."""
+        if self.principal is not None:
+            self.principal.fit(torch.cat(list(images)))
+            zero_output(self.encoder)
+            zero_output(self.decoder)
+
+    @torch.no_grad()
     def calibrate(self, images: Iterable[Tensor]) -> None:
         """Fit the whitening and the density to the latents of `images`, in eval mode."""
         codes: list[Tensor] = []
@@ -114,8 +135,9 @@ class Autoencoder(Generator, ABC):
         for batch in images:
             noise = Noise.for_images(0, range(seen, seen + len(batch)), batch.device)  # fixed draws, so that it repeats
             seen += len(batch)
-            codes.append(self._code(batch))
-            draws.append(self._density_latents(batch, noise))
+            code, draw = self._code_and_draw(batch, noise)
+            codes.append(code)
+            draws.append(draw)
         self.whitening.fit(torch.cat(codes))
         self.density.fit(self.whitening.whiten(torch.cat(draws)).flatten(1))
 
@@ -128,8 +150,16 @@ class Autoencoder(Generator, ABC):
         """Raw latents (len(weights), *latent_shape) on the path between two (1, *latent_shape)."""
 
     @final
+    def _mean_image(self, raw: Tensor) -> Tensor:
+        """Raw latents (N, *latent_shape) -> (N, 3, H, W), float32, not clamped: what the losses compare."""
+        if self.principal is None:
+            return self.decoder(raw).float()
+        sketch = self.principal.decode(raw).float()  # the linear reconstruction, refined by the decoder
+        return sketch + self.decoder(raw, sketch).float()
+
+    @final
     def _decode(self, raw: Tensor) -> Tensor:
-        return self.decoder(raw).float().clamp(-1, 1)
+        return self._mean_image(raw).clamp(-1, 1)
 
     @final
     def _draw_from_density(self, noise: Noise, temperature: float) -> Tensor:

@@ -4,6 +4,7 @@ latents."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,8 +28,8 @@ class VAEConfig(AutoencoderConfig):
     by 8)."""
     kl_weight: float = 1.0
     """Weight of the KL term. 1 is the bound itself; as a latent codec use a small one."""
-    kl_warmup: float = 0.1
-    """Share of training over which the KL weight rises from 0."""
+    kl_warmup: float = 0.0
+    """Share of training over which the KL weight rises from 0; needed when `principal` is off, where the KL would win."""
     free_bits: float = 0.0
     """Nats per latent value below which the KL costs nothing (arXiv 1606.04934), counted per image."""
     mixture: int = 10
@@ -81,12 +82,24 @@ class VAE(Autoencoder):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z | x), each (N, *latent_shape), float32."""
         mean, log_variance = self.encoder(images).float().chunk(2, dim=1)
+        if self.principal is not None:
+            mean = mean + self.principal.encode(images).float()
         return mean, log_variance.clamp(*LOG_VARIANCE_RANGE)
+
+    @torch.no_grad()
+    def initialise(self, images: Iterable[Tensor]) -> None:
+        """Start as probabilistic PCA (Tipping and Bishop 1999): its posterior variances, its likelihood's variance."""
+        super().initialise(images)
+        if self.principal is not None:
+            residual, signal = self.principal.residual, self.principal.std.square()
+            bias = self.encoder.head[-1].bias  # (2 D,): means, then log variances
+            bias[self.config.latent_dim :] = (residual / (signal + residual)).log()
+            self.likelihood.variance.fill_(residual)
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         mean, log_variance = self.posterior(batch.images)
         z = mean + (0.5 * log_variance).exp() * batch.noise.normal(*self.latent_shape)  # (N, *latent_shape)
-        decoded = self.decoder(z).float()
+        decoded = self._mean_image(z)
         nll = self.likelihood.nll(batch.images, decoded).mean()  # nats per image
         kl_each = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)  # (N, *latent_shape)
         kl = kl_each.flatten(1).sum(1).mean()  # nats per image
@@ -129,7 +142,7 @@ class VAE(Autoencoder):
         for _ in range(samples):
             eps = noise.normal(*self.latent_shape)
             z = mean + (0.5 * log_variance).exp() * eps
-            log_p_x = -self.likelihood.nll(images, self.decoder(z).float())
+            log_p_x = -self.likelihood.nll(images, self._mean_image(z))
             # log p(z) - log q(z | x): the constants of the two Gaussians cancel
             log_ratio = 0.5 * (eps.square() + log_variance - z.square()).flatten(1).sum(1)
             log_weights.append(log_p_x + log_ratio)  # (N,)
@@ -139,10 +152,10 @@ class VAE(Autoencoder):
     def _code(self, images: Tensor) -> Tensor:
         return self.posterior(images)[0]
 
-    def _density_latents(self, images: Tensor, noise: Noise) -> Tensor:
-        """One draw of q(z | x) per image: together they are the aggregate posterior."""
+    def _code_and_draw(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Posterior means, and one draw of q(z | x) per image: together the draws are the aggregate posterior."""
         mean, log_variance = self.posterior(images)
-        return mean + (0.5 * log_variance).exp() * noise.normal(*self.latent_shape)
+        return mean, mean + (0.5 * log_variance).exp() * noise.normal(*self.latent_shape)
 
     def _draw(self, noise: Noise, options: VAEOptions) -> Tensor:  # type: ignore[override]
         if options.latents == "mixture":

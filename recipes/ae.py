@@ -7,6 +7,7 @@ genmodels train ae --output runs/ae --steps 5000          (the same, in one proc
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from genmodels.ae import AE, AEConfig
 from genmodels.data import open_data
@@ -20,7 +21,11 @@ class AERecipe(Recipe):
 
     model: AEConfig = AEConfig()
     """The networks."""
-    optim: OptimConfig = OptimConfig(lr=1e-3)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    """Convolutions and matrix products in bf16; "no" on processors without it."""
+    batch_size: int = 64
+    """Small: at a few hundred images a second, more steps teach more than smoother ones."""
+    optim: OptimConfig = OptimConfig(lr=2e-3)
     """The optimiser."""
 
 

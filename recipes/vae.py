@@ -7,6 +7,7 @@ genmodels train vae --output runs/vae --steps 5000          (the same, in one pr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from genmodels.data import open_data
 from genmodels.training.fit import fit
@@ -20,7 +21,11 @@ class VAERecipe(Recipe):
 
     model: VAEConfig = VAEConfig()
     """The networks and the bound."""
-    optim: OptimConfig = OptimConfig(lr=1e-3)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    """Convolutions and matrix products in bf16; "no" on processors without it."""
+    batch_size: int = 64
+    """Small: at a few hundred images a second, more steps teach more than smoother ones."""
+    optim: OptimConfig = OptimConfig(lr=2e-3)
     """The optimiser."""
 
 

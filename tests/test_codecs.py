@@ -13,7 +13,7 @@ from genmodels.codec import lerp, slerp
 from genmodels.types import Batch, Noise
 from genmodels.vae import VAE, VAEConfig
 
-TINY = dict(size=16, channels=(8, 16), latent_dim=4)
+TINY = dict(size=16, channels=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=4, principal=False)
 
 
 def batch(n: int = 6, size: int = 16, progress: float = 1.0) -> Batch:
@@ -37,11 +37,18 @@ def test_sizes_and_latent_shapes(size, spatial):
     ("changes", "message"),
     [
         (dict(size=60), "size 60 is not divisible by 8"),
-        (dict(channels=(12,)), r"channels must be multiples of 8 \(the group norm\), got \(12,\)"),
+        (
+            dict(channels=(12,), encoder_blocks=(1,), decoder_blocks=(1,)),
+            r"channels must be multiples of 8 \(the group norm\), got \(12,\)",
+        ),
+        (dict(encoder_blocks=(1,)), r"encoder_blocks needs one number for each of the 2 channels, got \(1,\)"),
         (dict(latent_dim=0), "latent_dim must be at least 1, got 0"),
         (dict(kl_weight=-1.0), "must not be negative"),
         (dict(mixture=0), "mixture must have at least 1 component"),
-        (dict(size=12, channels=(8,), variance="frequency"), "'frequency' needs a size divisible by 8, got 12"),
+        (
+            dict(size=12, channels=(8,), encoder_blocks=(1,), decoder_blocks=(1,), variance="frequency"),
+            "'frequency' needs a size divisible by 8, got 12",
+        ),
     ],
 )
 def test_impossible_configs_are_refused(changes, message):
@@ -147,18 +154,18 @@ def test_slerp_keeps_the_norm_and_lerp_does_not():
 
 def test_missing_lpips_weights_say_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    model = VAE(VAEConfig(**TINY, lpips=0.1))
     with pytest.raises(ValueError, match="LPIPS needs .*"):
-        VAE(VAEConfig(**TINY, lpips=0.1))
+        model(batch())
 
 
 def test_lpips_joins_the_loss_and_stays_out_of_the_model(monkeypatch):
     """With a stand-in for the distance, since real weights cannot be had offline."""
 
-    class Squared(torch.nn.Module):
-        def forward(self, images, decoded):
-            return (images - decoded).square().mean((1, 2, 3), keepdim=True)
+    def squared(images, decoded):
+        return (images - decoded).square().mean((1, 2, 3))
 
-    monkeypatch.setattr("genmodels.nn.perceptual.load_lpips", lambda net: Squared())
+    monkeypatch.setattr("genmodels.nn.perceptual.load_lpips", lambda net, device: squared)
     torch.manual_seed(0)
     model = AE(AEConfig(**TINY, lpips=0.5))
     loss, metrics = model(batch())

@@ -15,8 +15,8 @@ from genmodels.types import Batch, Codec, Condition, Interpolates, Likelihood, N
 
 SIZE = 32
 SMALL: dict[str, dict[str, Any]] = {
-    "ae": dict(size=SIZE, channels=(16, 24), latent_dim=8),
-    "vae": dict(size=SIZE, channels=(16, 24), latent_dim=8, mixture=2),
+    "ae": dict(size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=8),
+    "vae": dict(size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=8, mixture=2),
 }
 """A configuration of each family that trains in a second."""
 
@@ -39,7 +39,9 @@ def batch(n: int = 8, seed: int = 0, progress: float = 1.0) -> Batch:
 def make(family: str) -> Generator:
     torch.manual_seed(0)
     kind = genmodels.family(family)
-    return kind(kind.Config(**SMALL[family]))
+    model = kind(kind.Config(**SMALL[family]))
+    model.initialise([faces(24, seed=3)])
+    return model
 
 
 @pytest.fixture(params=list(SMALL))

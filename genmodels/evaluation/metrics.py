@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +21,8 @@ from genmodels import __version__
 from genmodels.base import Generator, evaluating
 from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
+from genmodels.nn.perceptual import Distance, load_lpips
 from genmodels.types import Likelihood, Noise, Reconstructs
-
-Distance = Callable[[Tensor, Tensor], Tensor]
-"""(N, 3, H, W) in [-1, 1], twice -> one number per pair, (N,)."""
-
 
 @dataclass(frozen=True)
 class Score:
@@ -94,39 +89,6 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     return (similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean(dim=(1, 2, 3))
-
-
-def load_lpips(net: Literal["alex", "vgg", "squeeze"] = "alex", device: torch.device | str = "cpu") -> Distance:
-    """LPIPS v0.1 (arXiv 1801.03924) from the `lpips` package; lower is closer. Its backbone must be on this machine.
-
-    Nothing is downloaded: torchvision's ImageNet weights are looked for where torch.hub keeps its files.
-
-    Raises:
-        ValueError: when the package or the weights are absent; the message says how to get them.
-    """
-    if importlib.util.find_spec("lpips") is None:
-        raise ValueError("LPIPS needs the lpips package: pip install 'genmodels[lpips]'")
-    import torchvision
-
-    name = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}[net]
-    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not file.is_file():
-        raise ValueError(
-            f"LPIPS needs torchvision's {name} weights at {file}: copy the file there, or with internet run "
-            f"python -c \"import torchvision; torchvision.models.get_model('{name}', weights='IMAGENET1K_V1')\""
-        )
-    import lpips
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips still uses torchvision's old spelling of `weights`
-        distance = lpips.LPIPS(net=net, verbose=False).to(device)
-
-    @torch.inference_mode()
-    def per_image(images: Tensor, others: Tensor) -> Tensor:
-        return distance(images.to(device), others.to(device)).flatten()
-
-    return per_image
 
 
 @torch.inference_mode()

@@ -6,7 +6,6 @@ resolution is changed by moving pixels into channels and back, which costs nothi
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,12 +61,14 @@ class Encoder(nn.Module):
         size: side of the image.
         patch: side of the patches that become the first feature map, size / patch on a side.
         channels: width of each level; every level after the first halves the resolution.
-        blocks: residual blocks per level.
+        blocks: residual blocks of each level, finest first.
         outputs: features per image, or per position of the map.
         spatial: keep the last level's map instead of flattening it.
     """
 
-    def __init__(self, size: int, patch: int, channels: tuple[int, ...], blocks: int, outputs: int, spatial: bool):
+    def __init__(
+        self, size: int, patch: int, channels: tuple[int, ...], blocks: tuple[int, ...], outputs: int, spatial: bool
+    ):
         super().__init__()
         grid = coarsest_grid(size, patch, len(channels))
         self.stem = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, channels[0], 3, padding=1))
@@ -75,45 +76,63 @@ class Encoder(nn.Module):
         for level, width in enumerate(channels):
             if level:
                 levels.append(Downsample(channels[level - 1], width))
-            levels += [ResBlock(width) for _ in range(blocks)]
+            levels += [ResBlock(width) for _ in range(blocks[level])]
         self.levels = nn.Sequential(*levels)
         last = channels[-1]
-        head = (
-            nn.Conv2d(last, outputs, 1) if spatial else nn.Sequential(nn.Flatten(), nn.Linear(last * grid**2, outputs))
-        )
-        self.head = nn.Sequential(norm(last), nn.SiLU(), head)
+        to_latent = [nn.Conv2d(last, outputs, 1)] if spatial else [nn.Flatten(), nn.Linear(last * grid**2, outputs)]
+        self.head = nn.Sequential(norm(last), nn.SiLU(), *to_latent)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.contiguous(memory_format=torch.channels_last)  # the layout the kernels are fastest in
-        return self.head(self.levels(self.stem(x)))
+        return self.head(self.levels(self.stem(images)))
 
 
 class Decoder(nn.Module):
     """Latents (N, inputs), or (N, inputs, grid, grid) for a spatial map -> images (N, 3, size, size), unbounded.
 
-    The mirror image of Encoder; same arguments.
+    The mirror image of Encoder, with the same arguments. It may be shown a sketch of the image it is to make: the sketch's
+    patches join the finest level, which then refines what it sees instead of painting from nothing.
     """
 
-    def __init__(self, size: int, patch: int, channels: tuple[int, ...], blocks: int, inputs: int, spatial: bool):
+    def __init__(
+        self,
+        size: int,
+        patch: int,
+        channels: tuple[int, ...],
+        blocks: tuple[int, ...],
+        inputs: int,
+        spatial: bool,
+        sketch: bool = False,
+    ):
         super().__init__()
-        grid, last = coarsest_grid(size, patch, len(channels)), channels[-1]
+        grid, last, first = coarsest_grid(size, patch, len(channels)), channels[-1], channels[0]
         self.stem: nn.Module
         if spatial:
             self.stem = nn.Conv2d(inputs, last, 1)
         else:
             self.stem = nn.Sequential(nn.Linear(inputs, last * grid**2), nn.Unflatten(1, (last, grid, grid)))
-        levels: list[nn.Module] = []
-        for level in reversed(range(len(channels))):
-            levels += [ResBlock(channels[level]) for _ in range(blocks)]
-            if level:
-                levels.append(Upsample(channels[level], channels[level - 1]))
-        self.levels = nn.Sequential(*levels)
-        to_pixels = nn.Conv2d(channels[0], 3 * patch**2, 3, padding=1)
-        self.head = nn.Sequential(norm(channels[0]), nn.SiLU(), to_pixels, nn.PixelShuffle(patch))
+        coarse: list[nn.Module] = []
+        for level in reversed(range(1, len(channels))):
+            coarse += [ResBlock(channels[level]) for _ in range(blocks[level])]
+            coarse.append(Upsample(channels[level], channels[level - 1]))
+        self.coarse = nn.Sequential(*coarse)
+        look = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, first, 3, padding=1))
+        self.look = look if sketch else None
+        self.finest = nn.Sequential(*[ResBlock(first) for _ in range(blocks[0])])
+        self.head = nn.Sequential(norm(first), nn.SiLU(), nn.Conv2d(first, 3 * patch**2, 3, padding=1))
+        self.unpatch = nn.PixelShuffle(patch)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        x = self.stem(latents).contiguous(memory_format=torch.channels_last)
-        return self.head(self.levels(x))
+    def forward(self, latents: Tensor, sketch: Tensor | None = None) -> Tensor:
+        x = self.coarse(self.stem(latents))  # (N, C, size / patch, size / patch)
+        if self.look is not None:
+            x = x + self.look(sketch)
+        return self.unpatch(self.head(self.finest(x)))
+
+
+def zero_output(network: Encoder | Decoder) -> None:
+    """Zero the last layer, so that the network starts as a correction of nothing to whatever it is added to."""
+    last = network.head[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
 
 
 def coarsest_grid(size: int, patch: int, levels: int) -> int:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""(N, 3, H, W) in [-1, 1], twice -> one number per pair, (N,)."""
+Net = Literal["alex", "vgg", "squeeze"]
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
 
-def load_lpips(net: Literal["alex", "vgg", "squeeze"] = "alex") -> nn.Module:
-    """LPIPS v0.1 (arXiv 1801.03924) from the `lpips` package, frozen; its backbone must be on this machine.
+def load_lpips(net: Net = "alex", device: torch.device | str = "cpu") -> Distance:
+    """LPIPS v0.1 (arXiv 1801.03924) from the `lpips` package, frozen; lower is closer. It passes gradients on.
 
-    Call it with two batches (N, 3, H, W) in [-1, 1] for one distance per pair, (N, 1, 1, 1); lower is closer.
     Nothing is downloaded: torchvision's ImageNet weights are looked for where torch.hub keeps its files.
 
     Raises:
@@ -38,15 +41,25 @@ def load_lpips(net: Literal["alex", "vgg", "squeeze"] = "alex") -> nn.Module:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips still uses torchvision's old spelling of `weights`
-        return lpips.LPIPS(net=net, verbose=False).requires_grad_(False).eval()
+        network = lpips.LPIPS(net=net, verbose=False).requires_grad_(False).eval().to(device)
+
+    def distance(images: Tensor, others: Tensor) -> Tensor:
+        return network(images.to(device), others.to(device)).flatten()
+
+    return distance
 
 
 class PerceptualLoss:
-    """Mean LPIPS between images and their reconstructions. Not a module: its frozen network is no part of the model."""
+    """Mean LPIPS between images and their reconstructions. Not a module: its frozen network is no part of the model.
 
-    def __init__(self, net: Literal["alex", "vgg", "squeeze"] = "vgg"):
-        self._distance = load_lpips(net)
+    The network is loaded when the loss is first used, on the device it is used on: a trained model loads without it.
+    """
+
+    def __init__(self, net: Net = "vgg"):
+        self._net = net
+        self._distance: Distance | None = None
 
     def __call__(self, images: Tensor, decoded: Tensor) -> Tensor:
-        self._distance.to(images.device)
+        if self._distance is None:
+            self._distance = load_lpips(self._net, images.device)
         return self._distance(images, decoded).mean()

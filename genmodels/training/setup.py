@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
@@ -16,13 +18,16 @@ from torch import nn
 from torch.optim import Optimizer
 
 from genmodels.base import Generator
-from genmodels.data.batches import BatchReader
+from genmodels.data.batches import BatchReader, image_batches
 from genmodels.data.packed import Packed
 from genmodels.training.checkpoint import State, load_checkpoint, newest_checkpoint
 from genmodels.training.clock import Clock
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
 from genmodels.training.recipe import Recipe, check_output, to_yaml
+
+INITIALISATION = 8_192
+"""Most training images that initialise() sees."""
 
 
 @dataclass
@@ -77,6 +82,10 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     model.to(device).train()
     parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
     optimizers = {turn: build_optimizer(own, recipe.optim) for turn, own in parameters.items()}
+    began = time.monotonic()
+    if not recipe.resume:
+        with torch.no_grad():
+            model.initialise(image_batches(data, limit=INITIALISATION, device=device))
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     identity = identity_of(model, data, recipe)
     state = State()
@@ -96,7 +105,8 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
         accelerator.scaler.load_state_dict(state.scaler)
     if recipe.tensorboard:
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
-    clock = Clock(recipe.steps, recipe.minutes, state.elapsed + recipe.startup, device, accelerator.is_main_process)
+    spent = state.elapsed + recipe.startup + time.monotonic() - began
+    clock = Clock(recipe.steps, recipe.minutes, spent, device, accelerator.is_main_process)
     log = RunLog(accelerator, recipe.output, state.step)
     log.say(summary(model, data, recipe, accelerator, state))
     return Run(

@@ -1,0 +1,76 @@
+"""Principal components of images: the best linear autoencoder, known in closed form before training starts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_SIDE = 64
+"""Components are taken at this side or below; larger images are averaged down to it and enlarged again."""
+MIN_STD = 1e-6
+
+
+class PrincipalComponents(nn.Module):
+    """White coordinates of images along their first D principal components, and back (eigenfaces, Turk and Pentland 1991).
+
+    Aligned faces are close to a linear subspace. A network that is added to this map starts from the best linear
+    reconstruction and from latents of zero mean and unit covariance, instead of spending its first epochs on them.
+
+    Args:
+        size: side of the images.
+        components: D.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    std: Tensor
+    residual: Tensor
+
+    def __init__(self, size: int, components: int):
+        super().__init__()
+        self.size = size
+        self.side = min(size, MAX_SIDE)
+        values = 3 * self.side**2
+        if components > values:
+            raise ValueError(f"{components} principal components of {values} values: choose a smaller latent_dim")
+        self.register_buffer("mean", torch.zeros(values))
+        self.register_buffer("basis", torch.zeros(values, components))
+        self.register_buffer("std", torch.ones(components))
+        self.register_buffer("residual", torch.tensor(1.0))  # mean squared error of the reconstruction
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Randomised PCA (arXiv 0909.4061) of `images` (N, 3, size, size) in [-1, 1]; the same images give the same basis.
+
+        With fewer images than components, the components that cannot be told stay zero.
+        """
+        data = self._flat(images)
+        self.mean.copy_(data.mean(0))
+        data = data - self.mean
+        found = min(len(self.std), *data.shape)
+        with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
+            torch.manual_seed(0)
+            _, singular, basis = torch.svd_lowrank(data, q=min(found + 32, *data.shape), niter=2)
+        self.basis.zero_()
+        self.basis[:, :found] = basis[:, :found]
+        self.std.fill_(1.0)
+        self.std[:found] = (singular[:found] / max(1, len(data) - 1) ** 0.5).clamp_min(MIN_STD)
+        self.residual.copy_((data - data @ self.basis @ self.basis.T).square().mean().clamp_min(MIN_STD))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(N, 3, size, size) -> white coordinates (N, D)."""
+        return (self._flat(images) - self.mean) @ self.basis / self.std
+
+    def decode(self, white: Tensor) -> Tensor:
+        """White coordinates (N, D) -> (N, 3, size, size)."""
+        flat = torch.addmm(self.mean, white * self.std, self.basis.T)
+        images = flat.unflatten(1, (3, self.side, self.side))
+        if self.side == self.size:
+            return images
+        return F.interpolate(images, size=(self.size, self.size), mode="bilinear", align_corners=False)
+
+    def _flat(self, images: Tensor) -> Tensor:
+        if self.side != self.size:
+            images = F.interpolate(images, size=(self.side, self.side), mode="area")
+        return images.flatten(1)  # (N, 3 side^2)
