@@ -77,10 +77,8 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
 
     # ---- the same for all ----
 
-    @final
-    def forward(  # type: ignore[misc]  # nn.Module declares it as a variable
-        self, batch: Batch, turn: str = "model"
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    @final  # type: ignore[misc]  # torch declares forward as a variable
+    def forward(self, batch: Batch, turn: str = "model") -> tuple[Tensor, dict[str, Tensor]]:
         """`loss`, called as a module so that DistributedDataParallel sees every step."""
         return self.loss(batch, turn)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from genmodels.codec import Autoencoder, AutoencoderConfig, lerp, slerp
+from genmodels.nn.conv import output_layer
 from genmodels.nn.likelihood import CalibratedGaussian, nats_to_bits_per_dim
 from genmodels.types import Batch, Condition, Noise
 
@@ -29,7 +30,7 @@ class VAEConfig(AutoencoderConfig):
     kl_weight: float = 1.0
     """Weight of the KL term. 1 is the bound itself; as a latent codec use a small one."""
     kl_warmup: float = 0.0
-    """Share of training over which the KL weight rises from 0; needed when `principal` is off, where the KL would win."""
+    """Share of training over which the KL weight rises from 0. Needed where `principal` is off: the KL would win."""
     free_bits: float = 0.0
     """Nats per latent value below which the KL costs nothing (arXiv 1606.04934), counted per image."""
     mixture: int = 10
@@ -92,8 +93,9 @@ class VAE(Autoencoder):
         super().initialise(images)
         if self.principal is not None:
             residual, signal = self.principal.residual, self.principal.std.square()
-            bias = self.encoder.head[-1].bias  # (2 D,): means, then log variances
-            bias[self.config.latent_dim :] = (residual / (signal + residual)).log()
+            posterior = (residual / (signal + residual)).log()  # (D,)
+            # The encoder's outputs are the means, then the log variances.
+            dict(output_layer(self.encoder).named_parameters())["bias"][self.config.latent_dim :] = posterior
             self.likelihood.variance.fill_(residual)
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
 from genmodels.nn.perceptual import Distance, load_lpips
 from genmodels.types import Likelihood, Noise, Reconstructs
+
 
 @dataclass(frozen=True)
 class Score:

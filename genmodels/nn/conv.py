@@ -89,8 +89,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (N, inputs), or (N, inputs, grid, grid) for a spatial map -> images (N, 3, size, size), unbounded.
 
-    The mirror image of Encoder, with the same arguments. It may be shown a sketch of the image it is to make: the sketch's
-    patches join the finest level, which then refines what it sees instead of painting from nothing.
+    The mirror image of Encoder, with the same arguments. With `sketch`, forward also takes a sketch of the image to be
+    made, (N, 3, size, size): its patches join the finest level, which then refines what it sees instead of painting
+    from nothing.
     """
 
     def __init__(
@@ -128,11 +129,17 @@ class Decoder(nn.Module):
         return self.unpatch(self.head(self.finest(x)))
 
 
+def output_layer(network: Encoder | Decoder) -> nn.Linear | nn.Conv2d:
+    """The layer that makes the latents, or the pixels."""
+    last = network.head[-1]
+    assert isinstance(last, (nn.Linear, nn.Conv2d))
+    return last
+
+
 def zero_output(network: Encoder | Decoder) -> None:
     """Zero the last layer, so that the network starts as a correction of nothing to whatever it is added to."""
-    last = network.head[-1]
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    for parameter in output_layer(network).parameters():
+        nn.init.zeros_(parameter)
 
 
 def coarsest_grid(size: int, patch: int, levels: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(N, 3, H, W) in [-1, 1], twice -> one number per pair, (N,)."""

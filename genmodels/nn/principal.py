@@ -12,10 +12,11 @@ MIN_STD = 1e-6
 
 
 class PrincipalComponents(nn.Module):
-    """White coordinates of images along their first D principal components, and back (eigenfaces, Turk and Pentland 1991).
+    """White coordinates of images along their first D principal components, and back.
 
-    Aligned faces are close to a linear subspace. A network that is added to this map starts from the best linear
-    reconstruction and from latents of zero mean and unit covariance, instead of spending its first epochs on them.
+    These are the eigenfaces of Turk and Pentland (1991). Aligned faces are close to a linear subspace. A network added
+    to this map starts from the best linear reconstruction and from latents of zero mean and unit covariance, instead
+    of spending its first epochs on them.
 
     Args:
         size: side of the images.
@@ -41,9 +42,9 @@ class PrincipalComponents(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Randomised PCA (arXiv 0909.4061) of `images` (N, 3, size, size) in [-1, 1]; the same images give the same basis.
+        """Randomised PCA (arXiv 0909.4061) of `images` (N, 3, size, size) in [-1, 1].
 
-        With fewer images than components, the components that cannot be told stay zero.
+        The same images give the same basis. With fewer images than components, the last components stay zero.
         """
         data = self._flat(images)
         self.mean.copy_(data.mean(0))

@@ -1,4 +1,4 @@
-"""Several processes on a CPU, as `accelerate launch --cpu --num_processes N` promises."""
+"""What accelerate's launcher leaves undone on a CPU: several processes, and all of its cores."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 
 import psutil
+import torch
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where torchrun and the MPI launchers say how many processes there are."""
@@ -25,6 +26,20 @@ def spread_over_cpu() -> None:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         sys.stdout.flush()
         os.execv(sys.executable, [*launcher, *sys.argv])
+
+
+def use_every_core() -> None:
+    """Gives a single process on a machine without GPU all of its cores.
+
+    Without --cpu, accelerate's launcher sets OMP_NUM_THREADS to 1, which suits a process that feeds a GPU and nothing
+    else. A number of threads that somebody asked for is kept.
+    """
+    parent = psutil.Process(os.getppid()).cmdline()
+    launched = any("accelerate" in part for part in parent[:3])
+    asked = any("num_cpu_threads_per_process" in part.replace("-", "_") for part in parent)
+    alone = not any(name in os.environ for name in SIZES)
+    if launched and alone and not asked and not torch.accelerator.is_available():
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 
 
 def processes_wanted(env: dict[str, str], parent: list[str]) -> int:

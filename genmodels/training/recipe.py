@@ -20,7 +20,7 @@ import yaml
 
 from genmodels.base import from_dict
 from genmodels.training.ema import MAX_SIGMA_REL
-from genmodels.training.launch import spread_over_cpu
+from genmodels.training.launch import spread_over_cpu, use_every_core
 from genmodels.training.optim import OptimConfig
 
 DEFAULT_STEPS = 20_000
@@ -198,6 +198,7 @@ def run(main: Callable[[R], object], recipe: type[R], family: str) -> None:
         status = 1
         check_output(chosen)
         spread_over_cpu()
+        use_every_core()
         torch.manual_seed(chosen.seed)  # the initial weights, the same on every process
         main(replace(chosen, startup=time.time() - psutil.Process().create_time()))
     except (ValueError, OSError, FloatingPointError) as error:
