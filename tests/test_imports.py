@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "codec": CORE | {"nn"},
     "data": {"types"},
     "sampling": CORE,
-    "evaluation": CORE | {"data", "sampling"},
+    "evaluation": CORE | {"nn", "data", "sampling"},
     "training": CORE | {"nn", "data", "sampling"},
 }
 FAMILY = CORE | {"nn", "codec"}

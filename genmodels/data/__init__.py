@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from genmodels.data.celeba import celeba_source, download_celeba
 from genmodels.data.decode import check_crop
 from genmodels.data.folder import export, folder_source
 from genmodels.data.packed import IMAGES, PARTIAL, Packed, is_packed, load_packed, save_labels
-from genmodels.data.packing import cores, lock, progress_bar, write_pack
+from genmodels.data.packing import lock, progress_bar, write_pack
 from genmodels.data.sheet import save_sheet
 
 __all__ = ["Packed", "cache_folder", "download_celeba", "export", "load_packed", "open_data", "pack", "save_sheet"]
@@ -113,12 +112,13 @@ def _open_directory(data: str, root: Path | None, size: int | None, crop: str | 
 
 
 def _pack_toyfaces(size: int) -> Path:
-    """Draw the procedural faces of this version of toyfaces.py into the cache."""
+    """Draw the procedural faces of this version of their code into the cache."""
     from genmodels.data import toyfaces
 
     if size < 8:
         raise ValueError(f"size {size} is too small: images have at least 8 pixels a side")
-    version = hashlib.sha256(Path(toyfaces.__file__).read_bytes()).hexdigest()[:12]
+    code = b"".join(path.read_bytes() for path in sorted(Path(toyfaces.__file__).parent.glob("toy*.py")))
+    version = hashlib.sha256(code).hexdigest()[:12]
     out = cache_folder() / f"toyfaces-{size}-{version}"
     if is_packed(out):
         return out
@@ -129,19 +129,16 @@ def _pack_toyfaces(size: int) -> Path:
         images = open_memmap(out / PARTIAL, "w+", np.uint8, (count, size, size, 3))  # (N, H, W, 3)
         attributes = np.zeros((count, len(toyfaces.ATTRIBUTES)), np.int8)  # (N, K)
 
-        def work(rows: np.ndarray) -> int:
-            images[rows], attributes[rows] = toyfaces.draw(0, rows, size)
-            return len(rows)
-
-        chunks = np.array_split(np.arange(count), count // 64)
-        with progress_bar("drawing") as progress, ThreadPoolExecutor(cores()) as pool:
+        with progress_bar("drawing") as progress:
             bar = progress.add_task("", total=count)
-            for drawn in pool.map(work, chunks):
-                progress.advance(bar, drawn)
+            for rows in np.array_split(np.arange(count), count // 512):  # draw() itself uses every core
+                images[rows], attributes[rows] = toyfaces.draw(0, rows, size)
+                progress.advance(bar, len(rows))
         images.flush()
         (out / PARTIAL).rename(out / IMAGES)
         manifest = {
             "source": "toyfaces",
+            "license": "apache-2.0",
             "size": size,
             "crop": None,
             "filter": None,
