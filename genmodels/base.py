@@ -235,8 +235,15 @@ def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
         fields = {name: from_dict(hints[name], item, f"{where}: {name}") for name, item in value.items()}
         return kind(**fields)  # type: ignore[operator]
     if typing.get_origin(kind) is tuple or kind is tuple:
-        inner = (typing.get_args(kind) or (Any,))[0]
-        return tuple(from_dict(inner, item, where) for item in value)
+        inner = typing.get_args(kind) or (Any, ...)
+        count = None if inner[-1] is ... else len(inner)
+        if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
+            raise ValueError(f"{where}: expected a list{f' of {count}' if count else ''}, got {value!r}")
+        return tuple(from_dict(inner[0], item, where) for item in value)
+    if kind in (str, Path) and not isinstance(value, str):
+        raise ValueError(f"{where}: expected text, got {value!r}")
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{where}: expected true or false, got {value!r}")
     if kind is Path:
         return Path(value)
     if typing.get_origin(kind) is typing.Literal and value not in typing.get_args(kind):

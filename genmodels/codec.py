@@ -122,7 +122,7 @@ class Autoencoder(Generator, ABC):
     def initialise(self, images: Iterable[Tensor]) -> None:
         """Fit the principal components, and start the networks as corrections of nothing to them."""
         if self.principal is not None:
-            self.principal.fit(torch.cat(list(images)))
+            self.principal.fit(images)
             zero_output(self.encoder)
             zero_output(self.decoder)
 

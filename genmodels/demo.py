@@ -22,6 +22,8 @@ from genmodels.evaluation.metrics import Evaluation, evaluate
 from genmodels.evaluation.report import Figure, Section, curves, embedded, page, tiles
 
 SIZE = 64
+MADE = {"index.html", "grid.png", "reconstructions.png", "interpolation.png", "interpolation.gif", "vae", "ae"}
+"""All that a demo leaves in its folder."""
 TOURS = ((1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12), (13, 14, 15), (16, 17, 18))
 """Seeds that the faces of the animation pass through, side by side."""
 
@@ -66,10 +68,11 @@ def show(out: Path, data: Packed, minutes: float, began: float) -> Path:
 
 
 def _prepare(out: Path, force: bool) -> None:
-    earlier = (out / "index.html").is_file() and (out / "vae").is_dir()
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    earlier = "vae" in found and found <= MADE  # finished or not
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (force and earlier):
-            hint = "replace that demo with --force, or " if earlier else ""
+            hint = "replace that demo with --force (make demo ARGS=--force), or " if earlier else ""
             raise ValueError(f"{out} is not an empty folder: {hint}choose another --out")
         for name in ("vae", "ae"):
             shutil.rmtree(out / name, ignore_errors=True)

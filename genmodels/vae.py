@@ -136,8 +136,7 @@ class VAE(Autoencoder):
         The importance-weighted bound (arXiv 1509.00519) with `samples` draws of q(z | x), on uniformly dequantised
         values (arXiv 1511.01844). More samples give a tighter bound.
         """
-        # uint8 level k stands for the interval [k, k + 1) / 127.5 - 1, whose centre the float image is not: shift by
-        # u - 1/2
+        # Level k stands for [k - 1/2, k + 1/2) / 127.5 - 1.
         images = images + (noise.uniform(*images.shape[1:]) - 0.5) / 127.5
         mean, log_variance = self.posterior(images)
         log_weights = []

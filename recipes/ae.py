@@ -30,8 +30,8 @@ class AERecipe(Recipe):
 
 
 def main(recipe: AERecipe) -> None:
+    model = AE(replace(recipe.model, size=recipe.size))  # first: it refuses a size that cannot be before any packing
     data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
-    model = AE(replace(recipe.model, size=recipe.size))
     fit(model, data, recipe)
 
 

@@ -30,8 +30,8 @@ class VAERecipe(Recipe):
 
 
 def main(recipe: VAERecipe) -> None:
+    model = VAE(replace(recipe.model, size=recipe.size))  # first: it refuses a size that cannot be before any packing
     data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
-    model = VAE(replace(recipe.model, size=recipe.size))
     fit(model, data, recipe)
 
 

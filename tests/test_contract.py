@@ -58,10 +58,10 @@ def model(family) -> Generator:
     return model.eval()
 
 
-def train(model: Generator, steps: int) -> list[float]:
+def train(model: Generator, steps: int, lr: float = 3e-3) -> list[float]:
     """A plain loop over one fixed batch; the first turn's losses."""
     model.train()
-    optimisers = {turn: torch.optim.Adam(model.parameters_for(turn), 3e-3) for turn in model.turns}
+    optimisers = {turn: torch.optim.Adam(model.parameters_for(turn), lr) for turn in model.turns}
     losses = []
     for _ in range(steps):
         for turn in model.turns:
@@ -131,8 +131,10 @@ def test_gradients_reach_every_parameter_of_the_turn_and_no_other(family):
 
 
 def test_steps_lower_the_loss_on_a_fixed_batch(family):
-    losses = train(make(family), steps=30)
-    assert losses[-1] < losses[0] - 0.1 * abs(losses[0]), losses
+    """Below what as many steps without an optimiser leave: statistics in after_step move the loss as well."""
+    still = train(make(family), steps=30, lr=0.0)[-1]
+    moved = train(make(family), steps=30)[-1]
+    assert moved < still - 0.1 * abs(still), (still, moved)
 
 
 def test_the_loss_is_a_mean_over_images(family):

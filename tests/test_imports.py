@@ -24,13 +24,14 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 CORE = {"types", "base"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
+    "usage": set(),
     "base": {"types"},
     "nn": {"types"},
     "codec": CORE | {"nn"},
     "data": {"types"},
     "sampling": CORE,
     "evaluation": CORE | {"nn", "data", "sampling"},
-    "training": CORE | {"nn", "data", "sampling"},
+    "training": CORE | {"nn", "data", "sampling", "usage"},
 }
 FAMILY = CORE | {"nn", "codec"}
 """What a family's own room may import; families are the modules named in genmodels.FAMILIES."""

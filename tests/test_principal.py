@@ -23,7 +23,7 @@ def low_rank(n: int = 200, size: int = 8, rank: int = 6) -> torch.Tensor:
 def test_against_scikit_learn():
     images = low_rank()
     ours = PrincipalComponents(8, 4)
-    ours.fit(images)
+    ours.fit([images])
     reference = PCA(4, svd_solver="full").fit(images.flatten(1).double().numpy())
     overlap = ours.basis.double().numpy().T @ reference.components_.T
     np.testing.assert_allclose(np.abs(overlap), np.eye(4), atol=1e-3)
@@ -33,7 +33,7 @@ def test_against_scikit_learn():
 def test_coordinates_are_white_and_lead_back():
     images = low_rank()
     pc = PrincipalComponents(8, 6)
-    pc.fit(images)
+    pc.fit([images])
     white = pc.encode(images)
     torch.testing.assert_close(torch.cov(white.T), torch.eye(6), atol=1e-2, rtol=0)
     error = (pc.decode(white) - images).square().mean()
@@ -44,22 +44,24 @@ def test_coordinates_are_white_and_lead_back():
 def test_repeatable_and_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
     first, second = PrincipalComponents(8, 4), PrincipalComponents(8, 4)
-    first.fit(low_rank())
+    first.fit([low_rank()])
     torch.rand(5)
     state = torch.get_rng_state()
-    second.fit(low_rank())
+    second.fit([low_rank()])
     assert torch.equal(first.basis, second.basis) and torch.equal(state, torch.get_rng_state())
     assert not torch.equal(before, state)
 
 
 def test_fewer_images_than_components_and_large_images():
     pc = PrincipalComponents(8, 20)
-    pc.fit(low_rank(5))
+    pc.fit([low_rank(5)])
     assert pc.decode(pc.encode(low_rank(5))).isfinite().all()
+    mirrored = pc.encode(low_rank(5).flip(3))
+    assert mirrored.abs().max() < 100, "rounding noise was taken for a component"
     large = PrincipalComponents(128, 4)
     assert large.basis.shape == (3 * 64**2, 4)
     images = torch.nn.functional.interpolate(low_rank(30), size=128)
-    large.fit(images)
+    large.fit([images])
     assert large.decode(large.encode(images)).shape == images.shape
 
 
@@ -70,7 +72,7 @@ def test_a_vae_starts_as_probabilistic_pca():
     vae = VAE(VAEConfig(**config))
     vae.initialise([images[:40], images[40:]])
     pc = PrincipalComponents(16, 6)
-    pc.fit(images)
+    pc.fit([images])
     linear = pc.decode(pc.encode(images)).clamp(-1, 1)
     torch.testing.assert_close(vae.reconstruct(images), linear, atol=1e-4, rtol=0)
     torch.testing.assert_close(vae.likelihood.variance, pc.residual[None])

@@ -14,7 +14,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from genmodels.cli import commands
-from genmodels.cli.arguments import UsageError, one_line_refusals
+from genmodels.usage import UsageError, one_line_refusals
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": commands.train,
@@ -90,6 +90,9 @@ def fold_options(arguments: Sequence[str]) -> list[str]:
         if value.startswith("--"):
             raise UsageError(f"{flag} needs a value: {flag} VALUE")
         folded.append(f"{name}={value}")
+    if "--options" in kept:  # the long form and the short one together
+        place = kept.index("--options") + 1
+        return [*kept[:place], *folded, *kept[place:]]
     return [*kept, "--options", *folded] if folded else kept
 
 
@@ -97,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `genmodels ARGUMENTS`, by default this process's own; the exit status: 0, 1 failed, 2 bad usage."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    while arguments[:1] == ["--debug"]:
+        arguments = [*arguments[1:], "--debug"]
     try:
         if arguments[:1] == ["train"] and arguments[1:] not in (["--help"], ["-h"]):
             # The recipe parses its own arguments, --help and --debug among them.

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
-import re
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import genmodels
+from genmodels.usage import UsageError, one_line_refusals
 
 if TYPE_CHECKING:
     import numpy as np
 
     from genmodels.base import Generator
     from genmodels.types import Condition
-
-
-class UsageError(ValueError):
-    """The command line itself is wrong: exit status 2."""
-
-
-@contextlib.contextmanager
-def one_line_refusals() -> Iterator[None]:
-    """Inside, tyro's framed messages become a UsageError on one line, without frame and title."""
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            yield
-    except SystemExit as exit:
-        if not exit.code:
-            raise
-        raise UsageError(_unframed(stderr.getvalue())) from None
-
-
-def _unframed(text: str) -> str:
-    """What stands in tyro's frame, drawn in lines or in ASCII, with or without colour; its title says nothing new."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
-    blocks = re.split(r"^[╭╰].*$|^[ │|]*[─-]{3,}[ │|]*$", plain, flags=re.MULTILINE)
-    sentences = [
-        " ".join(line.strip("│| ") for line in block.strip().splitlines()) for block in blocks if block.strip()
-    ]
-    untitled = sentences if plain.startswith("╭") else sentences[1:]
-    return ". ".join(" ".join(sentence.split()).rstrip(".") for sentence in untitled)
 
 
 def check_free(path: Path, force: bool, *endings: str) -> None:
@@ -62,6 +32,9 @@ def check_free(path: Path, force: bool, *endings: str) -> None:
         raise ValueError(f"{path} is a folder: give the name of a file in it")
     if path.exists() and not force:
         raise ValueError(f"{path} exists: choose another name, or overwrite it with --force")
+    place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not os.access(place, os.W_OK) or (place != path and not place.is_dir()):
+        raise PermissionError(f"cannot write {path}: {place} does not allow it")
 
 
 def read_face(path: Path, size: int) -> np.ndarray:

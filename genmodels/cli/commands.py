@@ -10,7 +10,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from genmodels.cli.arguments import UsageError, check_free, chosen_options, condition_for, describe, load, read_face
+from genmodels.cli.arguments import check_free, chosen_options, condition_for, describe, load, read_face
+from genmodels.usage import UsageError
 
 
 def train(family: Positional[str], arguments: Positional[tuple[str, ...]] = ()) -> None:

@@ -97,20 +97,25 @@ class BatchReader:
 
 
 def image_batches(
-    data: Packed, batch_size: int = 64, limit: int | None = None, device: torch.device | str = "cpu"
+    data: Packed,
+    batch_size: int = 64,
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+    spread: bool = False,
 ) -> Iterator[Tensor]:
     """The images of `data` in their order, not mirrored: float (n, 3, H, W) in [-1, 1].
 
     Args:
         data: what to read.
         batch_size: n; the last batch may be smaller.
-        limit: at most this many images, from the first.
+        limit: at most this many images.
         device: where they are placed.
+        spread: take those evenly from the whole of `data`, which may be sorted by kind; else from its beginning.
     """
     count = len(data) if limit is None else min(limit, len(data))
+    rows = np.arange(count) * len(data) // max(1, count) if spread else np.arange(count)
     for start in range(0, count, batch_size):
-        block = np.ascontiguousarray(data.images[start : min(start + batch_size, count)])
-        yield to_float(torch.from_numpy(block), device)
+        yield to_float(torch.from_numpy(np.asarray(data.images)[rows[start : start + batch_size]]), device)
 
 
 def to_float(images: Tensor, device: torch.device | str = "cpu") -> Tensor:

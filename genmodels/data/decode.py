@@ -34,7 +34,18 @@ CELEBA_CROPS: dict[str, Box] = {
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _ORIENTATION = 0x0112
 # What Pillow's readers raise on bytes that are not what their header promised.
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, struct.error, zlib.error, MemoryError)
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    MemoryError,
+)
 
 
 class RefusedError(Exception):

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import warnings
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -149,7 +150,8 @@ def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chu
         return images, {start: c for start, c in done.items() if _checksum(images, start) == c.checksum}
     if found := sorted(item.name for item in out.iterdir() if item.name not in (LOCK, PARTIAL, JOURNAL)):
         raise ValueError(f"{out} is not empty ({found[0]}): choose a new directory for the pack")
-    needed, free = header["count"] * header["size"] ** 2 * 3, shutil.disk_usage(out).free
+    # Twice: rows may have to be dropped or put in the order of the splits, into a second file.
+    needed, free = 2 * header["count"] * header["size"] ** 2 * 3, shutil.disk_usage(out).free
     if needed > free:
         raise OSError(f"the pack needs {needed / 1e9:.1f} GB and {out} has {free / 1e9:.1f} GB free")
     images = open_memmap(partial, "w+", np.uint8, shape)  # (N, H, W, 3)
@@ -182,7 +184,7 @@ def _fill(
                 with files.open(source.paths[i]) as file:
                     images[i], kinds = decode(file, crop, size, aligned, formats)
                 converted.update(kinds)
-            except (RefusedError, OSError, zlib.error) as error:
+            except (RefusedError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
                 images[i] = 0
                 skipped.append((i, str(error) if isinstance(error, RefusedError) else f"cannot be read: {error}"))
         return Chunk(start, _checksum(images, start), dict(converted), skipped)

@@ -50,6 +50,7 @@ class CalibratedGaussian(nn.Module):
     variance: Tensor
     steps: Tensor
     filters: Tensor
+    stash: Tensor
 
     def __init__(self, kind: Literal["pixel", "frequency"], momentum: float = 0.01):
         super().__init__()
@@ -59,7 +60,8 @@ class CalibratedGaussian(nn.Module):
         self.register_buffer("variance", torch.full((bands,), 0.1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("filters", block_dct(), persistent=False)
-        self._stash: list[Tensor] = []
+        # A buffer, so that the loop can undo a step that was not finite.
+        self.register_buffer("stash", torch.zeros(bands + 1), persistent=False)  # sums of squares, count
 
     def errors(self, images: Tensor, decoded: Tensor) -> Tensor:
         """Errors (N, 3, H, W) seen in the basis of the variances: (N, bands, positions)."""
@@ -75,21 +77,19 @@ class CalibratedGaussian(nn.Module):
         squared = errors.square()
         if self.training:
             with torch.no_grad():
-                count = torch.tensor([float(squared.shape[0] * squared.shape[2])], device=squared.device)
-                self._stash.append(torch.cat([squared.sum((0, 2)), count]))  # (bands + 1,)
+                self.stash[:-1] += squared.sum((0, 2))
+                self.stash[-1] += squared.shape[0] * squared.shape[2]
         variance = self.variance.clamp_min(MIN_VARIANCE).view(1, -1, 1)
         return 0.5 * (squared / variance + variance.log() + math.log(2 * math.pi)).sum((1, 2))
 
     @torch.no_grad()
     def commit(self) -> None:
         """Move the running mean by the step's stashed statistics. Does nothing when there are none."""
-        if not self._stash:
+        if self.stash[-1] == 0:
             return
-        total = torch.stack(self._stash).sum(0)
-        self._stash.clear()
+        total = self.stash.clone()
+        self.stash.zero_()
         all_reduce_sum(total)
-        if not total.isfinite().all():
-            return  # the loop skipped a step that was not finite; its statistics go with it
         self.steps += 1
         self.variance.lerp_(total[:-1] / total[-1], max(self.momentum, 1.0 / float(self.steps)))
 

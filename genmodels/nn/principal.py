@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_SIDE = 64
 """Components are taken at this side or below; larger images are averaged down to it and enlarged again."""
-MIN_STD = 1e-6
+RANK_TOLERANCE = 1e-4
+"""Singular values below this share of the largest are rounding noise, not components."""
+MIN_VALUE = 1e-6
+"""Keeps a constant data set from dividing by zero."""
 
 
 class PrincipalComponents(nn.Module):
@@ -41,23 +46,25 @@ class PrincipalComponents(nn.Module):
         self.register_buffer("residual", torch.tensor(1.0))  # mean squared error of the reconstruction
 
     @torch.no_grad()
-    def fit(self, images: Tensor) -> None:
-        """Randomised PCA (arXiv 0909.4061) of `images` (N, 3, size, size) in [-1, 1].
+    def fit(self, images: Iterable[Tensor]) -> None:
+        """Randomised PCA (arXiv 0909.4061) of `images`, in batches of (N, 3, size, size) in [-1, 1].
 
-        The same images give the same basis. With fewer images than components, the last components stay zero.
+        The same images give the same basis. Components that the images cannot tell (there are fewer images than
+        components, say) stay zero.
         """
-        data = self._flat(images)
+        data = torch.cat([self._flat(batch) for batch in images])  # (N, 3 side^2)
         self.mean.copy_(data.mean(0))
         data = data - self.mean
         found = min(len(self.std), *data.shape)
         with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
             torch.manual_seed(0)
             _, singular, basis = torch.svd_lowrank(data, q=min(found + 32, *data.shape), niter=2)
+        found = int((singular[:found] > RANK_TOLERANCE * singular[0]).sum())
         self.basis.zero_()
         self.basis[:, :found] = basis[:, :found]
         self.std.fill_(1.0)
-        self.std[:found] = (singular[:found] / max(1, len(data) - 1) ** 0.5).clamp_min(MIN_STD)
-        self.residual.copy_((data - data @ self.basis @ self.basis.T).square().mean().clamp_min(MIN_STD))
+        self.std[:found] = (singular[:found] / max(1, len(data) - 1) ** 0.5).clamp_min(MIN_VALUE)
+        self.residual.copy_((data - data @ self.basis @ self.basis.T).square().mean().clamp_min(MIN_VALUE))
 
     def encode(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> white coordinates (N, D)."""

@@ -208,7 +208,7 @@ def show(run: Run, calibration: Calibration) -> None:
     began = time.monotonic()
     images = int(run.clock.agree(images_for(run, calibration))[0])
     with torch.no_grad():
-        run.ema.calibrate(image_batches(run.data, limit=images, device=accelerator.device))
+        run.ema.calibrate(image_batches(run.data, limit=images, device=accelerator.device, spread=True))
     state.costs["calibrate"] = (time.monotonic() - began) / images
     calibrated = time.monotonic()
     grid = f"samples/step_{state.step:08d}.png"

@@ -21,20 +21,28 @@ def spread_over_cpu() -> None:
     Raises:
         ValueError: when several processes were asked for in a way that does not tell how many.
     """
-    count = processes_wanted(dict(os.environ), psutil.Process(os.getppid()).cmdline())
+    count = processes_wanted(dict(os.environ), parent_command())
     if count > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         sys.stdout.flush()
         os.execv(sys.executable, [*launcher, *sys.argv])
 
 
+def parent_command() -> list[str]:
+    """The command line that started this process; empty where it cannot be known, as in a container."""
+    try:
+        return psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
+
+
 def use_every_core() -> None:
     """Gives a single process on a machine without GPU all of its cores.
 
     Without --cpu, accelerate's launcher sets OMP_NUM_THREADS to 1, which suits a process that feeds a GPU and nothing
-    else. A number of threads that somebody asked for is kept.
+    else. What --num_cpu_threads_per_process asks for is kept.
     """
-    parent = psutil.Process(os.getppid()).cmdline()
+    parent = parent_command()
     launched = any("accelerate" in part for part in parent[:3])
     asked = any("num_cpu_threads_per_process" in part.replace("-", "_") for part in parent)
     alone = not any(name in os.environ for name in SIZES)

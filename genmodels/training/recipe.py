@@ -22,6 +22,7 @@ from genmodels.base import from_dict
 from genmodels.training.ema import MAX_SIGMA_REL
 from genmodels.training.launch import spread_over_cpu, use_every_core
 from genmodels.training.optim import OptimConfig
+from genmodels.usage import one_line_refusals
 
 DEFAULT_STEPS = 20_000
 NOT_SAVED = ("resume", "startup")
@@ -164,13 +165,20 @@ def from_yaml(recipe: type[R], family: str, path: Path) -> R:
 def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
     """The recipe that a command line asks for: defaults, then the file of --config, then the flags.
 
+    With --resume and no --config, the file is the config.yaml of the run that goes on.
+
     Raises:
-        ValueError: for a file or a combination of flags that cannot work. Unknown flags end the process (status 2).
+        ValueError: for a file, a flag or a combination of flags that cannot work.
     """
     args = sys.argv[1:] if args is None else args
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     known, rest = first.parse_known_args(args)
+    if known.config is None and "--resume" in rest:
+        # A run goes on as it began, whatever the defaults are by now.
+        first.add_argument("--output", type=Path, default=Path("runs") / family)
+        saved = first.parse_known_args(args)[0].output / "config.yaml"
+        known.config = saved if saved.is_file() else None
     if known.config is None:
         base = replace(recipe(), output=Path("runs") / family)
     else:
@@ -182,7 +190,9 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
     elif "--steps" in given and "--minutes" not in given:
         base = replace(base, minutes=None)
     text = f"Train a {family} model. --config FILE takes settings from a run's config.yaml; flags come on top."
-    return check_recipe(tyro.cli(recipe, args=rest, default=base, prog=f"genmodels train {family}", description=text))
+    with one_line_refusals():
+        chosen = tyro.cli(recipe, args=rest, default=base, prog=f"genmodels train {family}", description=text)
+    return check_recipe(chosen)
 
 
 def run(main: Callable[[R], object], recipe: type[R], family: str) -> None:
@@ -210,3 +220,9 @@ def run(main: Callable[[R], object], recipe: type[R], family: str) -> None:
         raise SystemExit(status) from None
     except KeyboardInterrupt:
         raise SystemExit("genmodels: stopped") from None
+    except Exception as error:
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"genmodels: error: {what} (--debug shows where)", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -85,7 +85,7 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     began = time.monotonic()
     if not recipe.resume:
         with torch.no_grad():
-            model.initialise(image_batches(data, limit=INITIALISATION, device=device))
+            model.initialise(image_batches(data, limit=INITIALISATION, device=device, spread=True))
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     identity = identity_of(model, data, recipe)
     state = State()
@@ -96,7 +96,9 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
     if accelerator.is_main_process:
         recipe.output.mkdir(parents=True, exist_ok=True)
-        (recipe.output / "config.yaml").write_text(to_yaml(recipe, model.family))
+        partial = recipe.output / ".config.partial"
+        partial.write_text(to_yaml(recipe, model.family))
+        partial.replace(recipe.output / "config.yaml")
     broadcast(list(model.buffers()))  # from rank 0; DistributedDataParallel sees to the parameters
     with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; accelerate does not know the new name yet
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -136,6 +138,7 @@ def identity_of(model: Generator, data: Packed, recipe: Recipe) -> dict[str, Any
         "data": data.fingerprint,
         "seed": recipe.seed,
         "batch_size": recipe.batch_size,
+        "flip": recipe.flip,
     }
 
 
