@@ -20,7 +20,8 @@ from genmodels.data.toyfaces import draw
 from genmodels.evaluation.report import Figure, Section, curves, page, tiles
 from genmodels.vae import VAE, VAEConfig
 
-SMALL: dict[str, Any] = {"size": 16, "patch": 2, "channels": (8, 16), "latent_dim": 8}
+BLOCKS = {"encoder_blocks": (1, 1), "decoder_blocks": (1, 1)}
+SMALL: dict[str, Any] = {"size": 16, "patch": 2, "channels": (8, 16), "latent_dim": 8, **BLOCKS}
 
 
 def toyfaces(n: int = 48) -> Packed:

@@ -100,7 +100,7 @@ class Clock:
         if self.budget is None:
             return 0.0
         # Generous: a fit to more images than were timed takes more than its share.
-        reserve = UNMEASURED_END * self.budget if end is None else min(1.5 * end + 2.0, self.budget / 2)
+        reserve = UNMEASURED_END * self.budget if end is None else min(1.5 * end + 0.005 * self.budget, self.budget / 2)
         # Estimates of the end change; progress must not run backwards with them.
         self._furthest = max(self._furthest, min(1.0, elapsed / (self.budget - reserve)))
         return self._furthest
