@@ -130,7 +130,10 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
         # Weights first: a folder with a config.json is a whole model.
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, save_directory / "model.safetensors")
         header = {"format": FORMAT, "family": self.family, "model": dataclasses.asdict(self.config)}
-        (save_directory / "config.json").write_text(json.dumps(header, indent=2) + "\n")
+        config = save_directory / "config.json"
+        config.write_text(json.dumps(header, indent=2) + "\n")
+        # safetensors lets only the owner read; weights are as public as the folder they are put in.
+        (save_directory / "model.safetensors").chmod(config.stat().st_mode)
 
     @classmethod
     @final
