@@ -132,7 +132,7 @@ def _pack_toyfaces(size: int) -> Path:
 
         with progress_bar("drawing") as progress:
             bar = progress.add_task("", total=count)
-            for rows in np.array_split(np.arange(count), math.ceil(count / 512)):  # draw() itself uses every core
+            for rows in np.array_split(np.arange(count), math.ceil(count / 2048)):  # draw() itself uses every core
                 images[rows], attributes[rows] = toyfaces.draw(0, rows, size)
                 progress.advance(bar, len(rows))
         images.flush()

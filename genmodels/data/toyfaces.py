@@ -49,8 +49,8 @@ ATTRIBUTES = (
     "Young",
 )
 
-_CHUNK_PIXELS = 24 * 64 * 64  # a float32 plane of a chunk then takes 384 KiB, and two of them fit the L2 cache
-_BLOCK = 72  # faces whose traits are drawn together, by one thread
+_CHUNK_PIXELS = 128 * 64 * 64  # painted at once: many, since the calls from Python cost more than the cache misses
+_BLOCK = 512  # faces whose traits are drawn together, by one thread
 _SIZES = range(16, 1025)
 
 
