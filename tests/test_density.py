@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture as SklearnMixture
 
-from genmodels.nn.density import GaussianMixture, Whitening
+from genmodels.nn.density import EM_ROUNDS, GaussianMixture, Whitening
 
 
 def correlated(n: int = 4000) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_against_scikit_learn():
     density = GaussianMixture(3, 3)
     density.fit(x)
     data = x.double().numpy()
-    reference = SklearnMixture(3, reg_covar=1e-4 * data.var(0).mean() + 1e-12, max_iter=50, random_state=0).fit(data)
+    reference = SklearnMixture(3, reg_covar=1e-4 * data.var(0).mean() + 1e-12, max_iter=EM_ROUNDS, random_state=0).fit(data)
     ours = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(density.weights),
         torch.distributions.MultivariateNormal(density.means, scale_tril=density.scale),
