@@ -64,7 +64,8 @@ def test_against_scikit_learn():
     density = GaussianMixture(3, 3)
     density.fit(x)
     data = x.double().numpy()
-    reference = SklearnMixture(3, reg_covar=1e-4 * data.var(0).mean() + 1e-12, max_iter=EM_ROUNDS, random_state=0).fit(data)
+    floor = 1e-4 * data.var(0).mean() + 1e-12
+    reference = SklearnMixture(3, reg_covar=floor, max_iter=EM_ROUNDS, random_state=0).fit(data)
     ours = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(density.weights),
         torch.distributions.MultivariateNormal(density.means, scale_tril=density.scale),
