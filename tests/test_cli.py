@@ -259,3 +259,8 @@ def test_info_says_what_a_model_is(run: Path, capsys: pytest.CaptureFixture[str]
 def test_a_damaged_model_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "config.json").write_text("{")
     assert "is not JSON" in fails(capsys, 1, "info", run)
+
+
+def test_long_and_short_options_together_are_both_kept() -> None:
+    folded = fold_options(["sample", "run", "--options", "latents=prior", "--temperature", "0.8"])
+    assert folded == ["sample", "run", "--options", "temperature=0.8", "latents=prior"]

@@ -207,3 +207,11 @@ def test_the_clock_keeps_time_for_the_end() -> None:
     assert by_steps.read(step=7, end=None, stop=False)[1] == 0.25
     time.sleep(0.01)
     assert by_steps.now() >= 0.01
+
+
+def test_resume_goes_on_with_the_runs_own_settings(tmp_path: Path) -> None:
+    began = net("--output", str(tmp_path), "--steps", "7", "--optim.lr", "3e-4", "--no-flip")
+    (tmp_path / "config.yaml").write_text(to_yaml(began, "net"))
+    goes_on = net("--output", str(tmp_path), "--resume")
+    assert (goes_on.steps, goes_on.optim.lr, goes_on.flip, goes_on.resume) == (7, 3e-4, False, True)
+    assert net("--output", str(tmp_path), "--resume", "--steps", "9").steps == 9

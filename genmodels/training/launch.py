@@ -8,6 +8,8 @@ import sys
 import psutil
 import torch
 
+from genmodels.data.packing import cores
+
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where torchrun and the MPI launchers say how many processes there are."""
 
@@ -47,7 +49,7 @@ def use_every_core() -> None:
     asked = any("num_cpu_threads_per_process" in part.replace("-", "_") for part in parent)
     alone = not any(name in os.environ for name in SIZES)
     if launched and alone and not asked and not torch.accelerator.is_available():
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+        torch.set_num_threads(cores())
 
 
 def processes_wanted(env: dict[str, str], parent: list[str]) -> int:
