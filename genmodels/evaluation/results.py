@@ -1,0 +1,162 @@
+"""Scores, and all scores of one model or set of images: as JSON, as a table, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.table import Table
+
+from genmodels.base import from_dict
+from genmodels.evaluation.protocol import Protocol, check_equal
+
+FORMAT = 2
+"""Version of the JSON. A reader refuses another one."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured number.
+
+    Attributes:
+        value: the number.
+        better: whether a "higher" or a "lower" value is better, or "neither".
+        how: what exactly was computed.
+        protocol: what it depends on beside what was measured.
+        unit: "dB", "bits/dim", "images/s" ... or "" for a plain number.
+        error: its standard error, where one is known.
+        floor: the same number for real images in place of the measured ones, at the same n: as good as it gets.
+        group: the heading it stands under.
+    """
+
+    value: float
+    better: Literal["higher", "lower", "neither"]
+    how: str
+    protocol: Protocol
+    unit: str = ""
+    error: float | None = None
+    floor: float | None = None
+    group: Literal["samples", "reconstruction", "likelihood", "cost"] = "samples"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured.
+
+    Attributes:
+        name: for people, such as "runs/vae".
+        kind: the family of a model, or "images".
+        weights: "EMA", "raw", or "" where nobody knows or there are none.
+        seed: of the samples; None for images that were given.
+        options: of the sampler.
+        fingerprint: 16 hex digits that identify the images.
+        training: what is known of how it was trained: "minutes", "images", "steps".
+    """
+
+    name: str
+    kind: str
+    weights: str = ""
+    seed: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    training: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """All scores of one subject.
+
+    Attributes:
+        subject: what was measured.
+        scores: by name, such as "fd-faces".
+        absent: what was not measured, and why.
+        made: by what: "code", "torch", "device", "date".
+        pictures: uint8 (N, H, W, 3) by name; they are no part of the JSON. "samples" (the first of a seed); "originals"
+            and "reconstructions"; "nearest samples" and "nearest train" (the closest pairs).
+    """
+
+    subject: Subject
+    scores: dict[str, Score]
+    absent: dict[str, str]
+    made: dict[str, str]
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The same as JSON text, each score with its protocol."""
+        return json.dumps({"format": FORMAT, **self.plain()}, indent=2) + "\n"
+
+    def plain(self) -> dict[str, Any]:
+        """The same as numbers, text, lists and dicts."""
+        return {
+            "subject": asdict(self.subject),
+            "scores": {name: asdict(score) for name, score in self.scores.items()},
+            "absent": self.absent,
+            "made": self.made,
+        }
+
+    def table(self) -> Table:
+        """The same for a terminal."""
+        table = Table("measure", title=self.subject.name)
+        for heading in ("value", "+-", "real images"):
+            table.add_column(heading, justify="right")
+        table.add_column("")
+        for name, score in self.scores.items():
+            mark = " *" if score.protocol.small else ""
+            numbers = [digits(x) if x is not None else "" for x in (score.value, score.error, score.floor)]
+            direction = {"higher": "higher is better", "lower": "lower is better", "neither": ""}[score.better]
+            table.add_row(name + mark, *numbers, " ".join(filter(None, [score.unit, direction])))
+        return table
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """What `to_json` wrote to the file `path`.
+
+    Raises:
+        ValueError: when it is absent, no JSON, or not such a file; in one line.
+    """
+    try:
+        text = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from None
+    if not isinstance(text, dict) or not {"format", "subject", "scores", "absent", "made"} <= text.keys():
+        raise ValueError(f"{path} was not written by `genmodels evaluate --json`")
+    if text["format"] != FORMAT:
+        raise ValueError(f"{path} has format {text['format']}, this genmodels reads format {FORMAT}: evaluate again")
+    scores = {name: from_dict(Score, score, f"{path}: {name}") for name, score in text["scores"].items()}
+    return Evaluation(from_dict(Subject, text["subject"], str(path)), scores, text["absent"], text["made"])
+
+
+def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """`evaluations`, fit to be put side by side: speeds of different machines are moved to `absent`.
+
+    Raises:
+        ValueError: when a score that two of them have was measured under different protocols.
+    """
+    fit = [Evaluation(e.subject, dict(e.scores), dict(e.absent), e.made, e.pictures) for e in evaluations]
+    for name in sorted({name for e in fit for name in e.scores}):
+        having = [e for e in fit if name in e.scores]
+        machines = {e.scores[name].protocol.machine for e in having}
+        if len(machines) > 1:
+            for e in having:
+                e.absent[name] = f"measured on {e.scores.pop(name).protocol.machine}, others on another machine"
+        else:
+            check_equal(name, [e.subject.name for e in having], [e.scores[name].protocol for e in having])
+    return fit
+
+
+def digits(value: float) -> str:
+    """A number with as many digits as it is worth: 0.0123, 4.320, 12.35, 1,234."""
+    if not np.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return f"{int(value):,}"
+    if abs(value) >= 1e6:
+        return f"{value:.4g}"
+    places = 4 - min(4, len(str(int(abs(value)))) - (abs(value) < 1))
+    return f"{value:,.{places}f}"
