@@ -1,0 +1,268 @@
+"""Extractors: networks that turn images into features: the embedded one, and three that the literature compares by."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import pickle
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+
+FID_WEIGHTS = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
+"""One file under two names: torch-fidelity's and pytorch-fid's conversion of the FID graph of 2015."""
+FID_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+DINOV2 = "facebook/dinov2-large"
+CLIP = "openai/clip-vit-large-patch14-336"
+DINOV2_SIZE = 224
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of the colours, in [0, 1]."""
+
+Network = Callable[[Tensor], Tensor]
+"""uint8 (N, 3, H, W) -> (N, D)."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network whose features are compared.
+
+    Any function of a batch of images will do: `Extractor("mine", function)`.
+
+    Attributes:
+        name: such as "inception".
+        network: uint8 (N, 3, H, W) on `device` -> float (N, D).
+        weights: 16 hex digits of the SHA-256 of its weights; features of "unknown" weights are never cached.
+        resize: how it brings images to its own size, in a few words.
+        official: whether this is the FID graph with its published weights. Only its distances are called FID and KID.
+        device: where the network is.
+    """
+
+    name: str
+    network: Network
+    weights: str = "unknown"
+    resize: str = "its own"
+    official: bool = False
+    device: torch.device | str = "cpu"
+
+    def measure(self, what: str) -> str:
+        """What a measure on these features is called: "fd" -> "fd-faces", or "fid" for the official FID graph.
+
+        Args:
+            what: "fd" (Fréchet distance), "kd" (kernel distance), "rfd" (of reconstructions) or another measure.
+        """
+        published = {"fd": "fid", "kd": "kid", "rfd": "rfid"} if self.official else {}
+        return published.get(what, f"{what}-{self.name}")
+
+
+def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
+    """An extractor by name, ready to use: in eval mode, in float32, frozen.
+
+    - faces: the embedded FaceNet, trained on procedural faces; nothing to download.
+    - inception: the graph of FID (arXiv 1706.08500) and KID (arXiv 1801.01401), pool features (N, 2048), by
+      torch-fidelity.
+    - dinov2: DINOv2 ViT-L/14 at 224 px, as in FD-DINOv2 (arXiv 2306.04675): class token after the last norm, (N, 1024).
+    - clip: CLIP ViT-L/14 at 336 px, as in CMMD (arXiv 2401.09603): projected image embedding of unit length, (N, 768).
+
+    Args:
+        spec: one of these names, or NAME=PATH for weights of one's own in the same layout: for inception a .pth, for
+            dinov2 and clip a folder or Hub id in transformers' layout.
+        device: where it shall run.
+
+    Raises:
+        ValueError: for an unknown name, a library that is not installed, or weights that are absent, damaged or of
+            another network; one line that says how to get them.
+    """
+    name, equals, path = spec.partition("=")
+    loaders = {"faces": _faces, "inception": _inception, "dinov2": _dinov2, "clip": _clip}
+    if name not in loaders:
+        raise ValueError(f"unknown extractor {name!r}; known: {', '.join(loaders)}, each also as NAME=PATH")
+    if equals and not path:
+        raise ValueError(f"{spec}: no path after the equals sign; write {name}=PATH, or {name} alone")
+    return loaders[name](path or None, torch.device(device))
+
+
+def hash_weights(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits over the tensors' types, shapes and values, whatever file they came from.
+
+    Their names are left out: transformers changes those between versions.
+    """
+    digests = []
+    for tensor in tensors.values():
+        digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digests.append(digest.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
+
+
+def resize_bicubic(pixels: Tensor, size: int) -> Tensor:
+    """uint8 (N, 3, H, W) -> float32 (N, 3, size, size) in [0, 1]: what Pillow's filter gives, but for rounding.
+
+    Pillow (and so the published pipelines) resizes along one axis after the other and rounds to 8 bits after each.
+    """
+    x = pixels.float()
+    for shape in ((x.shape[2], size), (size, size)):
+        if x.shape[2:] != shape:
+            x = F.interpolate(x, shape, mode="bicubic", antialias=True).round().clamp(0, 255)  # (N, 3, *shape)
+    return x / 255
+
+
+def _faces(path: str | None, device: torch.device) -> Extractor:
+    from genmodels.evaluation.facenet import load_facenet
+
+    network, weights, resize = load_facenet(None if path is None else Path(path), device)
+    return Extractor("faces", network, weights, resize, device=device)
+
+
+def _inception(path: str | None, device: torch.device) -> Extractor:
+    _check_installed("torch_fidelity", "inception needs torch-fidelity")
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+    file = _find_fid_weights(URL_INCEPTION_V3) if path is None else Path(path)
+    try:
+        data = file.read_bytes()
+        # torch-fidelity itself loads pickles; it is only given bytes that hold nothing but tensors.
+        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"inception: {file}: no such file") from None
+    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"inception: {file} cannot be read as weights ({_in_brief(error)}): download {FID_WEIGHTS[0]} again"
+        ) from None
+    try:
+        graph = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=io.BytesIO(data))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"inception: {file} holds weights of another network ({_in_brief(error)}): expected {FID_WEIGHTS[0]}"
+        ) from None
+    graph = graph.to(device)
+
+    def network(pixels: Tensor) -> Tensor:
+        return graph(pixels)[0]  # (N, 2048)
+
+    official = hashlib.sha256(data).hexdigest() == FID_SHA256
+    resize = "bilinear as in TensorFlow 1, to 299 px"
+    return Extractor("inception", network, hash_weights(graph.state_dict()), resize, official, device)
+
+
+def _find_fid_weights(url: str) -> Path:
+    """The published weights where torch.hub keeps its files, downloaded if they are not there yet."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    for name in FID_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    file = folder / FID_WEIGHTS[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), FID_SHA256, progress=sys.stderr.isatty())
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"inception needs {file.name} and the download failed ({_in_brief(error)}): put the file into {folder}, "
+            "or say where it is with inception=PATH"
+        ) from None
+    return file
+
+
+def _dinov2(source: str | None, device: torch.device) -> Extractor:
+    _check_installed("transformers", "dinov2 needs transformers")
+    from transformers import Dinov2Model
+
+    model = _load_transformer(Dinov2Model, "dinov2", source or DINOV2).to(device)
+
+    def network(pixels: Tensor) -> Tensor:
+        x = _normalise(resize_bicubic(pixels, DINOV2_SIZE), *IMAGENET)  # (N, 3, 224, 224)
+        return model(pixel_values=x).last_hidden_state[:, 0]  # (N, D)
+
+    resize = f"bicubic as in Pillow, to {DINOV2_SIZE} px"
+    return Extractor("dinov2", network, hash_weights(model.state_dict()), resize, device=device)
+
+
+def _clip(source: str | None, device: torch.device) -> Extractor:
+    _check_installed("transformers", "clip needs transformers")
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+    source = source or CLIP
+    model = _load_transformer(CLIPVisionModelWithProjection, "clip", source).to(device)
+    with _one_line("clip", source):
+        colours = CLIPImageProcessor.from_pretrained(source)
+    size = int(model.config.image_size)
+
+    def network(pixels: Tensor) -> Tensor:
+        x = _normalise(resize_bicubic(pixels, size), colours.image_mean, colours.image_std)  # (N, 3, size, size)
+        return F.normalize(model(pixel_values=x).image_embeds, dim=1)  # (N, D)
+
+    resize = f"bicubic as in Pillow, to {size} px"
+    return Extractor("clip", network, hash_weights(model.state_dict()), resize, device=device)
+
+
+def _load_transformer(kind: Any, name: str, source: str) -> Any:
+    """A model of transformers' class `kind`, in float32; refuses weights that do not fill it."""
+    with _one_line(name, source):
+        model, report = kind.from_pretrained(
+            source, dtype=torch.float32, weights_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    # What is not in the file would be left random, with a warning only.
+    wrong = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if wrong:
+        raise ValueError(
+            f"{name}: {source} holds weights of another network: {len(wrong)} tensors are missing or of another shape, "
+            f"such as {wrong[0]}; expected those of {DINOV2 if name == 'dinov2' else CLIP}"
+        )
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _one_line(name: str, source: str) -> Iterator[None]:
+    """Inside, transformers prints nothing but downloads, and its errors about `source` become one line."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if bars:
+        enable_progress_bars()  # the Hub's own: a gigabyte should not come in silence
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = _in_brief(error)
+        if Path(source).exists():
+            raise ValueError(
+                f"{name}: {source} cannot be loaded ({reason}): expected a folder in transformers' layout, "
+                "with config.json, model.safetensors and (for clip) preprocessor_config.json"
+            ) from None
+        if source.count("/") != 1 or source.startswith(("/", ".", "~")):  # no Hub id
+            raise ValueError(f"{name}: {source}: no such folder") from None
+        raise ValueError(
+            f"{name}: no weights from {source} ({reason}): with internet run `hf download {source}`, "
+            f"or give a folder in transformers' layout: {name}=PATH"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(N, 3, H, W) in [0, 1] -> zero mean and unit variance per colour."""
+    return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+
+
+def _check_installed(module: str, need: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"{need}: pip install 'genmodels[evaluation]'")
+
+
+def _in_brief(error: BaseException) -> str:
+    """The beginning of an error's message, on one line."""
+    return textwrap.shorten(str(error), 120, placeholder=" ...") or type(error).__name__
