@@ -126,6 +126,16 @@ class Codec(Protocol):
 
 
 @runtime_checkable
+class Quantises(Protocol):
+    """Turns images into codes of a finite book."""
+
+    codebook_size: int
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> codes (N, ...), int64 in [0, codebook_size)."""
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
     """Maps an image to the nearest one it can express."""
 
