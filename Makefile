@@ -1,5 +1,6 @@
 # make demo    set up and run the demonstration (a few minutes)
 # make test    set up and run the tests
+# make test-browser    the same for the pages, in a Chromium; as root, it installs one where there is none
 # make lint    set up and run the linters and the type checker
 # make format  let ruff rewrite what it can
 # make clean   remove what make set up (never runs/)
@@ -12,7 +13,7 @@ BIN = $(VENV)/bin
 # One thread per test process: the suite runs in two.
 WORKERS ?= 2
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-browser lint format clean
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 
@@ -21,6 +22,15 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-browser: $(VENV)/.installed-browser
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium && exit 0; \
+	fi; \
+	echo "test-browser needs chromium, chromium-browser or google-chrome: install one, such as by apt-get install chromium" >&2; \
+	exit 1
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -43,6 +53,10 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-browser: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,browser]'
+	@touch $(VENV)/.installed $(VENV)/.installed-dev $@
 
 $(VENV)/.created:
 	@for python in $(CANDIDATES); do \
