@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"types"},
     "sampling": CORE,
     "evaluation": CORE | {"nn", "data", "sampling"},
-    "training": CORE | {"nn", "data", "sampling", "usage"},
+    "training": CORE | {"nn", "data", "sampling", "evaluation", "usage"},
 }
 FAMILY = CORE | {"nn", "codec"}
 """What a family's own room may import; families are the modules named in genmodels.FAMILIES."""

@@ -110,6 +110,7 @@ def test_files_that_are_refused(tmp_path: Path, text: str | None, reason: str) -
         ("--optim.betas 0.9 1.0", "--optim.betas"),
         ("--optim.clip 0", "--optim.clip"),
         ("--keep 0", "--keep"),
+        ("--evaluate-every 0", "--evaluate-every must be a whole number from 1"),
     ],
 )
 def test_flags_that_are_refused(args: str, reason: str) -> None:

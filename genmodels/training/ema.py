@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -51,3 +53,10 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):
         if average is not buffer:
             average.copy_(buffer)
+
+
+@torch.no_grad()
+def restore_buffers(module: nn.Module, buffers: Sequence[Tensor]) -> None:
+    """Gives `module` back the buffers it had, in the order of `module.buffers()`."""
+    for buffer, old in zip(module.buffers(), buffers, strict=True):
+        buffer.copy_(old)

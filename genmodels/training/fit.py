@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,41 +12,23 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from genmodels.base import Generator
-from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
-from genmodels.sampling import sample, save_grid
 from genmodels.training.checkpoint import save_checkpoint
 from genmodels.training.clock import stop_on_signal
-from genmodels.training.ema import ema_decay, update_ema
-from genmodels.training.export import export_model, model_card
+from genmodels.training.ema import ema_decay, restore_buffers, update_ema
 from genmodels.training.log import in_words
 from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
 from genmodels.training.setup import Run, start
+from genmodels.training.show import AT_THE_END, ON_THE_WAY, account, cost_of_end, measure, show
 from genmodels.types import Batch, mix_seed
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """How many training images calibrate() sees."""
-
-    most: int
-    fewest: int
-    """Also when they take longer than `share`, and until it is known how long they take."""
-    share: float
-    """Of a --minutes budget; --steps are not pressed for time."""
-
-
-ON_THE_WAY = Calibration(most=2_048, fewest=256, share=0.01)
-AT_THE_END = Calibration(most=20_000, fewest=2_048, share=0.1)
 SHOWN_AT = (0.05, 0.25, 0.5, 0.75)
 """Shares of the run after which the model is shown when --sample-every is not given."""
 SAVE_SECONDS = 600.0
 """Between checkpoints when --save-every is not given."""
 SKIPS_ALLOWED = 20
 """This many steps in a row that are not finite end the run."""
-GRID = 64
-"""Images of a sample grid, 8 x 8."""
 
 
 def fit(model: Generator, data: Packed, recipe: Recipe) -> Path:
@@ -61,7 +43,7 @@ def fit(model: Generator, data: Packed, recipe: Recipe) -> Path:
         FloatingPointError: when 20 steps in a row had a loss or gradient that was not finite.
     """
     recipe = check_recipe(recipe)
-    run = start(model, data.split("train"), recipe)
+    run = start(model, data, recipe)
     state = run.state
     try:
         with stop_on_signal() as stop:
@@ -71,7 +53,10 @@ def fit(model: Generator, data: Packed, recipe: Recipe) -> Path:
                 before = progress if state.step else 0.0
                 train_step(run, run.reader.read(state.step, progress), progress)
                 state.elapsed, progress, stopping = run.clock.read(state.step, cost_of_end(run), stop.requested)
-                if state.step % recipe.log_every == 0:
+                due = recipe.evaluate_every is not None and state.step % recipe.evaluate_every == 0
+                if due and not stopping:
+                    measure(run)
+                if due or state.step % recipe.log_every == 0:
                     run.log.write(state, recipe, progress, first)
                 if progress < 1 and not stopping:
                     record(run, before, progress)
@@ -169,9 +154,7 @@ def discard(run: Run, turn: str, buffers: list[Tensor], lr: float, loss: Tensor,
     """
     state, recipe = run.state, run.recipe
     run.optimizers[turn].zero_grad()
-    with torch.no_grad():
-        for buffer, old in zip(run.model.buffers(), buffers, strict=True):
-            buffer.copy_(old)
+    restore_buffers(run.model, buffers)
     state.skipped += 1
     state.skipped_in_a_row += 1
     what = f"step {state.step}, turn {turn!r}: loss {loss.item():.4g}, gradient norm {norm.item():.4g}"
@@ -199,30 +182,6 @@ def record(run: Run, before: float, progress: float) -> None:
         save(run)
 
 
-def show(run: Run, calibration: Calibration) -> None:
-    """Calibrates the EMA model on training images, samples a grid, and exports the model with its card.
-
-    Every rank takes part; rank 0 writes. What it costs is measured, for `cost_of_end`.
-    """
-    recipe, state, accelerator = run.recipe, run.state, run.accelerator
-    began = time.monotonic()
-    images = int(run.clock.agree(images_for(run, calibration))[0])
-    with torch.no_grad():
-        run.ema.calibrate(image_batches(run.data, limit=images, device=accelerator.device, spread=True))
-    state.costs["calibrate"] = (time.monotonic() - began) / images
-    calibrated = time.monotonic()
-    grid = f"samples/step_{state.step:08d}.png"
-    samples = sample(run.ema, GRID, recipe.seed, progress=False)
-    if accelerator.is_main_process:
-        save_grid(recipe.output / grid, samples)
-        now = replace(state, elapsed=run.clock.now())
-        card = model_card(run.ema, recipe, now, run.data, accelerator.num_processes, grid, run.log.last)
-        export_model(run.ema, recipe.output, card)
-    accelerator.wait_for_everyone()
-    state.costs["show"] = time.monotonic() - calibrated
-    run.log.pause(time.monotonic() - began)
-
-
 def save(run: Run) -> Path:
     """Saves a checkpoint and returns where it is. Every rank takes part; rank 0 writes."""
     state, accelerator = run.state, run.accelerator
@@ -234,27 +193,8 @@ def save(run: Run) -> Path:
     if accelerator.is_main_process:
         now = replace(state, elapsed=run.clock.now())
         save_checkpoint(path, now, run.identity, run.model, run.ema, run.optimizers, run.recipe.keep)
-    accelerator.wait_for_everyone()
-    state.costs["save"] = time.monotonic() - began
-    run.log.pause(state.costs["save"])
+    account(run, "save", began)
     return path
-
-
-def cost_of_end(run: Run) -> float | None:
-    """Estimated seconds from the last step to the end of the run; None before its parts have been timed."""
-    costs = run.state.costs
-    if "show" not in costs:
-        return None
-    return costs["calibrate"] * images_for(run, AT_THE_END) + costs["show"] + costs.get("save", 0.0)
-
-
-def images_for(run: Run, calibration: Calibration) -> int:
-    """How many images to calibrate on: what the budget affords, going by what they cost before."""
-    affordable = calibration.most
-    if run.clock.budget is not None:
-        cost = run.state.costs.get("calibrate")
-        affordable = calibration.fewest if cost is None else int(calibration.share * run.clock.budget / cost)
-    return min(len(run.data), calibration.most, max(affordable, calibration.fewest))
 
 
 def release(run: Run) -> None:

@@ -39,6 +39,7 @@ class RunLog:
         self.last: dict[str, float | None] = {}
         self.console = Console(stderr=True, quiet=not accelerator.is_main_process)
         self._sums: dict[str, Tensor] = {}
+        self._notes: dict[str, float | None] = {}
         self._steps = 0
         self._images = 0
         self._step = step
@@ -63,6 +64,10 @@ class RunLog:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
         self._images += images
+
+    def note(self, name: str, value: float | None) -> None:
+        """Takes in a number of the present step that is no average; None where there should be one."""
+        self._notes[name] = value
 
     def pause(self, seconds: float) -> None:
         """Leaves time not spent on steps out of images/s."""
@@ -93,7 +98,8 @@ class RunLog:
             "images_per_second": round(speed, 1),
             "skipped": state.skipped,
         }
-        self.last = counts | means
+        self.last = counts | means | self._notes
+        self._notes = {}
         self._sums, self._steps, self._images, self._since = {}, 0, 0, time.monotonic()
         self._step = state.step
         if not self.accelerator.is_main_process:

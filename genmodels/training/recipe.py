@@ -69,6 +69,9 @@ class Recipe:
     """Steps between lines of metrics.jsonl, each an average over them."""
     sample_every: int | None = None
     """Steps between sample grids and saved models; None: at 5, 25, 50 and 75 % of the run. One more at the end."""
+    evaluate_every: int | None = None
+    """Steps between distances of 512 samples to real images (fd_faces_n512 in metrics.jsonl and TensorBoard: for a
+    curve, not to be quoted); None: never."""
     save_every: int | None = None
     """Steps between checkpoints; None: at 5 % of the run, then every 10 minutes. One more at the end."""
     keep: int = 2
@@ -91,7 +94,8 @@ def check_recipe(recipe: R) -> R:
         recipe = replace(recipe, steps=DEFAULT_STEPS)
     if recipe.minutes is not None and not recipe.minutes > 0:
         raise ValueError(f"--minutes must be above 0, got {recipe.minutes}")
-    for name in ("steps", "size", "batch_size", "accumulate", "log_every", "sample_every", "save_every", "keep"):
+    everies = ("log_every", "sample_every", "evaluate_every", "save_every")
+    for name in ("steps", "size", "batch_size", "accumulate", *everies, "keep"):
         value = getattr(recipe, name)
         if value is not None and (value != int(value) or value < 1):
             raise ValueError(f"--{name.replace('_', '-')} must be a whole number from 1, got {value}")

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -26,6 +26,9 @@ from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
 from genmodels.training.recipe import Recipe, check_output, to_yaml
 
+if TYPE_CHECKING:
+    from genmodels.evaluation.monitor import Monitor
+
 INITIALISATION = 8_192
 """Most training images that initialise() sees."""
 
@@ -36,6 +39,7 @@ class Run:
 
     recipe: Recipe
     data: Packed
+    """The train split."""
     accelerator: Accelerator
     model: Generator
     """Holds the weights that the optimisers update."""
@@ -52,10 +56,17 @@ class Run:
     log: RunLog
     identity: dict[str, Any]
     """What a continued run must have in common with the one it continues."""
+    monitor: Monitor | None
+    """What measures samples on the way, with --evaluate-every."""
 
 
 def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     """A run ready for its first step, or, with --resume, for the step after its newest checkpoint.
+
+    Args:
+        model: to train.
+        data: all splits.
+        recipe: how.
 
     Raises:
         ValueError: when something does not fit together; the run folder has not been touched.
@@ -67,10 +78,12 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
         )
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
         raise ValueError(f"--minutes {recipe.minutes:g}: start-up alone took {recipe.startup:.0f} seconds; give more")
+    train = data.split("train")
     accelerator = build_accelerator(model, recipe)
     device, rank = accelerator.device, accelerator.process_index
+    monitor = build_monitor(data, recipe, device)
     reader = BatchReader(
-        data,
+        train,
         recipe.batch_size,
         recipe.seed,
         rank=rank,
@@ -85,9 +98,9 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     began = time.monotonic()
     if not recipe.resume:
         with torch.no_grad():
-            model.initialise(image_batches(data, limit=INITIALISATION, device=device, spread=True))
+            model.initialise(image_batches(train, limit=INITIALISATION, device=device, spread=True))
     ema = copy.deepcopy(model).eval().requires_grad_(False)
-    identity = identity_of(model, data, recipe)
+    identity = identity_of(model, train, recipe)
     state = State()
     if recipe.resume:
         checkpoint = newest_checkpoint(recipe.output / "checkpoints", lambda line: print(line, file=sys.stderr))
@@ -110,9 +123,24 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     spent = state.elapsed + recipe.startup + time.monotonic() - began
     clock = Clock(recipe.steps, recipe.minutes, spent, device, accelerator.is_main_process)
     log = RunLog(accelerator, recipe.output, state.step)
-    log.say(summary(model, data, recipe, accelerator, state))
+    log.say(summary(model, train, recipe, accelerator, state))
+    if monitor is not None:
+        log.say(monitor.describe())
     return Run(
-        recipe, data, accelerator, model, network, ema, parameters, optimizers, reader, clock, state, log, identity
+        recipe=recipe,
+        data=train,
+        accelerator=accelerator,
+        model=model,
+        network=network,
+        ema=ema,
+        parameters=parameters,
+        optimizers=optimizers,
+        reader=reader,
+        clock=clock,
+        state=state,
+        log=log,
+        identity=identity,
+        monitor=monitor,
     )
 
 
@@ -128,6 +156,15 @@ def build_accelerator(model: Generator, recipe: Recipe) -> Accelerator:
             DistributedDataParallelKwargs(find_unused_parameters=len(model.turns) > 1, broadcast_buffers=False)
         ],
     )
+
+
+def build_monitor(data: Packed, recipe: Recipe, device: torch.device) -> Monitor | None:
+    """What --evaluate-every asks for; the evaluation is not even imported without it."""
+    if recipe.evaluate_every is None:
+        return None
+    from genmodels.evaluation.monitor import Monitor
+
+    return Monitor(data, device)
 
 
 def identity_of(model: Generator, data: Packed, recipe: Recipe) -> dict[str, Any]:

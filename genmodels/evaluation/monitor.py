@@ -1,0 +1,67 @@
+"""The quality of samples while a model trains: a distance of few images, for a curve and not for a table."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from genmodels.data.packed import Packed
+from genmodels.evaluation.distances import Moments, frechet, moments
+from genmodels.evaluation.extractors import load_extractor
+from genmodels.evaluation.features import extract
+from genmodels.evaluation.images import Images
+from genmodels.evaluation.protocol import FULL_N, LEAST_N, check_count
+
+
+class Monitor:
+    """Frechet distance between samples and real images under the embedded extractor.
+
+    The real images are those of the valid split, or of the train split where the former has too few: at most FULL_N,
+    spread evenly. Their features are computed once.
+
+    Args:
+        data: all splits.
+        device: where the extractor shall run.
+
+    Raises:
+        ValueError: when there are too few real images.
+    """
+
+    samples: ClassVar[int] = 512
+    """How many to compare: enough to see a model improve."""
+    name: ClassVar[str] = f"fd_faces_n{samples}"
+    """With the n in it, since so few images have a far larger distance than many: not a number to quote."""
+
+    def __init__(self, data: Packed, device: torch.device | str = "cpu"):
+        self._split: Literal["valid", "train"] = "valid" if data.counts().get("valid", 0) >= LEAST_N else "train"
+        self._data = data.split(self._split)
+        check_count(len(self._data), f"--evaluate-every, {self._split} split of {data.source}")
+        self._extractor = load_extractor("faces", device)
+
+    def describe(self) -> str:
+        """One line for people: what is compared with what."""
+        return f"{self.name}: {self.samples} samples against {self._count:,} images of the {self._split} split"
+
+    @property
+    def _count(self) -> int:
+        return min(FULL_N, len(self._data))
+
+    @cached_property
+    def _real(self) -> Moments:
+        rows = np.arange(self._count) * len(self._data) // self._count
+        images = Images(np.asarray(self._data.images)[rows], f"{self._split} images")
+        return moments(extract(images, self._extractor, progress=False))
+
+    def distance(self, samples: np.ndarray) -> float:
+        """The distance of `samples`, uint8 (N, S, S, 3), to the real images.
+
+        Raises:
+            ValueError: when they are all the same image, as those of a model that has collapsed or overflowed.
+        """
+        if (samples == samples[0]).all():
+            raise ValueError(f"all {len(samples)} samples are the same image: the model has collapsed")
+        features = extract(Images(samples, "samples"), self._extractor, progress=False, cached=False)
+        return frechet(moments(features), self._real)

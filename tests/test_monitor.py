@@ -1,0 +1,165 @@
+"""The distance that is logged while training, with a stand-in for the network."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_fit import Stopped, assert_equal, lines, tensors
+from tiny import Tiny, faces, recipe, tiny
+from torch import Tensor
+
+from genmodels.evaluation import monitor
+from genmodels.evaluation.distances import frechet_distance
+from genmodels.evaluation.extractors import Extractor
+from genmodels.evaluation.monitor import Monitor
+from genmodels.sampling import sample
+from genmodels.training.checkpoint import STATE
+from genmodels.training.fit import fit
+
+NAME = "fd_faces_n512"
+
+
+@pytest.fixture(autouse=True)
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Puts the pixels of a 2 x 2 thumbnail in the place of features; how many images came in each batch."""
+    seen: list[int] = []
+
+    def network(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)  # (N, 12)
+
+    monkeypatch.setattr(monitor, "load_extractor", lambda spec, device: Extractor(spec, network, device=device))
+    return seen
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    half = images.shape[1] // 2
+    means = images.reshape(-1, 2, half, 2, half, 3).mean((2, 4))
+    return means.transpose(0, 3, 1, 2).reshape(-1, 12)
+
+
+def test_distance_to_the_valid_split(batches: list[int]) -> None:
+    data, samples = faces(1024), faces(512, seed=1).images
+    watch = Monitor(data)
+    assert watch.describe() == f"{NAME}: 512 samples against 256 images of the valid split"
+    expected = frechet_distance(thumbnails(samples), thumbnails(data.images[768:]))
+    assert watch.distance(samples) == pytest.approx(expected, rel=1e-4)
+    assert sum(batches) == 512 + 256
+    assert watch.distance(samples) == pytest.approx(expected, rel=1e-4)
+    assert sum(batches) == 512 + 256 + 512, "features of the real images are computed once"
+
+
+def test_distance_to_the_train_split_where_there_is_no_other(batches: list[int]) -> None:
+    data = faces(3000)
+    data.splits[:2990], data.splits[2990:] = 0, 1
+    watch = Monitor(data)
+    assert "against 2,048 images of the train split" in watch.describe()
+    rows = np.arange(2048) * 2990 // 2048
+    samples = faces(512, seed=1).images
+    expected = frechet_distance(thumbnails(samples), thumbnails(data.images[rows]))
+    assert watch.distance(samples) == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match="--evaluate-every, train split of noise: 150 images are too few"):
+        Monitor(faces(200))
+    with pytest.raises(ValueError, match="all 512 samples are the same image"):
+        Monitor(faces(1024)).distance(np.full((512, 8, 8, 3), 7, np.uint8))
+
+
+def test_measuring_does_not_change_what_is_trained(tmp_path: Path) -> None:
+    data = faces(1024)
+    plain = fit(tiny(dropout=0.2), data, recipe(tmp_path / "plain"))
+    watched = fit(tiny(dropout=0.2), data, recipe(tmp_path / "watched", evaluate_every=5))
+    assert_equal(plain, watched)
+    ours, theirs = lines(watched), lines(plain)
+    assert [line["step"] for line in ours] == [5, 10, 15, 20]
+    values = [line.pop(NAME) for line in ours]
+    assert len(set(values)) == 4
+    assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
+    assert all(line.keys() == other.keys() for line, other in zip(ours, theirs, strict=True))
+    # The last one is that of the model in the folder: 768 images calibrate either.
+    samples = sample(Tiny.from_pretrained(str(watched)), 512, progress=False)
+    assert values[-1] == pytest.approx(Monitor(data).distance(samples), rel=1e-6)
+
+
+def test_a_number_stands_in_the_line_of_its_step(tmp_path: Path) -> None:
+    run = fit(tiny(), faces(1024), recipe(tmp_path / "run", log_every=8, evaluate_every=6))
+    assert [line["step"] for line in lines(run)] == [6, 8, 12, 16, 18, 20]
+    assert [line["step"] for line in lines(run) if NAME in line] == [6, 12, 18]
+
+
+def test_a_resumed_run_measures_the_same(tmp_path: Path) -> None:
+    settings = dict(evaluate_every=4, log_every=4)
+    whole = fit(tiny(dropout=0.2), faces(1024), recipe(tmp_path / "whole", **settings))
+    with pytest.raises(SystemExit):
+        fit(tiny(Stopped, dropout=0.2), faces(1024), recipe(tmp_path / "parts", **settings))
+    parts = fit(tiny(dropout=0.2), faces(1024), recipe(tmp_path / "parts", resume=True, **settings))
+    assert_equal(whole, parts)
+    found = {line["step"]: line[NAME] for line in lines(parts) if NAME in line}
+    assert found == {line["step"]: line[NAME] for line in lines(whole)}
+
+
+def test_a_failed_measurement_is_null_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Collapsed(Tiny):
+        def sample(self, *given: object) -> Tensor:
+            return super().sample(*given) * float("nan")
+
+    data = faces(1024)
+    run = fit(tiny(Collapsed), data, recipe(tmp_path / "run", evaluate_every=10))
+    said = [line for line in capsys.readouterr().err.splitlines() if NAME in line]
+    assert said == [
+        f"{NAME}: 512 samples against 256 images of the valid split",
+        f"no {NAME} at step 10: all 512 samples are the same image: the model has collapsed",
+        f"no {NAME} at step 20: all 512 samples are the same image: the model has collapsed",
+    ]
+    assert [(line["step"], line.get(NAME, "-")) for line in lines(run)] == [(5, "-"), (10, None), (15, "-"), (20, None)]
+    assert_equal(run, fit(tiny(), data, recipe(tmp_path / "plain")))
+
+
+def test_whatever_goes_wrong_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: Monitor, samples: np.ndarray) -> float:
+        raise RuntimeError("no\nmemory")
+
+    monkeypatch.setattr(Monitor, "distance", fail)
+    run = fit(tiny(), faces(1024), recipe(tmp_path / "run", evaluate_every=20))
+    assert lines(run)[-1][NAME] is None
+    assert f"no {NAME} at step 20: no memory\n" in capsys.readouterr().err
+    monkeypatch.setattr(Monitor, "distance", lambda self, samples: float("inf"))
+    run = fit(tiny(), faces(1024), recipe(tmp_path / "other", evaluate_every=20))
+    assert lines(run)[-1][NAME] is None
+    assert f"no {NAME} at step 20: it is inf\n" in capsys.readouterr().err
+
+
+def test_its_time_is_within_the_minutes_and_out_of_images_per_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(self: Monitor, samples: np.ndarray) -> float:
+        time.sleep(0.3)
+        return 1.0
+
+    monkeypatch.setattr(Monitor, "distance", slow)
+    start = time.monotonic()
+    settings = dict(steps=None, minutes=2 / 60, sample_every=10, evaluate_every=10, log_every=10)
+    run = fit(tiny(), faces(1024), recipe(tmp_path / "run", **settings))
+    assert 1.2 < time.monotonic() - start < 2.3
+    last = lines(run)[-1]
+    assert last["elapsed"] > 1
+    assert last["images_per_second"] > 2 * 10 * 8 / 0.3
+    state = json.loads((sorted((run / "checkpoints").iterdir())[-1] / STATE).read_text())["state"]
+    assert state["costs"]["measure"] == pytest.approx(0.3, abs=0.2)
+
+
+def test_too_few_real_images_are_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape("--evaluate-every, train split of noise: 72 images are too few")):
+        fit(tiny(), faces(), recipe(tmp_path / "run", evaluate_every=5))
+    assert not (tmp_path / "run").exists()
+    assert len(tensors(fit(tiny(), faces(), recipe(tmp_path / "run")))) == 3
