@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from genmodels.evaluation.columns import terminal_table
 from genmodels.evaluation.protocol import Protocol, check_count, check_equal, code_version, differences
 from genmodels.evaluation.results import Evaluation, Score, Subject, comparable, digits, read_evaluation
 
@@ -107,6 +108,8 @@ def test_digits(value: float, text: str) -> None:
     assert digits(value) == text
 
 
-def test_the_table_marks_small_n() -> None:
-    names = list(result(protocol=replace(PROTOCOL, n=300)).table().columns[0].cells)
-    assert names == ["fd-faces *", "images-per-second"]
+def test_the_table_says_what_is_better_and_marks_small_n() -> None:
+    measured = result(protocol=replace(PROTOCOL, n=300))
+    table = terminal_table(measured)
+    assert list(table.columns[0].cells) == ["fd-faces \u2193 *", "images-per-second \u2191"]
+    assert list(table.columns[3].cells) == ["0.5000", ""]

@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 from tyro.extras import SubcommandApp
 
-from genmodels.cli import commands
+from genmodels.cli import commands, evaluation
 from genmodels.usage import UsageError, one_line_refusals
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -21,7 +21,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": commands.sample,
     "reconstruct": commands.reconstruct,
     "interpolate": commands.interpolate,
-    "evaluate": commands.evaluate,
+    "evaluate": evaluation.evaluate,
+    "compare": evaluation.compare,
     "info": commands.info,
     "demo": commands.demo,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import runpy
 import sys
 from pathlib import Path
@@ -146,55 +145,6 @@ def interpolate(
     else:
         sampling.save_grid(out, legs.reshape(-1, *legs.shape[2:]), columns=frames)
     print(f"{len(legs)} x {frames} pictures through seeds {', '.join(map(str, seeds))} in {out}")
-
-
-def evaluate(
-    run: Positional[str],
-    data: str = "toyfaces",
-    root: Path | None = None,
-    crop: str | None = None,
-    split: Literal["train", "valid", "test", "all"] = "valid",
-    n: int = 2000,
-    seed: int = 0,
-    batch_size: int = 64,
-    json: Path | None = None,
-    force: bool = False,
-) -> None:
-    """Score a model on a data set: PSNR, SSIM, LPIPS and bits/dim, each where the model and this machine can.
-
-    Args:
-        run: run or model folder, or an id on the Hub.
-        data: toyfaces, celeba, folder, or a packed directory.
-        root: where celeba or the folder lies.
-        crop: the named crop; by default the data set's own.
-        split: which images.
-        n: how many of them, from the first on; all when there are fewer.
-        seed: of the noise that a likelihood may need.
-        batch_size: images at a time.
-        json: also write the numbers and their protocol to this file.
-        force: overwrite an existing file.
-    """
-    if n < 1 or batch_size < 1:
-        raise UsageError(f"--n and --batch-size must be at least 1, got {n} and {batch_size}")
-    if json:
-        check_free(json, force, ".json")
-
-    from rich.console import Console
-
-    from genmodels.data import open_data
-    from genmodels.evaluation.metrics import evaluate as measure
-
-    model = load(run)
-    faces = open_data(data, root, model.config.size, crop).split(split)
-    result = measure(model, faces, split, limit=n, seed=seed, batch_size=batch_size)
-    result = dataclasses.replace(result, protocol={"model": run} | result.protocol)
-    Console().print(result.table())
-    for name, reason in result.absent.items():
-        print(f"not measured: {name}: {reason}")
-    if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(result.to_json())
-        print(f"numbers and protocol in {json}")
 
 
 def info(run: Positional[str]) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.table import Table
+
 from genmodels.evaluation.protocol import FULL_N, Protocol
 from genmodels.evaluation.report import Cell, Heading, Numbers
 from genmodels.evaluation.results import Evaluation, Score, digits
@@ -25,6 +27,7 @@ COLUMNS = 12
 """No table has more columns of numbers."""
 JOINED = 8
 """Groups stand in one table while it has no more than so many."""
+ARROWS = {"higher": "\u2191", "lower": "\u2193", "neither": ""}
 DASH = "\u2013"
 FLOOR = "real images, same n"
 """What the row of the real images is called; also where `absent` says why there is none."""
@@ -97,6 +100,20 @@ def columns(evaluations: Sequence[Evaluation]) -> list[Column]:
         return list(GROUPS).index(column.first.group), [*ORDER, column.stem].index(column.stem)
 
     return sorted(found, key=place)
+
+
+def terminal_table(evaluation: Evaluation) -> Table:
+    """One subject's scores for a terminal: an arrow says what is better, an asterisk marks small n."""
+    table = Table("measure", title=evaluation.subject.name, title_justify="left")
+    for heading in ("value", "±", "real images"):
+        table.add_column(heading, justify="right")
+    table.add_column("unit")
+    for column in columns([evaluation]):
+        score = column.first
+        values = ["" if x is None else amount(x, score.unit) for x in (score.value, score.error, score.floor)]
+        name = f"{column.name} {ARROWS[score.better]}".rstrip()
+        table.add_row(name + (" *" if score.protocol.small else ""), *values, score.unit)
+    return table
 
 
 def with_training(evaluation: Evaluation) -> Evaluation:

@@ -1,4 +1,4 @@
-"""Scores, and all scores of one model or set of images: as JSON, as a table, side by side."""
+"""Scores, and all scores of one model or set of images: kept as JSON, and fit to stand side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.table import Table
 
 from genmodels.base import from_dict
 from genmodels.evaluation.protocol import Protocol, check_equal
@@ -97,19 +96,6 @@ class Evaluation:
             "absent": self.absent,
             "made": self.made,
         }
-
-    def table(self) -> Table:
-        """The same for a terminal."""
-        table = Table("measure", title=self.subject.name)
-        for heading in ("value", "+-", "real images"):
-            table.add_column(heading, justify="right")
-        table.add_column("")
-        for name, score in self.scores.items():
-            mark = " *" if score.protocol.small else ""
-            numbers = [digits(x) if x is not None else "" for x in (score.value, score.error, score.floor)]
-            direction = {"higher": "higher is better", "lower": "lower is better", "neither": ""}[score.better]
-            table.add_row(name + mark, *numbers, " ".join(filter(None, [score.unit, direction])))
-        return table
 
 
 def read_evaluation(path: Path) -> Evaluation:

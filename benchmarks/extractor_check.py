@@ -1,0 +1,141 @@
+"""Does an extractor's distance see what people see? Real faces, damaged or thinned out, ever more so.
+
+python benchmarks/extractor_check.py --root PATH --out sets/      (writes the sets as .npy for other scorers)
+python benchmarks/extractor_check.py --root PATH --samples runs/a.npy runs/b.npy --against scores.json
+
+Every set has n images that come from the training split; they are compared with the validation split. `--against` is
+{"name of set": number} of another measure, such as an FD of another network; the ranks of both are then correlated.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from scipy.stats import spearmanr
+
+from genmodels.data import Packed, open_data
+from genmodels.evaluation.distances import frechet_distance, kernel_distance
+from genmodels.evaluation.extractors import load_extractor
+from genmodels.evaluation.features import extract
+from genmodels.evaluation.images import Images, read_images
+
+SERIES = {
+    "blur": ("real", "blur-0.5", "blur-1", "blur-2"),
+    "noise": ("real", "noise-5", "noise-15", "noise-40"),
+    "JPEG": ("real", "jpeg-75", "jpeg-30", "jpeg-10"),
+    "colour shift": ("real", "colour-8", "colour-20", "colour-45"),
+    "few identities": ("real", "identities-100", "identities-10", "identities-1"),
+    "one attribute only: Male": ("real", "only-Male"),
+    "Smiling": ("real", "only-Smiling"),
+    "Eyeglasses": ("real", "only-Eyeglasses"),
+    "Blond_Hair": ("real", "only-Blond_Hair"),
+}
+"""Sets that must be ever farther from real faces."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is checked."""
+
+    data: str = "celeba"
+    """celeba, or a packed directory with attributes and identities."""
+    root: Path | None = None
+    """Where celeba lies."""
+    size: int = 64
+    """Side of the images in pixels."""
+    n: int = 1000
+    """Images of each set."""
+    extractor: str = "faces"
+    """As for genmodels evaluate."""
+    samples: tuple[Path, ...] = ()
+    """Further sets: images of models; the first n of each."""
+    against: Path | None = None
+    """Another measure of the same sets."""
+    out: Path | None = None
+    """Write the sets here."""
+    json: Path | None = None
+    """Write the distances here."""
+
+
+def main(check: Check) -> None:
+    data = open_data(check.data, check.root, check.size)
+    sets = damaged(data.split("train"), check.n)
+    for path in check.samples:
+        sets[path.stem] = np.asarray(read_images(path).pixels[: check.n])
+    if check.out:
+        check.out.mkdir(parents=True, exist_ok=True)
+        for name, pixels in sets.items():
+            np.save(check.out / f"{name}.npy", pixels)
+    extractor = load_extractor(check.extractor)
+    real = extract(Images(data.split("valid").images, "valid"), extractor)
+    found = {}
+    print(f"{'set':20} {'FD-' + check.extractor:>10} {'over real':>10} {'KD x 1000':>10}")
+    for name, pixels in sets.items():
+        features = extract(Images(pixels, name), extractor, progress=False)
+        found[name] = frechet_distance(features, real)
+        kernel = 1000 * kernel_distance(features, real)[0]
+        print(f"{name:20} {found[name]:10.4f} {found[name] / found['real']:10.2f} {kernel:10.3f}", flush=True)
+    for title, names in SERIES.items():
+        values = [found[name] for name in names]
+        print(f"{title}: {'in order' if values == sorted(set(values)) else 'NOT IN ORDER'}")
+    if check.json:
+        check.json.write_text(json.dumps(found, indent=2) + "\n")
+    if check.against:
+        others = json.loads(check.against.read_text())
+        both = sorted(found.keys() & others.keys())
+        correlation = spearmanr([found[name] for name in both], [others[name] for name in both]).statistic
+        print(f"rank correlation with {check.against.name} over {len(both)} sets: {correlation:.3f}")
+
+
+def damaged(faces: Packed, n: int) -> dict[str, np.ndarray]:
+    """Sets of n images, uint8 (n, S, S, 3): real ones, and the same damaged; others of few people or kinds."""
+    rng = np.random.default_rng(0)
+    images = np.asarray(faces.images)
+    real = images[rng.permutation(len(images))[:n]]
+    levels = real.astype(np.float64)
+    sets = {"real": real}
+    for sigma in (0.5, 1, 2):
+        sets[f"blur-{sigma}"] = eight_bit(gaussian_filter(levels, (0, sigma, sigma, 0)))
+    for sigma in (5, 15, 40):
+        sets[f"noise-{sigma}"] = eight_bit(levels + rng.normal(0, sigma, levels.shape))
+    for quality in (75, 30, 10):
+        sets[f"jpeg-{quality}"] = np.stack([jpeg(image, quality) for image in real])
+    for shift in (8, 20, 45):
+        sets[f"colour-{shift}"] = eight_bit(levels + np.array([shift, 0, -shift]))
+
+    def some(which: np.ndarray) -> np.ndarray:
+        rows = np.flatnonzero(which)
+        return images[rng.choice(rows, n, replace=len(rows) < n)]
+
+    for name in ("Male", "Smiling", "Eyeglasses", "Blond_Hair"):
+        sets[f"only-{name}"] = some(faces.attributes[:, faces.attribute_names.index(name)] == 1)
+    if faces.identities is None:
+        raise ValueError(f"{faces.source} does not say who is shown: identity_CelebA.txt is missing")
+    people, counts = np.unique(faces.identities, return_counts=True)
+    most_shown = people[np.argsort(-counts)]
+    for count in (1, 10, 100):
+        sets[f"identities-{count}"] = some(np.isin(faces.identities, most_shown[:count]))
+    return sets
+
+
+def eight_bit(levels: np.ndarray) -> np.ndarray:
+    """Levels in [0, 255] as a file would hold them."""
+    return np.clip(np.round(levels), 0, 255).astype(np.uint8)
+
+
+def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """uint8 (S, S, 3), there and back."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Check, description=__doc__))

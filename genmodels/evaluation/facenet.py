@@ -1,0 +1,107 @@
+"""FaceNet: the embedded feature extractor. Small, trained on procedural faces only, and always at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+Features = Callable[[Tensor], Tensor]
+
+WEIGHTS = Path(__file__).parent / "faces.safetensors"
+SIZE = 64
+"""Side of the images the network sees."""
+WIDTHS = (32, 64, 128, 256)
+"""Channels at 32, 16, 8 and 4 pixels a side."""
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut, each normalised over the batch."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first_norm(self.first(x)))
+        return F.relu(self.second_norm(self.second(y)) + self.shortcut(x))
+
+
+class FaceNet(nn.Module):
+    """Four resolutions; the features are the spatial means of each, so that texture counts as well as content."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTHS[0], 4, stride=2, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(WIDTHS[0])
+        self.blocks = nn.ModuleList([Block(i, o) for i, o in pairwise(WIDTHS)])
+        self.register_buffer("mean", torch.zeros(sum(WIDTHS)))
+        self.register_buffer("std", torch.ones(sum(WIDTHS)))
+
+    mean: Tensor
+    std: Tensor
+
+    def raw(self, images: Tensor) -> Tensor:
+        """(N, 3, 64, 64) in [-1, 1] -> (N, 480), on the scale the network happens to have."""
+        x = F.relu(self.stem_norm(self.stem(images)))
+        means = [x.mean((2, 3))]
+        for block in self.blocks:
+            x = block(F.avg_pool2d(x, 2))
+            means.append(x.mean((2, 3)))
+        return torch.cat(means, dim=1)  # (N, 480)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, 64, 64) in [-1, 1] -> (N, 480); those of each resolution have a total variance of 1 in training."""
+        return (self.raw(images) - self.mean) / self.std
+
+
+def save_facenet(net: FaceNet, path: Path) -> None:
+    """Write the weights in half precision: 2.2 MB."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    halves = {name: value.half() for name, value in net.state_dict().items() if "num_batches" not in name}
+    save_file({name: value.contiguous() for name, value in halves.items()}, path)
+
+
+def load_facenet(path: Path | None = None, device: torch.device | str = "cpu") -> tuple[Features, str, str]:
+    """The network as a function of uint8 (N, 3, H, W) to float (N, 480), its weights' hash, and how it resizes.
+
+    Args:
+        path: weights that `save_facenet` wrote; None: those in the package.
+        device: where it shall run.
+
+    Raises:
+        ValueError: when they are absent, damaged or another network's.
+    """
+    path = path or WEIGHTS
+    net = FaceNet().eval().requires_grad_(False)
+    try:
+        weights = load_file(path)
+        net.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
+        expected = {name for name in net.state_dict() if "num_batches" not in name}
+        if weights.keys() != expected:
+            raise RuntimeError(f"{len(expected ^ weights.keys())} tensors are missing or unknown")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such weights of the faces extractor") from None
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{path}: not weights of the faces extractor ({reason})") from None
+    net = net.to(device).to(memory_format=torch.channels_last)
+
+    def features(images: Tensor) -> Tensor:
+        x = images.float().div(127.5).sub(1)  # (N, 3, H, W)
+        if x.shape[2:] != (SIZE, SIZE):
+            x = F.interpolate(x, size=(SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        return net(x.contiguous(memory_format=torch.channels_last))
+
+    return features, hashlib.sha256(path.read_bytes()).hexdigest()[:16], f"bilinear with antialiasing to {SIZE}"

@@ -1,0 +1,103 @@
+"""`genmodels evaluate` and `genmodels compare`: models, anyone's images, numbers kept earlier, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import fails, run
+from test_evaluate import EXTRACTOR, faces
+
+from genmodels import sampling
+from genmodels.cli import main
+
+__all__ = ["run"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real images and two sets of others in the working directory; features that cost nothing."""
+    monkeypatch.setattr("genmodels.evaluation.extractors.load_extractor", lambda spec, device="cpu": EXTRACTOR)
+    np.save("real.npy", faces().images[:300])
+    np.save("one.npy", faces(1).images[:260])
+    np.save("two.npy", faces(2).images[:260])
+
+
+def test_a_model_against_real_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", str(run), "--data", "real.npy", "--n", "256", "--temperature", "0.5", "--json", "m/m.json"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "fd-colours ↓ *" in said and "* fewer than 2,048 images" in said
+    assert "not measured: lpips: LPIPS needs" in said
+    assert "protocol: data real.npy" in said
+    kept = json.loads(Path("m/m.json").read_text())
+    assert kept["scores"]["fd-colours"]["protocol"]["n"] == 256
+    assert kept["scores"]["psnr"]["unit"] == "dB"
+    assert kept["subject"]["name"] == str(run)
+    assert kept["subject"]["options"]["temperature"] == 0.5
+    assert kept["made"]["code"][0].isdigit()
+    assert "m.json exists" in fails(capsys, 1, *command)
+    assert "unknown option 'splat'" in fails(capsys, 2, "evaluate", run, "--data", "real.npy", "--splat", "3")
+
+
+def test_the_data_a_run_was_trained_on_is_the_default(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "give --data" in fails(capsys, 2, "evaluate", run)
+    (run / "config.yaml").write_text("family: tiny\ndata: real.npy\nema: 0.05\n")
+    (run / "metrics.jsonl").write_text('{"step": 7, "images": 56, "elapsed": 90.0}\n')
+    assert main(["evaluate", str(run), "--n", "256", "--json", "m.json"]) == 0
+    subject = json.loads(Path("m.json").read_text())["subject"]
+    assert (subject["weights"], subject["training"]) == ("EMA", {"images": 56, "steps": 7, "minutes": 1.5})
+
+
+def test_two_sets_of_images_against_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    sampling.save_images("folder", faces(1).images[:260])
+    assert main(["evaluate", "folder", "--data", "real.npy", "--json", "folder.json"]) == 0
+    assert main(["evaluate", "one.npy", "--data", "real.npy", "--json", "array.json"]) == 0
+    folder, array = (json.loads(Path(f"{name}.json").read_text()) for name in ("folder", "array"))
+    assert folder["scores"]["fd-colours"] == array["scores"]["fd-colours"]  # the same pixels, the same number
+    assert "sampling options" in fails(capsys, 2, "evaluate", "one.npy", "--data", "real.npy", "--temperature", "1")
+
+
+def test_bad_input_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("few.npy", faces().images[:9])
+    np.save("same.npy", np.repeat(faces().images[:1], 300, 0))
+    Path("text.npy").write_text("no array")
+    Path("mixed").mkdir()
+    for side in (16, 20):
+        Image.new("RGB", (side, side)).save(f"mixed/{side}.png")
+    for source, reason in (
+        ("few.npy", "9 images are too few"),
+        ("same.npy", "all 300 images"),
+        ("text.npy", "text.npy"),
+        ("mixed", "--size"),
+        ("nowhere.npy", "no such"),
+    ):
+        assert reason in fails(capsys, 1, "evaluate", source, "--data", "real.npy")
+    assert "expected toyfaces" in fails(capsys, 1, "evaluate", "one.npy", "--data", "elsewhere")
+
+
+def test_compare_writes_a_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "two.npy", "--data", "real.npy", "--n", "256", "--json", "two/metrics.json"]) == 0
+    sampling.save_grid("two/samples.png", faces(2).images[:64])
+    command = ["compare", str(run), "one.npy", "two", "--data", "real.npy", "--n", "256", "--out", "report"]
+    assert main(command) == 0
+    assert "report/index.html" in capsys.readouterr().out
+    found = json.loads(Path("report/results.json").read_text())["evaluations"]
+    assert [e["subject"]["name"] for e in found] == [str(run), "one.npy", "two.npy"]
+    assert "psnr" in found[0]["scores"] and "psnr" not in found[1]["scores"]
+    page = Path("report/index.html").read_text()
+    assert "one.npy" in page and "two.npy" in page
+    assert "not an empty folder" in fails(capsys, 1, *command)
+
+
+def test_compare_refuses_numbers_of_another_protocol(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "two.npy", "--data", "real.npy", "--json", "two.json"]) == 0
+    capsys.readouterr()
+    command = ["compare", "one.npy", "two.json", "--data", "real.npy", "--n", "256", "--out", "report"]
+    assert main(command) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert "cannot be compared" in line and "n: 260 and 256" in line
+    assert not Path("report").exists()

@@ -1,0 +1,146 @@
+"""The one call that measures everything: what it finds, beside what floor, under what protocol, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
+
+from genmodels import sampling
+from genmodels.data.packed import Packed
+from genmodels.evaluation.distances import frechet_distance
+from genmodels.evaluation.evaluate import evaluate, evaluate_images
+from genmodels.evaluation.extractors import Extractor
+from genmodels.evaluation.images import Images
+from genmodels.evaluation.reference import reference_from, reference_from_images, spread_rows
+
+TRAIN, VALID, SIZE = 600, 300, 16
+
+
+def colours(images: torch.Tensor) -> torch.Tensor:
+    """Mean colour of the quarters: (N, 3, 16, 16) -> (N, 12)."""
+    return torch.nn.functional.avg_pool2d(images.float(), 8).flatten(1)
+
+
+EXTRACTOR = Extractor("colours", colours)
+
+
+def faces(seed: int = 0) -> Packed:
+    rng = np.random.default_rng(seed)
+    attributes = rng.choice(np.array([-1, 1], np.int8), (TRAIN + VALID, 2))
+    coarse = rng.normal(128, 30, (TRAIN + VALID, 2, 2, 3)) + 40 * attributes.sum(1)[:, None, None, None]
+    coarse[..., 0] += 30 * attributes[:, :1, None]
+    return Packed(
+        images=np.clip(coarse, 0, 255).astype(np.uint8).repeat(8, 1).repeat(8, 2),
+        attributes=attributes,
+        attribute_names=("Smiling", "Eyeglasses"),
+        names=[f"{i}" for i in range(TRAIN + VALID)],
+        splits=(np.arange(TRAIN + VALID) >= TRAIN).astype(np.uint8),
+        manifest={"source": "colours", "crop": "none", "filter": "box"},
+    )
+
+
+def test_a_model_is_scored_by_all_it_can_do() -> None:
+    model = Tiny(TinyConfig())
+    data = faces()
+    reference = reference_from(data, "valid")
+    found = evaluate(model, reference, [EXTRACTOR], n=256, seed=5, options={"temperature": 0.5})
+    names = {"fd", "kd", "precision", "recall", "density", "coverage", "diversity", "nearest-train", "copies", "rfd"}
+    assert {f"{name}-colours" for name in names} <= set(found.scores)
+    assert {"psnr", "ssim", "bits-per-dim", "parameters", "sample-flops", "images-per-second"} <= set(found.scores)
+
+    # The same as by hand.
+    samples = sampling.sample(model, 256, 5, temperature=0.5, progress=False)
+
+    def features(pixels: np.ndarray) -> np.ndarray:
+        return colours(torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)).numpy()
+
+    score = found.scores["fd-colours"]
+    real = features(data.images[TRAIN:])
+    assert score.value == pytest.approx(frechet_distance(features(samples), real), rel=1e-9)
+    others = data.images[:TRAIN][spread_rows(TRAIN, 256)]
+    assert score.floor == pytest.approx(frechet_distance(features(others), real), rel=1e-9)
+    protocol = score.protocol
+    assert (protocol.n, protocol.n_reference, protocol.size, protocol.crop) == (256, VALID, SIZE, "none")
+    assert (protocol.extractor, protocol.split, protocol.filter, protocol.small) == ("colours", "valid", "box", True)
+    assert found.subject.seed == 5 and found.subject.options["temperature"] == 0.5
+    assert np.array_equal(found.pictures["samples"], samples[:64])
+    originals = data.images[TRAIN:][spread_rows(VALID, 256)][:16]
+    assert np.array_equal(found.pictures["reconstructions"], sampling.reconstruct(model, originals))
+    assert len(found.pictures["nearest samples"]) == len(found.pictures["nearest train"]) == 16
+
+
+def test_what_a_model_cannot_do_is_absent_with_the_reason() -> None:
+    found = evaluate(OnlySamples(TinyConfig()), reference_from(faces(), "valid"), [EXTRACTOR], n=256)
+    assert "does not reconstruct" in found.absent["psnr"]
+    assert "no likelihood" in found.absent["bits-per-dim"]
+    assert "takes no attributes" in found.absent["attributes-colours"]
+    assert not {"psnr", "bits-per-dim"} & set(found.scores)
+
+
+def test_conditional_samples_are_held_against_what_they_were_asked() -> None:
+    model = Asked(AskedConfig())
+    with torch.no_grad():  # obeys: the first two numbers are the attributes, and shine through the colours
+        model.decoder.weight.zero_()
+        model.decoder.weight[:4, 0] = 0.1
+        model.decoder.weight[:, 1] += 0.05
+        model.decoder.bias.zero_()
+    found = evaluate(model, reference_from(faces(), "valid"), [EXTRACTOR], n=256)
+    score = found.scores["attributes-colours"]
+    assert score.value > 0.85 and score.floor is not None and score.floor > 0.85
+    assert "Smiling" in score.how
+
+
+def test_images_of_the_same_kind_reach_the_floor_and_copies_are_found() -> None:
+    data = faces()
+    reference = reference_from(data, "valid")
+    fresh = evaluate_images(Images(faces(1).images[:300], "fresh"), reference, [EXTRACTOR])
+    copied = evaluate_images(Images(data.images[:300], "copied"), reference, [EXTRACTOR])
+    score = fresh.scores["fd-colours"]
+    assert score.floor is not None and score.value < 2 * score.floor
+    assert fresh.scores["nearest-train-colours"].value == pytest.approx(1, abs=0.15)
+    assert copied.scores["nearest-train-colours"].value == 0
+    assert copied.scores["copies-colours"].value == 1
+    assert np.array_equal(copied.pictures["nearest samples"], copied.pictures["nearest train"])
+    assert copied.subject.kind == "images"
+
+
+def test_two_sets_of_images_have_no_floor_and_say_why() -> None:
+    one, other = Images(faces(1).images[:256], "one"), Images(faces(2).images, "other")
+    found = evaluate_images(one, reference_from_images(other), [EXTRACTOR])
+    assert found.scores["fd-colours"].floor is None
+    assert "there are none" in found.absent["real images, same n"]
+    assert found.scores["fd-colours"].protocol.reference == other.fingerprint
+
+
+def test_the_floor_needs_as_many_further_images_as_samples() -> None:
+    found = evaluate(OnlySamples(TinyConfig()), reference_from(faces(), "train"), [EXTRACTOR], n=400)
+    assert "400 further real images" in found.absent["real images, same n"]
+    assert "nearest-train-colours" in found.absent  # the reference is what the model learnt from
+
+
+def test_bad_input_is_refused_in_one_line() -> None:
+    reference = reference_from(faces(), "valid")
+    pixels = faces(1).images
+    same = np.repeat(pixels[:1], 300, 0)
+
+    def broken(images: torch.Tensor) -> torch.Tensor:
+        return colours(images) / 0 * 0
+
+    cases = [
+        (Images(pixels[:255], "few"), reference, EXTRACTOR, "few: 255 images are too few"),
+        (Images(same, "same"), reference, EXTRACTOR, "same: all 300 images"),
+        (Images(np.repeat(pixels[:300], 2, 1).repeat(2, 2), "big"), reference, EXTRACTOR, "32 px.*16 px"),
+        (Images(pixels[:300], "x"), reference, Extractor("broken", broken), "broken.*not finite|finite.*broken"),
+        (Images(pixels[:300], "x"), reference_from_images(Images(pixels[:9], "nine")), EXTRACTOR, "nine: 9 images"),
+    ]
+    for images, real, extractor, reason in cases:
+        with pytest.raises(ValueError, match=reason) as caught:
+            evaluate_images(images, real, [extractor])
+        assert "\n" not in str(caught.value)
+    model = OnlySamples(replace(TinyConfig(), size=32))
+    with pytest.raises(ValueError, match="16 px, the model makes 32 px"):
+        evaluate(model, reference, [EXTRACTOR], n=256)
