@@ -97,6 +97,8 @@ def test_speeds_of_two_machines_are_left_out_with_the_reason() -> None:
     ("value", "text"),
     [
         (0.01234, "0.0123"),
+        (0.001234, "0.00123"),
+        (-4.04e-05, "-4.04e-05"),
         (4.3217, "4.322"),
         (1234.6, "1,235"),
         (2.5e9, "2.5e+09"),

@@ -137,12 +137,14 @@ def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def digits(value: float) -> str:
-    """A number with as many digits as it is worth: 0.0123, 4.320, 12.35, 1,234."""
+    """A number with as many digits as it is worth: 0.00495, 0.0123, 4.320, 12.35, 1,234."""
     if not np.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
     if abs(value) >= 1e6:
         return f"{value:.4g}"
+    if abs(value) < 0.01:
+        return f"{value:.3g}"
     places = 4 - min(4, len(str(int(abs(value)))) - (abs(value) < 1))
     return f"{value:,.{places}f}"
