@@ -13,6 +13,7 @@ from test_evaluate import EXTRACTOR, faces
 
 from genmodels import sampling
 from genmodels.cli import main
+from genmodels.cli.evaluation import _read_kept
 
 __all__ = ["run"]
 
@@ -91,6 +92,52 @@ def test_compare_writes_a_report(run: Path, capsys: pytest.CaptureFixture[str]) 
     page = Path("report/index.html").read_text()
     assert "one.npy" in page and "two.npy" in page
     assert "not an empty folder" in fails(capsys, 1, *command)
+
+
+def test_compare_takes_as_many_of_each_as_the_smallest_set_has(capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("more.npy", faces(2).images[:400])
+    assert main(["compare", "one.npy", "more.npy", "one.npy", "--data", "real.npy", "--out", "report"]) == 0
+    assert "more.npy, 260 images" in capsys.readouterr().out
+    found = json.loads(Path("report/results.json").read_text())["evaluations"]
+    assert {e["scores"]["fd-colours"]["protocol"]["n"] for e in found} == {260}
+    assert "holds 260 images" in fails(
+        capsys, 2, "compare", "one.npy", "--data", "real.npy", "--n", "300", "--out", "r"
+    )
+
+
+def test_a_kept_result_shows_its_own_grid_only(run: Path) -> None:
+    assert main(["evaluate", "two.npy", "--data", "real.npy", "--json", "two/metrics.json"]) == 0
+    sampling.save_grid("two/samples.png", faces(2).images[:10])  # four rows of three, two places white
+    assert np.array_equal(_read_kept(Path("two/metrics.json")).pictures["samples"], faces(2).images[:10])
+    Path("two/other.json").write_text(Path("two/metrics.json").read_text())
+    assert not _read_kept(Path("two/other.json")).pictures
+    Image.new("RGB", (100, 101)).save("two/samples.png")
+    assert not _read_kept(Path("two/metrics.json")).pictures
+    Path("two/samples.png").write_text("no picture")
+    assert not _read_kept(Path("two/metrics.json")).pictures
+
+
+def test_settings_without_effect_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "leave out --root, --crop and --split" in fails(
+        capsys, 2, "evaluate", "one.npy", "--data", "real.npy", "--split", "train"
+    )
+    assert "a model has its own size" in fails(capsys, 2, "evaluate", run, "--data", "toyfaces", "--size", "32")
+    assert main(["evaluate", "one.npy", "--data", "real.npy", "--json", "one.json"]) == 0
+    capsys.readouterr()
+    assert "have no effect" in fails(capsys, 2, "compare", "one.json", "--data", "real.npy", "--out", "report")
+
+
+def test_damaged_run_folders_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "config.yaml").write_text("{")
+    assert "config.yaml is not YAML" in fails(capsys, 1, "evaluate", run)
+    (run / "config.yaml").write_text("")
+    assert "is not a recipe" in fails(capsys, 1, "evaluate", run)
+    (run / "config.yaml").write_text("data: celeba\nroot: nowhere\n")
+    assert "give --root" in fails(capsys, 1, "evaluate", run)
+    (run / "config.yaml").write_text("data: real.npy\n")
+    (run / "metrics.jsonl").write_text('{"step": 7, "images": 56}\n{"step": 8, "ima')
+    assert main(["evaluate", str(run), "--n", "256", "--json", "m.json"]) == 0
+    assert json.loads(Path("m.json").read_text())["subject"]["training"] == {"images": 56, "steps": 7}
 
 
 def test_compare_refuses_numbers_of_another_protocol(capsys: pytest.CaptureFixture[str]) -> None:

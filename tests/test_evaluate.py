@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.evaluate import evaluate, evaluate_images
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
-from genmodels.evaluation.reference import reference_from, reference_from_images, spread_rows
+from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images, spread_rows
 
 TRAIN, VALID, SIZE = 600, 300, 16
 
@@ -108,18 +109,64 @@ def test_images_of_the_same_kind_reach_the_floor_and_copies_are_found() -> None:
     assert copied.subject.kind == "images"
 
 
-def test_two_sets_of_images_have_no_floor_and_say_why() -> None:
-    one, other = Images(faces(1).images[:256], "one"), Images(faces(2).images, "other")
+def test_two_small_sets_of_images_have_no_floor_and_say_why() -> None:
+    one, other = Images(faces(1).images[:256], "one"), Images(faces(2).images[:500], "other")
     found = evaluate_images(one, reference_from_images(other), [EXTRACTOR])
     assert found.scores["fd-colours"].floor is None
-    assert "there are none" in found.absent["real images, same n"]
+    assert "not 256 further real images" in found.absent["real images, same n"]
     assert found.scores["fd-colours"].protocol.reference == other.fingerprint
 
 
 def test_the_floor_needs_as_many_further_images_as_samples() -> None:
     found = evaluate(OnlySamples(TinyConfig()), reference_from(faces(), "train"), [EXTRACTOR], n=400)
-    assert "400 further real images" in found.absent["real images, same n"]
-    assert "nearest-train-colours" in found.absent  # the reference is what the model learnt from
+    assert found.absent["real images, same n"] == "there are not 400 further real images: choose --n 300"
+    assert "may be those the model learnt from" in found.absent["nearest-train-colours"]
+
+
+def test_without_further_images_the_floor_is_a_part_of_the_reference_against_the_rest() -> None:
+    reference = reference_from_images(Images(faces(2).images, "many"))
+    found = evaluate_images(Images(faces(1).images[:300], "fresh"), reference, [EXTRACTOR])
+    pair = floor_pair(reference, 300)
+    assert pair is not None and [len(part) for part in pair] == [300, 600]
+    real, rest = (colours(torch.from_numpy(part.pixels).permute(0, 3, 1, 2)).numpy() for part in pair)
+    assert found.scores["fd-colours"].floor == pytest.approx(frechet_distance(real, rest), rel=1e-9)
+    assert not {row.tobytes() for row in pair[0].pixels} & {row.tobytes() for row in pair[1].pixels}
+
+
+def test_reconstructions_are_compared_with_the_images_they_are_of() -> None:
+    found = evaluate(Tiny(TinyConfig()), reference_from(faces(), "valid"), [EXTRACTOR], n=256)
+    for name in ("psnr", "rfd-colours", "bits-per-dim"):
+        protocol = found.scores[name].protocol
+        assert (protocol.n, protocol.n_reference) == (256, 256)
+        assert protocol.reference != found.scores["fd-colours"].protocol.reference
+
+
+def test_what_is_kept_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENMODELS_CACHE", str(tmp_path))
+    calls = []
+
+    def counted(images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        return colours(images)
+
+    extractor = Extractor("counted", counted, weights="0" * 16)
+    images, reference = Images(faces(1).images[:300], "fresh"), reference_from(faces(), "valid")
+    first = evaluate_images(images, reference, [extractor])
+    assert sum(calls) == 300 + VALID + 300 + TRAIN  # samples, reference, floor, training images
+    again = evaluate_images(images, reference, [extractor])
+    assert sum(calls) == 300 + VALID + 300 + TRAIN
+    assert again.plain() == first.plain()
+    for file in tmp_path.rglob("*.json"):
+        file.write_text("{")
+    assert evaluate_images(images, reference, [extractor]).plain() == first.plain()
+
+
+def test_one_part_that_cannot_be_measured_does_not_take_the_others_along() -> None:
+    data = faces()
+    leaked = replace(data, images=np.concatenate([data.images[:TRAIN], data.images[:VALID]]))
+    found = evaluate_images(Images(faces(1).images[:300], "x"), reference_from(leaked, "valid"), [EXTRACTOR])
+    assert "held-out images are training images" in found.absent["copies-colours"]
+    assert "fd-colours" in found.scores
 
 
 def test_bad_input_is_refused_in_one_line() -> None:
@@ -141,6 +188,8 @@ def test_bad_input_is_refused_in_one_line() -> None:
         with pytest.raises(ValueError, match=reason) as caught:
             evaluate_images(images, real, [extractor])
         assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="two extractors are called 'colours'"):
+        evaluate_images(Images(pixels[:300], "x"), reference, [EXTRACTOR, EXTRACTOR])
     model = OnlySamples(replace(TinyConfig(), size=32))
     with pytest.raises(ValueError, match="16 px, the model makes 32 px"):
         evaluate(model, reference, [EXTRACTOR], n=256)

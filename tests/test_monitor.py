@@ -69,7 +69,7 @@ def test_distance_to_the_train_split_where_there_is_no_other(batches: list[int])
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="--evaluate-every, train split of noise: 150 images are too few"):
         Monitor(faces(200))
-    with pytest.raises(ValueError, match="all 512 samples are the same image"):
+    with pytest.raises(ValueError, match="samples: all 512 images have the same features"):
         Monitor(faces(1024)).distance(np.full((512, 8, 8, 3), 7, np.uint8))
 
 
@@ -114,10 +114,14 @@ def test_a_failed_measurement_is_null_and_one_line(tmp_path: Path, capsys: pytes
     data = faces(1024)
     run = fit(tiny(Collapsed), data, recipe(tmp_path / "run", evaluate_every=10))
     said = [line for line in capsys.readouterr().err.splitlines() if NAME in line]
+    same = (
+        "all 512 images have the same features: they are one image repeated, or the model has collapsed; "
+        "look at the images"
+    )
     assert said == [
         f"{NAME}: 512 samples against 256 images of the valid split",
-        f"no {NAME} at step 10: all 512 samples are the same image: the model has collapsed",
-        f"no {NAME} at step 20: all 512 samples are the same image: the model has collapsed",
+        f"no {NAME} at step 10: samples: {same}",
+        f"no {NAME} at step 20: samples: {same}",
     ]
     assert [(line["step"], line.get(NAME, "-")) for line in lines(run)] == [(5, "-"), (10, None), (15, "-"), (20, None)]
     assert_equal(run, fit(tiny(), data, recipe(tmp_path / "plain")))

@@ -103,7 +103,9 @@ def test_scores_are_means_over_pairs_with_their_errors_and_protocol() -> None:
     largest = np.abs(images.astype(int) - others).max((1, 2, 3)) / 127.5
     assert scores["lpips"].value == pytest.approx(largest.mean(), abs=1e-6)
     assert [score.better for score in scores.values()] == ["higher", "higher", "lower"]
-    assert {(score.group, score.protocol) for score in scores.values()} == {("reconstruction", PROTOCOL)}
+    assert {score.group for score in scores.values()} == {"reconstruction"}
+    assert scores["psnr"].protocol == scores["ssim"].protocol == PROTOCOL
+    assert "alexnet" in str(scores["lpips"].protocol.weights)
 
 
 def test_without_lpips_there_is_no_lpips_and_without_a_spread_no_error() -> None:

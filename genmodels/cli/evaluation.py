@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json as json_library
 import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from genmodels.cli.arguments import check_free, chosen_options, load
+from genmodels.cli.real_images import RealImages, read_subject, real_images, say_notes
 from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from genmodels.evaluation.extractors import Extractor
-    from genmodels.evaluation.reference import Reference
-    from genmodels.evaluation.results import Evaluation, Subject
-
-BUILT_IN = ("toyfaces", "celeba", "folder")
+    from genmodels.evaluation.images import Images
+    from genmodels.evaluation.results import Evaluation
 
 
 def evaluate(
@@ -61,7 +58,7 @@ def evaluate(
         json: also write the numbers and their protocols to this file.
         force: overwrite an existing file.
     """
-    _check_numbers(n, batch_size, split)
+    _check_numbers(n, batch_size)
     if json:
         check_free(json, force, ".json")
 
@@ -69,8 +66,12 @@ def evaluate(
 
     from genmodels.evaluation.columns import terminal_table
 
-    real = RealImages([run], data, root, crop, split, size)
-    result = _measure(run, real, _load_extractors(extractors), size, n, seed, batch_size, options)
+    networks = _load_extractors(extractors)
+    real = real_images([run], data, root, crop, split, size)
+    images = _given(run, size, n, options)
+    if images is None and size and not real.are_given:
+        raise UsageError(f"--size {size}: a model has its own size; --size is for given images")
+    result = _measure(run, images, real, networks, n, seed, batch_size, options)
     console = Console()
     console.print(terminal_table(result))
     if any(score.protocol.small for score in result.scores.values()):
@@ -112,163 +113,110 @@ def compare(
     """
     if not runs:
         raise UsageError("nothing to compare. Usage: genmodels compare RUN... --out FOLDER")
-    _check_numbers(n, batch_size, split)
+    _check_numbers(n, batch_size)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose another --out")
+    check_free(out / "index.html", force=False)
 
     from genmodels.evaluation.compare import write_report
     from genmodels.evaluation.protocol import FULL_N
     from genmodels.evaluation.results import comparable
 
     kept = {run: path for run in runs if (path := _kept_result(run))}
-    fresh = [run for run in runs if run not in kept]
+    fresh = [run for run in dict.fromkeys(runs) if run not in kept]
     results = {run: _read_kept(path) for run, path in kept.items()}
     comparable(list(results.values()))  # before any work
     if fresh:
-        real = RealImages(fresh, data, root, crop, split, size)
         networks = _load_extractors(extractors)
+        real = real_images(fresh, data, root, crop, split, size)
+        given = {run: _given(run, size, n, ()) for run in fresh}
+        # The same n for all: as many as the smallest of the given sets has.
+        count = n or min([FULL_N, *(len(images) for images in given.values() if images is not None)])
         for place, run in enumerate(fresh, start=1):
-            print(f"{place}/{len(fresh)}  {run}", flush=True)
-            results[run] = _measure(run, real, networks, size, n or FULL_N, seed, batch_size, ())
+            print(f"{place}/{len(fresh)}  {run}, {count:,} images", flush=True)
+            results[run] = _measure(run, given[run], real, networks, count, seed, batch_size, ())
             comparable(list(results.values()))  # not only after the last one
-    command = shlex.join(["genmodels", "compare", *sys.argv[2:]])
+    elif data or root or crop or n:
+        raise UsageError("all of these were measured before: --data, --root, --crop and --n have no effect")
+    flags = {"data": data, "root": root, "crop": crop, "split": split, "size": size, "n": n, "seed": seed}
+    words = [part for name, value in flags.items() if value is not None for part in (f"--{name}", str(value))]
+    command = shlex.join(["genmodels", "compare", *runs, *words, "--extractors", *extractors, "--out", str(out)])
     print(f"\nOpen {write_report([results[run] for run in runs], out, command)} in a browser.")
 
 
-class RealImages:
-    """The real images that a command line asks for, opened once the size is known.
+def _given(run: str, size: int | None, n: int | None, options: tuple[str, ...]) -> Images | None:
+    """The images at `run`, n of them if n is given; None when `run` is a model."""
+    from genmodels.evaluation.images import holds_images, read_images
+    from genmodels.evaluation.reference import spread
 
-    Args:
-        runs: whose training data is the default.
-        data, root, crop, split, size: of the command line.
-    """
-
-    def __init__(
-        self, runs: Sequence[str], data: str | None, root: Path | None, crop: str | None, split: str, size: int | None
-    ):
-        if data is None:
-            data, root, crop = self._trained_on(runs, root, crop)
-        self.data, self.root, self.crop, self.split, self.size = data, root, crop, split, size
-        self._opened: Reference | None = None
-
-    def of_size(self, size: int) -> Reference:
-        """The real images at `size` pixels.
-
-        Raises:
-            ValueError: when they cannot be had at that size.
-        """
-        from genmodels.data import open_data
-        from genmodels.data.packed import is_packed
-        from genmodels.evaluation.images import read_images
-        from genmodels.evaluation.reference import reference_from, reference_from_images
-
-        if self._opened is None or self._opened.images.size != size:
-            path = Path(self.data)
-            if self.data in BUILT_IN or is_packed(path):
-                self._opened = reference_from(open_data(self.data, self.root, size, self.crop), self.split)
-            elif path.exists():
-                self._opened = reference_from_images(read_images(path, self.size))
-                _say(self._opened.images.notes, self.data)
-            else:
-                raise ValueError(f"--data {self.data}: expected {', '.join(BUILT_IN)}, or the path of real images")
-        return self._opened
-
-    @staticmethod
-    def _trained_on(runs: Sequence[str], root: Path | None, crop: str | None) -> tuple[str, Path | None, str | None]:
-        """Data, root and crop in the recipes of `runs`, which must agree; flags come first."""
-        import yaml
-
-        found: dict[tuple[str, str | None, str | None], str] = {}
-        for run in runs:
-            recipe = Path(run) / "config.yaml"
-            if recipe.is_file():
-                settings = yaml.safe_load(recipe.read_text())
-                found.setdefault((settings.get("data", ""), settings.get("root"), settings.get("crop")), run)
-        if not found:
-            raise UsageError(
-                f"compared with which real images? {runs[0]} does not say what it was trained on: give --data"
-            )
-        if len(found) > 1:
-            (first, one), (second, other) = list(found.items())[:2]
-            raise UsageError(
-                f"{one} was trained on {first[0]} and {other} on {second[0]}, with other settings: "
-                "say with --data which real images to compare with"
-            )
-        data, known_root, known_crop = next(iter(found))
-        return data, root or (Path(known_root) if known_root else None), crop or known_crop
+    if not holds_images(Path(run)):
+        return None
+    if options:
+        raise UsageError(f"{run} holds images: sampling options such as --options {options[0]} are for models")
+    images = read_images(Path(run), size)
+    say_notes(images, run)
+    if n is not None and n > len(images):
+        raise UsageError(f"--n {n}: {run} holds {len(images):,} images; choose --n {len(images)}, or leave it out")
+    return images if n is None else spread(images, n)
 
 
 def _measure(
     run: str,
+    images: Images | None,
     real: RealImages,
     extractors: Callable[[], list[Extractor]],
-    size: int | None,
     n: int | None,
     seed: int,
     batch_size: int,
     options: tuple[str, ...],
 ) -> Evaluation:
-    """All scores of one model or set of images."""
+    """All scores of one model, or of `images`."""
     from dataclasses import replace
 
     from genmodels.evaluation.evaluate import evaluate as evaluate_model
     from genmodels.evaluation.evaluate import evaluate_images
-    from genmodels.evaluation.images import holds_images, read_images
     from genmodels.evaluation.protocol import FULL_N
     from genmodels.evaluation.reference import spread
+    from genmodels.sampling import processes
 
-    if holds_images(Path(run)):
-        if options:
-            raise UsageError(f"{run} holds images: sampling options such as --options {options[0]} are for models")
-        images = read_images(Path(run), size)
-        _say(images.notes, run)
+    if images is not None:
         images = images if n is None else spread(images, n)
-        result = evaluate_images(images, real.of_size(images.size), extractors(), batch_size=batch_size)
+        result = evaluate_images(
+            images, real.of_size(images.size), extractors(), batch_size=batch_size, device=processes().device
+        )
         return replace(result, subject=replace(result.subject, name=run))
     model = load(run)
-    reference = real.of_size(model.config.size)
+    chosen = chosen_options(model, options)
     return evaluate_model(
         model,
-        reference,
+        real.of_size(model.config.size),
         extractors(),
         n=n or FULL_N,
         seed=seed,
         batch_size=batch_size,
-        options=chosen_options(model, options),
-        subject=_subject(run, model.family),
+        options=chosen,
+        subject=read_subject(run, model.family),
     )
-
-
-def _subject(run: str, family: str) -> Subject:
-    """What the run folder says of a model."""
-    import yaml
-
-    from genmodels.evaluation.results import Subject
-
-    folder, weights = Path(run), ""
-    training: dict[str, float] = {}
-    if (recipe := folder / "config.yaml").is_file():
-        weights = "EMA" if yaml.safe_load(recipe.read_text()).get("ema") else "raw"
-    if (log := folder / "metrics.jsonl").is_file() and (lines := log.read_text().splitlines()):
-        last = json_library.loads(lines[-1])
-        training = {name: last[key] for name, key in (("images", "images"), ("steps", "step")) if key in last}
-        training |= {"minutes": last["elapsed"] / 60} if "elapsed" in last else {}
-    return Subject(run, family, weights, training=training)
 
 
 def _load_extractors(specs: tuple[str, ...]) -> Callable[[], list[Extractor]]:
     """Loads the extractors once, when they are first needed: after everything else has been checked."""
     from functools import cache
 
-    from genmodels.evaluation.extractors import load_extractor
+    from genmodels.evaluation.extractors import check_spec, load_extractor
     from genmodels.sampling import processes
 
     if not specs:
         raise UsageError("--extractors needs at least one name: faces, inception, dinov2 or clip")
+    try:
+        for spec in specs:
+            check_spec(spec)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
     @cache
     def loaded() -> list[Extractor]:
-        return [load_extractor(spec, processes().device) for spec in specs]
+        return [load_extractor(spec, processes().device) for spec in dict.fromkeys(specs)]
 
     return loaded
 
@@ -294,21 +242,26 @@ def _read_kept(path: Path) -> Evaluation:
     result = read_evaluation(path)
     grid = path.with_name("samples.png")
     sizes = {score.protocol.size for score in result.scores.values() if score.protocol.size}
-    if not grid.is_file() or len(sizes) != 1:
+    if path.name != "metrics.json" or not grid.is_file() or len(sizes) != 1:
         return result
-    (size,) = sizes
-    with Image.open(grid) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    places = [range(2, length - size, size + 2) for length in pixels.shape[:2]]  # as `sampling.grid` lays them out
-    tiles: Any = [pixels[y : y + size, x : x + size] for y in places[0] for x in places[1]]
-    return replace(result, pictures={"samples": np.stack(tiles)}) if tiles else result
+    step = sizes.pop() + 2  # as `sampling.grid` lays them out: 2 pixels before, between and after
+    try:
+        with Image.open(grid) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except OSError:
+        print(f"{grid} is no picture: it is left out")
+        return result
+    if any(side % step != 2 for side in pixels.shape[:2]):
+        return result  # a grid of something else
+    rows, columns = (side // step for side in pixels.shape[:2])
+    tiles = pixels[2:, 2:].reshape(rows, step, columns, step, 3).swapaxes(1, 2).reshape(-1, step, step, 3)[:, :-2, :-2]
+    shown = tiles[(tiles != 255).any(axis=(1, 2, 3))]  # the last row is filled up with white
+    return replace(result, pictures={"samples": shown}) if len(shown) else result
 
 
-def _check_numbers(n: int | None, batch_size: int, split: str) -> None:
+def _check_numbers(n: int | None, batch_size: int) -> None:
     if batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, got {batch_size}")
-    if split not in ("train", "valid", "test", "all"):
-        raise UsageError(f"--split {split}: expected train, valid, test or all")
     if n is not None:
         from genmodels.evaluation.protocol import check_count
 
@@ -316,8 +269,3 @@ def _check_numbers(n: int | None, batch_size: int, split: str) -> None:
             check_count(n, f"--n {n}")
         except ValueError as error:
             raise UsageError(str(error)) from None
-
-
-def _say(notes: tuple[str, ...], name: str) -> None:
-    for note in notes:
-        print(f"{name}: {note}")

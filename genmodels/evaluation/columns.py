@@ -112,7 +112,9 @@ def terminal_table(evaluation: Evaluation) -> Table:
         score = column.first
         values = ["" if x is None else amount(x, score.unit) for x in (score.value, score.error, score.floor)]
         name = f"{column.name} {ARROWS[score.better]}".rstrip()
-        table.add_row(name + (" *" if score.protocol.small else ""), *values, score.unit)
+        table.add_row(
+            name + (" *" if score.protocol.small else ""), *values, column.note if column.stem == column.name else ""
+        )
     return table
 
 

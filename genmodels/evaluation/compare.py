@@ -51,7 +51,7 @@ def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = ""
     )
     write_figures(shown, found, out / "figures")
     whole = {"format": FORMAT, "evaluations": [e.plain() for e in named]}
-    (out / "results.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    (out / "results.json").write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     _write_csv(shown, out / "results.csv")
     (out / "index.html").write_text(text, encoding="utf-8")
     return out / "index.html"

@@ -18,23 +18,21 @@ from genmodels.base import Generator, evaluating
 from genmodels.data.batches import to_float
 from genmodels.evaluation.codebook import codebook_scores
 from genmodels.evaluation.conditional import attribute_accuracy
-from genmodels.evaluation.cost import cost_scores
-from genmodels.evaluation.distances import check_varied, frechet_distance, kernel_distance
+from genmodels.evaluation.cost import cost_scores, reasons
+from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.extractors import Extractor, load_extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
-from genmodels.evaluation.neighbours import diversity, manifold, memorisation
-from genmodels.evaluation.pairs import likelihood_score, lpips_diversity, pair_scores
+from genmodels.evaluation.pairs import likelihood_score, pair_scores
 from genmodels.evaluation.protocol import FULL_N, Protocol, check_count, code_version
-from genmodels.evaluation.reference import Reference, spread
+from genmodels.evaluation.reference import Reference, spread, spread_rows
 from genmodels.evaluation.results import Evaluation, Score, Subject
+from genmodels.evaluation.samples import by_extractor, fingerprint_of, sample_scores
 from genmodels.nn.perceptual import Distance, load_lpips
 from genmodels.types import Condition, Likelihood, Quantises, Reconstructs
 
-SHOWN = 64
-"""Samples that are kept to be looked at."""
 PAIRS = 16
-"""Reconstructions, and nearest neighbours, that are kept to be looked at."""
+"""Reconstructions that are kept to be looked at."""
 
 
 def evaluate(
@@ -73,13 +71,14 @@ def evaluate(
     check_count(n, "samples")
     check_count(len(reference.images), reference.images.name)
     extractors = extractors or [load_extractor("faces", next(model.parameters()).device)]
+    _check_names(extractors)
     lpips, absent = _lpips(model)
     chosen = asdict(model.options(**options))
     images = Images(sampling.sample(model, n, seed, batch_size=batch_size, **options), f"samples of {model.family}")
     subject = replace(
         subject or Subject(model.family, model.family), seed=seed, options=chosen, fingerprint=images.fingerprint
     )
-    scores, missing, pictures = _samples(images, reference, extractors, lpips, batch_size)
+    scores, missing, pictures = sample_scores(images, reference, extractors, lpips, batch_size)
     absent |= missing
     for part in (
         _reconstruction(model, reference, extractors, lpips, n, batch_size, pictures),
@@ -89,7 +88,7 @@ def evaluate(
     ):
         scores |= part[0]
         absent |= part[1]
-    return Evaluation(subject, scores, absent, _made(model), pictures)
+    return _finite(Evaluation(subject, scores, absent, _made(str(next(model.parameters()).device)), pictures))
 
 
 def evaluate_images(
@@ -118,111 +117,15 @@ def evaluate_images(
     for part in (images, reference.images):
         check_count(len(part), part.name)
     extractors = extractors or [load_extractor("faces", device)]
+    _check_names(extractors)
     lpips, absent = _lpips(None, device)
-    scores, missing, pictures = _samples(images, reference, extractors, lpips, batch_size)
-    subject = Subject(images.name, "images", fingerprint=images.fingerprint)
-    return Evaluation(subject, scores, absent | missing, _made(None), pictures)
+    scores, missing, pictures = sample_scores(images, reference, extractors, lpips, batch_size)
+    subject = Subject(images.name, "images", fingerprint=images.fingerprint, notes=images.notes)
+    return _finite(Evaluation(subject, scores, absent | missing, _made(str(device)), pictures))
 
 
 Part = tuple[dict[str, Score], dict[str, str]]
 """Scores by name, and what is absent, with the reason."""
-
-
-def _samples(
-    images: Images, reference: Reference, extractors: Sequence[Extractor], lpips: Distance | None, batch_size: int
-) -> tuple[dict[str, Score], dict[str, str], dict[str, np.ndarray]]:
-    """Scores of images as samples, what is absent, and pictures."""
-    scores: dict[str, Score] = {}
-    absent: dict[str, str] = {}
-    pictures = {"samples": np.asarray(images.pixels[:SHOWN])}
-    floor = None
-    if reference.others is not None and len(reference.others) >= len(images):
-        floor = spread(reference.others, len(images))
-    else:
-        held = "none" if reference.others is None else f"{len(reference.others):,}"
-        absent["real images, same n"] = (
-            f"needs {len(images):,} further real images beside the {len(reference.images):,} compared with; "
-            f"there are {held}"
-        )
-    protocol = replace(reference.protocol, n=len(images))
-    for extractor in extractors:
-        scores |= _distances(images, reference, floor, extractor, protocol, batch_size)
-    if reference.train is not None:
-        found, closest = _copies(images, reference, extractors[0], protocol, batch_size)
-        scores |= found
-        pictures |= closest
-    else:
-        absent[extractors[0].measure("nearest-train")] = "nobody said which images the model learnt from"
-    if lpips is not None:
-        value, error = lpips_diversity(np.asarray(images.pixels), lpips)
-        real = None if floor is None else lpips_diversity(np.asarray(floor.pixels), lpips)[0]
-        how = "mean LPIPS (v0.1, AlexNet) of random pairs; compare with real images, higher is not always better"
-        scores["diversity-lpips"] = Score(value, "neither", how, protocol, error=error, floor=real)
-    return scores, absent, pictures
-
-
-def _distances(
-    images: Images,
-    reference: Reference,
-    floor: Images | None,
-    extractor: Extractor,
-    protocol: Protocol,
-    batch_size: int,
-) -> dict[str, Score]:
-    """Distances between samples and real images by one extractor, each beside its real-versus-real floor."""
-    protocol = replace(protocol, extractor=extractor.name, weights=extractor.weights, resize=extractor.resize)
-    fake = extract(images, extractor, batch_size=batch_size)
-    real = extract(reference.images, extractor, batch_size=batch_size)
-    check_varied(fake, images.name)
-    check_varied(real, reference.images.name)
-    # Real images in the samples' place: the same code, so the same bias by n.
-    sets = [fake] if floor is None else [fake, extract(floor, extractor, batch_size=batch_size)]
-    frechet = [frechet_distance(one, real) for one in sets]
-    kernel = [kernel_distance(one, real) for one in sets]
-    shapes = [manifold(real, one) for one in sets]
-    spreads = [diversity(one) for one in sets]
-
-    def second(values: list[Any]) -> Any:
-        return values[1] if len(values) > 1 else None
-
-    found = {
-        "fd": Score(frechet[0], "lower", "Frechet distance of Gaussians fitted to the features", protocol,
-                    floor=second(frechet)),
-        "kd": Score(kernel[0][0], "lower", "unbiased squared MMD of the features, cubic kernel, over all pairs",
-                    protocol, error=kernel[0][1], floor=second([value for value, _ in kernel])),
-        "precision": Score(shapes[0].precision, "higher", "share of samples within reach of real images (k = 3)",
-                           protocol, floor=second([shape.precision for shape in shapes])),
-        "recall": Score(shapes[0].recall, "higher", "share of real images within reach of samples (k = 3)",
-                        protocol, floor=second([shape.recall for shape in shapes])),
-        "density": Score(shapes[0].density, "higher", "real neighbourhoods a sample lies in, over k = 5; can pass 1",
-                         protocol, floor=second([shape.density for shape in shapes])),
-        "coverage": Score(shapes[0].coverage, "higher", "share of real images with a sample in their neighbourhood "
-                          "(k = 5)", protocol, floor=second([shape.coverage for shape in shapes])),
-        "diversity": Score(spreads[0][0], "neither", "mean feature distance of random pairs; compare with real images",
-                           protocol, error=spreads[0][1], floor=second([value for value, _ in spreads])),
-    }  # fmt: skip
-    return {extractor.measure(what): score for what, score in found.items()}
-
-
-def _copies(
-    images: Images, reference: Reference, extractor: Extractor, protocol: Protocol, batch_size: int
-) -> tuple[dict[str, Score], dict[str, np.ndarray]]:
-    """Whether samples lie nearer to training images than unseen real images do; the nearest pairs."""
-    assert reference.train is not None
-    train = extract(reference.train, extractor, batch_size=batch_size)
-    fake, unseen = (extract(part, extractor, batch_size=batch_size) for part in (images, reference.images))
-    found = memorisation(fake, train, unseen)
-    protocol = replace(protocol, extractor=extractor.name, weights=extractor.weights, resize=extractor.resize)
-    pictures = {
-        "nearest samples": np.asarray(images.pixels)[found.order[:PAIRS]],
-        "nearest train": np.asarray(reference.train.pixels)[found.partner[found.order[:PAIRS]]],
-    }
-    ratio = "median distance to the nearest training image, over that of unseen real images; well under 1: copies"
-    share = "share of samples nearer to a training image than 99 % of unseen real images are; well over 0.01: copies"
-    return {
-        extractor.measure("nearest-train"): Score(found.ratio, "neither", ratio, protocol, floor=1.0),
-        extractor.measure("copies"): Score(found.share, "neither", share, protocol, floor=0.01),
-    }, pictures
 
 
 def _reconstruction(
@@ -241,13 +144,13 @@ def _reconstruction(
     pixels = sampling.reconstruct(model, np.asarray(originals.pixels), batch_size)
     rebuilt = Images(pixels, f"reconstructions of {model.family}")
     pictures |= {"originals": np.asarray(originals.pixels[:PAIRS]), "reconstructions": pixels[:PAIRS]}
-    protocol = replace(reference.protocol, n=len(originals))
+    protocol = _of(originals, reference)
     scores = pair_scores(np.asarray(originals.pixels), pixels, lpips, protocol, batch_size)
     for extractor in extractors:
         value = frechet_distance(*(extract(part, extractor, batch_size=batch_size) for part in (rebuilt, originals)))
-        of = replace(protocol, extractor=extractor.name, weights=extractor.weights, resize=extractor.resize)
         how = "Frechet distance between real images and their reconstructions"
-        scores[extractor.measure("rfd")] = Score(value, "lower", how, of, floor=0.0, group="reconstruction")
+        score = Score(value, "lower", how, by_extractor(extractor, protocol), group="reconstruction")
+        scores[extractor.measure("rfd")] = score
     if isinstance(model, Quantises):
         with evaluating(model), torch.inference_mode():
             scores |= codebook_scores(model, _batches(model, originals, batch_size, "codes"), protocol)
@@ -258,11 +161,14 @@ def _likelihood(model: Generator, reference: Reference, n: int, seed: int, batch
     if not isinstance(model, Likelihood):
         return {}, {"bits-per-dim": f"{model.family} has no likelihood"}
     images = spread(reference.images, n)
-    protocol = replace(reference.protocol, n=len(images))
+    batches = _batches(model, images, batch_size, "bits/dim")
     with evaluating(model):
-        return {
-            "bits-per-dim": likelihood_score(model, _batches(model, images, batch_size, "bits/dim"), seed, protocol)
-        }, {}
+        return {"bits-per-dim": likelihood_score(model, batches, seed, _of(images, reference))}, {}
+
+
+def _of(images: Images, reference: Reference) -> Protocol:
+    """The protocol of what is measured on some of the real images alone."""
+    return replace(reference.protocol, n=len(images), n_reference=len(images), reference=images.fingerprint)
 
 
 def _attributes(
@@ -285,16 +191,20 @@ def _attributes(
         return {}, {measure: f"{reference.images.name} does not know {', '.join(missing)}"}
     columns = [reference.attribute_names.index(name) for name in wanted]
     held, known = reference.attributes[:, columns], reference.train_attributes[:, columns]
-    asked = held[np.arange(n) % len(held)]  # combinations that occur
+    asked = held[np.arange(n) % len(held)] if n > len(held) else held[spread_rows(len(held), n)]  # those that occur
     condition = Condition(attributes=torch.from_numpy(asked).float())
     pixels = sampling.sample(model, n, seed, condition, batch_size=batch_size, **options)
     parts = (Images(pixels, "conditional samples"), reference.train, reference.images)
     fake, train, real = (extract(part, extractor, batch_size=batch_size) for part in parts)
-    found = attribute_accuracy(fake, asked, train, known, real, held, wanted)
-    of = replace(reference.protocol, n=n, extractor=extractor.name, weights=extractor.weights, resize=extractor.resize)
-    each = ", ".join(f"{name} {value:.2f}" for name, value in found.samples.items())
-    how = f"balanced accuracy by a linear probe of the features; each: {each}"
-    return {measure: Score(found.mean, "higher", how, of, floor=found.ceiling)}, {}
+    absent: dict[str, str] = {}
+    with reasons(absent, measure):
+        found = attribute_accuracy(fake, asked, train, known, real, held, wanted)
+        of = replace(by_extractor(extractor, reference.protocol), n=n, train=fingerprint_of(reference.train))
+        each = ", ".join(f"{name} {value:.2f}" for name, value in found.samples.items())
+        how = f"balanced accuracy by a linear probe of the features; each: {each}"
+        score = Score(found.mean, "higher", how, replace(of, attributes=", ".join(found.samples)), floor=found.ceiling)
+        return {measure: score}, {f"{measure} of {name}": why for name, why in found.left_out.items()}
+    return {}, absent
 
 
 def _batches(model: Generator, images: Images, batch_size: int, what: str) -> Iterator[Tensor]:
@@ -313,12 +223,21 @@ def _lpips(model: Generator | None, device: torch.device | str = "cpu") -> tuple
         return None, {"lpips": str(error)}
 
 
-def _made(model: Generator | None) -> dict[str, str]:
+def _check_names(extractors: Sequence[Extractor]) -> None:
+    """Refuse two extractors of one name: the numbers of one would replace the other's."""
+    names = [extractor.name for extractor in extractors]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two extractors are called {twice!r}: give them different names, or use one at a time")
+
+
+def _finite(evaluation: Evaluation) -> Evaluation:
+    """Numbers that are none, such as the PSNR of exact copies, become absent."""
+    odd = {name: f"it is {s.value}" for name, s in evaluation.scores.items() if not math.isfinite(s.value)}
+    kept = {name: score for name, score in evaluation.scores.items() if name not in odd}
+    return replace(evaluation, scores=kept, absent=evaluation.absent | odd)
+
+
+def _made(device: str) -> dict[str, str]:
     """By what the numbers were made."""
-    device = "cpu" if model is None else str(next(model.parameters()).device)
-    return {
-        "code": code_version(),
-        "torch": torch.__version__,
-        "device": device,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {"code": code_version(), "torch": torch.__version__, "device": device, "date": date}

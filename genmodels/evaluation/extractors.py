@@ -23,6 +23,7 @@ FID_WEIGHTS = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-1
 """One file under two names: torch-fidelity's and pytorch-fid's conversion of the FID graph of 2015."""
 FID_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
+KNOWN = ("faces", "inception", "dinov2", "clip")
 DINOV2 = "facebook/dinov2-large"
 CLIP = "openai/clip-vit-large-patch14-336"
 DINOV2_SIZE = 224
@@ -83,13 +84,23 @@ def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
         ValueError: for an unknown name, a library that is not installed, or weights that are absent, damaged or of
             another network; one line that says how to get them.
     """
-    name, equals, path = spec.partition("=")
+    check_spec(spec)
+    name, _, path = spec.partition("=")
     loaders = {"faces": _faces, "inception": _inception, "dinov2": _dinov2, "clip": _clip}
-    if name not in loaders:
-        raise ValueError(f"unknown extractor {name!r}; known: {', '.join(loaders)}, each also as NAME=PATH")
+    return loaders[name](path or None, torch.device(device))
+
+
+def check_spec(spec: str) -> None:
+    """Refuse, before any work, what does not name an extractor.
+
+    Raises:
+        ValueError: that lists the known names.
+    """
+    name, equals, path = spec.partition("=")
+    if name not in KNOWN:
+        raise ValueError(f"unknown extractor {name!r}; known: {', '.join(KNOWN)}, each also as NAME=PATH")
     if equals and not path:
         raise ValueError(f"{spec}: no path after the equals sign; write {name}=PATH, or {name} alone")
-    return loaders[name](path or None, torch.device(device))
 
 
 def hash_weights(tensors: Mapping[str, Tensor]) -> str:
@@ -121,7 +132,8 @@ def _faces(path: str | None, device: torch.device) -> Extractor:
     from genmodels.evaluation.facenet import load_facenet
 
     network, weights, resize = load_facenet(None if path is None else Path(path), device)
-    return Extractor("faces", network, weights, resize, device=device)
+    name = "faces" if path is None else f"faces:{weights[:8]}"  # FD-faces is the distance of the embedded weights
+    return Extractor(name, network, weights, resize, device=device)
 
 
 def _inception(path: str | None, device: torch.device) -> Extractor:

@@ -93,7 +93,7 @@ def load_facenet(path: Path | None = None, device: torch.device | str = "cpu") -
             raise RuntimeError(f"{len(expected ^ weights.keys())} tensors are missing or unknown")
     except FileNotFoundError:
         raise ValueError(f"{path}: no such weights of the faces extractor") from None
-    except (SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{path}: not weights of the faces extractor ({reason})") from None
     net = net.to(device).to(memory_format=torch.channels_last)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from genmodels.data import cache_folder
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
+from genmodels.evaluation.protocol import DEFINITIONS
 
 
 def extract(
@@ -41,9 +42,10 @@ def extract(
     Raises:
         ValueError: when the network's output is not (N, D), or not finite; names the extractor and the image.
     """
-    if not cached or extractor.weights == "unknown":
+    place = cache_place(extractor)
+    if not cached or place is None:
         return _compute(images, extractor, batch_size, progress)
-    file = _cache_file(images, extractor)
+    file = place / f"{images.fingerprint}.safetensors"
     features = _read(file, images, extractor)
     if features is None:
         features = _compute(images, extractor, batch_size, progress)
@@ -101,10 +103,13 @@ def _full_precision(device: torch.device | str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _cache_file(images: Images, extractor: Extractor) -> Path:
+def cache_place(extractor: Extractor) -> Path | None:
+    """The folder where what an extractor says of images is kept; None for one that nobody can identify."""
+    if extractor.weights == "unknown":
+        return None
     resize = hashlib.sha256(extractor.resize.encode()).hexdigest()[:8]
-    folder = re.sub(r"[^\w.-]", "_", f"{extractor.name}-{extractor.weights}")
-    return cache_folder() / "features" / folder / f"{images.fingerprint}-{resize}.safetensors"
+    folder = re.sub(r"[^\w.-]", "_", f"{extractor.name}-{extractor.weights}-{resize}")
+    return cache_folder() / "features" / folder
 
 
 def _origin(images: Images, extractor: Extractor) -> dict[str, str]:
@@ -115,6 +120,7 @@ def _origin(images: Images, extractor: Extractor) -> dict[str, str]:
         "resize": extractor.resize,
         "images": images.fingerprint,
         "count": str(len(images)),
+        "definitions": str(DEFINITIONS),
     }
 
 
@@ -126,10 +132,10 @@ def _read(file: Path, images: Images, extractor: Extractor) -> np.ndarray | None
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:
-        _say(f"{file} is damaged ({error}): computing the features again")
+        say(f"{file} is damaged ({error}): computing the features again")
         return None
     if origin != _origin(images, extractor) | {"shape": str(features.shape), "checksum": _checksum(features)}:
-        _say(f"{file} does not hold what its name says: computing the features again")
+        say(f"{file} does not hold what its name says: computing the features again")
         return None
     return features
 
@@ -143,7 +149,7 @@ def _write(file: Path, features: np.ndarray, images: Images, extractor: Extracto
         save_file({"features": features}, draft, origin)
         os.replace(draft, file)
     except (OSError, SafetensorError) as error:
-        _say(f"features are not kept, {file.parent} cannot be written ({error}); GENMODELS_CACHE names another folder")
+        say(f"features are not kept, {file.parent} cannot be written ({error}); GENMODELS_CACHE names another folder")
         with suppress(OSError):
             draft.unlink(missing_ok=True)
 
@@ -152,5 +158,6 @@ def _checksum(features: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(features).data).hexdigest()[:16]
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line for people, on standard error."""
     Console(stderr=True).print(" ".join(text.split()), highlight=False, markup=False, soft_wrap=True)

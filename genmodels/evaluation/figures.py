@@ -43,7 +43,7 @@ def trade_offs(found: Sequence[Column]) -> list[tuple[Column, Column]]:
 
     def pair(quality: Column, *costs: str) -> list[tuple[Column, Column]]:
         known = [(quality, by_name[cost]) for cost in costs if cost in by_name]
-        return [(q, cost) for q, cost in known if len(points(q, cost)) > 1][:1]
+        return [(q, cost) for q, cost in known if _differ([x for x, _ in points(q, cost).values()])][:1]
 
     distances = [column for column in found if column.stem in ("fid", "fd")]
     return [
@@ -51,6 +51,11 @@ def trade_offs(found: Sequence[Column]) -> list[tuple[Column, Column]]:
         for distance in distances
         for both in pair(distance, "images-per-second", "sample-flops") + pair(distance, "training-minutes")
     ]
+
+
+def _differ(costs: Sequence[float]) -> bool:
+    """Whether there is anything to see along an axis of costs."""
+    return len(costs) > 1 and max(costs) > 1.05 * min(costs)
 
 
 def points(quality: Column, cost: Column) -> dict[int, Point]:

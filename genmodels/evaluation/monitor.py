@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from genmodels.data.packed import Packed
-from genmodels.evaluation.distances import Moments, frechet, moments
+from genmodels.evaluation.distances import Moments, check_varied, frechet, moments
 from genmodels.evaluation.extractors import load_extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import FULL_N, LEAST_N, check_count
+from genmodels.evaluation.reference import spread
 
 
 class Monitor:
@@ -51,8 +52,7 @@ class Monitor:
 
     @cached_property
     def _real(self) -> Moments:
-        rows = np.arange(self._count) * len(self._data) // self._count
-        images = Images(np.asarray(self._data.images)[rows], f"{self._split} images")
+        images = spread(Images(self._data.images, f"{self._split} images"), FULL_N)
         return moments(extract(images, self._extractor, progress=False))
 
     def distance(self, samples: np.ndarray) -> float:
@@ -61,7 +61,6 @@ class Monitor:
         Raises:
             ValueError: when they are all the same image, as those of a model that has collapsed or overflowed.
         """
-        if (samples == samples[0]).all():
-            raise ValueError(f"all {len(samples)} samples are the same image: the model has collapsed")
         features = extract(Images(samples, "samples"), self._extractor, progress=False, cached=False)
+        check_varied(features, "samples")
         return frechet(moments(features), self._real)

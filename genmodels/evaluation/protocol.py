@@ -37,6 +37,8 @@ class Protocol:
         extractor: the network whose features are compared.
         weights: the first 16 hex digits of the SHA-256 of its weights.
         resize: how it brings images to its own size.
+        train: fingerprint and number of the training images that copies are looked for among, or a probe learnt from.
+        attributes: those that were measured.
         machine: what a speed was measured on.
         definitions: version of the metrics' definitions.
     """
@@ -52,6 +54,8 @@ class Protocol:
     extractor: str | None = None
     weights: str | None = None
     resize: str | None = None
+    train: str | None = None
+    attributes: str | None = None
     machine: str | None = None
     definitions: int = DEFINITIONS
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from genmodels.data.packed import Packed
+from genmodels.data.packed import SPLITS, Packed
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol
 
 MOST = 50_000
-"""Larger sets of real images are thinned out evenly to this many."""
+"""Larger sets of real images to compare with are thinned out evenly to this many."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Real images in up to three parts that share no image.
+    """Real images to compare with, and others beside them.
 
     Attributes:
         images: what is compared with.
         protocol: what every number computed from them has in common.
-        others: further real images, which give the real-versus-real floor; None when there are none.
-        train: the images that models learnt from, for the search for copies; None when nobody said.
+        others: further real images, none of them in `images`, split by split, for the real-versus-real floor.
+        train: all images that models learnt from, for the search for copies; None when that is not known, or when
+            `images` are among them.
         attributes: int8 (N, K) in {-1, 0, +1} of `images`; K may be 0.
         train_attributes: the same of `train`.
         attribute_names: K names, in order.
@@ -30,7 +31,7 @@ class Reference:
 
     images: Images
     protocol: Protocol
-    others: Images | None = None
+    others: tuple[Images, ...] = ()
     train: Images | None = None
     attributes: np.ndarray | None = None
     train_attributes: np.ndarray | None = None
@@ -38,7 +39,7 @@ class Reference:
 
 
 def reference_from(data: Packed, split: str) -> Reference:
-    """One split of a data set as the reference; its other images are the further ones.
+    """One split of a data set as the reference; all its other images are the further ones.
 
     Args:
         data: all splits.
@@ -47,12 +48,12 @@ def reference_from(data: Packed, split: str) -> Reference:
     Raises:
         ValueError: for an unknown or empty split.
     """
-    chosen = thin(data.split(split))  # type: ignore[arg-type]
-    counts = data.counts()
-    rest = next((name for name in ("train", "valid", "test") if name in counts and name != split), None)
-    others = thin(data.split(rest)) if rest and split != "all" else None  # type: ignore[arg-type]
-    train = others if rest == "train" else None
-    images = as_images(chosen, split)
+    chosen = data.split(split)  # type: ignore[arg-type]
+    chosen = chosen if len(chosen) <= MOST else chosen.take(spread_rows(len(chosen), MOST))
+    images = Images(chosen.images, f"{data.source}, {split}")
+    rest = [name for name in SPLITS if name in data.counts() and split not in (name, "all")]
+    others = tuple(Images(data.split(name).images, f"{data.source}, {name}") for name in rest)  # type: ignore[arg-type]
+    train = data.split("train") if split in ("valid", "test") and "train" in data.counts() else None
     protocol = Protocol(
         data=data.source,
         split=split,
@@ -65,8 +66,8 @@ def reference_from(data: Packed, split: str) -> Reference:
     return Reference(
         images,
         protocol,
-        others=None if others is None else as_images(others, rest or ""),
-        train=None if train is None else as_images(train, "train"),
+        others,
+        train=None if train is None else Images(train.images, f"{data.source}, train"),
         attributes=chosen.attributes,
         train_attributes=None if train is None else train.attributes,
         attribute_names=data.attribute_names,
@@ -76,18 +77,32 @@ def reference_from(data: Packed, split: str) -> Reference:
 def reference_from_images(images: Images) -> Reference:
     """Images of which nothing else is known as the reference."""
     few = spread(images, MOST)
-    protocol = Protocol(data=images.name, size=images.size, reference=few.fingerprint, n_reference=len(few))
+    protocol = Protocol(
+        data=images.name,
+        size=images.size,
+        filter="; ".join(images.notes) or "as given",
+        reference=few.fingerprint,
+        n_reference=len(few),
+    )
     return Reference(few, protocol)
 
 
-def as_images(data: Packed, split: str) -> Images:
-    """The pixels of a data set."""
-    return Images(data.images, f"{data.source}, {split}")
+def floor_pair(reference: Reference, n: int) -> tuple[Images, Images] | None:
+    """n real images, and real images to compare them with: the further ones, or else a part of the reference itself.
 
-
-def thin(data: Packed) -> Packed:
-    """At most MOST of the images, taken evenly."""
-    return data if len(data) <= MOST else data.take(spread_rows(len(data), MOST))
+    Returns:
+        None when there are too few of either.
+    """
+    if sum(map(len, reference.others)) >= n:
+        largest = max(reference.others, key=len)
+        if len(largest) < n:
+            largest = Images(np.concatenate([part.pixels for part in reference.others]), "further real images")
+        return spread(largest, n), reference.images
+    if len(reference.images) < 2 * n:
+        return None
+    order = np.random.default_rng(0).permutation(len(reference.images))
+    held, rest = (reference.images.take(np.sort(rows)) for rows in (order[:n], order[n:]))
+    return held, replace(rest, name=f"the rest of {reference.images.name}")
 
 
 def spread(images: Images, count: int) -> Images:

@@ -54,6 +54,7 @@ class Subject:
         options: of the sampler.
         fingerprint: 16 hex digits that identify the images.
         training: what is known of how it was trained: "minutes", "images", "steps".
+        notes: what was done to given images: "resized from 128 to 64 px, lanczos".
     """
 
     name: str
@@ -63,6 +64,7 @@ class Subject:
     options: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     training: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,7 @@ class Evaluation:
 
     def to_json(self) -> str:
         """The same as JSON text, each score with its protocol."""
-        return json.dumps({"format": FORMAT, **self.plain()}, indent=2) + "\n"
+        return json.dumps({"format": FORMAT, **self.plain()}, indent=2, allow_nan=False) + "\n"
 
     def plain(self) -> dict[str, Any]:
         """The same as numbers, text, lists and dicts."""
@@ -114,8 +116,12 @@ def read_evaluation(path: Path) -> Evaluation:
         raise ValueError(f"{path} was not written by `genmodels evaluate --json`")
     if text["format"] != FORMAT:
         raise ValueError(f"{path} has format {text['format']}, this genmodels reads format {FORMAT}: evaluate again")
-    scores = {name: from_dict(Score, score, f"{path}: {name}") for name, score in text["scores"].items()}
-    return Evaluation(from_dict(Subject, text["subject"], str(path)), scores, text["absent"], text["made"])
+    try:
+        scores = {name: from_dict(Score, score, f"{path}: {name}") for name, score in text["scores"].items()}
+        subject = from_dict(Subject, text["subject"], str(path))
+        return Evaluation(subject, scores, dict(text["absent"]), dict(text["made"]))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): evaluate again") from None
 
 
 def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

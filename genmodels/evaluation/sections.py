@@ -20,6 +20,8 @@ FIELDS = {
     "extractor": "features of",
     "weights": "its weights, SHA-256",
     "resize": "resized for it by",
+    "train": "training images",
+    "attributes": "attributes measured",
     "definitions": "version of the definitions",
 }
 """What the fields of a protocol are called where their names do not say it."""
@@ -202,14 +204,14 @@ def _absent(evaluations: Sequence[Evaluation]) -> Section | None:
 
 
 def _subjects(evaluations: Sequence[Evaluation]) -> Section:
-    head = ["subject", "kind", "weights", "seed", "sampling", "training", "images"]
+    head = ["subject", "kind", "weights", "seed", "sampling", "training", "converted", "images"]
     rows = []
     for e in evaluations:
         s = e.subject
         options = ", ".join(f"{name} {value}" for name, value in s.options.items())
         training = ", ".join(f"{amount(value)} {name}" for name, value in s.training.items())
         seed = "" if s.seed is None else str(s.seed)
-        rows.append([s.name, s.kind, s.weights, seed, options, training, s.fingerprint])
+        rows.append([s.name, s.kind, s.weights, seed, options, training, "; ".join(s.notes), s.fingerprint])
     known = [i for i, words in enumerate(zip(*rows, strict=True)) if any(words)]
     return Section("How each was made", table=[[row[i] for i in known] for row in [head, *rows]])
 
