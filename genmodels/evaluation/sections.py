@@ -165,22 +165,19 @@ def _quality_and_cost(evaluations: Sequence[Evaluation], found: Sequence[Column]
 
 
 def _protocol(found: Sequence[Column]) -> Section | None:
-    """All fields, one column per protocol."""
-    measures: dict[Protocol, list[str]] = {}
-    for column in found:
-        if column.name != "training-minutes":
-            measures.setdefault(column.first.protocol, []).append(column.name)
-    if not measures:
-        return None
-    head = ["", *[", ".join(names) for names in measures.values()]]
+    """One row per field. Where measures differ in it, each value with those it belongs to."""
+    measured = [column for column in found if column.name != "training-minutes"]
     rows = []
     for field in fields(Protocol):
-        values = [getattr(protocol, field.name) for protocol in measures]
-        if any(value is not None for value in values):
-            words = [f"{v:,}" if isinstance(v, int) else v or "" for v in values]
-            rows.append([FIELDS.get(field.name, field.name), *words])
+        values: dict[str, list[str]] = {}
+        for column in measured:
+            if (value := getattr(column.first.protocol, field.name)) is not None:
+                values.setdefault(f"{value:,}" if isinstance(value, int) else value, []).append(column.name)
+        shared = len(values) == 1
+        words = [value if shared else f"{value} ({', '.join(names)})" for value, names in values.items()]
+        rows += [[FIELDS.get(field.name, field.name), "; ".join(words)]] if words else []
     text = ["All that these numbers depend on beside what was measured; the same for every row of the tables above."]
-    return Section("Protocol", text, table=[head, *rows])
+    return Section("Protocol", text, table=[["", "value"], *rows]) if rows else None
 
 
 def _definitions(evaluations: Sequence[Evaluation], found: Sequence[Column]) -> Section | None:

@@ -33,8 +33,9 @@ def load_lpips(net: Net = "alex", device: torch.device | str = "cpu") -> Distanc
     url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
+        shown = str(file).replace(str(Path.home()), "~")  # the message is kept with results, which are passed on
         raise ValueError(
-            f"LPIPS needs torchvision's {name} weights at {file}: copy the file there, or with internet run "
+            f"LPIPS needs torchvision's {name} weights at {shown}: copy the file there, or with internet run "
             f"python -c \"import torchvision; torchvision.models.get_model('{name}', weights='IMAGENET1K_V1')\""
         )
     import lpips
