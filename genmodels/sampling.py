@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather, parse_flag_from_env
 from PIL import Image
@@ -25,7 +28,16 @@ def processes() -> PartialState:
     """This process among all those started together, and its device."""
     # accelerate takes several CPU processes for one unless it is told that there is nothing but the CPU.
     only_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=only_cpu)
+    state = PartialState(cpu=only_cpu)
+    if state.num_processes > 1:
+        _part_at_exit()
+    return state
+
+
+@cache
+def _part_at_exit() -> None:
+    """Leave the process group before the interpreter ends: else its threads may outlive it and abort the process."""
+    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
