@@ -1,0 +1,52 @@
+"""Rotary position embedding (RoPE, arXiv 2104.09864), along a line or over a grid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines of the angles, each (T, d / 2), float32."""
+
+
+def rope(positions: Tensor, head_dim: int, theta: float = 10_000.0) -> Rope:
+    """The angles by which pairs of a head's channels turn at each position.
+
+    Along a line, pair i of d / 2 turns by position * theta^(-2i / d). Over a grid the first half of the pairs turns by
+    the row and the second half by the column, each with the frequencies of a head of d / 2 channels. A dot product of
+    two rotated vectors depends on the difference of their positions alone.
+
+    Args:
+        positions: (T,) along a line, or rows and columns (T, 2); integers or floats.
+        head_dim: d.
+        theta: base of the wavelengths, which run from 2 pi to about 2 pi theta.
+
+    Raises:
+        ValueError: when d cannot be divided into pairs (into two halves of pairs over a grid).
+    """
+    axes = 1 if positions.ndim == 1 else positions.shape[1]
+    if positions.ndim > 2 or axes > 2:
+        raise ValueError(f"positions must be (T,) or (T, 2), got {tuple(positions.shape)}")
+    if head_dim % (2 * axes):
+        raise ValueError(f"RoPE in {axes}-D needs a head of a multiple of {2 * axes} channels, got {head_dim}")
+    share = head_dim // axes
+    frequency = 1.0 / theta ** (torch.arange(0, share, 2, device=positions.device).float() / share)  # (d / 2 axes,)
+    angles = (positions.float().view(-1, axes, 1) * frequency).flatten(1)  # (T, d / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, angles: Rope) -> Tensor:
+    """Turns pairs (i, i + d / 2) of the channels of x (N, H, T, d); computed in float32, returned in the dtype of x.
+
+    These are the pairs of Llama as transformers stores it. The paper pairs neighbours (2i, 2i + 1), which is the same
+    up to a permutation of the channels.
+    """
+    cos, sin = angles
+    first, second = x.float().chunk(2, dim=-1)  # (N, H, T, d / 2)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def grid_positions(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """Rows and columns (height * width, 2) of a grid in reading order."""
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    return torch.cartesian_prod(rows, columns)  # (height * width, 2)
