@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 FAMILIES = {
     "ae": "genmodels.ae:AE",
     "vae": "genmodels.vae:VAE",
+    "vqvae": "genmodels.vqvae:VQVAE",
 }
 """Every family, by the name that commands and config.json use: where its class is. Imported when first asked for."""
 

@@ -35,8 +35,8 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     """Frozen dataclass of the architecture and the loss. Has `size`, the side of the images in pixels."""
     Options: ClassVar[type]
     """Frozen dataclass of what can be chosen at sampling time."""
-    turns: ClassVar[tuple[str, ...]] = ("model",)
-    """Who updates in one step, in order. A GAN has ("critic", "generator")."""
+    turns: tuple[str, ...] = ("model",)
+    """Who updates in one step, in order. A GAN has ("critic", "generator"); an instance may set its own in __init__."""
 
     def __init__(self, config: Any):
         super().__init__()

@@ -1,4 +1,5 @@
-"""Autoencoder: what AE and VAE share. A codec with continuous latents that can also sample."""
+"""What codecs share: the settings of their networks, and Autoencoder, a codec with continuous latents that can also
+sample."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from genmodels.types import Noise
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
-    """The networks of a codec."""
+class NetworksConfig:
+    """The encoder, the decoder and the loss that every codec has."""
 
     size: int = 64
     """Side of the images in pixels; the recipes set it from --size."""
@@ -33,20 +34,13 @@ class AutoencoderConfig:
     """Residual blocks of the encoder at each level, finest first."""
     decoder_blocks: tuple[int, ...] = (2, 1, 0)
     """Residual blocks of the decoder at each level, finest first: most of them where detail is drawn."""
-    latent_dim: int = 128
-    """Length of the latent vector, or channels of the latent map."""
-    spatial: bool = False
-    """Keep a map of size / (patch 2^(levels - 1)) positions a side, for use as a codec, instead of a flat vector."""
-    principal: bool = True
-    """Add the networks to the principal components of the training images, so that they learn only what a linear map
-    cannot do. Flat latents only."""
     lpips: float = 0.0
     """Weight of the LPIPS perceptual loss (VGG; needs the lpips package and torchvision's weights on this machine)."""
 
     def __post_init__(self) -> None:
         if not self.channels or any(width < 1 or width % NORM_GROUPS for width in self.channels):
             raise ValueError(f"channels must be multiples of {NORM_GROUPS} (the group norm), got {self.channels}")
-        for name in ("size", "patch", "latent_dim"):
+        for name in ("size", "patch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("encoder_blocks", "decoder_blocks"):
@@ -56,6 +50,24 @@ class AutoencoderConfig:
         if self.lpips < 0:
             raise ValueError(f"lpips must not be negative, got {self.lpips}")
         coarsest_grid(self.size, self.patch, len(self.channels))
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(NetworksConfig):
+    """The networks of a codec with continuous latents."""
+
+    latent_dim: int = 128
+    """Length of the latent vector, or channels of the latent map."""
+    spatial: bool = False
+    """Keep a map of size / (patch 2^(levels - 1)) positions a side, for use as a codec, instead of a flat vector."""
+    principal: bool = True
+    """Add the networks to the principal components of the training images, so that they learn only what a linear map
+    cannot do. Flat latents only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
 
 
 class Autoencoder(Generator, ABC):

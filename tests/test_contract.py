@@ -11,12 +11,25 @@ import torch
 
 import genmodels
 from genmodels.base import Generator, from_dict
-from genmodels.types import Batch, Codec, Condition, Interpolates, Likelihood, Noise, Reconstructs, mix_seed
+from genmodels.types import (
+    Batch,
+    Codec,
+    Condition,
+    Interpolates,
+    Likelihood,
+    Noise,
+    Quantises,
+    Reconstructs,
+    mix_seed,
+)
 
 SIZE = 32
 SMALL: dict[str, dict[str, Any]] = {
     "ae": dict(size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=8),
     "vae": dict(size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=8, mixture=2),
+    "vqvae": dict(
+        size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), codebook_size=32, code_dim=4
+    ),
 }
 """A configuration of each family that trains in a second."""
 
@@ -211,8 +224,11 @@ def test_codec(model):
     with torch.no_grad():
         latents = model.encode(images)
         assert latents.shape == (32, *model.latent_shape)
-        per_channel = latents.transpose(0, 1).flatten(1)
-        assert per_channel.mean(1).abs().max() < 1e-4 and (per_channel.std(1) - 1).abs().max() < 1e-3
+        if isinstance(model, Quantises):
+            assert latents.dtype == torch.int64 and latents.min() >= 0 and latents.max() < model.codebook_size
+        else:
+            per_channel = latents.transpose(0, 1).flatten(1)
+            assert per_channel.mean(1).abs().max() < 1e-4 and (per_channel.std(1) - 1).abs().max() < 1e-3
         torch.testing.assert_close(model.decode(latents), model.reconstruct(images), atol=1e-4, rtol=0)
 
 
