@@ -112,7 +112,10 @@ class Batch:
 
 @runtime_checkable
 class Codec(Protocol):
-    """Turns images into a smaller space and back. Latents have zero mean and unit variance per channel."""
+    """Turns images into a smaller space and back.
+
+    Latents have zero mean and unit variance per channel; those of a codec that `Quantises` are its codes.
+    """
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
