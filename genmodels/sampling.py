@@ -169,6 +169,27 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
     return Image.fromarray(make_grid(tiles, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0).numpy())
 
 
+def cut_grid(path: str | Path, size: int) -> np.ndarray:
+    """The images of `size` pixels that `save_grid` put together, uint8 (N, size, size, 3), without what filled it up.
+
+    Raises:
+        ValueError: when it is a grid of something else, or empty.
+        OSError: when it is no picture.
+    """
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    step = size + 2  # 2 pixels before, between and after
+    if any(side % step != 2 for side in pixels.shape[:2]):
+        raise ValueError(f"{path} is no grid of images of {size} px")
+    rows, columns = (side // step for side in pixels.shape[:2])
+    cells = pixels[2:, 2:].reshape(rows, step, columns, step, 3).swapaxes(1, 2)  # (rows, columns, step, step, 3)
+    images = cells.reshape(-1, step, step, 3)[:, :size, :size]
+    images = images[(images != 255).any(axis=(1, 2, 3))]  # the last row is filled up with white
+    if len(images) == 0:
+        raise ValueError(f"{path} is white: it holds no images")
+    return images
+
+
 def save_grid(path: str | Path, images: np.ndarray, columns: int | None = None) -> None:
     """Write `grid(images, columns)` to `path`, in the format of its ending. Missing folders are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)

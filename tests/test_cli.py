@@ -74,7 +74,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("sample run --temperature", "--temperature needs a value"),
         ("sample run --out faces.bmp", "end it in .png or .npy"),
         ("info run --splat 3", "Unrecognized options: --splat, 3"),
-        ("evaluate run --data toyfaces --split sideways", "expected train, valid, test or all"),
+        ("evaluate run --data toyfaces --split sideways", "invalid choice 'sideways'"),
         ("evaluate run --n 255", "255 images are too few"),
         ("compare", "nothing to compare"),
         ("evaluate run --data toyfaces --extractors fases", "unknown extractor 'fases'; known: faces, inception"),
@@ -254,3 +254,11 @@ def test_a_damaged_model_is_one_line(run: Path, capsys: pytest.CaptureFixture[st
 def test_long_and_short_options_together_are_both_kept() -> None:
     folded = fold_options(["sample", "run", "--options", "latents=prior", "--temperature", "0.8"])
     assert folded == ["sample", "run", "--options", "temperature=0.8", "latents=prior"]
+
+
+def test_info_of_a_run_that_was_killed_while_it_wrote(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "metrics.jsonl").write_text('{"step": 7, "loss": 0.25}\n{"step": 8, "lo')
+    assert main(["info", str(run)]) == 0
+    assert "step=7, loss=0.25" in capsys.readouterr().out
+    (run / "config.yaml").write_text("{")
+    assert "config.yaml is not YAML" in fails(capsys, 1, "info", run)

@@ -124,7 +124,9 @@ def test_settings_without_effect_are_refused(run: Path, capsys: pytest.CaptureFi
     assert "a model has its own size" in fails(capsys, 2, "evaluate", run, "--data", "toyfaces", "--size", "32")
     assert main(["evaluate", "one.npy", "--data", "real.npy", "--json", "one.json"]) == 0
     capsys.readouterr()
-    assert "have no effect" in fails(capsys, 2, "compare", "one.json", "--data", "real.npy", "--out", "report")
+    assert "--data real.npy has no effect" in fails(
+        capsys, 2, "compare", "one.json", "--data", "real.npy", "--out", "report"
+    )
 
 
 def test_damaged_run_folders_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,3 +134,11 @@ def test_save_animation(tmp_path: Path) -> None:
         assert image.info["loop"] == 0
         image.seek(2)
         assert image.convert("RGB").getpixel((4, 4)) == (200, 200, 200)
+
+
+def test_a_grid_is_cut_into_what_it_was_made_of(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (10, 8, 8, 3), np.uint8)
+    sampling.save_grid(tmp_path / "grid.png", images)  # four columns, two places left white
+    np.testing.assert_array_equal(sampling.cut_grid(tmp_path / "grid.png", 8), images)
+    with pytest.raises(ValueError, match="no grid of images of 9 px"):
+        sampling.cut_grid(tmp_path / "grid.png", 9)

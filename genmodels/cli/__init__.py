@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -76,7 +77,10 @@ def fold_options(arguments: Sequence[str]) -> list[str]:
     Which options exist is the family's business, and its class is not imported just to read a command line.
     """
     command = COMMANDS.get(arguments[0]) if arguments else None
-    own = set(inspect.signature(command).parameters) if command else set()
+    own: set[str] = set()
+    for name, parameter in inspect.signature(command).parameters.items() if command else ():
+        grouped = dataclasses.is_dataclass(parameter.default)  # its fields are the command's flags
+        own |= {field.name for field in dataclasses.fields(parameter.default)} if grouped else {name}
     if "options" not in own:
         return list(arguments)
     kept, folded = [], []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import genmodels
+from genmodels.cli.run_folder import last_metrics, read_recipe
 from genmodels.usage import UsageError, one_line_refusals
 
 if TYPE_CHECKING:
@@ -142,20 +142,14 @@ def describe(run: str, model: Generator) -> dict[str, str]:
         weights = (folder / "model.safetensors").stat().st_size
         whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         facts["on disk"] = f"{weights / 1e6:.1f} MB of weights, {whole / 1e6:.1f} MB with checkpoints and samples"
-        facts |= _training(folder)
+        facts |= _training(run)
     return facts
 
 
-def _training(folder: Path) -> dict[str, str]:
+def _training(run: str) -> dict[str, str]:
     """The recipe and the last line of the log, where the run folder has them."""
-    import yaml
-
-    found = {}
-    if (recipe := folder / "config.yaml").is_file():
-        found["recipe"] = _listed(yaml.safe_load(recipe.read_text()))
-    if (log := folder / "metrics.jsonl").is_file() and (lines := log.read_text().splitlines()):
-        found["last logged"] = _listed(json.loads(lines[-1]))
-    return found
+    found = {"recipe": _listed(read_recipe(run)), "last logged": _listed(last_metrics(run))}
+    return {topic: text for topic, text in found.items() if text}
 
 
 def _listed(values: dict[str, Any], prefix: str = "") -> str:

@@ -1,22 +1,67 @@
-"""Which real images a command line compares with, and what a run folder says of its model."""
+"""How a command line wants things measured, and which real images it compares with."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
+from genmodels.cli.run_folder import read_recipe
 from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
     from genmodels.evaluation.images import Images
     from genmodels.evaluation.reference import Reference
-    from genmodels.evaluation.results import Subject
 
 BUILT_IN = ("toyfaces", "celeba", "folder")
-SPLITS = ("train", "valid", "test", "all")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What evaluate and compare are told alike."""
+
+    data: str | None = None
+    """The real images: toyfaces, celeba, folder, a packed directory, or images as for RUN. By default what the model
+    was trained on, where its run folder says it."""
+    root: Path | None = None
+    """Where celeba or the folder lies."""
+    crop: str | None = None
+    """The named crop; by default the data set's own."""
+    split: Literal["train", "valid", "test", "all"] = "valid"
+    """Which images to compare with. The others serve for the real-versus-real floor."""
+    size: int | None = None
+    """Resize given images to this many pixels a side; a model has its own size."""
+    n: int | None = None
+    """How many images, at least 256; by default 2,048 samples of a model and all of given images. compare takes the
+    same number of each."""
+    seed: int = 0
+    """Of the samples."""
+    extractors: tuple[str, ...] = ("faces",)
+    """Whose features are compared: faces, inception (FID), dinov2, clip; NAME=PATH for weights of your own. The first
+    also looks for copies of training images."""
+    batch_size: int = 64
+    """Images at a time."""
+
+    def check(self) -> None:
+        """Refuse, before any work, numbers that cannot be."""
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.n is not None:
+            from genmodels.evaluation.protocol import check_count
+
+            try:
+                check_count(self.n, f"--n {self.n}")
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+
+    def flags(self) -> list[str]:
+        """What to type for these settings."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        words = []
+        for name, value in changed.items():
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+        return words
 
 
 @dataclass
@@ -24,13 +69,14 @@ class RealImages:
     """The real images that a command line asks for, opened once their size is known.
 
     Attributes:
-        data, root, crop, split, size: of the command line.
+        data, root, crop: of the command line, or of the recipe of a run.
+        split, size: of the command line.
     """
 
     data: str
     root: Path | None
     crop: str | None
-    split: str
+    split: Literal["train", "valid", "test", "all"]
     size: int | None
     _opened: Reference | None = None
 
@@ -43,8 +89,6 @@ class RealImages:
 
     def check(self) -> None:
         """Refuse, before any work, data that cannot be there and settings without effect."""
-        if self.split not in SPLITS:
-            raise UsageError(f"--split {self.split}: expected {', '.join(SPLITS[:-1])} or all")
         if not self.are_given:
             return
         if not Path(self.data).exists():
@@ -72,14 +116,13 @@ class RealImages:
         return self._opened
 
 
-def real_images(
-    runs: Sequence[str], data: str | None, root: Path | None, crop: str | None, split: str, size: int | None
-) -> RealImages:
+def real_images(runs: Sequence[str], how: Measuring) -> RealImages:
     """What --data says, or what `runs` were trained on, if they agree; --root and --crop come before their recipes.
 
     Raises:
         UsageError: when nothing says it, or the runs disagree.
     """
+    data, root, crop = how.data, how.root, how.crop
     if data is None:
         found: dict[tuple[str, Path | None, str | None], str] = {}
         for run in runs:
@@ -103,46 +146,9 @@ def real_images(
         data, root, crop = next(iter(found))
         if root is not None and not root.exists():
             raise ValueError(f"{root}, where {runs[0]} found its training images, is not there: give --root")
-    chosen = RealImages(data, root, crop, split, size)
+    chosen = RealImages(data, root, crop, how.split, how.size)
     chosen.check()
     return chosen
-
-
-def read_recipe(run: str) -> dict[str, Any]:
-    """The settings in RUN/config.yaml; {} when there are none.
-
-    Raises:
-        ValueError: when the file is damaged.
-    """
-    import yaml
-
-    file = Path(run) / "config.yaml"
-    if not file.is_file():
-        return {}
-    try:
-        settings = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not YAML ({' '.join(str(error).split())}); the file is damaged") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file} is not a recipe: the file is damaged")
-    return settings
-
-
-def read_subject(run: str, family: str) -> Subject:
-    """What the run folder says of a model: which weights it holds, and how long it was trained."""
-    from genmodels.evaluation.results import Subject
-
-    recipe, log = read_recipe(run), Path(run) / "metrics.jsonl"
-    weights = "" if not recipe else "EMA" if recipe.get("ema") else "raw"
-    last: dict[str, Any] = {}
-    for line in log.read_text().splitlines() if log.is_file() else ():
-        try:
-            last = json.loads(line)
-        except ValueError:
-            continue  # the last line of a run that was killed while it wrote
-    training = {name: last[key] for name, key in (("images", "images"), ("steps", "step")) if key in last}
-    training |= {"minutes": last["elapsed"] / 60} if "elapsed" in last else {}
-    return Subject(run, family, weights, training=training)
 
 
 def say_notes(images: Images, name: str) -> None:
