@@ -71,13 +71,7 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     Raises:
         ValueError: when something does not fit together; the run folder has not been touched.
     """
-    check_output(recipe)
-    if data.size != model.config.size:
-        raise ValueError(
-            f"the images have {data.size} px a side and the model {model.config.size}: set --size to agree"
-        )
-    if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
-        raise ValueError(f"--minutes {recipe.minutes:g}: start-up alone took {recipe.startup:.0f} seconds; give more")
+    check_fit(model, data, recipe)
     train = data.split("train")
     accelerator = build_accelerator(model, recipe)
     device, rank = accelerator.device, accelerator.process_index
@@ -108,14 +102,9 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
 
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
     if accelerator.is_main_process:
-        recipe.output.mkdir(parents=True, exist_ok=True)
-        partial = recipe.output / ".config.partial"
-        partial.write_text(to_yaml(recipe, model.family))
-        partial.replace(recipe.output / "config.yaml")
+        write_config(model, recipe)
     broadcast(list(model.buffers()))  # from rank 0; DistributedDataParallel sees to the parameters
-    with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; accelerate does not know the new name yet
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        network = accelerator.prepare_model(model)
+    network = prepare(accelerator, model)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     if recipe.tensorboard:
@@ -142,6 +131,32 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
         identity=identity,
         monitor=monitor,
     )
+
+
+def check_fit(model: Generator, data: Packed, recipe: Recipe) -> None:
+    """Raises ValueError when model, data, recipe and run folder do not fit together."""
+    check_output(recipe)
+    if data.size != model.config.size:
+        raise ValueError(
+            f"the images have {data.size} px a side and the model {model.config.size}: set --size to agree"
+        )
+    if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
+        raise ValueError(f"--minutes {recipe.minutes:g}: start-up alone took {recipe.startup:.0f} seconds; give more")
+
+
+def write_config(model: Generator, recipe: Recipe) -> None:
+    """Puts config.yaml into the run folder, in one go, and makes the folder if need be."""
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    partial = recipe.output / ".config.partial"
+    partial.write_text(to_yaml(recipe, model.family))
+    partial.replace(recipe.output / "config.yaml")
+
+
+def prepare(accelerator: Accelerator, model: Generator) -> nn.Module:
+    """`model` as accelerate wraps it."""
+    with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; accelerate does not know the new name yet
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return accelerator.prepare_model(model)
 
 
 def build_accelerator(model: Generator, recipe: Recipe) -> Accelerator:
