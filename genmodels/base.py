@@ -197,6 +197,19 @@ class evaluating:  # noqa: N801  (a context manager that reads as a word)
             module.training = mode
 
 
+def read_json(path: Path) -> Any:
+    """What the JSON file `path` holds.
+
+    Raises:
+        FileNotFoundError: when it is absent.
+        ValueError: when it is no JSON; in one line.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from None
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """config.json of a model folder, checked: {"format", "family", "model"}.
 
@@ -204,11 +217,9 @@ def read_header(path: Path) -> dict[str, Any]:
         ValueError: when it is absent, no JSON, not ours, or written by a newer version.
     """
     try:
-        header = json.loads(path.read_text())
+        header = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is not a saved model: it has no config.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from None
     if not isinstance(header, dict) or not {"format", "family", "model"} <= header.keys():
         raise ValueError(f"{path} was not written by genmodels: it lacks format, family or model")
     if header["format"] > FORMAT:

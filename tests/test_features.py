@@ -181,7 +181,7 @@ def test_a_name_cannot_leave_the_cache(cache: Path) -> None:
 )
 def test_networks_that_give_no_features_are_refused(network: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        extract(noise(), Extractor("mine", network), batch_size=4)  # type: ignore[arg-type]
+        extract(noise(), Extractor("mine", network), batch_size=4)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -22,14 +22,14 @@ LAUNCHER = ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "
 LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def in_two_processes(script: Path, output: Path) -> list[str]:
+    """What the two processes said that ran `script OUTPUT` together, as a launcher starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # what a launcher sets
-    command = [sys.executable, str(ROOT / "tests" / "launched.py"), str(tmp_path / "two")]
+    command = [sys.executable, str(script), str(output)]
     ranks = [
         subprocess.Popen(command, env=env | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in ("0", "1")
@@ -41,6 +41,12 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], "".join(said)[-3000:]
     assert "2 x cpu" in said[0]
+    return said
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    said = in_two_processes(ROOT / "tests" / "launched.py", tmp_path / "two")
     assert "training" not in said[1]
 
     for kind, name in ((Tiny, "loss"), (TinyPair, "critic/loss")):

@@ -153,7 +153,7 @@ def test_samples_are_draws_of_each_positions_codes():
     counts = torch.bincount(seen[:, 1, 0], minlength=16) / 40
     torch.testing.assert_close(model.frequencies.frequencies[2], counts)
     asked = {}
-    model.decode = lambda codes: asked.setdefault("codes", codes)  # type: ignore[method-assign]
+    model.decode = lambda codes: asked.setdefault("codes", codes)
     model.generate(400, seed=1, batch_size=400)
     drawn = torch.bincount(asked["codes"][:, 1, 0], minlength=16) / 400
     assert (drawn - counts).abs().max() < 0.08 and (drawn[counts == 0] == 0).all()

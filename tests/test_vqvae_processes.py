@@ -5,17 +5,14 @@ Run as a script, `test_vqvae_processes.py OUTPUT`, it is what each process does.
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from test_fit import assert_equal, lines, tensors
+from test_fit_processes import in_two_processes
 from test_vqvae import KINDS, Restarting, run
 
-ROOT = Path(__file__).parent.parent
 TRAINED = {
     "residual-gan": (KINDS["residual"] | KINDS["gan"] | {"discriminator_start": 0.2}, 2),
     "cosine": (KINDS["cosine"] | {"gradient": "rotation"}, 1),
@@ -25,24 +22,7 @@ TRAINED = {
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # what a launcher sets
-    command = [sys.executable, __file__, str(tmp_path / "two")]
-    ranks = [
-        subprocess.Popen(command, env=env | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
-    ]
-    try:
-        said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "".join(said)[-3000:]
-    assert "2 x cpu" in said[0]
-
+    in_two_processes(Path(__file__), tmp_path / "two")
     for name, (model, _) in TRAINED.items():
         one, two = run(tmp_path / "one" / name, Restarting, model), tmp_path / "two" / name
         assert_equal(one, two, tolerance=1e-4)

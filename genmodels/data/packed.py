@@ -15,7 +15,8 @@ import numpy as np
 
 FORMAT = 1
 """Version of the packed directory. A reader refuses a newer one."""
-SPLITS = ("train", "valid", "test")
+Split = Literal["train", "valid", "test", "all"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 """Split names; a split's code in `Packed.splits` is its place here."""
 
 MANIFEST, IMAGES, LABELS, NAMES, CHECKED = "manifest.json", "images.npy", "labels.npz", "names.json", "checked"
@@ -68,7 +69,7 @@ class Packed:
         digest.update(json.dumps([*self.attribute_names, *self.names]).encode())
         return digest.hexdigest()[:16]
 
-    def split(self, name: Literal["train", "valid", "test", "all"]) -> Packed:
+    def split(self, name: Split) -> Packed:
         """One split. Packed directories are in split order, so its images stay on disk.
 
         Raises:

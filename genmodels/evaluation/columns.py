@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 
@@ -125,8 +125,7 @@ def with_training(evaluation: Evaluation) -> Evaluation:
         return evaluation
     how = "minutes of training by the clock, on the machine it was trained on"
     score = Score(minutes, "neither", how, Protocol(), "min", group="cost")
-    e = evaluation
-    return Evaluation(e.subject, e.scores | {"training-minutes": score}, e.absent, e.made, e.pictures)
+    return replace(evaluation, scores=evaluation.scores | {"training-minutes": score})
 
 
 def amount(value: float, unit: str = "") -> str:

@@ -70,9 +70,10 @@ def evaluate(
         )
     check_count(n, "samples")
     check_count(len(reference.images), reference.images.name)
-    extractors = extractors or [load_extractor("faces", next(model.parameters()).device)]
+    device = next(model.parameters()).device
+    extractors = extractors or [load_extractor("faces", device)]
     _check_names(extractors)
-    lpips, absent = _lpips(model)
+    lpips, absent = _lpips(device)
     chosen = asdict(model.options(**options))
     images = Images(sampling.sample(model, n, seed, batch_size=batch_size, **options), f"samples of {model.family}")
     subject = replace(
@@ -88,7 +89,7 @@ def evaluate(
     ):
         scores |= part[0]
         absent |= part[1]
-    return _finite(Evaluation(subject, scores, absent, _made(str(next(model.parameters()).device)), pictures))
+    return _finite(Evaluation(subject, scores, absent, _made(str(device)), pictures))
 
 
 def evaluate_images(
@@ -118,7 +119,7 @@ def evaluate_images(
         check_count(len(part), part.name)
     extractors = extractors or [load_extractor("faces", device)]
     _check_names(extractors)
-    lpips, absent = _lpips(None, device)
+    lpips, absent = _lpips(device)
     scores, missing, pictures = sample_scores(images, reference, extractors, lpips, batch_size)
     subject = Subject(images.name, "images", fingerprint=images.fingerprint, notes=images.notes)
     return _finite(Evaluation(subject, scores, absent | missing, _made(str(device)), pictures))
@@ -215,10 +216,10 @@ def _batches(model: Generator, images: Images, batch_size: int, what: str) -> It
         yield to_float(torch.from_numpy(np.array(images.pixels[start : start + batch_size])), device)
 
 
-def _lpips(model: Generator | None, device: torch.device | str = "cpu") -> tuple[Distance | None, dict[str, str]]:
+def _lpips(device: torch.device | str) -> tuple[Distance | None, dict[str, str]]:
     """LPIPS if its weights are here, else the reason why not."""
     try:
-        return load_lpips(device=device if model is None else next(model.parameters()).device), {}
+        return load_lpips(device=device), {}
     except ValueError as error:
         return None, {"lpips": str(error)}
 

@@ -23,7 +23,6 @@ FID_WEIGHTS = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-1
 """One file under two names: torch-fidelity's and pytorch-fid's conversion of the FID graph of 2015."""
 FID_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
-KNOWN = ("faces", "inception", "dinov2", "clip")
 DINOV2 = "facebook/dinov2-large"
 CLIP = "openai/clip-vit-large-patch14-336"
 DINOV2_SIZE = 224
@@ -86,8 +85,7 @@ def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
     """
     check_spec(spec)
     name, _, path = spec.partition("=")
-    loaders = {"faces": _faces, "inception": _inception, "dinov2": _dinov2, "clip": _clip}
-    return loaders[name](path or None, torch.device(device))
+    return LOADERS[name](path or None, torch.device(device))
 
 
 def check_spec(spec: str) -> None:
@@ -97,8 +95,8 @@ def check_spec(spec: str) -> None:
         ValueError: that lists the known names.
     """
     name, equals, path = spec.partition("=")
-    if name not in KNOWN:
-        raise ValueError(f"unknown extractor {name!r}; known: {', '.join(KNOWN)}, each also as NAME=PATH")
+    if name not in LOADERS:
+        raise ValueError(f"unknown extractor {name!r}; known: {', '.join(LOADERS)}, each also as NAME=PATH")
     if equals and not path:
         raise ValueError(f"{spec}: no path after the equals sign; write {name}=PATH, or {name} alone")
 
@@ -278,3 +276,7 @@ def _check_installed(module: str, need: str) -> None:
 def _in_brief(error: BaseException) -> str:
     """The beginning of an error's message, on one line."""
     return textwrap.shorten(str(error), 120, placeholder=" ...") or type(error).__name__
+
+
+LOADERS = {"faces": _faces, "inception": _inception, "dinov2": _dinov2, "clip": _clip}
+"""By name: from weights of one's own, or None for the published ones, and a device, to an extractor."""

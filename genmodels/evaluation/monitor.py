@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from genmodels.data.packed import Packed
+from genmodels.data.packed import Packed, Split
 from genmodels.evaluation.distances import Moments, check_varied, frechet, moments
 from genmodels.evaluation.extractors import load_extractor
 from genmodels.evaluation.features import extract
@@ -37,23 +37,18 @@ class Monitor:
     """With the n in it, since so few images have a far larger distance than many: not a number to quote."""
 
     def __init__(self, data: Packed, device: torch.device | str = "cpu"):
-        self._split: Literal["valid", "train"] = "valid" if data.counts().get("valid", 0) >= LEAST_N else "train"
-        self._data = data.split(self._split)
-        check_count(len(self._data), f"--evaluate-every, {self._split} split of {data.source}")
+        split: Split = "valid" if data.counts().get("valid", 0) >= LEAST_N else "train"
+        self._images = spread(Images(data.split(split).images, f"images of the {split} split"), FULL_N)
+        check_count(len(self._images), f"--evaluate-every, {split} split of {data.source}")
         self._extractor = load_extractor("faces", device)
 
     def describe(self) -> str:
         """One line for people: what is compared with what."""
-        return f"{self.name}: {self.samples} samples against {self._count:,} images of the {self._split} split"
-
-    @property
-    def _count(self) -> int:
-        return min(FULL_N, len(self._data))
+        return f"{self.name}: {self.samples} samples against {len(self._images):,} {self._images.name}"
 
     @cached_property
     def _real(self) -> Moments:
-        images = spread(Images(self._data.images, f"{self._split} images"), FULL_N)
-        return moments(extract(images, self._extractor, progress=False))
+        return moments(extract(self._images, self._extractor, progress=False))
 
     def distance(self, samples: np.ndarray) -> float:
         """The distance of `samples`, uint8 (N, S, S, 3), to the real images.

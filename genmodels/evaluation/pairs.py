@@ -14,6 +14,7 @@ from torch import Tensor
 
 from genmodels.data.batches import to_float
 from genmodels.evaluation.protocol import Protocol
+from genmodels.evaluation.reference import spread_rows
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance
 from genmodels.types import Likelihood, Noise
@@ -145,7 +146,7 @@ def lpips_diversity(images: np.ndarray, lpips: Distance, pairs: int = 500) -> tu
     count = min(pairs, len(images) // 2)
     if count < 2:
         raise ValueError(f"diversity needs at least two pairs of different images, got {len(images)} images")
-    rows = np.arange(2 * count) * len(images) // (2 * count)
+    rows = spread_rows(len(images), 2 * count)
     found = []
     for start in range(0, count, 32):
         here = slice(start, min(start + 32, count))

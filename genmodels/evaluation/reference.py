@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from genmodels.data.packed import SPLITS, Packed
+from genmodels.data.packed import SPLITS, Packed, Split
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol
 
@@ -38,7 +38,7 @@ class Reference:
     attribute_names: tuple[str, ...] = ()
 
 
-def reference_from(data: Packed, split: str) -> Reference:
+def reference_from(data: Packed, split: Split) -> Reference:
     """One split of a data set as the reference; all its other images are the further ones.
 
     Args:
@@ -48,11 +48,11 @@ def reference_from(data: Packed, split: str) -> Reference:
     Raises:
         ValueError: for an unknown or empty split.
     """
-    chosen = data.split(split)  # type: ignore[arg-type]
+    chosen = data.split(split)
     chosen = chosen if len(chosen) <= MOST else chosen.take(spread_rows(len(chosen), MOST))
     images = Images(chosen.images, f"{data.source}, {split}")
     rest = [name for name in SPLITS if name in data.counts() and split not in (name, "all")]
-    others = tuple(Images(data.split(name).images, f"{data.source}, {name}") for name in rest)  # type: ignore[arg-type]
+    others = tuple(Images(data.split(name).images, f"{data.source}, {name}") for name in rest)
     train = data.split("train") if split in ("valid", "test") and "train" in data.counts() else None
     protocol = Protocol(
         data=data.source,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from genmodels.base import from_dict
+from genmodels.base import from_dict, read_json
 from genmodels.evaluation.protocol import Protocol, check_equal
 
 FORMAT = 2
@@ -107,11 +107,9 @@ def read_evaluation(path: Path) -> Evaluation:
         ValueError: when it is absent, no JSON, or not such a file; in one line.
     """
     try:
-        text = json.loads(path.read_text())
+        text = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from None
     if not isinstance(text, dict) or not {"format", "subject", "scores", "absent", "made"} <= text.keys():
         raise ValueError(f"{path} was not written by `genmodels evaluate --json`")
     if text["format"] != FORMAT:
@@ -130,7 +128,7 @@ def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     Raises:
         ValueError: when a score that two of them have was measured under different protocols.
     """
-    fit = [Evaluation(e.subject, dict(e.scores), dict(e.absent), e.made, e.pictures) for e in evaluations]
+    fit = [replace(e, scores=dict(e.scores), absent=dict(e.absent)) for e in evaluations]
     for name in sorted({name for e in fit for name in e.scores}):
         having = [e for e in fit if name in e.scores]
         machines = {e.scores[name].protocol.machine for e in having}

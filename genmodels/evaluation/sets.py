@@ -7,6 +7,7 @@ import os
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from genmodels.base import from_dict
 from genmodels.evaluation.distances import check_varied, frechet_distance, kernel_distance
@@ -43,12 +44,8 @@ def compare_sets(images: Images, real: Images, extractor: Extractor, batch_size:
     """
     place = cache_place(extractor)
     file = None if place is None else place / f"{images.fingerprint}-{real.fingerprint}-{DEFINITIONS}.json"
-    if file is not None:
-        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            try:
-                return from_dict(SetScores, json.loads(file.read_text()))
-            except (ValueError, TypeError):
-                say(f"{file} is damaged: computing its numbers again")
+    if file is not None and (kept := _read(file)) is not None:
+        return kept
     mine = extract(images, extractor, batch_size=batch_size)
     theirs = extract(real, extractor, batch_size=batch_size)
     check_varied(mine, images.name)
@@ -66,3 +63,14 @@ def compare_sets(images: Images, real: Images, extractor: Extractor, batch_size:
             draft.write_text(json.dumps(asdict(scores), allow_nan=False))
             os.replace(draft, file)
     return scores
+
+
+def _read(file: Path) -> SetScores | None:
+    """The numbers kept in `file`; None when there are none, or they are damaged, which is said."""
+    try:
+        return from_dict(SetScores, json.loads(file.read_text()))
+    except OSError:
+        return None
+    except (ValueError, TypeError):
+        say(f"{file} is damaged: computing its numbers again")
+        return None

@@ -145,7 +145,10 @@ def compress(images: Tensor, quality: Tensor) -> Tensor:
 
 
 def main(training: Training) -> None:
-    check_free(training.output, training.force, ".safetensors")
+    try:
+        check_free(training.output, training.force, ".safetensors")
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from None
     if training.minutes <= 0:
         raise SystemExit(f"--minutes must be above 0, got {training.minutes}")
     torch.manual_seed(training.seed)

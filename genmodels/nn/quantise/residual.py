@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class ResidualQuantiser(Quantiser):
         self.estimator = first.estimator
 
     def _levels(self) -> list[EMACodebook]:
-        return list(self.codebooks)  # type: ignore[arg-type]
+        return cast(list[EMACodebook], list(self.codebooks))
 
     def assign(self, points: Tensor) -> Tensor:
         codes = []
