@@ -16,6 +16,8 @@ FAMILIES = {
     "ae": "genmodels.ae:AE",
     "vae": "genmodels.vae:VAE",
     "vqvae": "genmodels.vqvae:VQVAE",
+    "autoregressive": "genmodels.autoregressive:Autoregressive",
+    "latent": "genmodels.latent:Latent",
 }
 """Every family, by the name that commands and config.json use: where its class is. Imported when first asked for."""
 

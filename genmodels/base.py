@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import types
 import typing
@@ -38,9 +39,24 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     turns: tuple[str, ...] = ("model",)
     """Who updates in one step, in order. A GAN has ("critic", "generator"); an instance may set its own in __init__."""
 
+    needs_codec: bool = False
+    """Whether its samples are a codec's latents, to be decoded: a prior by itself makes no images. An instance may set
+    its own."""
+
     def __init__(self, config: Any):
         super().__init__()
         self.config = config
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the attributes it can be asked for, in the order of a `Condition`'s. A conditional family has them
+        in its Config."""
+        return getattr(self.config, "attributes", ())
+
+    @property
+    def classes(self) -> int:
+        """How many labels it can be asked for. A class-conditional family has them in its Config."""
+        return getattr(self.config, "classes", 0)
 
     # ---- what a family writes ----
 
@@ -98,6 +114,15 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
         return self.Options(**overrides)
 
     @final
+    def check_whole(self) -> None:
+        """Raises ValueError when it makes no images by itself."""
+        if self.needs_codec:
+            raise ValueError(
+                f"this {self.family} is a prior over a codec's latents and makes no images without that codec: sample "
+                "the whole model, Latent.over(codec, prior), that it was trained in"
+            )
+
+    @final
     @torch.inference_mode()
     def generate(
         self, n: int, seed: int = 0, condition: Condition | None = None, *, batch_size: int = 64, **options: Any
@@ -113,6 +138,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
+        self.check_whole()
         chosen = self.options(**options)
         device = next(self.parameters()).device
         with evaluating(self):
@@ -195,6 +221,15 @@ class evaluating:  # noqa: N801  (a context manager that reads as a word)
     def __exit__(self, *_: object) -> None:
         for module, mode in self._modes:
             module.training = mode
+
+
+def weights_hash(module: nn.Module) -> str:
+    """16 hex digits that identify the weights and buffers of `module`: the beginning of their SHA-256."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def read_json(path: Path) -> Any:

@@ -21,7 +21,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from genmodels.base import Generator, evaluating
-from genmodels.types import Condition, Interpolates, Noise, Reconstructs
+from genmodels.types import Condition, Inpaints, Interpolates, Noise, Reconstructs
 
 
 def processes() -> PartialState:
@@ -75,6 +75,7 @@ def sample(
     """
     if n < 1 or batch_size < 1:
         raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+    model.check_whole()
     state = processes()
     device = next(model.parameters()).device
     chosen = model.options(**options)
@@ -140,6 +141,46 @@ def reconstruct(model: Generator, images: np.ndarray, batch_size: int = 64) -> n
             floats = part.to(device).permute(0, 3, 1, 2) / 127.5 - 1  # (n, 3, H, W)
             parts.append(to_uint8(model.reconstruct(floats)))
     return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def inpaint(
+    model: Generator,
+    images: np.ndarray,
+    known: np.ndarray,
+    n: int = 1,
+    seed: int = 0,
+    condition: Condition | None = None,
+    **options: Any,
+) -> np.ndarray:
+    """`n` ways to complete each of `images`, uint8 (N, H, W, 3) -> uint8 (N, n, H, W, 3).
+
+    Args:
+        model: on the device it shall run on.
+        images: of the model's size.
+        known: bool (H, W), where they are known; the rest of them is not looked at.
+        n: how many ways.
+        seed: which; way i of image j is that of noise stream j n + i.
+        condition: N rows, or None.
+        **options: fields of `model.Options`.
+
+    Raises:
+        ValueError: when the model does not complete images, or not this part of them.
+    """
+    model.check_whole()
+    if not isinstance(model, Inpaints):
+        raise ValueError(f"{model.family} models do not complete images")
+    device = next(model.parameters()).device
+    chosen = model.options(**options)
+    mask = torch.from_numpy(known).to(device)
+    found = []
+    with evaluating(model):
+        for j, image in enumerate(images):
+            floats = torch.from_numpy(image).to(device).permute(2, 0, 1) / 127.5 - 1  # (3, H, W)
+            noise = Noise.for_images(seed, range(j * n, (j + 1) * n), device)
+            wanted = condition[slice(j, j + 1)].repeat(n).to(device) if condition else Condition()
+            found.append(to_uint8(model.inpaint(floats.expand(n, -1, -1, -1), mask, noise, wanted, chosen)))
+    return np.stack(found)
 
 
 def animation_frames(legs: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _MASK = (1 << 64) - 1
 
@@ -84,6 +84,13 @@ class Condition:
             None if self.labels is None else self.labels[index],
         )
 
+    def repeat(self, n: int) -> Condition:
+        """Every row `n` times, one after another."""
+        return Condition(
+            None if self.attributes is None else self.attributes.repeat_interleave(n, 0),
+            None if self.labels is None else self.labels.repeat_interleave(n, 0),
+        )
+
     def to(self, device: torch.device | str) -> Condition:
         return Condition(
             None if self.attributes is None else self.attributes.to(device),
@@ -101,6 +108,7 @@ class Batch:
         noise: one stream per image, seeded by run seed, step and global index.
         step: the optimiser step, from 0.
         progress: the share of training done, in [0, 1]; schedules inside a loss follow it.
+        latents: what a codec makes of the images, where it was computed before training: (N, *latent_shape).
     """
 
     images: Tensor
@@ -108,6 +116,7 @@ class Batch:
     condition: Condition = field(default_factory=Condition)
     step: int = 0
     progress: float = 0.0
+    latents: Tensor | None = None
 
 
 @runtime_checkable
@@ -152,9 +161,46 @@ class Likelihood(Protocol):
 
     likelihood_is_exact: bool
     """True: the number is the likelihood. False: it is a bound, and the true bits per dimension are at most this."""
+    likelihood_levels: int
+    """Shades per colour that the likelihood is about: 256, or fewer where the model rounds images first. Bits per
+    dimension of different levels cannot be compared."""
 
     def bits_per_dim(self, images: Tensor, noise: Noise) -> Tensor:
         """(N, 3, H, W) in [-1, 1] holding 8-bit values -> bits per dimension, (N,)."""
+
+
+@runtime_checkable
+class TokenLikelihood(Protocol):
+    """Can say how probable the symbols are that an image is spelled with, which is not how probable the image is."""
+
+    def bits_per_token(self, codes: Tensor) -> Tensor:
+        """Codes (N, *latent_shape) -> bits per code, (N,)."""
+
+
+@runtime_checkable
+class HasPrior(Protocol):
+    """Is a prior trained in the space of a frozen codec."""
+
+    codec_weights: str
+    """16 hex digits that identify the codec's weights: codes mean nothing to another."""
+
+    def parts(self) -> tuple[nn.Module, nn.Module]:
+        """Codec and prior."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> what the prior learns, (N, *latent_shape)."""
+
+
+@runtime_checkable
+class Inpaints(Protocol):
+    """Can finish an image of which a part is known."""
+
+    def inpaint(self, images: Tensor, known: Tensor, noise: Noise, condition: Condition, options: object) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] and where they are known, bool (H, W) -> the same, completed.
+
+        Raises:
+            ValueError: for a region that the model cannot complete.
+        """
 
 
 @runtime_checkable

@@ -74,6 +74,7 @@ class VAE(Autoencoder):
     Config = VAEConfig
     Options = VAEOptions
     likelihood_is_exact = False
+    likelihood_levels = 256
 
     def __init__(self, config: VAEConfig | None = None):
         config = config or VAEConfig()

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from genmodels.base import Generator
 from genmodels.codec import NetworksConfig
-from genmodels.nn.conv import Decoder, Encoder, coarsest_grid, output_layer
+from genmodels.nn.conv import Decoder, Encoder, coarsest_grid, output_layer, zero_output
 from genmodels.nn.discriminator import AdaptiveWeight, PatchDiscriminator, discriminator_hinge, generator_hinge
 from genmodels.nn.perceptual import PerceptualLoss
+from genmodels.nn.principal import PrincipalComponents
 from genmodels.nn.quantise.base import Estimator, Quantiser
 from genmodels.nn.quantise.cosine import CosineCodebook
 from genmodels.nn.quantise.ema import EMACodebook
@@ -39,6 +40,10 @@ class VQVAEConfig(NetworksConfig):
     """Residual blocks of the encoder at each level, finest first."""
     decoder_blocks: tuple[int, ...] = (2, 2)
     """Residual blocks of the decoder at each level, finest first."""
+    tokens: int | None = None
+    """None: a grid of codes. Otherwise so many codes without a place, each for `code_dim` white coordinates of the
+    whole image, which begin as its principal components: codes hardly depend on each other, so a prior has less to
+    learn."""
     quantiser: Literal["ema", "fsq", "cosine"] = "ema"
     """A codebook of running means, finite scalars (no codebook to learn), or a low-dimensional codebook of unit vectors
     learnt by gradients."""
@@ -70,6 +75,8 @@ class VQVAEConfig(NetworksConfig):
             raise ValueError(f"gradient must be 'straight-through' or 'rotation', got {self.gradient!r}")
         if self.quantiser == "fsq" and self.gradient == "rotation":
             raise ValueError("quantiser 'fsq' rounds, and has no vector to rotate to: use gradient 'straight-through'")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1 code (None: a grid), got {self.tokens}")
         if self.residual < 1:
             raise ValueError(f"residual must be at least 1 code per position, got {self.residual}")
         if self.residual > 1 and self.quantiser != "ema":
@@ -108,9 +115,10 @@ class VQVAE(Generator):
         super().__init__(c)
         self.quantiser = build_quantiser(c)
         self.codebook_size = self.quantiser.codebook_size
-        dim = self.quantiser.dim
-        self.encoder = Encoder(c.size, c.patch, c.channels, c.encoder_blocks, dim, spatial=True)
-        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, dim, spatial=True)
+        grid, values = c.tokens is None, self.quantiser.dim * (c.tokens or 1)
+        self.principal = None if grid else PrincipalComponents(c.size, values)
+        self.encoder = Encoder(c.size, c.patch, c.channels, c.encoder_blocks, values, spatial=grid)
+        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, values, spatial=grid, sketch=not grid)
         self.frequencies = CodeFrequencies(math.prod(self.latent_shape), self.codebook_size)
         self._perceptual = PerceptualLoss() if c.lpips else None
         self.discriminator: PatchDiscriminator | None = None
@@ -123,17 +131,18 @@ class VQVAE(Generator):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one image's codes: (grid, grid), or (grid, grid, levels) with residual levels."""
+        """Shape of one image's codes: (grid, grid), or (1, tokens); and (..., levels) with residual levels."""
         c = self.config
         grid = coarsest_grid(c.size, c.patch, len(c.channels))
-        return (grid, grid, c.residual) if c.residual > 1 else (grid, grid)
+        shape = (grid, grid) if c.tokens is None else (1, c.tokens)
+        return (*shape, c.residual) if c.residual > 1 else shape
 
     def encode(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> codes (N, *latent_shape), int64 in [0, codebook_size)."""
-        return self.quantiser.encode(self.encoder(images))
+        return self.quantiser.encode(self._vectors(images))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Codes (N, *latent_shape) of an integer type, or vectors (N, dim, grid, grid), -> (N, 3, H, W) in [-1, 1].
+        """Codes (N, *latent_shape) of an integer type, or vectors (N, dim, rows, columns), -> (N, 3, H, W) in [-1, 1].
 
         Raises:
             ValueError: for another shape, or codes that are not in the book.
@@ -142,7 +151,7 @@ class VQVAE(Generator):
             wanted = (self.quantiser.dim, *self.latent_shape[:2])
             if tuple(latents.shape[1:]) != wanted:
                 raise ValueError(f"decode() takes vectors of shape (N, {_shape(wanted)}), got {tuple(latents.shape)}")
-            return self.decoder(latents).float().clamp(-1, 1)
+            return self._paint(latents).clamp(-1, 1)
         if tuple(latents.shape[1:]) != self.latent_shape:
             wanted = self.latent_shape
             raise ValueError(f"decode() takes codes of shape (N, {_shape(wanted)}), got {tuple(latents.shape)}")
@@ -151,7 +160,7 @@ class VQVAE(Generator):
                 f"codes go from 0 to {self.codebook_size - 1:,}, got {latents.min().item()} to {latents.max().item()}: "
                 "they are of another codec"
             )
-        return self.decoder(self.quantiser.decode(latents.long())).float().clamp(-1, 1)
+        return self._paint(self.quantiser.decode(latents.long())).clamp(-1, 1)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> the same, through the codes."""
@@ -160,8 +169,8 @@ class VQVAE(Generator):
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         if turn == "discriminator":
             return self._discriminator_loss(batch.images)
-        found = self.quantiser(self.encoder(batch.images), batch.noise)
-        decoded = self.decoder(found.vectors).float()
+        found = self.quantiser(self._vectors(batch.images), batch.noise)
+        decoded = self._paint(found.vectors)
         reconstruction = (batch.images - decoded).square().mean()
         metrics = {"mse": reconstruction} | found.metrics
         if self._perceptual is not None:
@@ -177,10 +186,28 @@ class VQVAE(Generator):
             metrics |= {"adversarial": adversarial, "adaptive_weight": self.balance.value}
         return total, {name: value.detach() for name, value in metrics.items()}
 
+    def _vectors(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> what is quantised, (N, dim, rows, columns)."""
+        found = self.encoder(images)
+        if self.principal is None:
+            return found  # (N, dim, grid, grid)
+        with torch.autocast(images.device.type, enabled=False):
+            white = found.float() + self.principal.encode(images.float())  # (N, tokens dim)
+        return white.unflatten(1, (-1, self.quantiser.dim)).transpose(1, 2).unsqueeze(2)  # (N, dim, 1, tokens)
+
+    def _paint(self, vectors: Tensor) -> Tensor:
+        """(N, dim, rows, columns) -> (N, 3, H, W), float32, not clamped."""
+        if self.principal is None:
+            return self.decoder(vectors).float()
+        white = vectors.squeeze(2).transpose(1, 2).flatten(1)  # (N, tokens dim)
+        with torch.autocast(vectors.device.type, enabled=False):
+            sketch = self.principal.decode(white.float())  # the linear reconstruction, refined by the decoder
+        return sketch + self.decoder(white, sketch).float()
+
     def _discriminator_loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.discriminator is not None
         with torch.no_grad():
-            decoded = self.decoder(self.quantiser.decode(self.encode(images))).float()
+            decoded = self._paint(self.quantiser.decode(self.encode(images)))
         real, fake = self.discriminator(torch.cat([images, decoded])).chunk(2)
         loss = discriminator_hinge(real, fake)
         return loss, {"real": real.detach().mean(), "fake": fake.detach().mean()}
@@ -199,11 +226,17 @@ class VQVAE(Generator):
 
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Start the codebook from k-means of what the untrained encoder makes of `images`."""
+        """Start the codebook from k-means of what the untrained encoder makes of `images`; before that, without a grid,
+        start from principal components, the networks as corrections of nothing to them."""
+        if self.principal is not None:
+            images = list(images)
+            self.principal.fit(images)
+            zero_output(self.encoder)
+            zero_output(self.decoder)
         generator = torch.Generator().manual_seed(0)
         points = []
         for batch in images:
-            found = self.encoder(batch).permute(0, 2, 3, 1).flatten(0, 2)  # (N h w, dim)
+            found = self._vectors(batch).permute(0, 2, 3, 1).flatten(0, 2)  # (N h w, dim)
             chosen = torch.randperm(len(found), generator=generator)[: STARTING_POINTS * len(batch)]
             points.append(found[chosen.to(found.device)].float())
         self.quantiser.start(torch.cat(points))

@@ -14,7 +14,9 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 import genmodels
 from genmodels import sampling
+from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.cli import COMMANDS, DATA_COMMANDS, fold_options, main
+from genmodels.nn.transformer import TransformerConfig
 from genmodels.types import Condition
 
 ROOT = Path(__file__).parent.parent
@@ -80,10 +82,12 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("evaluate run --data toyfaces --extractors fases", "unknown extractor 'fases'; known: faces, inception"),
         ("evaluate run", "there is no folder run here"),
         ("reconstruct run", "no images given"),
+        ("inpaint run", "no images given"),
+        ("inpaint run a.png --known 1", "--known must be a share in [0, 1)"),
         ("interpolate run --seeds 1", "needs at least 2 --seeds"),
         ("data pack mnist --root a --out b", "Expected one of ('celeba', 'folder')"),
-        ("train", "which family? Known: ae, vae"),
-        ("train gun", "unknown family 'gun'. Known: ae, vae"),
+        ("train", "which family? Known: ae, autoregressive, vae"),
+        ("train gun", "unknown family 'gun'. Known: ae, autoregressive, vae"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(arguments: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,6 +209,26 @@ def test_interpolate_to_strip_and_animation(run: Path, capsys: pytest.CaptureFix
         assert len(list(ImageSequence.Iterator(tour))) == 9
     assert "must end in .png or .gif" in fails(capsys, 2, "interpolate", run, "--out", "x.npy")
     assert "do not interpolate" in fails(capsys, 1, "interpolate", run.parent / "only", "--out", "x.png")
+
+
+def test_inpaint_shows_what_is_known_and_ways_to_go_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    small = TransformerConfig(width=16, depth=1, heads=2)
+    model = Autoregressive(AutoregressiveConfig(size=8, levels=4, attributes=("Smiling",), transformer=small))
+    model.save_pretrained("ar")
+    for name, colour in (("a.png", (40, 90, 200)), ("b.png", (230, 10, 10))):
+        Image.new("RGB", (8, 8), colour).save(name)
+    arguments = ["--known", "0.25", "--n", "3", "--attributes", "Smiling=yes", "--temperature", "0.9"]
+    assert main(["inpaint", "ar", "a.png", "b.png", *arguments]) == 0
+    sheet = np.asarray(Image.open("completed.png"))
+    assert sheet.shape == (2 + 2 * 10, 2 + 5 * 10, 3)
+    rows = sheet[2:, 2:].reshape(2, 10, 5, 10, 3).swapaxes(1, 2)[:, :, :8, :8]  # (images, columns, 8, 8, 3)
+    assert (rows[0, 0] == (40, 90, 200)).all() and (rows[0, 1, :2] == (40, 90, 200)).all()
+    assert (rows[:, 1, 2:] == 127).all()
+    assert np.abs(rows[0, 2:, :2].astype(int) - (32, 96, 224)).max() <= 1, "the known rows, in four shades"
+    assert len({part.tobytes() for part in rows[:, 2:].reshape(6, -1)}) == 6
+    assert "completed.png exists" in fails(capsys, 1, "inpaint", "ar", "a.png")
+    assert "do not complete" in fails(capsys, 1, "inpaint", run.parent / "only", "a.png", "--out", "c.png")
 
 
 # ---- data, info ----

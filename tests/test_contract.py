@@ -15,6 +15,7 @@ from genmodels.types import (
     Batch,
     Codec,
     Condition,
+    Inpaints,
     Interpolates,
     Likelihood,
     Noise,
@@ -24,13 +25,20 @@ from genmodels.types import (
 )
 
 SIZE = 32
+TRANSFORMER = dict(width=16, depth=2, heads=2)
 SMALL: dict[str, dict[str, Any]] = {
     "ae": dict(size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=8),
     "vae": dict(size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=8, mixture=2),
     "vqvae": dict(
         size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), codebook_size=32, code_dim=4
     ),
+    "autoregressive": dict(size=8, levels=16, transformer=TRANSFORMER),
 }
+SMALL["latent"] = dict(
+    size=SIZE,
+    codec=dict(family="vqvae", model=SMALL["vqvae"]),
+    prior=dict(family="autoregressive", model=dict(size=SIZE, codes=(4, 4), codebook_size=32, transformer=TRANSFORMER)),
+)
 """A configuration of each family that trains in a second."""
 
 
@@ -38,22 +46,23 @@ def test_every_family_is_here():
     assert set(SMALL) == set(genmodels.FAMILIES)
 
 
-def faces(n: int, seed: int = 0) -> torch.Tensor:
-    """Smooth random images (n, 3, SIZE, SIZE) of 8-bit values: something a model can learn."""
+def faces(n: int, seed: int = 0, size: int = SIZE) -> torch.Tensor:
+    """Smooth random images (n, 3, size, size) of 8-bit values: something a model can learn."""
     coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    smooth = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bicubic").clamp(0, 1)
+    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
     return smooth.mul(255).round() / 127.5 - 1
 
 
-def batch(n: int = 8, seed: int = 0, progress: float = 1.0) -> Batch:
-    return Batch(faces(n, seed), Noise.for_images(seed, range(n)), Condition(), step=3, progress=progress)
+def batch(model: Generator, n: int = 8, seed: int = 0, progress: float = 1.0) -> Batch:
+    images = faces(n, seed, model.config.size)
+    return Batch(images, Noise.for_images(seed, range(n)), Condition(), step=3, progress=progress)
 
 
 def make(family: str) -> Generator:
     torch.manual_seed(0)
     kind = genmodels.family(family)
-    model = kind(kind.Config(**SMALL[family]))
-    model.initialise([faces(24, seed=3)])
+    model = kind(from_dict(kind.Config, SMALL[family]))
+    model.initialise([faces(24, seed=3, size=model.config.size)])
     return model
 
 
@@ -67,7 +76,7 @@ def model(family) -> Generator:
     """Trained for a few steps, calibrated, in eval mode."""
     model = make(family)
     train(model, steps=3)
-    model.calibrate([faces(16, seed=1), faces(16, seed=2)])
+    model.calibrate([faces(16, seed=seed, size=model.config.size) for seed in (1, 2)])
     return model.eval()
 
 
@@ -78,7 +87,7 @@ def train(model: Generator, steps: int, lr: float = 3e-3) -> list[float]:
     losses = []
     for _ in range(steps):
         for turn in model.turns:
-            loss, _ = model(batch(), turn)
+            loss, _ = model(batch(model), turn)
             if turn == model.turns[0]:
                 losses.append(loss.item())
             optimisers[turn].zero_grad()
@@ -90,7 +99,7 @@ def train(model: Generator, steps: int, lr: float = 3e-3) -> list[float]:
 
 def test_samples_are_images(model):
     images = model.generate(3, seed=1)
-    assert images.shape == (3, 3, SIZE, SIZE) and images.dtype == torch.float32
+    assert images.shape == (3, 3, model.config.size, model.config.size) and images.dtype == torch.float32
     assert images.min() >= -1 and images.max() <= 1
     assert (images[0] - images[1]).abs().max() > 1e-3, "two streams of noise gave one image"
 
@@ -104,23 +113,24 @@ def test_same_seed_same_images_whatever_the_batch_size(model):
 
 def test_sampling_leaves_the_global_random_state_and_the_mode_alone(model):
     model.train()
+    modes = [module.training for module in model.modules()]  # a codec inside stays in eval mode
     before = torch.get_rng_state()
     model.generate(2)
     assert torch.equal(before, torch.get_rng_state())
-    assert model.training and all(module.training for module in model.modules())
+    assert model.training and modes == [module.training for module in model.modules()]
 
 
 def test_loss_depends_on_the_batch_alone(model):
     """The same batch gives the same loss bit for bit, whatever the global random state."""
-    first = model(batch(), model.turns[0])[0]
+    first = model(batch(model), model.turns[0])[0]
     torch.manual_seed(123)
-    assert torch.equal(first, model(batch(), model.turns[0])[0])
+    assert torch.equal(first, model(batch(model), model.turns[0])[0])
 
 
 def test_loss_and_metrics_are_finite_scalars(model):
     model.train()
     for turn in model.turns:
-        loss, metrics = model(batch(), turn)
+        loss, metrics = model(batch(model), turn)
         assert loss.shape == () and loss.requires_grad and torch.isfinite(loss)
         assert metrics
         for name, value in metrics.items():
@@ -130,14 +140,14 @@ def test_loss_and_metrics_are_finite_scalars(model):
 def test_gradients_reach_every_parameter_of_the_turn_and_no_other(family):
     model = make(family)
     train(model, steps=2)  # layers that start at zero block gradients at the very first step
-    everything = dict(model.named_parameters())
+    everything = {name: p for name, p in model.named_parameters() if p.requires_grad}  # a codec inside is frozen
     assert {id(p) for turn in model.turns for p in model.parameters_for(turn)} == {id(p) for p in everything.values()}
     for turn in model.turns:
         model.zero_grad(set_to_none=True)
         mine = {id(p) for p in model.parameters_for(turn)}
         for p in everything.values():
             p.requires_grad_(id(p) in mine)
-        model(batch(), turn)[0].backward()
+        model(batch(model), turn)[0].backward()
         for name, p in everything.items():
             reached = p.grad is not None and bool((p.grad != 0).any())
             assert reached == (id(p) in mine), f"{turn}: {name}"
@@ -154,7 +164,7 @@ def test_the_loss_is_a_mean_over_images(family):
     """Halves average to the whole, so micro-batches and processes make no difference."""
     model = make(family)
     train(model, steps=2)
-    whole = batch()
+    whole = batch(model)
     for turn in model.turns:
         halves = []
         for rows in (slice(0, 4), slice(4, 8)):
@@ -183,7 +193,7 @@ def test_config_round_trip(family):
 
 
 def test_unknown_options_are_refused_with_the_known_ones(model):
-    known = [f.name for f in dataclasses.fields(type(model).Options)]
+    known = [f.name for f in dataclasses.fields(model.Options)]
     with pytest.raises(ValueError, match=f"unknown sampling option 'temprature'.*{known[0]}"):
         model.generate(1, temprature=1.0)
 
@@ -220,7 +230,7 @@ def test_damaged_folders_are_refused(model, family, tmp_path):
 def test_codec(model):
     if not isinstance(model, Codec):
         return
-    images = torch.cat([faces(16, seed=1), faces(16, seed=2)])
+    images = torch.cat([faces(16, seed=seed, size=model.config.size) for seed in (1, 2)])
     with torch.no_grad():
         latents = model.encode(images)
         assert latents.shape == (32, *model.latent_shape)
@@ -235,18 +245,20 @@ def test_codec(model):
 def test_reconstructs(model):
     if isinstance(model, Reconstructs):
         with torch.no_grad():
-            rebuilt = model.reconstruct(faces(4))
-        assert rebuilt.shape == (4, 3, SIZE, SIZE) and rebuilt.abs().max() <= 1
+            rebuilt = model.reconstruct(faces(4, size=model.config.size))
+        assert rebuilt.shape == (4, 3, model.config.size, model.config.size) and rebuilt.abs().max() <= 1
 
 
 def test_likelihood_is_repeatable_and_finite(model):
     if not isinstance(model, Likelihood):
         return
     assert isinstance(model.likelihood_is_exact, bool)
+    assert 2 <= model.likelihood_levels <= 256
+    images = faces(4, size=model.config.size)
     with torch.no_grad():
-        bits = model.bits_per_dim(faces(4), Noise.for_images(0, range(4)))
+        bits = model.bits_per_dim(images, Noise.for_images(0, range(4)))
         assert bits.shape == (4,) and torch.isfinite(bits).all() and (bits > 0).all()
-        alone = model.bits_per_dim(faces(4)[1:2], Noise.for_images(0, [1]))
+        alone = model.bits_per_dim(images[1:2], Noise.for_images(0, [1]))
     torch.testing.assert_close(alone[0], bits[1], rtol=1e-4, atol=1e-4)
 
 
@@ -257,6 +269,24 @@ def test_interpolation_ends_at_the_samples(model):
     ends = [Noise([mix_seed(seed, 0)]) for seed in (1, 2)]
     with torch.no_grad():
         frames = model.interpolate(*ends, torch.linspace(0, 1, 5), options)
-    assert frames.shape == (5, 3, SIZE, SIZE)
+    assert frames.shape == (5, 3, model.config.size, model.config.size)
     torch.testing.assert_close(frames[:1], model.generate(1, seed=1), atol=1e-4, rtol=0)
     torch.testing.assert_close(frames[-1:], model.generate(1, seed=2), atol=1e-4, rtol=0)
+
+
+def test_inpainting_keeps_what_is_known(model):
+    if not isinstance(model, Inpaints):
+        return
+    size = model.config.size
+    images = model.generate(3, seed=4)  # which hold only what the model can express
+    known = torch.zeros(size, size, dtype=torch.bool)
+    known[: size // 2] = True
+
+    def complete(seed: int) -> torch.Tensor:
+        with torch.no_grad():
+            return model.inpaint(images, known, Noise.for_images(seed, range(3)), Condition(), model.options())
+
+    torch.testing.assert_close(complete(1)[..., known], images[..., known], atol=1e-6, rtol=0)
+    assert torch.equal(complete(1), complete(1)) and (complete(1) - complete(2)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="from the top"):
+        model.inpaint(images, ~known, Noise.for_images(0, range(3)), Condition(), model.options())

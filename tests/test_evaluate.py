@@ -11,12 +11,16 @@ import torch
 from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 from genmodels import sampling
+from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.data.packed import Packed
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.evaluate import evaluate, evaluate_images
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images, spread_rows
+from genmodels.latent import Latent
+from genmodels.nn.transformer import TransformerConfig
+from genmodels.vqvae import VQVAE, VQVAEConfig
 
 TRAIN, VALID, SIZE = 600, 300, 16
 
@@ -72,6 +76,31 @@ def test_a_model_is_scored_by_all_it_can_do() -> None:
     originals = data.images[TRAIN:][spread_rows(VALID, 256)][:16]
     assert np.array_equal(found.pictures["reconstructions"], sampling.reconstruct(model, originals))
     assert len(found.pictures["nearest samples"]) == len(found.pictures["nearest train"]) == 16
+
+
+def test_codes_have_bits_per_token_and_few_shades_a_number_of_their_own() -> None:
+    small = TransformerConfig(width=16, depth=1, heads=2)
+    networks = dict(size=SIZE, channels=(16,), encoder_blocks=(1,), decoder_blocks=(1,), codebook_size=8, code_dim=2)
+    codec = VQVAE(VQVAEConfig(**networks))
+    config = AutoregressiveConfig(size=SIZE, codes=codec.latent_shape, codebook_size=8, transformer=small)
+    model = Latent.over(codec, Autoregressive(config))
+    torch.nn.init.normal_(model.prior.decoder.head.weight, std=0.3)
+    reference = reference_from(faces(), "valid")
+    found = evaluate(model, reference, [EXTRACTOR], n=256)
+    images = torch.from_numpy(reference.images.pixels[spread_rows(VALID, 256)]).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.inference_mode():
+        expected = model.prior.bits_per_token(model.encode(images)).mean().item()
+    score = found.scores["bits-per-token"]
+    assert score.value == pytest.approx(expected, rel=1e-4)
+    assert score.protocol.alphabet == model.codec_weights and score.unit == "bits/token"
+    assert "codes that have a likelihood" in found.absent["bits-per-dim"]
+    assert "psnr" in found.scores and found.scores["network-evaluations"].value == 16
+
+    plain = Autoregressive(AutoregressiveConfig(size=SIZE, levels=4, transformer=small))
+    found = evaluate(plain, reference, [EXTRACTOR], n=256)
+    assert "bits-per-dim" not in found.scores
+    score = found.scores["bits-per-dim-of-4-levels"]
+    assert score.value == pytest.approx(2, abs=1e-4) and "rounded to 4 shades" in score.how
 
 
 def test_what_a_model_cannot_do_is_absent_with_the_reason() -> None:

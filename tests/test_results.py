@@ -93,6 +93,17 @@ def test_speeds_of_two_machines_are_left_out_with_the_reason() -> None:
     assert "images-per-second" in result("a").scores  # the originals are left alone
 
 
+def test_probabilities_of_two_codecs_codes_are_left_out_with_the_reason() -> None:
+    def of(codec: str) -> Evaluation:
+        score = Score(7.5, "lower", "exact", replace(PROTOCOL, alphabet=codec), "bits/token", group="likelihood")
+        return replace(result(codec), scores={"bits-per-token": score})
+
+    assert "bits-per-token" in comparable([of("a"), of("a")])[0].scores
+    one, other = comparable([of("a"), of("b")])
+    assert not one.scores and not other.scores
+    assert other.absent["bits-per-token"] == "of the codes of codec b, others of another codec"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

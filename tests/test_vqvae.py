@@ -34,6 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "fsq": dict(quantiser="fsq", fsq_levels=(5, 4, 3)),
     "cosine": dict(quantiser="cosine"),
     "gan": dict(discriminator=0.5, discriminator_channels=(8, 16)),
+    "tokens": dict(tokens=6, code_dim=2, residual=2),
 }
 
 
@@ -58,7 +59,7 @@ def test_codes_and_vectors_decode_to_the_reconstruction(kind):
     assert isinstance(model, Codec) and isinstance(model, Quantises) and isinstance(model, Reconstructs)
     codes = model.encode(images())
     assert codes.shape == (6, *model.latent_shape) and codes.dtype == torch.int64
-    assert model.latent_shape == ((2, 2, 3) if kind == "residual" else (2, 2))
+    assert model.latent_shape == {"residual": (2, 2, 3), "tokens": (1, 6, 2)}.get(kind, (2, 2))
     assert model.codebook_size == (60 if kind == "fsq" else 16)
     rebuilt = model.reconstruct(images())
     torch.testing.assert_close(model.decode(codes), rebuilt)
@@ -338,3 +339,20 @@ def test_a_step_that_is_not_finite_leaves_no_statistics(tmp_path: Path, kind: st
     assert [line["skipped"] for line in lines(out)] == [1, 1]
     for values in tensors(out).values():
         assert all(value.isfinite().all() for value in values.values())
+
+
+def test_tokens_without_a_place_start_as_principal_components():
+    """An untrained model quantises the white coordinates and is the linear reconstruction of what they became."""
+    model = tiny(tokens=5, code_dim=2, codebook_size=64).eval()
+    many = images(200, seed=1)
+    model.initialise([many[:120], many[120:]])
+    assert model.latent_shape == (1, 5)
+    white = model.principal.encode(many)  # (N, 10)
+    assert (white.std(0) - 1).abs().max() < 0.01
+    book = model.quantiser.codebook
+    nearest = torch.cdist(white.view(200, 5, 2), book).argmin(-1)  # neighbouring components share a code
+    assert torch.equal(model.encode(many), nearest.unsqueeze(1))
+    expected = model.principal.decode(book[nearest].flatten(1)).clamp(-1, 1)
+    torch.testing.assert_close(model.reconstruct(many), expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="tokens must be at least 1"):
+        tiny(tokens=0)

@@ -32,6 +32,7 @@ class Tiny(Generator):
     Config: ClassVar[type] = TinyConfig
     Options: ClassVar[type] = TinyOptions
     likelihood_is_exact = False
+    likelihood_levels = 256
 
     def __init__(self, config: TinyConfig):
         super().__init__(config)

@@ -21,6 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": commands.train,
     "sample": commands.sample,
     "reconstruct": commands.reconstruct,
+    "inpaint": commands.inpaint,
     "interpolate": commands.interpolate,
     "evaluate": evaluation.evaluate,
     "compare": evaluation.compare,

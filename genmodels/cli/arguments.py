@@ -81,19 +81,14 @@ def chosen_options(model: Generator, settings: tuple[str, ...]) -> dict[str, Any
 
 
 def condition_for(model: Generator, n: int, attributes: str, label: int | None) -> Condition:
-    """The condition that --attributes and --label ask for, the same for each of `n` images.
-
-    A family that is conditional says so in its Config: `attributes`, the names it was trained with in order, or
-    `classes`, how many labels there are.
-    """
+    """The condition that --attributes and --label ask for, the same for each of `n` images."""
     import torch
 
     from genmodels.types import Condition
 
-    config = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)}
     wanted, labels = None, None
     if attributes:
-        names = config.get("attributes", ())
+        names = model.attributes
         if not names:
             raise UsageError(f"--attributes: this {model.family} was trained without attributes")
         wanted = torch.zeros(n, len(names))
@@ -105,7 +100,7 @@ def condition_for(model: Generator, n: int, attributes: str, label: int | None) 
                 raise UsageError(f"--attributes {part}: write yes or no, and leave out what is open")
             wanted[:, names.index(name)] = 1 if value == "yes" else -1
     if label is not None:
-        classes = config.get("classes", 0)
+        classes = model.classes
         if not 0 <= label < classes:
             known = f"has classes 0 to {classes - 1}" if classes else "was trained without labels"
             raise UsageError(f"--label {label}: this {model.family} {known}")
@@ -122,11 +117,12 @@ def _name_and_value(setting: str, flag: str) -> tuple[str, str]:
 
 def describe(run: str, model: Generator) -> dict[str, str]:
     """What there is to say of a saved model, by topic."""
-    from genmodels.types import Codec, Interpolates, Likelihood, Reconstructs
+    from genmodels.types import Codec, Inpaints, Interpolates, Likelihood, Reconstructs
 
     abilities = ["samples"]
     abilities += [f"codec with latents {model.latent_shape}"] if isinstance(model, Codec) else []
     abilities += ["reconstructs"] if isinstance(model, Reconstructs) else []
+    abilities += ["completes images"] if isinstance(model, Inpaints) else []
     abilities += ["interpolates"] if isinstance(model, Interpolates) else []
     if isinstance(model, Likelihood):
         abilities.append("likelihood, " + ("exact" if model.likelihood_is_exact else "a bound"))

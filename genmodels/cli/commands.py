@@ -114,6 +114,57 @@ def reconstruct(
     print(f"{len(shown)} images, each above its reconstruction, in {out}")
 
 
+def inpaint(
+    run: Positional[str],
+    images: Positional[tuple[Path, ...]],
+    known: float = 0.5,
+    n: int = 6,
+    seed: int = 0,
+    out: Path = Path("completed.png"),
+    attributes: str = "",
+    label: int | None = None,
+    options: tuple[str, ...] = (),
+    force: bool = False,
+) -> None:
+    """Complete images of which only the upper part is shown to the model.
+
+    Each row of the picture: the whole image, what the model sees of it, and N ways to go on.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        images: image files; aligned CelebA faces (178 x 218) get the usual crop, others their centre square.
+        known: share of the rows that are shown.
+        n: how many ways.
+        seed: which.
+        out: the picture to write.
+        attributes: what a conditional model is asked for, such as Smiling=yes; what is not named is open.
+        label: the class a class-conditional model is asked for.
+        options: the family's own options as NAME=VALUE; --NAME VALUE is short for it.
+        force: overwrite an existing file.
+    """
+    if not images:
+        raise UsageError("no images given. Usage: genmodels inpaint RUN IMAGE...")
+    if not 0 <= known < 1 or n < 1:
+        raise UsageError(f"--known must be a share in [0, 1) and --n at least 1, got {known} and {n}")
+    check_free(out, force, ".png")
+
+    import numpy as np
+
+    from genmodels import sampling
+
+    model = load(run)
+    size = model.config.size
+    shown = np.stack([read_face(path, size) for path in images])  # (N, H, W, 3)
+    mask = np.zeros((size, size), bool)
+    mask[: round(known * size)] = True
+    condition = condition_for(model, len(shown), attributes, label)
+    ways = sampling.inpaint(model, shown, mask, n, seed, condition, **chosen_options(model, options))
+    seen = np.where(mask[:, :, None], shown, np.uint8(127))
+    rows = np.concatenate([shown[:, None], seen[:, None], ways], axis=1)  # (N, 2 + n, H, W, 3)
+    sampling.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+    print(f"{len(shown)} images, each completed in {n} ways, in {out}")
+
+
 def interpolate(
     run: Positional[str],
     seeds: tuple[int, ...] = (1, 2),

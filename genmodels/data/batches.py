@@ -30,7 +30,8 @@ class BatchReader:
         device: where batches are placed; bytes travel, and floats are made there.
 
     Raises:
-        ValueError: when batch_size does not divide by world_size * accumulate, or there are no images.
+        ValueError: when batch_size does not divide by world_size * accumulate, there are no images, or their latents do
+            not know the mirrored ones.
     """
 
     def __init__(
@@ -51,6 +52,10 @@ class BatchReader:
             )
         if len(data) == 0:
             raise ValueError(f"no images to train on in {data.source}")
+        if flip and data.latents is not None and data.latents.shape[1] < 2:
+            raise ValueError(
+                "these latents are of the images as they are: compute those of mirrored ones, or use --no-flip"
+            )
         self.data = data
         self.batch_size = batch_size
         self.seed = seed
@@ -74,7 +79,10 @@ class BatchReader:
             attributes = torch.from_numpy(self.data.attributes[index])  # (n, K) int8
             condition = Condition(attributes=attributes.to(self.device).float())
         images = _gather(self._images, index, np.flatnonzero(flips))
-        return Batch(to_float(images, self.device), noise, condition, step, progress)
+        latents = None
+        if self.data.latents is not None:
+            latents = torch.from_numpy(self.data.latents[index, flips.astype(np.int64)]).to(self.device)
+        return Batch(to_float(images, self.device), noise, condition, step, progress, latents)
 
     def _lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which image is at each position of the endless stream, and whether it is mirrored there."""

@@ -35,6 +35,8 @@ class Packed:
         splits: uint8 (N,): 0 train, 1 valid, 2 test.
         identities: int32 (N,): who is shown, or None when nobody said.
         manifest: where the images came from: source, crop, size, filter, count, checksums, converted, skipped ...
+        latents: what a codec makes of each image and, where there are two, of the mirrored image: (N, 1 or 2,
+            *latent_shape); None when it was not asked. See `genmodels.data.latents`.
     """
 
     images: np.ndarray
@@ -44,6 +46,7 @@ class Packed:
     splits: np.ndarray
     identities: np.ndarray | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
+    latents: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -97,7 +100,21 @@ class Packed:
             names=names,
             splits=self.splits[rows],
             identities=identities,
+            latents=None if self.latents is None else self.latents[rows],
         )
+
+    def with_attributes(self, names: Sequence[str]) -> Packed:
+        """The same images, of whose attributes only `names` are known, in that order.
+
+        Raises:
+            ValueError: for a name that the data does not have.
+        """
+        unknown = [name for name in names if name not in self.attribute_names]
+        if unknown:
+            known = ", ".join(self.attribute_names) or "none"
+            raise ValueError(f"{self.source} has no attribute {unknown[0]!r}; known: {known}")
+        columns = [self.attribute_names.index(name) for name in names]
+        return replace(self, attributes=self.attributes[:, columns], attribute_names=tuple(names))
 
     def counts(self) -> dict[str, int]:
         """Images in each split that has any."""

@@ -17,12 +17,12 @@ GROUPS = {"samples": "Samples", "reconstruction": "Reconstruction", "likelihood"
 ORDER = (
     *("fid", "fd", "kid", "kd", "precision", "recall", "density", "coverage", "diversity", "diversity-lpips"),
     *("nearest-train", "copies", "attributes", "psnr", "ssim", "lpips", "rfid", "rfd", "codebook-usage"),
-    *("codebook-perplexity", "bits-per-dim", "parameters", "train-flops", "sample-flops", "network-evaluations"),
-    *("images-per-second", "memory", "training-minutes"),
+    *("codebook-perplexity", "bits-per-dim", "bits-per-token", "parameters", "train-flops", "sample-flops"),
+    *("network-evaluations", "images-per-second", "memory", "training-minutes"),
 )
 """Who comes first within a group; what is not named here comes after, as it was measured."""
 ABBREVIATIONS = {"fid", "fd", "kid", "kd", "rfid", "rfd", "psnr", "ssim", "lpips"}
-WORDS = {"flops": "FLOPs", "bits-per-dim": "bits/dim", "images-per-second": "images/s"}
+WORDS = {"flops": "FLOPs", "bits-per-dim": "bits/dim", "bits-per-token": "bits/token", "images-per-second": "images/s"}
 COLUMNS = 12
 """No table has more columns of numbers."""
 JOINED = 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import dataclasses
 import gc
 import platform
 import statistics
@@ -232,14 +231,9 @@ def processor() -> str:
 
 
 def unknown(model: Generator, n: int) -> Condition:
-    """`n` images of which nothing is known, in the form that the model was trained with.
-
-    A family that is conditional says so in its Config: `attributes`, names in order, or `classes`, how many labels.
-    """
-    config = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(model.config)}
+    """`n` images of which nothing is known, in the form that the model was trained with."""
     device = next(model.parameters()).device
-    names, classes = config.get("attributes", ()), config.get("classes", 0)
     return Condition(
-        torch.zeros(n, len(names), device=device) if names else None,
-        torch.full((n,), -1, device=device) if classes else None,
+        torch.zeros(n, len(model.attributes), device=device) if model.attributes else None,
+        torch.full((n,), -1, device=device) if model.classes else None,
     )

@@ -23,13 +23,13 @@ from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.extractors import Extractor, load_extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
-from genmodels.evaluation.pairs import likelihood_score, pair_scores
+from genmodels.evaluation.pairs import likelihood_score, pair_scores, token_score
 from genmodels.evaluation.protocol import FULL_N, Protocol, check_count, code_version
 from genmodels.evaluation.reference import Reference, spread, spread_rows
 from genmodels.evaluation.results import Evaluation, Score, Subject
 from genmodels.evaluation.samples import by_extractor, fingerprint_of, sample_scores
 from genmodels.nn.perceptual import Distance, load_lpips
-from genmodels.types import Condition, Likelihood, Quantises, Reconstructs
+from genmodels.types import Condition, HasPrior, Likelihood, Quantises, Reconstructs, TokenLikelihood
 
 PAIRS = 16
 """Reconstructions that are kept to be looked at."""
@@ -159,12 +159,21 @@ def _reconstruction(
 
 
 def _likelihood(model: Generator, reference: Reference, n: int, seed: int, batch_size: int) -> Part:
+    images = spread(reference.images, n)
+    protocol = _of(images, reference)
+    if isinstance(model, HasPrior) and isinstance(prior := model.parts()[1], TokenLikelihood):
+        with evaluating(model), torch.inference_mode():
+            codes = (model.encode(part) for part in _batches(model, images, batch_size, "bits/token"))
+            score = token_score(prior, codes, model.codec_weights, protocol)
+        return {"bits-per-token": score}, {"bits-per-dim": "it is the codes that have a likelihood, not the images"}
     if not isinstance(model, Likelihood):
         return {}, {"bits-per-dim": f"{model.family} has no likelihood"}
-    images = spread(reference.images, n)
-    batches = _batches(model, images, batch_size, "bits/dim")
+    # Of fewer shades it is another quantity, under a name of its own.
+    levels = model.likelihood_levels
+    name = "bits-per-dim" if levels == 256 else f"bits-per-dim-of-{levels}-levels"
     with evaluating(model):
-        return {"bits-per-dim": likelihood_score(model, batches, seed, _of(images, reference))}, {}
+        batches = _batches(model, images, batch_size, "bits/dim")
+        return {name: likelihood_score(model, batches, seed, protocol)}, {}
 
 
 def _of(images: Images, reference: Reference) -> Protocol:
@@ -182,7 +191,7 @@ def _attributes(
     options: dict[str, Any],
 ) -> Part:
     """Whether samples have the attributes they were asked for, as a probe trained on real images sees it."""
-    wanted = asdict(model.config).get("attributes", ())
+    wanted = model.attributes
     measure = extractor.measure("attributes")
     if not wanted:
         return {}, {measure: f"this {model.family} takes no attributes"}

@@ -17,7 +17,7 @@ from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.reference import spread_rows
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance
-from genmodels.types import Likelihood, Noise
+from genmodels.types import Likelihood, Noise, TokenLikelihood
 
 LPIPS = "LPIPS v0.1, AlexNet"
 LPIPS_WEIGHTS = "lpips 0.1, alexnet-owt-7be5be79"
@@ -128,8 +128,26 @@ def likelihood_score(model: Likelihood, batches: Iterable[Tensor], seed: int, pr
         found.append(model.bits_per_dim(images, noise))
         position += len(images)
     how = "exact" if model.likelihood_is_exact else "an upper bound; the true value is at most this"
+    if model.likelihood_levels < 256:
+        how += f"; of images rounded to {model.likelihood_levels} shades of each colour"
     value, error = _mean(found)
     return Score(value, "lower", how, protocol, "bits/dim", error, group="likelihood")
+
+
+@torch.inference_mode()
+def token_score(model: TokenLikelihood, batches: Iterable[Tensor], weights: str, protocol: Protocol) -> Score:
+    """Bits per code of what a codec makes of images. Not bits per dimension: many images share their codes.
+
+    Args:
+        model: a prior over codes, in the mode and on the device it shall run on.
+        batches: codes (N, *latent_shape) of images.
+        weights: what identifies the codec.
+        protocol: what the images are.
+    """
+    value, error = _mean([model.bits_per_token(codes) for codes in batches])
+    how = "exact, of the codes; says nothing of what the codec leaves out"
+    of = replace(protocol, alphabet=weights)
+    return Score(value, "lower", how, of, "bits/token", error, group="likelihood")
 
 
 @torch.inference_mode()

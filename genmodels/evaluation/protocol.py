@@ -40,6 +40,7 @@ class Protocol:
         train: fingerprint and number of the training images that copies are looked for among, or a probe learnt from.
         attributes: those that were measured.
         machine: what a speed was measured on.
+        alphabet: of whose symbols a probability is: the weights of the codec that codes are of.
         definitions: version of the metrics' definitions.
     """
 
@@ -57,6 +58,7 @@ class Protocol:
     train: str | None = None
     attributes: str | None = None
     machine: str | None = None
+    alphabet: str | None = None
     definitions: int = DEFINITIONS
 
     @property

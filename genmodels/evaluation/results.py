@@ -123,7 +123,8 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """`evaluations`, fit to be put side by side: speeds of different machines are moved to `absent`.
+    """`evaluations`, fit to be put side by side: speeds of different machines, and probabilities of different codecs'
+    codes, are moved to `absent`.
 
     Raises:
         ValueError: when a score that two of them have was measured under different protocols.
@@ -131,10 +132,14 @@ def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     fit = [replace(e, scores=dict(e.scores), absent=dict(e.absent)) for e in evaluations]
     for name in sorted({name for e in fit for name in e.scores}):
         having = [e for e in fit if name in e.scores]
-        machines = {e.scores[name].protocol.machine for e in having}
-        if len(machines) > 1:
+        if len({e.scores[name].protocol.machine for e in having}) > 1:
             for e in having:
                 e.absent[name] = f"measured on {e.scores.pop(name).protocol.machine}, others on another machine"
+        elif len({e.scores[name].protocol.alphabet for e in having}) > 1:
+            for e in having:
+                e.absent[name] = (
+                    f"of the codes of codec {e.scores.pop(name).protocol.alphabet}, others of another codec"
+                )
         else:
             check_equal(name, [e.subject.name for e in having], [e.scores[name].protocol for e in having])
     return fit

@@ -16,7 +16,7 @@ from genmodels.training.checkpoint import State, flush
 from genmodels.training.log import in_words
 from genmodels.training.recipe import Recipe, to_yaml
 
-PRIVATE = ("root", "output")
+PRIVATE = ("root", "output", "codec")
 """Settings that name places on the user's machine; a model card is made to be shared."""
 
 
@@ -59,7 +59,8 @@ def model_card(
         license=data.manifest.get("license", "other"),
         tags=["genmodels", model.family, "image-generation", "faces"],
     )
-    settings = to_yaml(replace(recipe, data=Path(recipe.data).name), model.family, without=PRIVATE)
+    name = recipe.name or model.family
+    settings = to_yaml(replace(recipe, data=Path(recipe.data).name), name, without=PRIVATE)
     rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items() if value is not None)
     size = data.size
     crop = f", crop {data.crop}" if data.crop else ""
@@ -88,7 +89,7 @@ images = model.generate(16, seed=0)  # (16, 3, {size}, {size}) in [-1, 1]
 
 ## Made by
 
-`genmodels train {model.family} --config config.yaml`, where config.yaml is
+`genmodels train {name} --config config.yaml`, where config.yaml is
 
 ```yaml
 {settings}```

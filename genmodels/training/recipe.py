@@ -25,7 +25,7 @@ from genmodels.training.optim import OptimConfig
 from genmodels.usage import one_line_refusals
 
 DEFAULT_STEPS = 20_000
-NOT_SAVED = ("resume", "startup")
+NOT_SAVED = ("resume", "startup", "name")
 """Fields that belong to one launch of a run and not to its config.yaml."""
 
 
@@ -81,6 +81,8 @@ class Recipe:
 
     startup: Annotated[float, tyro.conf.Suppress] = 0.0
     """Seconds of the --minutes spent before fit() was called; `run` counts the start of the interpreter."""
+    name: Annotated[str, tyro.conf.Suppress] = ""
+    """Which recipe this is, when it is not called after the model's family; `run` sets it."""
 
 
 R = TypeVar("R", bound=Recipe)
@@ -214,7 +216,7 @@ def run(main: Callable[[R], object], recipe: type[R], family: str) -> None:
         spread_over_cpu()
         use_every_core()
         torch.manual_seed(chosen.seed)  # the initial weights, the same on every process
-        main(replace(chosen, startup=time.time() - psutil.Process().create_time()))
+        main(replace(chosen, startup=time.time() - psutil.Process().create_time(), name=family))
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             traceback.print_exc()

@@ -71,13 +71,14 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     Raises:
         ValueError: when something does not fit together; the run folder has not been touched.
     """
+    model.check_whole()
     check_fit(model, data, recipe)
     train = data.split("train")
     accelerator = build_accelerator(model, recipe)
     device, rank = accelerator.device, accelerator.process_index
     monitor = build_monitor(data, recipe, device)
     reader = BatchReader(
-        train,
+        train.with_attributes(model.attributes),  # it sees what it can be asked for, and nothing else
         recipe.batch_size,
         recipe.seed,
         rank=rank,
@@ -148,7 +149,7 @@ def write_config(model: Generator, recipe: Recipe) -> None:
     """Puts config.yaml into the run folder, in one go, and makes the folder if need be."""
     recipe.output.mkdir(parents=True, exist_ok=True)
     partial = recipe.output / ".config.partial"
-    partial.write_text(to_yaml(recipe, model.family))
+    partial.write_text(to_yaml(recipe, recipe.name or model.family))
     partial.replace(recipe.output / "config.yaml")
 
 

@@ -1,0 +1,157 @@
+"""A transformer that reads a grid of symbols in order and says what comes next. It does not know what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genmodels.nn.rope import grid_positions
+from genmodels.nn.transformer import INIT_STD, RMSNorm, SwiGLU, Transformer, TransformerConfig, init_weights
+
+
+class GridDecoder(nn.Module):
+    """p(x) = prod_t prod_s p(x_ts | all positions before t, x_t1 ... x_t(s-1)) over T = rows x columns positions.
+
+    Positions go row by row; each holds S symbols of the same alphabet, such as three colours or the codes of a residual
+    quantiser. The transformer sees one vector per position; a small network predicts the symbols inside a position
+    one after another (as in RQ-Transformer, arXiv 2203.01941), so S symbols do not make the sequence S times as long.
+    This is the chain rule and nothing else: the probabilities of all grids add up to 1.
+
+    Slot t, which predicts position t, is given: the symbols of position t - 1, those of the position above t (they are
+    in the past too, and say most where neighbours are alike), its own place, learnt, and the condition.
+
+    Args:
+        rows, columns: of the grid.
+        symbols: S.
+        vocabulary: V, the size of the alphabet.
+        config: of the transformer; it must be causal.
+    """
+
+    def __init__(self, rows: int, columns: int, symbols: int, vocabulary: int, config: TransformerConfig):
+        super().__init__()
+        if not config.causal:
+            raise ValueError("a model that predicts the next symbol needs a causal transformer: set causal")
+        if config.head_dim % 4:
+            raise ValueError(
+                f"positions on a grid need heads of a multiple of 4 channels, got {config.head_dim}: choose a width "
+                f"that is a multiple of {4 * config.heads}"
+            )
+        width = config.width
+        self.columns = columns
+        self.length = rows * columns
+        self.symbols = symbols
+        self.vocabulary = vocabulary
+        self.previous = nn.Embedding(symbols * vocabulary, width)
+        self.above = nn.Embedding(symbols * vocabulary, width) if rows > 1 else None
+        self.start = nn.Parameter(torch.randn(width) * INIT_STD)
+        self.places = nn.Parameter(torch.randn(self.length, width) * INIT_STD)
+        self.transformer = Transformer(config)
+        self.inside = Inside(symbols, vocabulary, config) if symbols > 1 else None
+        self.head = nn.Linear(width, symbols * vocabulary, bias=False)
+        init_weights(self, config.depth)
+        nn.init.zeros_(self.head.weight)  # the first guess is that all symbols are equally likely
+        self.register_buffer("first", torch.arange(symbols) * vocabulary, persistent=False)
+        self.register_buffer("grid", grid_positions(rows, columns), persistent=False)
+
+    first: Tensor
+    """Row of each symbol's alphabet in the embeddings, (S,)."""
+    grid: Tensor
+    """Rows and columns (T, 2)."""
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """Scores of every symbol, given those before it.
+
+        Args:
+            tokens: (N, T, S), int64 in [0, V).
+            condition: vectors (N, D) that are added to every slot.
+
+        Returns:
+            Logits (N, T, S, V).
+        """
+        hidden = self.transformer(self._slots(tokens, condition, 0, self.length), self.grid)  # (N, T, D)
+        return self._logits(hidden, tokens)
+
+    def generate(
+        self,
+        condition: Tensor,
+        uniform: Tensor,
+        choose: Callable[[Tensor, Tensor], Tensor],
+        prefix: Tensor,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Draws symbols one after another, keeping the keys and values of earlier positions.
+
+        Args:
+            condition: (N, D).
+            uniform: (N, T, S) in [0, 1), what decides each symbol.
+            choose: logits (N, V) and uniform numbers (N,) -> symbols (N,).
+            prefix: symbols of the first P positions, (N, P, S); P may be 0.
+            guidance: classifier-free: logits become u + guidance (c - u), with u those without the condition. 1 is
+                without guidance, at half the cost.
+
+        Returns:
+            Tokens (N, T, S).
+        """
+        begin = prefix.shape[1]
+        tokens = F.pad(prefix, (0, 0, 0, self.length - begin))  # (N, T, S)
+        guided = guidance != 1
+        condition = torch.cat([condition, torch.zeros_like(condition)]) if guided else condition
+        cache = self.transformer.make_cache(len(condition), self.length)
+        for t in range(begin, self.length):
+            fed = t if t > begin else 0  # the first call takes in all of the prefix
+            both = torch.cat([tokens, tokens]) if guided else tokens
+            slots = self._slots(both, condition, fed, t + 1)
+            hidden = self.transformer(slots, self.grid[fed : t + 1], cache)[:, -1:]  # (N, 1, D), or (2N, 1, D)
+            for s in range(self.symbols):
+                known = tokens[:, t : t + 1, : s + 1]  # the last of them is not looked at
+                logits = self._logits(hidden, torch.cat([known, known]) if guided else known)[:, 0, s].float()
+                if guided:
+                    with_condition, without = logits.chunk(2)
+                    logits = without + guidance * (with_condition - without)
+                tokens[:, t, s] = choose(logits, uniform[:, t, s])
+        return tokens
+
+    def _slots(self, tokens: Tensor, condition: Tensor, first: int, last: int) -> Tensor:
+        """What slots `first` to `last` - 1 are given, (N, last - first, D), from tokens before the last."""
+        n = len(tokens)
+        x = self._vectors(self.previous, tokens[:, max(first - 1, 0) : last - 1])
+        if first == 0:
+            x = torch.cat([self.start.expand(n, 1, -1), x], dim=1)
+        if self.above is not None:
+            up = tokens[:, max(first - self.columns, 0) : max(last - self.columns, 0)]
+            x = x + F.pad(self._vectors(self.above, up), (0, 0, last - first - up.shape[1], 0))  # row 0 has none
+        return x + self.places[first:last] + condition.unsqueeze(1)
+
+    def _vectors(self, table: nn.Embedding, tokens: Tensor) -> Tensor:
+        return table(tokens + self.first).sum(2)  # (N, T, S) -> (N, T, D)
+
+    def _logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """(N, T, D) and the symbols at the same positions, all S or the first of them -> (N, T, S, V)."""
+        count = tokens.shape[2]
+        weight = self.head.weight.unflatten(0, (self.symbols, self.vocabulary))[:count]  # (S, V, D)
+        each = hidden.unsqueeze(2) if self.inside is None else self.inside(hidden, tokens)  # (N, T, S, D)
+        return torch.einsum("ntsd,svd->ntsv", each, weight)
+
+
+class Inside(nn.Module):
+    """What is known when each of a position's S symbols is predicted: the position's vector, and the symbols before."""
+
+    def __init__(self, symbols: int, vocabulary: int, config: TransformerConfig):
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.earlier = nn.Embedding((symbols - 1) * vocabulary, config.width)
+        self.which = nn.Parameter(torch.randn(symbols, config.width) * INIT_STD)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.width)
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """(N, T, D) and symbols (N, T, S) -> (N, T, S, D); symbol s of the result has seen those before s only."""
+        count = tokens.shape[2]
+        offsets = torch.arange(count - 1, device=tokens.device) * self.vocabulary
+        before = F.pad(self.earlier(tokens[..., :-1] + offsets).cumsum(2), (0, 0, 1, 0))  # (N, T, S, D)
+        x = hidden.unsqueeze(2) + before + self.which[:count]
+        return self.norm(x + self.mlp(self.mlp_norm(x)))
