@@ -17,7 +17,7 @@ from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
 from genmodels.nn.decoder import GridDecoder
 from genmodels.nn.regions import known_rows
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Codec, Condition, Noise, Quantises
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,15 @@ class Autoregressive(Generator):
         self.likelihood_levels = self.alphabet.size
         self.decoder = GridDecoder(*self.alphabet.grid, self.alphabet.size, c.transformer)
         self.condition = ConditionEmbedding(len(c.attributes), c.classes, c.transformer.width)
+
+    def check_codec(self, codec: Codec) -> None:
+        c = self.config
+        size = codec.codebook_size if isinstance(codec, Quantises) else None
+        if c.codes != codec.latent_shape or c.codebook_size != size:
+            raise ValueError(
+                f"the prior was built for codes {c.codes} of {c.codebook_size}, the codec has latents "
+                f"{codec.latent_shape} and a codebook of {size}"
+            )
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config

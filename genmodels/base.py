@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Codec, Condition, Noise
 
 FORMAT = 1
 """Version of config.json. A reader refuses a newer one."""
@@ -73,6 +73,9 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     def parameters_for(self, turn: str) -> Iterator[nn.Parameter]:
         """What `turn`'s optimiser updates."""
         return self.parameters()
+
+    def check_codec(self, codec: Codec) -> None:
+        """Raises ValueError when this prior was not built for the latents of `codec`."""
 
     def after_step(self) -> None:
         """Commit statistics stashed during the step's forwards (all-reduced here, so that all ranks agree)."""
@@ -223,9 +226,9 @@ class evaluating:  # noqa: N801  (a context manager that reads as a word)
             module.training = mode
 
 
-def weights_hash(module: nn.Module) -> str:
-    """16 hex digits that identify the weights and buffers of `module`: the beginning of their SHA-256."""
-    digest = hashlib.sha256()
+def weights_hash(module: Any) -> str:
+    """16 hex digits that identify a model or codec: the beginning of the SHA-256 of its config, weights and buffers."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(module.config), sort_keys=True).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import genmodels
 from genmodels.base import Generator, from_dict, weights_hash
+from genmodels.nn.precision import full_precision
 from genmodels.nn.regions import known_rows, mirrored_below
 from genmodels.pretrained import PRETRAINED, PretrainedCodec, is_pretrained, load_pretrained
 from genmodels.types import Batch, Codec, Condition, Inpaints, Noise, Quantises
@@ -83,9 +84,11 @@ class Latent(Generator):
         Raises:
             ValueError: when the prior was built for other latents.
         """
-        assert isinstance(codec, (Generator, PretrainedCodec))
-        if not isinstance(codec, Codec):
-            raise ValueError(f"{codec.family} is no codec: it does not encode and decode")
+        if not isinstance(codec, (Generator, PretrainedCodec)) or not isinstance(codec, Codec):
+            raise ValueError(f"{type(codec).__name__} is no codec of ours: see load_codec")
+        if prior.config.size != codec.config.size:
+            raise ValueError(f"the prior is for images of {prior.config.size} px, the codec for {codec.config.size} px")
+        prior.check_codec(codec)
         parts = Part.of(codec), Part.of(prior)
         model = cls(LatentConfig(*parts, weights_hash(codec), codec.config.size))
         model.codec, model.prior = codec.requires_grad_(False).eval(), prior
@@ -108,7 +111,7 @@ class Latent(Generator):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> what the prior learns, (N, *latent_shape); in full precision."""
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             return self.codec.encode(images)
 
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -137,6 +140,10 @@ class Latent(Generator):
         rows = known_rows(known, size, size)
         if rows == 0:
             return self.sample(noise, condition, options)
+        if rows < size / grid[0]:
+            raise ValueError(
+                f"a row of this codec's codes stands for {size // grid[0]} rows of pixels: at least these must be known"
+            )
         codes = self.encode(mirrored_below(images, rows))
         kept = torch.zeros(grid, dtype=torch.bool, device=images.device)
         kept[: rows * grid[0] // size] = True

@@ -168,13 +168,17 @@ def load_pretrained(path: Path, size: int) -> PretrainedCodec:
     plain = {name: value for name, value in settings.items() if not name.startswith("_")}
     codec = PRETRAINED[kind](PretrainedConfig(size, plain))
     try:
-        network = type(codec.network).from_pretrained(place, use_safetensors=True, local_files_only=True)
+        network, loaded = type(codec.network).from_pretrained(
+            place, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{place} does not hold the weights of this {kind} as safetensors ({reason}): save it again with "
             "save_pretrained(..., safe_serialization=True)"
         ) from None
+    if absent := [*loaded["missing_keys"], *loaded["mismatched_keys"]]:
+        raise ValueError(f"{place} lacks weights of this {kind}, such as {absent[0]}: the file is damaged or mixed up")
     codec.network = network
     return codec.requires_grad_(False).eval()
 

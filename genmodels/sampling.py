@@ -151,6 +151,8 @@ def inpaint(
     n: int = 1,
     seed: int = 0,
     condition: Condition | None = None,
+    *,
+    batch_size: int = 64,
     **options: Any,
 ) -> np.ndarray:
     """`n` ways to complete each of `images`, uint8 (N, H, W, 3) -> uint8 (N, n, H, W, 3).
@@ -162,11 +164,14 @@ def inpaint(
         n: how many ways.
         seed: which; way i of image j is that of noise stream j n + i.
         condition: N rows, or None.
+        batch_size: ways at a time.
         **options: fields of `model.Options`.
 
     Raises:
         ValueError: when the model does not complete images, or not this part of them.
     """
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
     model.check_whole()
     if not isinstance(model, Inpaints):
         raise ValueError(f"{model.family} models do not complete images")
@@ -177,10 +182,13 @@ def inpaint(
     with evaluating(model):
         for j, image in enumerate(images):
             floats = torch.from_numpy(image).to(device).permute(2, 0, 1) / 127.5 - 1  # (3, H, W)
-            noise = Noise.for_images(seed, range(j * n, (j + 1) * n), device)
-            wanted = condition[slice(j, j + 1)].repeat(n).to(device) if condition else Condition()
-            found.append(to_uint8(model.inpaint(floats.expand(n, -1, -1, -1), mask, noise, wanted, chosen)))
-    return np.stack(found)
+            for start in range(j * n, (j + 1) * n, batch_size):
+                streams = range(start, min(start + batch_size, (j + 1) * n))
+                noise = Noise.for_images(seed, streams, device)
+                wanted = condition[slice(j, j + 1)].repeat(len(streams)).to(device) if condition else Condition()
+                views = floats.expand(len(streams), -1, -1, -1)
+                found.append(to_uint8(model.inpaint(views, mask, noise, wanted, chosen)))
+    return np.concatenate(found).reshape(len(images), n, *images.shape[1:])
 
 
 def animation_frames(legs: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from genmodels.codec import NetworksConfig
 from genmodels.nn.conv import Decoder, Encoder, coarsest_grid, output_layer, zero_output
 from genmodels.nn.discriminator import AdaptiveWeight, PatchDiscriminator, discriminator_hinge, generator_hinge
 from genmodels.nn.perceptual import PerceptualLoss
-from genmodels.nn.principal import PrincipalComponents
+from genmodels.nn.principal import MAX_SIDE, PrincipalComponents
 from genmodels.nn.quantise.base import Estimator, Quantiser
 from genmodels.nn.quantise.cosine import CosineCodebook
 from genmodels.nn.quantise.ema import EMACodebook
@@ -77,6 +77,11 @@ class VQVAEConfig(NetworksConfig):
             raise ValueError("quantiser 'fsq' rounds, and has no vector to rotate to: use gradient 'straight-through'")
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tokens must be at least 1 code (None: a grid), got {self.tokens}")
+        values = (self.tokens or 0) * (len(self.fsq_levels) if self.quantiser == "fsq" else self.code_dim)
+        if values > 3 * min(self.size, MAX_SIDE) ** 2:
+            raise ValueError(
+                f"tokens {self.tokens} of {values // (self.tokens or 1)} numbers are more than an image has"
+            )
         if self.residual < 1:
             raise ValueError(f"residual must be at least 1 code per position, got {self.residual}")
         if self.residual > 1 and self.quantiser != "ema":

@@ -7,6 +7,7 @@ genmodels train autoregressive --data celeba --root PATH --codec runs/vqvae --ou
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.data import cache_folder, open_data
 from genmodels.data.latents import with_latents
 from genmodels.latent import Latent, load_codec
+from genmodels.sampling import processes
 from genmodels.training.fit import fit
 from genmodels.training.recipe import OptimConfig, Recipe, run
 
@@ -44,11 +46,12 @@ def main(recipe: AutoregressiveRecipe) -> None:
     if codec is None:
         fit(Autoregressive(config), data, recipe)
         return
+    began = time.monotonic()
     prior = Autoregressive(replace(config, codes=codec.latent_shape, codebook_size=codec.codebook_size))
-    model = Latent.over(codec, prior)
+    model = Latent.over(codec, prior).to(device := processes().device)
     if recipe.cache:
-        data = with_latents(data, codec, model.codec_weights, cache_folder(), recipe.flip)
-    fit(model, data, recipe)
+        data = with_latents(data, model.encode, model.codec_weights, cache_folder(), recipe.flip, device)
+    fit(model, data, replace(recipe, startup=recipe.startup + time.monotonic() - began))  # --minutes counts the codes
 
 
 if __name__ == "__main__":

@@ -45,6 +45,13 @@ def test_the_fewest_that_hold_the_share_are_kept() -> None:
     torch.testing.assert_close(filtered(logits, top_k=9), logits.exp())
 
 
+def test_extreme_settings_are_no_accident() -> None:
+    assert filtered(LOGITS, temperature=1e-42).argmax(-1).tolist() == LOGITS.argmax(-1).tolist()
+    assert torch.isfinite(filtered(LOGITS, temperature=1e-42)).all()
+    with pytest.raises(ValueError, match="scores are not finite numbers: it is broken, or guidance is too large"):
+        filtered(torch.tensor([0.0, float("inf")]))
+
+
 def test_draws_invert_the_cumulated_probabilities() -> None:
     probabilities = torch.tensor([0.0, 0.25, 0.5, 0.0, 0.25, 0.0])
     uniform = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-24])

@@ -36,6 +36,11 @@ def test_other_conditions_are_refused(condition: Condition, message: str) -> Non
         ConditionEmbedding(0, 0, 8)(condition, 2, CPU)
 
 
+def test_one_label_is_not_that_of_all() -> None:
+    with pytest.raises(ValueError, match=r"labels of shape \(1,\), not \(5,\)"):
+        ConditionEmbedding(0, 4, 8)(Condition(labels=torch.tensor([2])), 5, CPU)
+
+
 def test_the_stated_shares_are_dropped() -> None:
     n = 4000
     full = Condition(torch.ones(n, 4), torch.arange(n) % 7)

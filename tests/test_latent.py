@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from test_contract import faces
 
 import genmodels
@@ -123,6 +124,15 @@ def test_the_codec_sees_nothing_of_what_is_unknown() -> None:
     done = complete(images)
     assert torch.equal(done, complete(torch.where(known, images, -images)))
     assert torch.equal(done[..., :9, :], images[..., :9, :])
+    # Nine rows cover two rows of codes, which the completion begins with.
+    seen: list[torch.Tensor] = []
+    plain = model.prior.inpaint
+    model.prior.inpaint = lambda codes, kept, *rest: seen.append(kept) or plain(codes, kept, *rest)
+    complete(images)
+    assert seen[0].tolist() == [[True] * 4] * 2 + [[False] * 4] * 2
+    few = torch.arange(16).unsqueeze(1).expand(16, 16) < 3
+    with pytest.raises(ValueError, match="stands for 4 rows of pixels: at least these must be known"):
+        model.inpaint(images, few, Noise.for_images(0, range(3)), Condition(), model.options())
 
 
 # ---- codecs ----
@@ -236,7 +246,11 @@ def test_folders_of_diffusers_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a UNet2DModel of diffusers; codecs can be AutoencoderKL or VQModel"):
         load_codec(tmp_path / "vq", 16)
     config.write_text(whole)
-    (tmp_path / "vq" / "diffusion_pytorch_model.safetensors").unlink()
+    weights = tmp_path / "vq" / "diffusion_pytorch_model.safetensors"
+    save_file({name: x for name, x in load_file(weights).items() if "quant_conv" not in name}, weights)
+    with pytest.raises(ValueError, match="lacks weights of this VQModel, such as .*quant_conv"):
+        load_codec(tmp_path / "vq", 16)
+    weights.unlink()
     with pytest.raises(ValueError, match="does not hold the weights of this VQModel as safetensors"):
         load_codec(tmp_path / "vq", 16)
     (tmp_path / "pipeline").mkdir()
@@ -250,7 +264,7 @@ def test_folders_of_diffusers_that_cannot_be_used(tmp_path: Path) -> None:
 
 def encoded(cache: Path, codec: VQVAE, flip: bool = True, data: Any = None) -> Any:
     data = data or tiny.faces(40, size=16)
-    return with_latents(data, codec, weights_hash(codec), cache, flip)
+    return with_latents(data, codec.encode, weights_hash(codec), cache, flip)
 
 
 def test_codes_are_those_of_each_image_and_of_its_mirror_image(tmp_path: Path) -> None:
@@ -336,7 +350,20 @@ def test_a_prior_is_not_trained_without_its_codec(tmp_path: Path) -> None:
         fit(make().prior, tiny.faces(40, size=16), tiny.recipe(tmp_path / "r", size=16))
 
 
-def test_over_refuses_what_is_no_codec() -> None:
-    model = make()
-    with pytest.raises(ValueError, match="autoregressive is no codec"):
-        Latent.over(model.prior, model.prior)
+def test_over_refuses_what_does_not_fit() -> None:
+    codec = make_codec()
+    with pytest.raises(ValueError, match="Autoregressive is no codec of ours"):
+        Latent.over(make().prior, make().prior)
+    for changes in (dict(codes=(4, 5), codebook_size=16), dict(codes=(4, 4), codebook_size=8), {}):
+        prior = Autoregressive(AutoregressiveConfig(size=16, transformer=SMALL, **changes))
+        with pytest.raises(ValueError, match=r"the codec has latents \(4, 4\) and a codebook of 16"):
+            Latent.over(codec, prior)
+    larger = Autoregressive(AutoregressiveConfig(size=32, codes=(4, 4), codebook_size=16, transformer=SMALL))
+    with pytest.raises(ValueError, match="prior is for images of 32 px, the codec for 16 px"):
+        Latent.over(codec, larger)
+
+
+def test_labels_that_the_data_does_not_have_are_refused(tmp_path: Path) -> None:
+    config = AutoregressiveConfig(size=16, classes=3, transformer=SMALL)
+    with pytest.raises(ValueError, match="noise has no labels to train 3 classes on"):
+        fit(Autoregressive(config), tiny.faces(40, size=16), tiny.recipe(tmp_path / "r", size=16))

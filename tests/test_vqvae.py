@@ -356,3 +356,5 @@ def test_tokens_without_a_place_start_as_principal_components():
     torch.testing.assert_close(model.reconstruct(many), expected, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="tokens must be at least 1"):
         tiny(tokens=0)
+    with pytest.raises(ValueError, match="tokens 200 of 4 numbers are more than an image has"):
+        tiny(tokens=200)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from torch import Tensor
 from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
 from genmodels.data.packing import lock, progress_bar
-from genmodels.types import Codec
 
 LATENTS, DONE, PARTIAL = "latents.npy", "latents.json", "latents.partial"
 BATCH = 128
@@ -25,7 +25,12 @@ BATCH = 128
 
 @torch.inference_mode()
 def with_latents(
-    data: Packed, codec: Codec, weights: str, cache: Path, flip: bool = True, device: torch.device | str = "cpu"
+    data: Packed,
+    encode: Callable[[Tensor], Tensor],
+    weights: str,
+    cache: Path,
+    flip: bool = True,
+    device: torch.device | str = "cpu",
 ) -> Packed:
     """`data` with `latents`: from `cache` when this codec has seen these images before, else computed now.
 
@@ -35,8 +40,8 @@ def with_latents(
 
     Args:
         data: all splits.
-        codec: frozen, in eval mode.
-        weights: what identifies its weights, such as `weights_hash(codec)`.
+        encode: of a frozen codec: images (N, 3, H, W) in [-1, 1] -> latents (N, *latent_shape).
+        weights: what identifies that codec, `weights_hash(codec)`.
         cache: a folder for all such files.
         flip: whether training mirrors images: their latents are kept too, since they are no mirrored latents.
         device: where the codec is.
@@ -44,18 +49,21 @@ def with_latents(
     Raises:
         OSError: when the cache cannot be written.
     """
-    name = hashlib.sha256(f"{data.fingerprint} {weights} {flip} {codec.latent_shape}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{data.fingerprint} {weights} {flip}".encode()).hexdigest()[:16]
     place = cache / f"latents-{name}"
+    found = _read(place, len(data))  # before any lock, so that a finished cache may be read-only
+    if found is not None:
+        return replace(data, latents=found)
     with lock(place):
-        if (found := _read(place, len(data))) is None:
-            _write(place, data, codec, flip, torch.device(device))
+        if (found := _read(place, len(data))) is None:  # nor has another process written it meanwhile
+            _write(place, data, encode, flip, torch.device(device))
             found = _read(place, len(data))
     if found is None:
         raise OSError(f"{place}: what was just written cannot be read back; is the disk full?")
     return replace(data, latents=found)
 
 
-def _write(place: Path, data: Packed, codec: Codec, flip: bool, device: torch.device) -> None:
+def _write(place: Path, data: Packed, encode: Callable[[Tensor], Tensor], flip: bool, device: torch.device) -> None:
     """Fills `place`; its record is written last, so that what was interrupted is computed again."""
     out: np.memmap | None = None
     with progress_bar("encoding") as progress:
@@ -63,7 +71,7 @@ def _write(place: Path, data: Packed, codec: Codec, flip: bool, device: torch.de
         start = 0
         for images in image_batches(data, BATCH, device=device):
             views = [images, images.flip(3)] if flip else [images]
-            latents = torch.stack([codec.encode(view) for view in views], dim=1)  # (n, 2, *latent_shape)
+            latents = torch.stack([encode(view) for view in views], dim=1)  # (n, 2, *latent_shape)
             if out is None:
                 shape, kind = (len(data), *latents.shape[1:]), _kind(latents)
                 out = open_memmap(place / PARTIAL, "w+", kind, shape)

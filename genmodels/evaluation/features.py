@@ -6,8 +6,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from genmodels.data import cache_folder
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import DEFINITIONS
+from genmodels.nn.precision import full_precision
 
 
 def extract(
@@ -59,7 +59,7 @@ def _compute(images: Images, extractor: Extractor, batch_size: int, progress: bo
     parts: list[np.ndarray] = []
     title = f"{extractor.name} features of {images.name}"
     bar = tqdm(total=len(images), desc=title, unit=" images", disable=None if progress else True, leave=False)
-    with bar, _full_precision(extractor.device), torch.inference_mode():
+    with bar, full_precision(extractor.device), torch.inference_mode():
         for start in range(0, len(images), batch_size):
             pixels = torch.tensor(images.pixels[start : start + batch_size]).permute(0, 3, 1, 2)  # (N, 3, H, W)
             found = extractor.network(pixels.contiguous().to(extractor.device))
@@ -86,21 +86,6 @@ def _checked(found: Tensor, pixels: Tensor, start: int, images: Images, extracto
             "its weights are damaged, or the network overflows"
         )
     return features
-
-
-@contextmanager
-def _full_precision(device: torch.device | str) -> Iterator[None]:
-    """Inside, float32 is float32: features must not depend on what training has switched on."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-            torch.autocast(torch.device(device).type, enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def cache_place(extractor: Extractor) -> Path | None:

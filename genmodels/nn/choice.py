@@ -25,8 +25,14 @@ def filtered(
         top_k: at least 1; None: all.
         top_p: in (0, 1].
         min_p: in [0, 1].
+
+    Raises:
+        ValueError: for scores that are not finite.
     """
-    logits = logits.float() / temperature
+    logits = logits.float()
+    if not logits.isfinite().all():
+        raise ValueError("the model's scores are not finite numbers: it is broken, or guidance is too large")
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the difference cannot overflow upwards
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genmodels.nn.transformer import init_weights
 from genmodels.types import Condition, Noise
 
 
@@ -25,6 +26,7 @@ class ConditionEmbedding(nn.Module):
         self.width = width
         self.attributes = nn.Linear(attributes, width, bias=False) if attributes else None
         self.labels = nn.Embedding(classes, width) if classes else None
+        init_weights(self, depth=1)  # as small as the embeddings it is added to
 
     def forward(self, condition: Condition, n: int, device: torch.device) -> Tensor:
         """(N, D), float32.
@@ -45,6 +47,8 @@ class ConditionEmbedding(nn.Module):
         if condition.labels is not None:
             if self.labels is None:
                 raise ValueError("the condition has labels, this model was built without classes")
+            if condition.labels.shape != (n,):
+                raise ValueError(f"the condition has labels of shape {tuple(condition.labels.shape)}, not ({n},)")
             if condition.labels.max() >= self.labels.num_embeddings:
                 raise ValueError(
                     f"label {condition.labels.max().item()} is not one of the {self.labels.num_embeddings} classes"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -16,7 +17,7 @@ from genmodels.training.checkpoint import State, flush
 from genmodels.training.log import in_words
 from genmodels.training.recipe import Recipe, to_yaml
 
-PRIVATE = ("root", "output", "codec")
+PRIVATE = ("root", "output")
 """Settings that name places on the user's machine; a model card is made to be shared."""
 
 
@@ -60,7 +61,10 @@ def model_card(
         tags=["genmodels", model.family, "image-generation", "faces"],
     )
     name = recipe.name or model.family
-    settings = to_yaml(replace(recipe, data=Path(recipe.data).name), name, without=PRIVATE)
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe) if field.name not in PRIVATE}
+    # Of a folder, such as the codec's, only the name.
+    local: dict[str, Any] = {key: Path(value.name) for key, value in values.items() if isinstance(value, Path)}
+    settings = to_yaml(replace(recipe, data=Path(recipe.data).name, **local), name, without=PRIVATE)
     rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items() if value is not None)
     size = data.size
     crop = f", crop {data.crop}" if data.crop else ""

@@ -141,6 +141,8 @@ def check_fit(model: Generator, data: Packed, recipe: Recipe) -> None:
         raise ValueError(
             f"the images have {data.size} px a side and the model {model.config.size}: set --size to agree"
         )
+    if model.classes:
+        raise ValueError(f"{data.source} has no labels to train {model.classes} classes on: leave out --model.classes")
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
         raise ValueError(f"--minutes {recipe.minutes:g}: start-up alone took {recipe.startup:.0f} seconds; give more")
 
