@@ -40,7 +40,7 @@ class AutoregressiveConfig:
     """Share of the training images whose condition is hidden, so that it can also be left open."""
     drop_each: float = 0.5
     """Share of the others in which half of the attributes are hidden, so that any of them can be left open."""
-    transformer: TransformerConfig = TransformerConfig(width=256, depth=6, heads=4, qk_norm=True)
+    transformer: TransformerConfig = TransformerConfig(width=192, depth=6, heads=4, qk_norm=True)
     """The network."""
 
     def __post_init__(self) -> None:

@@ -33,12 +33,15 @@ STARTING_POINTS = 8
 class VQVAEConfig(NetworksConfig):
     """Architecture and loss of a VQ-VAE."""
 
-    channels: tuple[int, ...] = (64, 128)
+    patch: int = 2
+    """Side of the patches the image is cut into; no convolution runs at a higher resolution than size / patch. Codes
+    leave traces of larger patches in the picture."""
+    channels: tuple[int, ...] = (32, 64, 128)
     """Width of each level; every level after the first halves the resolution. The codes lie on the last level's grid,
     size / (patch 2^(levels - 1)) a side: 8 x 8 here."""
-    encoder_blocks: tuple[int, ...] = (1, 2)
+    encoder_blocks: tuple[int, ...] = (0, 1, 2)
     """Residual blocks of the encoder at each level, finest first."""
-    decoder_blocks: tuple[int, ...] = (2, 2)
+    decoder_blocks: tuple[int, ...] = (1, 2, 2)
     """Residual blocks of the decoder at each level, finest first."""
     tokens: int | None = None
     """None: a grid of codes. Otherwise so many codes without a place, each for `code_dim` white coordinates of the

@@ -30,7 +30,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "ae": dict(size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=8),
     "vae": dict(size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=8, mixture=2),
     "vqvae": dict(
-        size=SIZE, channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), codebook_size=32, code_dim=4
+        size=SIZE,
+        patch=4,
+        channels=(16, 24),
+        encoder_blocks=(1, 1),
+        decoder_blocks=(1, 1),
+        codebook_size=32,
+        code_dim=4,
     ),
     "autoregressive": dict(size=8, levels=16, transformer=TRANSFORMER),
 }

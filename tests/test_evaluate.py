@@ -80,7 +80,9 @@ def test_a_model_is_scored_by_all_it_can_do() -> None:
 
 def test_codes_have_bits_per_token_and_few_shades_a_number_of_their_own() -> None:
     small = TransformerConfig(width=16, depth=1, heads=2)
-    networks = dict(size=SIZE, channels=(16,), encoder_blocks=(1,), decoder_blocks=(1,), codebook_size=8, code_dim=2)
+    networks = dict(
+        size=SIZE, patch=4, channels=(16,), encoder_blocks=(1,), decoder_blocks=(1,), codebook_size=8, code_dim=2
+    )
     codec = VQVAE(VQVAEConfig(**networks))
     config = AutoregressiveConfig(size=SIZE, codes=codec.latent_shape, codebook_size=8, transformer=small)
     model = Latent.over(codec, Autoregressive(config))

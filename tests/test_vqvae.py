@@ -25,7 +25,7 @@ from genmodels.vqvae import VQVAE, VQVAEConfig
 
 # Group norm over single channels would leave biases before it without gradients: 16 channels in 8 groups at least.
 TINY: dict[str, Any] = dict(
-    size=16, channels=(16, 16), encoder_blocks=(1, 0), decoder_blocks=(1, 0), codebook_size=16, code_dim=4
+    size=16, patch=4, channels=(16, 16), encoder_blocks=(1, 0), decoder_blocks=(1, 0), codebook_size=16, code_dim=4
 )
 KINDS: dict[str, dict[str, Any]] = {
     "ema": {},
@@ -71,7 +71,7 @@ def test_codes_and_vectors_decode_to_the_reconstruction(kind):
 
 def test_default_grid_of_codes():
     assert VQVAE(VQVAEConfig()).latent_shape == (8, 8)
-    assert VQVAE(VQVAEConfig(channels=(64,), encoder_blocks=(1,), decoder_blocks=(1,))).latent_shape == (16, 16)
+    assert VQVAE(VQVAEConfig(channels=(32, 64), encoder_blocks=(1, 1), decoder_blocks=(1, 1))).latent_shape == (16, 16)
 
 
 def test_what_decode_refuses():
