@@ -22,7 +22,7 @@ def run(output: Path, accumulate: int = 1) -> Path:
     codec = make_codec()
     model = make(codec, ("Smiling", "Male"))
     data = encoded(output.parent / "cache", codec)
-    return fit(model, data, tiny.recipe(output, size=16, steps=16, batch_size=8, accumulate=accumulate))
+    return fit(model, data, tiny.recipe(output, size=16, steps=20, batch_size=8, accumulate=accumulate))
 
 
 @pytest.mark.slow
