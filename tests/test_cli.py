@@ -228,7 +228,8 @@ def test_inpaint_shows_what_is_known_and_ways_to_go_on(run: Path, capsys: pytest
     assert np.abs(rows[0, 2:, :2].astype(int) - (32, 96, 224)).max() <= 1, "the known rows, in four shades"
     assert len({part.tobytes() for part in rows[:, 2:].reshape(6, -1)}) == 6
     assert "completed.png exists" in fails(capsys, 1, "inpaint", "ar", "a.png")
-    assert "do not complete" in fails(capsys, 1, "inpaint", run.parent / "only", "a.png", "--out", "c.png")
+    Image.new("RGB", (16, 16)).save("large.png")
+    assert "do not complete" in fails(capsys, 1, "inpaint", run.parent / "only", "large.png", "--out", "c.png")
 
 
 # ---- data, info ----

@@ -224,7 +224,7 @@ def test_the_page_tells_how_the_numbers_came_to_be(page: Element) -> None:
     assert rows["images measured"].endswith("; 64 (images-per-second, memory)")
     assert rows["features of"] == "faces"
     assert rows["machine"] == MACHINE
-    assert len(protocol) == 1 + len(dataclasses.fields(Protocol)) - 2  # train, attributes: not set here
+    assert len(protocol) == 1 + len(dataclasses.fields(Protocol)) - 3  # train, attributes, alphabet: not set here
     assert "runs/two tiny EMA 0 steps 20 20 minutes" in section(page, "How each was made").text
     assert "all 0.1.0+abcdef01 2.14.1 cpu 2026-11-23" in section(page, "Measured by").text
     lowest = min(range(4), key=lambda seed: evaluation("", seed).scores["fd-faces"].value)

@@ -22,6 +22,7 @@ FIELDS = {
     "resize": "resized for it by",
     "train": "training images",
     "attributes": "attributes measured",
+    "alphabet": "bits per token of the codes of",
     "definitions": "version of the definitions",
 }
 """What the fields of a protocol are called where their names do not say it."""
