@@ -13,7 +13,7 @@ import gzip
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,9 +49,9 @@ def as_gzip(pixels: np.ndarray) -> bytes:
     return gzip.compress(pixels.tobytes(), 9)
 
 
-def as_picture(pixels: np.ndarray, **settings: object) -> bytes:
+def as_picture(pixels: np.ndarray, **settings: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, **settings)  # type: ignore[arg-type]
+    Image.fromarray(pixels).save(file, **settings)
     return file.getvalue()
 
 

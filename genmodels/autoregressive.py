@@ -39,7 +39,8 @@ class AutoregressiveConfig:
     drop: float = 0.1
     """Share of the training images whose condition is hidden, so that it can also be left open."""
     drop_each: float = 0.5
-    """Share of the others in which half of the attributes are hidden, so that any of them can be left open."""
+    """Share of the others in which a coin decides for each attribute whether it is hidden, so that any can be left
+    open."""
     transformer: TransformerConfig = TransformerConfig(width=192, depth=6, heads=4, qk_norm=True)
     """The network."""
 

@@ -34,8 +34,8 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     family: ClassVar[str]
     Config: ClassVar[type]
     """Frozen dataclass of the architecture and the loss. Has `size`, the side of the images in pixels."""
-    Options: ClassVar[type]
-    """Frozen dataclass of what can be chosen at sampling time."""
+    Options: type
+    """Frozen dataclass of what can be chosen at sampling time. An instance may set its own."""
     turns: tuple[str, ...] = ("model",)
     """Who updates in one step, in order. A GAN has ("critic", "generator"); an instance may set its own in __init__."""
 

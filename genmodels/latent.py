@@ -74,7 +74,7 @@ class Latent(Generator):
         self.codec = config.codec.build().requires_grad_(False).eval()
         self.prior: Any = config.prior.build()
         self.codec_weights = config.codec_weights
-        self.Options = self.prior.Options  # type: ignore[misc]  # an instance's: those of its prior
+        self.Options = self.prior.Options
         self.turns = self.prior.turns
 
     @classmethod
