@@ -71,22 +71,12 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     Raises:
         ValueError: when something does not fit together; the run folder has not been touched.
     """
-    model.check_whole()
     check_fit(model, data, recipe)
     train = data.split("train")
     accelerator = build_accelerator(model, recipe)
-    device, rank = accelerator.device, accelerator.process_index
+    device = accelerator.device
     monitor = build_monitor(data, recipe, device)
-    reader = BatchReader(
-        train.with_attributes(model.attributes),  # it sees what it can be asked for, and nothing else
-        recipe.batch_size,
-        recipe.seed,
-        rank=rank,
-        world_size=accelerator.num_processes,
-        accumulate=recipe.accumulate,
-        flip=recipe.flip,
-        device=device,
-    )
+    reader = build_reader(model, train, recipe, accelerator)
     model.to(device).train()
     parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
     optimizers = {turn: build_optimizer(own, recipe.optim) for turn, own in parameters.items()}
@@ -136,6 +126,7 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
 
 def check_fit(model: Generator, data: Packed, recipe: Recipe) -> None:
     """Raises ValueError when model, data, recipe and run folder do not fit together."""
+    model.check_whole()
     check_output(recipe)
     if data.size != model.config.size:
         raise ValueError(
@@ -173,6 +164,20 @@ def build_accelerator(model: Generator, recipe: Recipe) -> Accelerator:
             # A turn leaves the other turns' parameters without gradients. Models share buffers in after_step.
             DistributedDataParallelKwargs(find_unused_parameters=len(model.turns) > 1, broadcast_buffers=False)
         ],
+    )
+
+
+def build_reader(model: Generator, train: Packed, recipe: Recipe, accelerator: Accelerator) -> BatchReader:
+    """This process's share of the batches, with the attributes that `model` can be asked for and no others."""
+    return BatchReader(
+        train.with_attributes(model.attributes),
+        recipe.batch_size,
+        recipe.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        accumulate=recipe.accumulate,
+        flip=recipe.flip,
+        device=accelerator.device,
     )
 
 
