@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 import genmodels
 from genmodels import sampling
+from genmodels.cli.arguments import check_free
 from genmodels.types import Condition
 
 
@@ -29,9 +30,18 @@ class Settings:
     guidance: float = 1.0
     temperature: float = 1.0
 
+    force: bool = False
+    """Overwrite an existing picture."""
+
 
 def main(settings: Settings) -> None:
-    model = genmodels.load(settings.run)
+    try:
+        check_free(settings.out, settings.force, ".png")
+        model = genmodels.load(settings.run)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from None
+    if not model.attributes:
+        raise SystemExit(f"{settings.run}: this {model.family} was trained without attributes")
     rows = []
     for k, name in enumerate(model.attributes):
         for value in (-1.0, 1.0):

@@ -178,11 +178,11 @@ class Autoregressive(Generator):
         o = options
         if o.guidance != 1 and not (self.attributes or self.classes):
             raise ValueError(f"guidance {o.guidance:g} needs a condition, and this {self.family} was trained without")
-        filter = partial(filtered, temperature=o.temperature, top_k=o.top_k, top_p=o.top_p, min_p=o.min_p)
+        probabilities = partial(filtered, temperature=o.temperature, top_k=o.top_k, top_p=o.top_p, min_p=o.min_p)
         tokens = self.decoder.generate(
             self.condition(condition, len(noise), noise.device),
             noise.uniform(self.decoder.length, self.decoder.symbols),
-            lambda logits, uniform: draw(filter(logits), uniform),
+            lambda logits, uniform: draw(probabilities(logits), uniform),
             prefix.to(noise.device),
             o.guidance,
         )

@@ -64,15 +64,19 @@ class Latent(Generator):
 
     The codec is frozen and stays in eval mode; only the prior has turns, an optimiser and an average of its weights. A
     saved Latent holds both. Make one with `Latent.over(codec, prior)`.
+
+    Args:
+        config: of both.
+        codec, prior: what it describes; None: built from it, with random weights.
     """
 
     family = "latent"
     Config = LatentConfig
 
-    def __init__(self, config: LatentConfig):
+    def __init__(self, config: LatentConfig, codec: Any = None, prior: Any = None):
         super().__init__(config)
-        self.codec = config.codec.build().requires_grad_(False).eval()
-        self.prior: Any = config.prior.build()
+        self.codec = (config.codec.build() if codec is None else codec).requires_grad_(False).eval()
+        self.prior: Any = config.prior.build() if prior is None else prior
         self.codec_weights = config.codec_weights
         self.Options = self.prior.Options
         self.turns = self.prior.turns
@@ -89,10 +93,8 @@ class Latent(Generator):
         if prior.config.size != codec.config.size:
             raise ValueError(f"the prior is for images of {prior.config.size} px, the codec for {codec.config.size} px")
         prior.check_codec(codec)
-        parts = Part.of(codec), Part.of(prior)
-        model = cls(LatentConfig(*parts, weights_hash(codec), codec.config.size))
-        model.codec, model.prior = codec.requires_grad_(False).eval(), prior
-        return model
+        config = LatentConfig(Part.of(codec), Part.of(prior), weights_hash(codec), codec.config.size)
+        return cls(config, codec, prior)
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -104,9 +106,9 @@ class Latent(Generator):
         """The prior's."""
         return self.prior.classes
 
-    def parts(self) -> tuple[nn.Module, nn.Module]:
-        """Codec and prior."""
-        return self.codec, self.prior
+    def get_prior(self) -> Generator:
+        """What is trained."""
+        return self.prior
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -184,8 +184,8 @@ class HasPrior(Protocol):
     codec_weights: str
     """16 hex digits that identify the codec's weights: codes mean nothing to another."""
 
-    def parts(self) -> tuple[nn.Module, nn.Module]:
-        """Codec and prior."""
+    def get_prior(self) -> nn.Module:
+        """What is trained. (A method: runtime protocols do not see submodules.)"""
 
     def encode(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> what the prior learns, (N, *latent_shape)."""

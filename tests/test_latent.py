@@ -106,9 +106,9 @@ def test_a_saved_model_is_whole(tmp_path: Path) -> None:
 
 def test_what_it_can_do() -> None:
     model = make()
-    assert isinstance(model, HasPrior) and isinstance(model.parts()[1], TokenLikelihood)
+    assert isinstance(model, HasPrior) and isinstance(model.get_prior(), TokenLikelihood)
     assert isinstance(model, Reconstructs) and not isinstance(model, Quantises)
-    bits = model.parts()[1].bits_per_token(model.encode(faces(3, size=16)))
+    bits = model.get_prior().bits_per_token(model.encode(faces(3, size=16)))
     assert bits.tolist() == pytest.approx([4.0] * 3, abs=1e-5)  # a new prior: all 16 codes alike
 
 

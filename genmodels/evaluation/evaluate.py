@@ -161,7 +161,7 @@ def _reconstruction(
 def _likelihood(model: Generator, reference: Reference, n: int, seed: int, batch_size: int) -> Part:
     images = spread(reference.images, n)
     protocol = _of(images, reference)
-    if isinstance(model, HasPrior) and isinstance(prior := model.parts()[1], TokenLikelihood):
+    if isinstance(model, HasPrior) and isinstance(prior := model.get_prior(), TokenLikelihood):
         with evaluating(model), torch.inference_mode():
             codes = (model.encode(part) for part in _batches(model, images, batch_size, "bits/token"))
             score = token_score(prior, codes, model.codec_weights, protocol)
