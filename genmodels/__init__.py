@@ -17,6 +17,7 @@ FAMILIES = {
     "vae": "genmodels.vae:VAE",
     "vqvae": "genmodels.vqvae:VQVAE",
     "autoregressive": "genmodels.autoregressive:Autoregressive",
+    "unet": "genmodels.diffusion.unet:UNet",
     "latent": "genmodels.latent:Latent",
 }
 """Every family, by the name that commands and config.json use: where its class is. Imported when first asked for."""

@@ -106,6 +106,7 @@ class Autoregressive(Generator):
     family = "autoregressive"
     Config = AutoregressiveConfig
     Options = AutoregressiveOptions
+    needs_codes = True
     likelihood_is_exact = True
 
     def __init__(self, config: AutoregressiveConfig | None = None):

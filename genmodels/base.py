@@ -43,6 +43,10 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     """Whether its samples are a codec's latents, to be decoded: a prior by itself makes no images. An instance may set
     its own."""
 
+    needs_codes: bool = False
+    """Whether, as a prior, it learns the codes of a codec that `Quantises`; else continuous latents, which such a codec
+    has before it quantises."""
+
     def __init__(self, config: Any):
         super().__init__()
         self.config = config

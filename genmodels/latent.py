@@ -16,9 +16,21 @@ from torch import Tensor, nn
 import genmodels
 from genmodels.base import Generator, from_dict, weights_hash
 from genmodels.nn.precision import full_precision
-from genmodels.nn.regions import known_rows, mirrored_below
+from genmodels.nn.regions import continued, known_cells
 from genmodels.pretrained import PRETRAINED, PretrainedCodec, is_pretrained, load_pretrained
-from genmodels.types import Batch, Codec, Condition, Inpaints, Noise, Quantises
+from genmodels.types import (
+    Batch,
+    Codec,
+    Condition,
+    Denoises,
+    Edits,
+    HasVectors,
+    Inpaints,
+    Interpolates,
+    Morphs,
+    Noise,
+    Quantises,
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,12 @@ class Latent(Generator):
         self.codec_weights = config.codec_weights
         self.Options = self.prior.Options
         self.turns = self.prior.turns
+        self.vector_scale: Tensor | None = None
+        if learns_vectors(self.codec, self.prior):
+            self.register_buffer("vector_scale", torch.ones(()))
+        for name, ability in ABILITIES.items():
+            if not isinstance(self.prior, ability):
+                setattr(self, name, None)  # so that isinstance(self, ability) tells the truth as well
 
     @classmethod
     def over(cls, codec: nn.Module, prior: Generator) -> Self:
@@ -112,45 +130,76 @@ class Latent(Generator):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> what the prior learns, (N, *latent_shape); in full precision."""
+        """(N, 3, H, W) in [-1, 1] -> latents or codes, (N, *latent_shape), in full precision; of a codec that quantises,
+        for a prior of continuous latents, the vectors before that."""
         with full_precision(images.device):
-            return self.codec.encode(images)
+            return self.codec.encode(images) if self.vector_scale is None else self.codec.vectors(images)
+
+    def to_prior(self, latents: Tensor) -> Tensor:
+        """What `encode` gives, as the prior sees it: vectors have no unit variance by themselves."""
+        return latents if self.vector_scale is None else latents * self.vector_scale
+
+    def decode(self, found: Tensor) -> Tensor:
+        """What the prior makes -> (N, 3, H, W) in [-1, 1]."""
+        if self.vector_scale is None:
+            return self.codec.decode(found)
+        return self.codec.decode_vectors(found / self.vector_scale)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> the same, through the codec alone: no sample can be better than this."""
-        return self.codec.decode(self.encode(images))
+        return self.decode(self.to_prior(self.encode(images)))
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         latents = self.encode(batch.images) if batch.latents is None else batch.latents
-        return self.prior.loss(replace(batch, images=latents, latents=None), turn)
+        return self.prior.loss(replace(batch, images=self.to_prior(latents), latents=None), turn)
 
     def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
-        return self.codec.decode(self.prior.sample(noise, condition, options))
+        return self.decode(self.prior.sample(noise, condition, options))
+
+    # ---- what the prior can do, through the codec; None where it cannot ----
 
     def inpaint(self, images: Tensor, known: Tensor, noise: Noise, condition: Condition, options: Any) -> Tensor:
-        """Completes images of which the first rows are known; known pixels stay as they are.
+        """Completes images where they are not `known`, bool (H, W), in any region that the prior can; known pixels stay
+        as they are.
 
-        The codec never sees what is unknown: the known rows, mirrored, stand there when it encodes. Rows of codes that
-        cover known pixels only are kept, and the prior draws the others.
+        The codec never sees what is unknown: what is known, mirrored, stands there when it encodes. Latents that cover
+        known pixels only are kept, and the prior draws the others.
 
         Raises:
-            ValueError: when the prior cannot, or `known` is anything but whole rows from the top.
+            ValueError: for a mask of another size, or a region that the prior cannot complete.
         """
-        if not isinstance(self.prior, Inpaints):
-            raise ValueError(f"a {self.prior.family} prior does not complete images")
-        size, grid = self.config.size, self.codec.latent_shape[:2]
-        rows = known_rows(known, size, size)
-        if rows == 0:
+        size = self.config.size
+        latents = self.encode(continued(images, known, size))
+        grid = tuple(latents.shape[1:3] if self.prior.needs_codes else latents.shape[2:4])
+        kept = known_cells(known, grid)
+        if not known.any():
             return self.sample(noise, condition, options)
-        if rows < size / grid[0]:
+        if not kept.any():
             raise ValueError(
-                f"a row of this codec's codes stands for {size // grid[0]} rows of pixels: at least these must be known"
+                f"one of this codec's latents stands for {size // grid[0]} x {size // grid[1]} pixels: at least one such "
+                "square must be known"
             )
-        codes = self.encode(mirrored_below(images, rows))
-        kept = torch.zeros(grid, dtype=torch.bool, device=images.device)
-        kept[: rows * grid[0] // size] = True
-        drawn = self.codec.decode(self.prior.inpaint(codes, kept, noise, condition, options))
+        drawn = self.decode(self.prior.inpaint(self.to_prior(latents), kept, noise, condition, options))
         return torch.where(known, images, drawn)
+
+    def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: Any) -> Tensor:
+        """Samples on the prior's way from `first` to `second`: (len(weights), 3, H, W)."""
+        return self.decode(self.prior.interpolate(first, second, weights, options))
+
+    def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: Any) -> Tensor:
+        """The prior's way from one image (1, 3, H, W) to another, each reconstructed by the codec."""
+        ends = (self.to_prior(self.encode(image)) for image in (first, second))
+        return self.decode(self.prior.morph(*ends, weights, options))
+
+    def edit(self, images: Tensor, strength: float, noise: Noise, condition: Condition, options: Any) -> Tensor:
+        """Images (N, 3, H, W), redrawn by the prior."""
+        return self.decode(self.prior.edit(self.to_prior(self.encode(images)), strength, noise, condition, options))
+
+    def trajectory(self, noise: Noise, condition: Condition, options: Any) -> tuple[Tensor, Tensor]:
+        """The prior's steps, each decoded: two (steps + 1, N, 3, H, W)."""
+        both = self.prior.trajectory(noise, condition, options)
+        seen, expected = (torch.stack([self.decode(step) for step in steps]) for steps in both)
+        return seen, expected
 
     def parameters_for(self, turn: str) -> Iterator[nn.Parameter]:
         """The prior's."""
@@ -159,11 +208,16 @@ class Latent(Generator):
     def after_step(self) -> None:
         self.prior.after_step()
 
+    @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
-        self.prior.initialise(self.encode(batch) for batch in images)
+        latents: Iterable[Tensor] = (self.encode(batch) for batch in images)
+        if self.vector_scale is not None:
+            latents = list(latents)
+            self.vector_scale.copy_(1 / torch.cat(latents).std().clamp_min(1e-6))
+        self.prior.initialise(self.to_prior(batch) for batch in latents)
 
     def calibrate(self, images: Iterable[Tensor]) -> None:
-        self.prior.calibrate(self.encode(batch) for batch in images)
+        self.prior.calibrate(self.to_prior(self.encode(batch)) for batch in images)
 
     def train(self, mode: bool = True) -> Self:
         """The prior's mode; the codec stays in eval mode."""
@@ -177,6 +231,32 @@ class Latent(Generator):
         twin = memo[id(self)] = type(self).__new__(type(self))
         twin.__dict__ = copy.deepcopy(self.__dict__, memo)
         return twin
+
+
+ABILITIES = {"inpaint": Inpaints, "interpolate": Interpolates, "morph": Morphs, "edit": Edits, "trajectory": Denoises}
+"""What a Latent can do when its prior can, by the name of the method."""
+
+
+def learns_vectors(codec: nn.Module, prior: Generator) -> bool:
+    """Whether `prior` learns the vectors behind `codec`'s codes and not the codes."""
+    return not prior.needs_codes and isinstance(codec, Quantises)
+
+
+def latents_for(codec: Any, codes: bool) -> tuple[int, ...]:
+    """Shape of what a prior over `codec` learns.
+
+    Args:
+        codec: as `load_codec` gives it.
+        codes: whether the prior is one over codes.
+    """
+    return codec.vector_shape if isinstance(codec, HasVectors) and not codes else codec.latent_shape
+
+
+def prepare_codec(codec: Any, images: Iterable[Tensor]) -> None:
+    """Measures what a folder of diffusers does not say of its autoencoder, on training images in batches of
+    (N, 3, H, W) in [-1, 1]. Codecs of ours know it."""
+    if isinstance(codec, PretrainedCodec):
+        codec.calibrate(images)
 
 
 def load_codec(path: Path, size: int, codes: bool = False) -> Any:

@@ -72,6 +72,9 @@ class PretrainedCodec(nn.Module, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """(N, *latent_shape) -> (N, 3, H, W) in [-1, 1]."""
 
+    def calibrate(self, images: Iterable[Tensor]) -> None:
+        """Measure what is not in its folder, on training images in batches of (N, 3, H, W) in [-1, 1]. Optional."""
+
     @final
     def reconstruct(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> the same."""
@@ -138,6 +141,20 @@ class PretrainedVQ(PretrainedCodec):
         given = vectors if network.config.norm_type == "spatial" else None
         return network.decoder(network.post_quant_conv(vectors), given).float().clamp(-1, 1)
 
+    @property
+    def vector_shape(self) -> tuple[int, ...]:
+        """Shape of one image's vectors, (dim, grid, grid)."""
+        settings = self.network.config
+        return (settings.vq_embed_dim or settings.latent_channels, self.grid, self.grid)
+
+    def vectors(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> vectors before they are quantised, (N, *vector_shape)."""
+        return self.network.encode(images).latents
+
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
+        """(N, *vector_shape), not quantised -> (N, 3, H, W) in [-1, 1], through the nearest codes."""
+        return self.network.decode(vectors).sample.float().clamp(-1, 1)
+
 
 PRETRAINED: dict[str, type[PretrainedCodec]] = {kind.family: kind for kind in (PretrainedKL, PretrainedVQ)}
 """By the name of their class in diffusers."""
@@ -167,8 +184,19 @@ def load_pretrained(path: Path, size: int) -> PretrainedCodec:
         raise ValueError(f"{place} holds a {kind} of diffusers; codecs can be {' or '.join(PRETRAINED)}")
     plain = {name: value for name, value in settings.items() if not name.startswith("_")}
     codec = PRETRAINED[kind](PretrainedConfig(size, plain))
+    codec.network = read_network(place, codec.network)
+    return codec.requires_grad_(False).eval()
+
+
+def read_network(place: Path, like: Any) -> Any:
+    """The network of diffusers in folder `place`, of the class of `like`. Only safetensors are read, never a pickle.
+
+    Raises:
+        ValueError: when its weights are absent, damaged or not whole.
+    """
+    kind = type(like).__name__
     try:
-        network, loaded = type(codec.network).from_pretrained(
+        network, loaded = type(like).from_pretrained(
             place, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -179,8 +207,7 @@ def load_pretrained(path: Path, size: int) -> PretrainedCodec:
         ) from None
     if absent := [*loaded["missing_keys"], *loaded["mismatched_keys"]]:
         raise ValueError(f"{place} lacks weights of this {kind}, such as {absent[0]}: the file is damaged or mixed up")
-    codec.network = network
-    return codec.requires_grad_(False).eval()
+    return network
 
 
 def _folder(path: Path) -> Path | None:

@@ -148,6 +148,21 @@ class Quantises(Protocol):
 
 
 @runtime_checkable
+class HasVectors(Protocol):
+    """Has, behind its codes, a map of continuous vectors that a prior of continuous latents can learn."""
+
+    @property
+    def vector_shape(self) -> tuple[int, ...]:
+        """Shape of one image's vectors, (channels, height, width)."""
+
+    def vectors(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> vectors before they are quantised, (N, *vector_shape)."""
+
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
+        """(N, *vector_shape) -> (N, 3, H, W) in [-1, 1], through the nearest codes."""
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
     """Maps an image to the nearest one it can express."""
 
@@ -209,3 +224,32 @@ class Interpolates(Protocol):
 
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: object) -> Tensor:
         """Samples on the way from `first` (one image, weight 0) to `second` (weight 1): (len(weights), 3, H, W)."""
+
+
+@runtime_checkable
+class Morphs(Protocol):
+    """Has a continuous path from one given image to another."""
+
+    def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
+        """Images (len(weights), 3, H, W) on the way from `first` (1, 3, H, W) in [-1, 1] to `second`."""
+
+
+@runtime_checkable
+class Edits(Protocol):
+    """Can redraw a given image."""
+
+    def edit(self, images: Tensor, strength: float, noise: Noise, condition: Condition, options: object) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] -> the same, redrawn: hardly near strength 0, wholly at 1.
+
+        Raises:
+            ValueError: for a strength that is not in (0, 1].
+        """
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """Makes an image step by step, and can show the steps."""
+
+    def trajectory(self, noise: Noise, condition: Condition, options: object) -> tuple[Tensor, Tensor]:
+        """Two (steps + 1, N, 3, H, W), to be clamped to [-1, 1]: what the image is at each step, and what the model
+        expects it to become. Both end with the sample."""

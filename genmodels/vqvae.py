@@ -174,6 +174,19 @@ class VQVAE(Generator):
         """(N, 3, H, W) in [-1, 1] -> the same, through the codes."""
         return self.decode(self.encode(images))
 
+    @property
+    def vector_shape(self) -> tuple[int, ...]:
+        """Shape of one image's vectors, (dim, rows, columns)."""
+        return (self.quantiser.dim, *self.latent_shape[:2])
+
+    def vectors(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> vectors before they are quantised, (N, *vector_shape)."""
+        return self._vectors(images).float()
+
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
+        """(N, *vector_shape), not quantised -> (N, 3, H, W) in [-1, 1], through the nearest codes."""
+        return self.decode(self.quantiser.encode(vectors))
+
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         if turn == "discriminator":
             return self._discriminator_loss(batch.images)

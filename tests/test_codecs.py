@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from genmodels.ae import AE, AEConfig
-from genmodels.codec import lerp, slerp
+from genmodels.nn.interpolation import lerp, slerp
 from genmodels.types import Batch, Noise
 from genmodels.vae import VAE, VAEConfig
 

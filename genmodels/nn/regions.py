@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 
@@ -25,8 +28,29 @@ def known_rows(known: Tensor, height: int, width: int) -> int:
     return rows
 
 
-def mirrored_below(images: Tensor, rows: int) -> Tensor:
-    """Images (N, C, H, W) in which the first `rows` rows, upside down, again and again, stand in for the others."""
-    height = images.shape[2]
-    place = torch.arange(height, device=images.device) % (2 * rows)
-    return images[:, :, torch.where(place < rows, place, 2 * rows - 1 - place)]
+def known_cells(known: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Where, on a coarser `grid`, every pixel is known: bool (H, W) -> bool of the grid's shape."""
+    fine = known.float()[None, None]
+    return -F.adaptive_max_pool2d(-fine, grid)[0, 0] == 1
+
+
+def continued(images: Tensor, known: Tensor, size: int) -> Tensor:
+    """Images (N, C, size, size) whose unknown pixels are those mirrored at the nearest known one, where that is known,
+    else a copy of it.
+
+    Raises:
+        ValueError: for a mask of another size.
+    """
+    if known.dtype != torch.bool or tuple(known.shape) != (size, size):
+        shape = f"{str(known.dtype).removeprefix('torch.')} {tuple(known.shape)}"
+        raise ValueError(f"where an image is known must be bool ({size}, {size}), got {shape}")
+    if not known.any():
+        return torch.zeros_like(images)
+    mask = known.cpu().numpy()
+    nearest = distance_transform_edt(~mask, return_distances=False, return_indices=True)  # (2, H, W)
+    place = np.indices(mask.shape)
+    mirrored = 2 * nearest - place + np.sign(place - nearest)  # the nearest pixel itself is mirrored as well
+    inside = ((mirrored >= 0) & (mirrored < size)).all(0)
+    mirrored = mirrored.clip(0, size - 1)
+    rows, columns = np.where(inside & mask[mirrored[0], mirrored[1]], mirrored, nearest)
+    return images[:, :, torch.from_numpy(rows), torch.from_numpy(columns)]

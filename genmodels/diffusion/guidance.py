@@ -1,0 +1,60 @@
+"""Guidance: two denoisers, and the data further along the way from the worse to the better one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import genmodels
+from genmodels.diffusion.process import Process
+from genmodels.diffusion.solvers import Denoise
+from genmodels.types import HasPrior
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly, and where."""
+
+    strength: float
+    """s: the data become worse + s (better - worse), in all channels; 1 is the better denoiser alone."""
+    low: float = 0.0
+    high: float = float("inf")
+    """sigma / alpha between which it is applied (arXiv 2404.07724). Elsewhere the worse denoiser costs nothing."""
+    rescale: float = 0.0
+    """Share in which the result gets the better denoiser's spread over an image (arXiv 2305.08891)."""
+
+
+def guided(better: Denoise, worse: Denoise, how: Guidance, process: Process) -> Denoise:
+    """Classifier-free guidance (arXiv 2207.12598) when `worse` knows no condition; autoguidance (arXiv 2406.02507) when
+    it is a weaker model.
+
+    Every parameterisation is linear in x_0 at given (x_t, t), so guiding x_0, eps, v or the velocity is the same.
+    """
+
+    def denoise(x_t: Tensor, t: float | Tensor) -> Tensor:
+        x0 = better(x_t, t)
+        if not how.low <= process.ratio(t) <= how.high:
+            return x0
+        other = worse(x_t, t)
+        found = other + how.strength * (x0 - other)
+        if how.rescale == 0:
+            return found
+        spread = x0.std((1, 2, 3), keepdim=True) / found.std((1, 2, 3), keepdim=True)
+        return found * (how.rescale * spread + 1 - how.rescale)
+
+    return denoise
+
+
+@lru_cache(maxsize=2)
+def load_guide(folder: Path) -> nn.Module:
+    """The weaker model in `folder`; of a latent one, its prior.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    found = genmodels.load(folder)
+    prior: nn.Module = found.get_prior() if isinstance(found, HasPrior) else found
+    return prior.eval().requires_grad_(False)

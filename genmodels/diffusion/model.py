@@ -1,0 +1,319 @@
+"""Diffusion: a network that predicts, a process that says what, and a solver that walks back. The network is for a
+family to give: unet.py here, and whatever else maps x_t to something of the same shape."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genmodels.base import Generator
+from genmodels.diffusion import likelihood, solvers
+from genmodels.diffusion.gaussian import GaussianDenoiser
+from genmodels.diffusion.guidance import Guidance, guided, load_guide
+from genmodels.diffusion.options import DiffusionOptions
+from genmodels.diffusion.process import DDPM, EDM, Flow, Process
+from genmodels.diffusion.solvers import Denoise, Normal, Schedule
+from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
+from genmodels.nn.interpolation import slerp
+from genmodels.types import Batch, Codec, Condition, HasVectors, Noise
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The process, and what the model can be asked for. The network's settings come with the family."""
+
+    size: int = 64
+    """Side of the images in pixels; the recipe sets it from --size."""
+    latents: tuple[int, int, int] | None = None
+    """Shape of the codec's latents, (channels, height, width); None: pixels. Set from --codec."""
+    process: Literal["flow", "edm", "ddpm"] = "flow"
+    """"flow", "edm" or "ddpm"; each has its settings below."""
+    flow: Flow = Flow()
+    edm: EDM = EDM()
+    ddpm: DDPM = DDPM()
+    gaussian: int = 0
+    """Principal components of the closed-form denoiser that the network corrects; 0: there is none."""
+    attributes: tuple[str, ...] = ()
+    """Attributes it can be asked for, by their names in the data; none: unconditional."""
+    classes: int = 0
+    """Labels it can be asked for."""
+    drop: float = 0.1
+    """Share of the training images whose condition is hidden, so that it can also be left open."""
+    drop_each: float = 0.5
+    """Share of the others in which a coin decides for each attribute whether it is hidden, so that any can be left
+    open."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1 pixel, got {self.size}")
+        if self.latents is not None and (len(self.latents) != 3 or min(self.latents) < 1):
+            raise ValueError(
+                f"latents must be a map, (channels, height, width), got {self.latents}: train a VAE with --model.spatial"
+            )
+        if self.process not in ("flow", "edm", "ddpm"):
+            raise ValueError(f"process must be flow, edm or ddpm, got {self.process!r}")
+        if not (0 <= self.drop <= 1 and 0 <= self.drop_each <= 1):
+            raise ValueError(f"drop and drop_each must be shares in [0, 1], got {self.drop} and {self.drop_each}")
+        if self.classes < 0 or len(set(self.attributes)) < len(self.attributes):
+            raise ValueError("classes must not be negative, and each attribute can be named once")
+        if not 0 <= self.gaussian <= math.prod(self.shape):
+            raise ValueError(f"gaussian must be 0 to {math.prod(self.shape)} components, got {self.gaussian}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of x."""
+        return self.latents or (3, self.size, self.size)
+
+
+class Diffusion(Generator, ABC):
+    """Learns to undo noise, and samples by undoing it step by step.
+
+    Over a codec's latents it is a prior, which makes images as part of `Latent`; its "images" are then latents.
+
+    Args:
+        config: what is said above.
+        width: size of the vector that the condition becomes.
+    """
+
+    Options = DiffusionOptions
+    likelihood_is_exact = False
+    likelihood_levels = 256
+
+    def __init__(self, config: DiffusionConfig, width: int):
+        super().__init__(config)
+        c = config
+        self.process: Process = {"flow": c.flow, "edm": c.edm, "ddpm": c.ddpm}[c.process]
+        self.needs_codec = c.latents is not None
+        self.condition = ConditionEmbedding(len(c.attributes), c.classes, width) if self.is_conditional else None
+        self.gaussian = GaussianDenoiser(c.shape, c.gaussian) if c.gaussian else None
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it can be asked for something."""
+        return bool(self.attributes or self.classes)
+
+    @abstractmethod
+    def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
+        """The network: (N, C, H, W), what it is told of the time (N,), the embedded condition (N, D) or None ->
+        (N, C, H, W)."""
+
+    # ---- training ----
+
+    def check_codec(self, codec: Codec) -> None:
+        shape = codec.vector_shape if isinstance(codec, HasVectors) else codec.latent_shape
+        if len(shape) != 3:
+            raise ValueError(
+                f"this {self.family} works on a map of latents, (channels, height, width); the codec's have shape "
+                f"{shape}: train one with --model.spatial"
+            )
+        if self.config.latents != shape:
+            raise ValueError(f"the prior was built for latents {self.config.latents}, the codec's have shape {shape}")
+
+    @torch.no_grad()
+    def initialise(self, images: Iterable[Tensor]) -> None:
+        """Fit the closed-form denoiser to the data, where there is one."""
+        if self.gaussian is not None:
+            self.gaussian.fit(torch.cat(list(images)))
+
+    def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
+        c = self.config
+        x0 = batch.images.float()
+        condition = batch.condition
+        if self.is_conditional:
+            condition = drop_condition(condition, batch.noise, c.drop, c.drop_each)
+        t = self.process.draw(batch.noise.uniform()).view(-1, 1, 1, 1)
+        eps = batch.noise.normal(*x0.shape[1:])
+        x_t = self.process.noisy(x0, eps, t)
+        output = self.output(x_t, t, self.embed(condition, len(x0), x0.device))
+        error = (output - self.process.target(x0, eps, t)).square().mean((1, 2, 3))  # (N,)
+        loss = (self.process.weight(t).view(-1) * error).mean()
+        return loss, {"mse": error.detach().mean()}
+
+    def embed(self, condition: Condition, n: int, device: torch.device) -> Tensor | None:
+        """The condition as the network wants it."""
+        return None if self.condition is None else self.condition(condition, n, device)
+
+    def output(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """What is predicted at (x_t, t), in the process's parameterisation: (N, C, H, W), float32; t (N, 1, 1, 1)."""
+        found = self.predict(self.process.scale(t) * x_t, self.process.signal(t).view(-1), condition).float()
+        if self.gaussian is None:
+            return found
+        with torch.autocast(x_t.device.type, enabled=False):
+            filtered = self.gaussian(x_t, self.process.alpha(t), self.process.sigma(t))
+            return found + self.process.output(filtered, x_t, t)
+
+    # ---- sampling ----
+
+    def denoiser(self, condition: Condition, options: DiffusionOptions, n: int, device: torch.device) -> Denoise:
+        """(x_t, t) -> x_0 under `condition`, guided as `options` say.
+
+        Raises:
+            ValueError: for guidance where there is nothing to be guided by.
+        """
+        o = options
+        own = self.unguided(condition, n, device)
+        if o.guidance == 1:
+            return own
+        if o.guide is not None:
+            weaker = load_guide(o.guide).to(device)
+            if not isinstance(weaker, Diffusion) or (weaker.config.shape, weaker.process) != (
+                self.config.shape,
+                self.process,
+            ):
+                raise ValueError(f"--guide {o.guide}: it cannot guide this model, whose process and shape are not its")
+            other = weaker.unguided(condition, n, device)
+        elif self.condition is not None:
+            other = self.unguided(Condition(), n, device)
+        else:
+            raise ValueError(
+                f"guidance {o.guidance:g} needs a condition, and this {self.family} was trained without; a weaker model "
+                "can guide it instead: --guide RUN"
+            )
+        how = Guidance(o.guidance, o.guidance_low, o.guidance_high, o.guidance_rescale)
+        return guided(own, other, how, self.process)
+
+    def unguided(self, condition: Condition, n: int, device: torch.device) -> Denoise:
+        """(x_t, t) -> x_0 under `condition` of n rows, t a number or (N, 1, 1, 1)."""
+        embedded = self.embed(condition, n, device)
+        clip = isinstance(self.process, DDPM) and self.process.clip
+
+        def denoise(x_t: Tensor, t: float | Tensor) -> Tensor:
+            at = t if isinstance(t, Tensor) else x_t.new_full((len(x_t), 1, 1, 1), t)
+            x0 = self.process.x0(self.output(x_t, at, embedded), x_t, at)
+            return x0.clamp(-1, 1) if clip else x0
+
+        return denoise
+
+    def schedule(self, options: DiffusionOptions) -> Schedule:
+        """The times of a walk from noise to data."""
+        return solvers.schedule(self.process, options.steps, options.schedule, options.shift)
+
+    def sample(self, noise: Noise, condition: Condition, options: DiffusionOptions) -> Tensor:
+        x = self.process.spread * noise.normal(*self.config.shape)
+        return self._walk(x, self.schedule(options), noise, condition, options)
+
+    def trajectory(self, noise: Noise, condition: Condition, options: DiffusionOptions) -> tuple[Tensor, Tensor]:
+        """Every evaluation on the way to `sample(noise, condition, options)`: x_t, scaled to where data are, and the
+        data that the network expects; each (evaluations + 1, N, C, H, W), ending with the sample."""
+        denoise = self.denoiser(condition, options, len(noise), noise.device)
+        seen, expected = [], []
+
+        def watched(x_t: Tensor, t: float | Tensor) -> Tensor:
+            x0 = denoise(x_t, t)
+            at = torch.as_tensor(t, dtype=torch.float64)
+            seen.append(x_t / float(self.process.alpha(at) ** 2 + self.process.sigma(at) ** 2) ** 0.5)
+            expected.append(x0)
+            return x0
+
+        x = self.process.spread * noise.normal(*self.config.shape)
+        x = options.solver_for(self.process)(watched, x, self.schedule(options), self._normal(noise))
+        return torch.stack([*seen, x]), torch.stack([*expected, x])
+
+    def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: DiffusionOptions) -> Tensor:
+        """Samples (len(weights), C, H, W) from noise on the arc from that of `first` to that of `second`."""
+        options.check_reversible("interpolation")
+        ends = first.normal(*self.config.shape), second.normal(*self.config.shape)
+        return self._between(*ends, weights, options)
+
+    def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: DiffusionOptions) -> Tensor:
+        """The way from one image (1, C, H, W) to another, through the noise that each is encoded as:
+        (len(weights), C, H, W)."""
+        noise = self.invert(torch.cat([first, second]), Condition(), options)
+        return self._between(noise[:1], noise[1:], weights, options)
+
+    def invert(self, images: Tensor, condition: Condition, options: DiffusionOptions) -> Tensor:
+        """The noise (N, C, H, W), of unit variance, from which `options` lead to `images`: the ODE walked backwards."""
+        options.check_reversible("encoding an image as noise")
+        way = solvers.encoding(self.process, self.schedule(options))
+        denoise = self.denoiser(condition, options, len(images), images.device)
+        x = options.solver_for(self.process)(denoise, way.alpha[0] * images, way, _none)
+        return x / self.process.spread
+
+    def generate_from(self, eps: Tensor, condition: Condition, options: DiffusionOptions) -> Tensor:
+        """The sample that begins at noise `eps` (N, C, H, W) of unit variance: the inverse of `invert`."""
+        options.check_reversible("a walk from given noise")
+        return self._walk(self.process.spread * eps, self.schedule(options), None, condition, options)
+
+    def edit(
+        self, images: Tensor, strength: float, noise: Noise, condition: Condition, options: DiffusionOptions
+    ) -> Tensor:
+        """SDEdit (arXiv 2108.01073): `images` (N, C, H, W) with the noise of the last `strength` of the walk, and that
+        part walked.
+
+        Args:
+            images, noise, condition, options: as elsewhere.
+            strength: in (0, 1]: 1 forgets the images, a little changes little.
+
+        Raises:
+            ValueError: for another strength.
+        """
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+        whole = self.schedule(options)
+        way = whole[len(whole) - math.ceil(strength * len(whole)) :]
+        x = way.alpha[0] * images + way.sigma[0] * noise.normal(*self.config.shape)
+        return self._walk(x, way, noise, condition, options)
+
+    def inpaint(
+        self, images: Tensor, known: Tensor, noise: Noise, condition: Condition, options: DiffusionOptions
+    ) -> Tensor:
+        """Completes `images` (N, C, H, W) where they are not `known`, bool (H, W), any region. `solvers.repaint` says
+        how; of the options, `steps`, `schedule`, `resample` and guidance count.
+
+        Raises:
+            ValueError: for a mask of another size.
+        """
+        shape = self.config.shape
+        if known.dtype != torch.bool or tuple(known.shape) != shape[1:]:
+            kind = f"{str(known.dtype).removeprefix('torch.')} {tuple(known.shape)}"
+            raise ValueError(f"where an image is known must be bool {shape[1:]}, got {kind}")
+        x = self.process.spread * noise.normal(*shape)
+        denoise = self.denoiser(condition, options, len(images), images.device)
+        way = self.schedule(options)
+        drawn = solvers.repaint(denoise, x, way, self._normal(noise), images, known, options.resample)
+        return torch.where(known, images, self._in_range(drawn))
+
+    def bits_per_dim(self, images: Tensor, noise: Noise, steps: int = 20) -> Tensor:
+        """Bits per dimension of 8-bit `images` (N, 3, H, W), without a condition: (N,). For a DDPM its variational
+        bound, estimated at `steps` timesteps; for the others the probability-flow ODE in `steps` steps.
+
+        Raises:
+            ValueError: for a prior over latents, whose likelihood is not that of images.
+        """
+        if self.needs_codec:
+            raise ValueError("a prior over latents has no bits per dimension of an image")
+        with torch.inference_mode(False):
+            images = images.clone()
+            denoise = self.unguided(Condition(), len(images), images.device)
+            if isinstance(self.process, DDPM):
+                with torch.no_grad():
+                    return likelihood.bound_bits_per_dim(denoise, self.process, images, noise, steps)
+            return likelihood.ode_bits_per_dim(denoise, self.process, images, noise, steps)
+
+    def _between(self, first: Tensor, second: Tensor, weights: Tensor, options: DiffusionOptions) -> Tensor:
+        """Samples from the arc between two noises (1, C, H, W)."""
+        return self.generate_from(slerp(first, second, weights.to(first)), Condition(), options)
+
+    def _walk(
+        self, x: Tensor, way: Schedule, noise: Noise | None, condition: Condition, options: DiffusionOptions
+    ) -> Tensor:
+        denoise = self.denoiser(condition, options, len(x), x.device)
+        normal = _none if noise is None else self._normal(noise)
+        return self._in_range(options.solver_for(self.process)(denoise, x, way, normal))
+
+    def _normal(self, noise: Noise) -> Normal:
+        return lambda: noise.normal(*self.config.shape)
+
+    def _in_range(self, x: Tensor) -> Tensor:
+        """Pixels stay in [-1, 1]; latents are the codec's business."""
+        return x if self.needs_codec else x.clamp(-1, 1)
+
+
+def _none() -> Tensor:
+    raise AssertionError("this walk adds no noise")

@@ -1,0 +1,98 @@
+"""How to walk from noise to data: what can be chosen at sampling time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from genmodels.diffusion import solvers
+from genmodels.diffusion.process import DDPM, Process
+from genmodels.diffusion.solvers import Solver
+
+SOLVERS: dict[str, Solver] = {
+    "dpm": solvers.dpm,
+    "unipc": solvers.unipc,
+    "heun": solvers.heun,
+    "euler": solvers.euler,
+    "ddim": solvers.ddim,
+    "ddpm": solvers.ddpm,
+    "dpm-sde": solvers.dpm_sde,
+}
+STOCHASTIC = ("ddpm", "dpm-sde")
+
+
+@dataclass(frozen=True)
+class DiffusionOptions:
+    """The solver, its steps, and guidance."""
+
+    solver: Literal["dpm", "unipc", "heun", "euler", "ddim", "ddpm", "dpm-sde"] = "dpm"
+    """dpm: DPM-Solver++(2M). heun evaluates the network twice a step, the others once. ddim takes --eta; ddpm walks the
+    chain that a DDPM was trained on; dpm-sde adds noise on the way."""
+    steps: int = 20
+    """Steps of the walk."""
+    schedule: Literal["uniform", "karras", "log-snr", "quadratic"] | None = None
+    """How the times of the steps are spaced; None: as is usual for the process."""
+    shift: float = 1.0
+    """Above 1: more of a flow's steps where there is much noise."""
+    eta: float = 0.0
+    """Fresh noise of ddim, from 0 (none) to 1 (as much as ddpm)."""
+    guidance: float = 1.0
+    """How much to exaggerate the condition (arXiv 2207.12598), or what --guide lacks; 1: not at all."""
+    guidance_low: float = 0.0
+    """Guide only where sigma / alpha is at least this (arXiv 2404.07724)."""
+    guidance_high: float = math.inf
+    """Guide only where sigma / alpha is at most this."""
+    guidance_rescale: float = 0.0
+    """Share in which guided data get back the spread of unguided data (arXiv 2305.08891)."""
+    guide: Path | None = None
+    """Run folder of a weaker model: guidance leads away from it instead of from no condition (autoguidance,
+    arXiv 2406.02507), and needs no condition."""
+    resample: int = 3
+    """Inpainting: how often each step is taken, so that what is made up fits what is known."""
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        if self.steps < 1 or self.resample < 1:
+            raise ValueError(f"steps and resample must be at least 1, got {self.steps} and {self.resample}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {self.eta:g}")
+        if self.eta > 0 and self.solver != "ddim":
+            raise ValueError(f"eta is an option of solver 'ddim', and this is {self.solver!r}")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must not be negative, got {self.guidance}")
+        if not 0 <= self.guidance_low <= self.guidance_high:
+            raise ValueError(
+                f"guidance_low must be from 0 to guidance_high, got {self.guidance_low:g} and {self.guidance_high:g}"
+            )
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale must be in [0, 1], got {self.guidance_rescale}")
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether the walk adds noise, so that it cannot be walked back."""
+        return self.solver in STOCHASTIC or self.eta > 0
+
+    def solver_for(self, process: Process) -> Solver:
+        """The solver.
+
+        Raises:
+            ValueError: when it does not fit the process.
+        """
+        if self.solver == "ddpm" and not isinstance(process, DDPM):
+            raise ValueError(
+                f"solver 'ddpm' walks the chain of a DDPM, and this process is {type(process).__name__}: 'ddim' with "
+                "eta 1 is the same for any process"
+            )
+        return partial(solvers.ddim, eta=self.eta) if self.solver == "ddim" else SOLVERS[self.solver]
+
+    def check_reversible(self, what: str) -> None:
+        """Raises ValueError when the walk cannot be walked back, or cannot be repeated from its start."""
+        if self.is_stochastic:
+            raise ValueError(
+                f"{what} needs a solver without fresh noise, and this is {self.solver!r} with eta {self.eta:g}: use dpm, "
+                "unipc, heun or euler"
+            )

@@ -1,0 +1,325 @@
+"""The path x_t = alpha_t x_0 + sigma_t eps from data to noise, and what a network on it is asked to predict.
+
+DDPM, EDM and flow matching differ in alpha and sigma, in how often each time is trained on, and in what the network
+predicts; everything else follows. Each is a small frozen dataclass, so that it is its own config. Times are the
+process's own: a timestep of DDPM (and -1, where nothing is noisy), a noise level of EDM, t in [0, 1] of flow.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+
+class Process(ABC):
+    """A path and a parameterisation. Functions of t take and give (N,), or shapes that broadcast against x_t."""
+
+    start: float
+    """The time of pure noise."""
+    end: float
+    """The time of data."""
+    first: float
+    """The earliest time that a network has seen: the reversed ODE begins there."""
+    spread: float = 1.0
+    """Standard deviation of pure noise."""
+    ratios: ClassVar[tuple[float, float]] = (0.002, 80.0)
+    """sigma / alpha between which schedules other than the process's own place their steps (EDM's)."""
+    straight: bool = False
+    """Whether the ODE is integrated along t itself, as flow matching does; else along sigma / alpha, as EDM does."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """How much of the data is in x_t."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """How much noise is in x_t."""
+
+    @abstractmethod
+    def time_of(self, ratio: Tensor) -> Tensor:
+        """The time at which sigma / alpha is `ratio`."""
+
+    @abstractmethod
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Times to train on, (N,), from uniform draws in [0, 1), (N,)."""
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Of the squared error at time t."""
+        return torch.ones_like(t)
+
+    def scale(self, t: Tensor) -> Tensor:
+        """c_in: what x_t is multiplied by before the network sees it."""
+        return torch.ones_like(t)
+
+    @abstractmethod
+    def signal(self, t: Tensor) -> Tensor:
+        """What the network is told of the time: a number of the order of 0 to 1000."""
+
+    @abstractmethod
+    def x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The data that a network's `output` at (x_t, t) stands for."""
+
+    @abstractmethod
+    def output(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The inverse of `x0`: what a network that believes in `x0` puts out."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the output is compared with in training; `output(x0, x_t, t)`, without dividing by what may be 0."""
+
+    # ---- the same for all ----
+
+    def ratio(self, t: float | Tensor) -> float:
+        """sigma / alpha at one time: how much noise there is for the data in it."""
+        at = torch.as_tensor(t, dtype=torch.float64).flatten()[0]
+        alpha = float(self.alpha(at))
+        return float(self.sigma(at)) / alpha if alpha else math.inf
+
+    def noisy(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t eps."""
+        return self.alpha(t) * x0 + self.sigma(t) * eps
+
+    def eps(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise in x_t, if the data is `x0`."""
+        return (x_t - self.alpha(t) * x0) / self.sigma(t)
+
+    def v(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """v = alpha eps - sigma x_0 (arXiv 2202.00512)."""
+        return self.alpha(t) * self.eps(x0, x_t, t) - self.sigma(t) * x0
+
+    def score(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The gradient of log p(x_t) that a denoiser's `x0` stands for (Tweedie)."""
+        return -self.eps(x0, x_t, t) / self.sigma(t)
+
+
+@dataclass(frozen=True)
+class Flow(Process):
+    """Flow matching on a straight path: alpha = 1 - t, sigma = t; the network predicts the velocity eps - x_0
+    (arXiv 2210.02747; 2209.03003)."""
+
+    mean: float = 0.0
+    """Of the normal distribution whose logistic function is a training time (arXiv 2403.03206)."""
+    std: float = 1.0
+    """Its standard deviation; 0: times are uniform."""
+    shift: float = 1.0
+    """Moves training and sampling times towards noise, s t / (1 + (s - 1) t); above 1 for large images
+    (arXiv 2403.03206)."""
+
+    start: ClassVar[float] = 1.0
+    end: ClassVar[float] = 0.0
+    first: ClassVar[float] = 1e-3
+    straight: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.std < 0 or not self.shift > 0:
+            raise ValueError(f"flow: std must not be negative and shift above 0, got {self.std} and {self.shift}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return ratio / (1 + ratio)
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        u = uniform.clamp(1e-5, 1 - 1e-5)
+        t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u)) if self.std else u
+        return self.shifted(t)
+
+    def shifted(self, t: Tensor) -> Tensor:
+        """t in [0, 1], moved towards 1 by `shift`."""
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def signal(self, t: Tensor) -> Tensor:
+        return 1000 * t
+
+    def x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return x_t - t * output
+
+    def output(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return (x_t - x0) / t
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        return eps - x0
+
+
+@dataclass(frozen=True)
+class EDM(Process):
+    """EDM: alpha = 1, the time is sigma, and a preconditioned network whose inputs and targets have unit variance
+    (arXiv 2206.00364, table 1)."""
+
+    data: float = 0.5
+    """Standard deviation of the data: about 0.5 for images, 1 for latents."""
+    mean: float = -1.2
+    """Of the log noise levels trained on."""
+    std: float = 1.2
+    """Their standard deviation."""
+
+    start: ClassVar[float] = 80.0
+    end: ClassVar[float] = 0.0
+    first: ClassVar[float] = 0.002
+    spread: ClassVar[float] = 80.0
+
+    def __post_init__(self) -> None:
+        if not (self.data > 0 and self.std > 0):
+            raise ValueError(f"edm: data and std must be above 0, got {self.data} and {self.std}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        return ratio
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        return (self.mean + self.std * torch.special.ndtri(uniform.clamp(1e-5, 1 - 1e-5))).exp()
+
+    def scale(self, t: Tensor) -> Tensor:
+        return 1 / (t.square() + self.data**2).sqrt()
+
+    def signal(self, t: Tensor) -> Tensor:
+        return 250 * t.clamp_min(1e-8).log()
+
+    def _skip_and_out(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        total = t.square() + self.data**2
+        return self.data**2 / total, t * self.data / total.sqrt()
+
+    def x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        skip, out = self._skip_and_out(t)
+        return skip * x_t + out * output
+
+    def output(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        skip, out = self._skip_and_out(t)
+        return (x0 - skip * x_t) / out
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        # (x_0 - c_skip (x_0 + t eps)) / c_out, with t cancelled; the weight 1 / c_out^2 is then 1.
+        return (t * x0 - self.data**2 * eps) / (self.data * (t.square() + self.data**2).sqrt())
+
+
+@dataclass(frozen=True)
+class DDPM(Process):
+    """DDPM: a chain of noisy images, alpha^2 + sigma^2 = 1 (arXiv 2006.11239), with the schedules, predictions and
+    conventions of diffusers' schedulers, so that models can be exchanged."""
+
+    prediction: Literal["eps", "v", "x0"] = "v"
+    """What the network predicts: the noise, v = alpha eps - sigma x_0 (arXiv 2202.00512), or the data."""
+    schedule: Literal["linear", "scaled-linear", "cosine"] = "cosine"
+    """How beta grows: linearly (arXiv 2006.11239), linearly in its root (latent diffusion), or so that alpha is nearly
+    a cosine (arXiv 2102.09672)."""
+    beta_start: float = 1e-4
+    """First beta; not for "cosine"."""
+    beta_end: float = 0.02
+    """Last beta; not for "cosine"."""
+    timesteps: int = 1000
+    """Length of the chain."""
+    min_snr: float | None = 5.0
+    """Caps the signal-to-noise ratio that weighs a timestep (arXiv 2303.09556); None: the plain squared error."""
+    spacing: Literal["trailing", "leading"] = "trailing"
+    """Whether the timesteps of a shorter walk end with the last one (noise) or begin with the first."""
+    offset: int = 0
+    """Added to the timesteps of "leading"."""
+    final: Literal["data", "first"] = "data"
+    """Where a walk ends: at the data, or at the first timestep, which is noisy a little (diffusers'
+    set_alpha_to_one)."""
+    clip: bool = False
+    """Clamp the predicted data to [-1, 1] while sampling: for images only."""
+
+    end: ClassVar[float] = -1.0
+    first: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.timesteps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"ddpm: timesteps must be at least 1 and 0 < beta_start <= beta_end < 1, got {self.timesteps}, "
+                f"{self.beta_start} and {self.beta_end}"
+            )
+        for name, known in (("prediction", ("eps", "v", "x0")), ("schedule", ("linear", "scaled-linear", "cosine"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"ddpm: {name} must be {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.min_snr is not None and not self.min_snr > 0:
+            raise ValueError(f"ddpm: min_snr must be above 0, or None, got {self.min_snr}")
+
+    @property
+    def start(self) -> float:  # type: ignore[override]
+        return self.timesteps - 1.0
+
+    @cached_property
+    def betas(self) -> Tensor:
+        """(timesteps,), float64."""
+        count = self.timesteps
+        if self.schedule == "linear":
+            return torch.linspace(self.beta_start, self.beta_end, count, dtype=torch.float64)
+        if self.schedule == "scaled-linear":
+            return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, count, dtype=torch.float64).square()
+        t = torch.arange(count + 1, dtype=torch.float64) / count
+        bar = ((t + 0.008) / 1.008 * math.pi / 2).cos().square()
+        return (1 - bar[1:] / bar[:-1]).clamp_max(0.999)
+
+    @cached_property
+    def log_ratio(self) -> Tensor:
+        """log(sigma / alpha) at every timestep, (timesteps,), float64."""
+        bar = (1 - self.betas).cumprod(0)
+        return ((1 - bar) / bar).log() / 2
+
+    def _ratio(self, t: Tensor) -> Tensor:
+        """sigma / alpha, float64; between timesteps its logarithm is linear, as in diffusers; 0 before the first."""
+        known = self.log_ratio.to(t.device)
+        place = t.double().clamp(0, self.start)
+        low = place.floor().long()
+        high = (low + 1).clamp_max(self.timesteps - 1)
+        found = torch.lerp(known[low], known[high], place - low).exp()
+        clean = torch.full_like(found, float(self.log_ratio[0].exp()) if self.final == "first" else 0.0)
+        return torch.where(t < 0, clean, found)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (1 / (1 + self._ratio(t).square()).sqrt()).to(t.dtype)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        ratio = self._ratio(t)
+        return (ratio / (1 + ratio.square()).sqrt()).to(t.dtype)
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        known = self.log_ratio.to(ratio.device)
+        wanted = ratio.double().log().clamp(known[0], known[-1])
+        high = torch.searchsorted(known, wanted).clamp(1, self.timesteps - 1)
+        low = high - 1
+        share = (wanted - known[low]) / (known[high] - known[low])
+        return torch.where(ratio > 0, low + share, -1.0).to(ratio.dtype)
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        return (uniform * self.timesteps).floor().clamp_max(self.start)
+
+    def weight(self, t: Tensor) -> Tensor:
+        if self.min_snr is None:
+            return torch.ones_like(t)
+        snr = self._ratio(t).pow(-2)
+        capped = snr.clamp_max(self.min_snr)
+        found = {"eps": capped / snr, "v": capped / (snr + 1), "x0": capped}[self.prediction]
+        return found.to(t.dtype)
+
+    def signal(self, t: Tensor) -> Tensor:
+        return t
+
+    def x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        if self.prediction == "eps":
+            return (x_t - self.sigma(t) * output) / self.alpha(t)
+        return self.alpha(t) * x_t - self.sigma(t) * output if self.prediction == "v" else output
+
+    def output(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return {"eps": self.eps, "v": self.v}[self.prediction](x0, x_t, t) if self.prediction != "x0" else x0
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        if self.prediction == "v":
+            return self.alpha(t) * eps - self.sigma(t) * x0
+        return eps if self.prediction == "eps" else x0

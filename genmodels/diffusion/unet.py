@@ -1,0 +1,108 @@
+"""The U-Net: diffusers' UNet2DModel as the network of a diffusion model, in pixels or in a codec's latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genmodels.diffusion.model import Diffusion, DiffusionConfig
+
+
+@dataclass(frozen=True)
+class UNetConfig(DiffusionConfig):
+    """The network, beside what every diffusion model has."""
+
+    patch: int = 1
+    """Pixels (or latents) of a square of this side are made channels of one position: a fast way to a coarse grid."""
+    channels: tuple[int, ...] = (96, 192)
+    """Width of each level; every level after the first halves the resolution."""
+    blocks: int = 2
+    """Residual blocks of each level on the way down; one more on the way up."""
+    attention: tuple[bool, ...] = (False, True)
+    """Whether each level has self-attention."""
+    head: int = 32
+    """Width of an attention head."""
+    groups: int = 16
+    """Of the group norm: divides every width."""
+    dropout: float = 0.0
+    """Share of the values inside a block that are dropped in training."""
+    diffusers: dict[str, Any] = field(default_factory=dict)
+    """Other settings of UNet2DModel; an imported network has all of its here."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.diffusers:
+            return  # UNet2DModel says itself what cannot be
+        side = self.shape[1]
+        if self.patch < 1 or side % self.patch or self.shape[2] != side:
+            raise ValueError(f"patch must divide the side of a square input, got {self.patch} for {self.shape[1:]}")
+        if not self.channels or len(self.attention) != len(self.channels) or self.blocks < 1:
+            raise ValueError(
+                f"channels and attention need one entry per level and blocks at least 1, got {self.channels}, "
+                f"{self.attention} and {self.blocks}"
+            )
+        halvings = 2 ** (len(self.channels) - 1)
+        if side // self.patch % halvings:
+            raise ValueError(
+                f"{len(self.channels)} levels halve the grid {len(self.channels) - 1} times, and "
+                f"{side} / patch {self.patch} = {side // self.patch} does not divide by {halvings}"
+            )
+        if self.groups < 1 or any(width % self.groups for width in self.channels):
+            raise ValueError(f"channels must be multiples of groups {self.groups}, got {self.channels}")
+        if any(here and width % self.head for here, width in zip(self.attention, self.channels, strict=True)):
+            raise ValueError(f"channels with attention must be multiples of head {self.head}, got {self.channels}")
+
+
+class UNet(Diffusion):
+    """Diffusion with a U-Net (arXiv 2006.11239; 2112.10752)."""
+
+    family = "unet"
+    Config = UNetConfig
+
+    def __init__(self, config: UNetConfig | None = None):
+        c = config or UNetConfig()
+        super().__init__(c, width=4 * c.channels[0])
+        from diffusers import UNet2DModel
+
+        self.network = UNet2DModel(**network_settings(c))
+        if not c.diffusers:
+            start_small(self.network)
+        self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in
+
+    def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
+        x = F.pixel_unshuffle(x, self.config.patch)  # (N, C p^2, H/p, W/p)
+        return F.pixel_shuffle(self.network(x, signal, condition).sample, self.config.patch)
+
+
+def network_settings(config: UNetConfig) -> dict[str, Any]:
+    """What `config` is to UNet2DModel."""
+    c = config
+    kinds = ["Attn" if attends else "" for attends in c.attention]
+    return {
+        "sample_size": c.shape[1] // c.patch,
+        "in_channels": c.shape[0] * c.patch**2,
+        "out_channels": c.shape[0] * c.patch**2,
+        "layers_per_block": c.blocks,
+        "block_out_channels": c.channels,
+        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
+        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
+        "attention_head_dim": c.head,
+        "norm_num_groups": c.groups,
+        "dropout": c.dropout,
+        "class_embed_type": "identity" if c.attributes or c.classes else None,
+    } | c.diffusers
+
+
+@torch.no_grad()
+def start_small(network: nn.Module) -> None:
+    """Every residual block begins as the identity and the output as zero (arXiv 2105.05233, appendix A)."""
+    for module in network.modules():
+        if (last := getattr(module, "conv2", None)) is not None and hasattr(module, "time_emb_proj"):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+    nn.init.zeros_(network.conv_out.weight)  # type: ignore[union-attr, arg-type]
+    nn.init.zeros_(network.conv_out.bias)  # type: ignore[union-attr, arg-type]

@@ -1,0 +1,98 @@
+"""Write a trained diffusion model as a folder that plain diffusers loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from genmodels.diffusion.process import DDPM
+from genmodels.diffusion.unet import UNet
+from genmodels.exchange.scheduler import scheduler_for
+from genmodels.latent import Latent
+from genmodels.pretrained import PretrainedCodec, PretrainedKL, PretrainedVQ
+
+SCRIPT = Path(__file__).parent / "sample.py"
+SETTINGS, EXTRAS = "genmodels.json", "genmodels.safetensors"
+
+
+def export_to_diffusers(model: nn.Module, out: Path) -> str:
+    """Writes `model` into the new or empty folder `out`, and says what it is there.
+
+    A DDPM in pixels, without condition, patches or closed-form part, is a DDIMPipeline; over the vectors of a diffusers
+    VQModel an LDMPipeline. Everything else is unet/, scheduler/, the codec where there is one, and sample.py, which
+    needs diffusers and not this package.
+
+    Raises:
+        ValueError: for a model that cannot be represented; the message says why. Nothing has been written.
+    """
+    prior, codec = parts_of(model)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: choose another")
+    import diffusers
+
+    scheduler = scheduler_for(prior.process)
+    c = prior.config
+    plain = isinstance(prior.process, DDPM) and c.patch == 1 and not c.gaussian and not prior.is_conditional
+    if plain and codec is None:
+        diffusers.DDIMPipeline(unet=prior.network, scheduler=scheduler).save_pretrained(out)
+        return "a DDIMPipeline: diffusers.DDIMPipeline.from_pretrained(OUT)"
+    if plain and isinstance(codec, PretrainedVQ):
+        assert isinstance(model, Latent) and model.vector_scale is not None
+        codec.network.register_to_config(scaling_factor=float(model.vector_scale))
+        diffusers.LDMPipeline(vqvae=codec.network, unet=prior.network, scheduler=scheduler).save_pretrained(out)
+        return "an LDMPipeline: diffusers.LDMPipeline.from_pretrained(OUT)"
+    prior.network.save_pretrained(out / "unet")
+    scheduler.save_pretrained(out / "scheduler")
+    if codec is not None:
+        codec.network.save_pretrained(out / "vae")
+    save_file({name: value.contiguous() for name, value in extras(model, prior, codec).items()}, out / EXTRAS)
+    settings = {
+        "process": c.process,
+        "patch": c.patch,
+        "channels_height_width": c.shape,
+        "attributes": c.attributes,
+        "classes": c.classes,
+    }
+    (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    shutil.copy(SCRIPT, out / SCRIPT.name)
+    return "unet/, scheduler/ and a script that samples with them: python OUT/sample.py --help"
+
+
+def parts_of(model: nn.Module) -> tuple[UNet, PretrainedCodec | None]:
+    """The U-Net, and the codec of diffusers that it is a prior over.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    prior: Any = model.get_prior() if isinstance(model, Latent) else model
+    if not isinstance(prior, UNet):
+        raise ValueError(f"diffusers has no counterpart of {getattr(prior, 'family', 'this')} models: a unet can be exported")
+    if not isinstance(model, Latent):
+        prior.check_whole()
+        return prior, None
+    if not isinstance(model.codec, PretrainedCodec):
+        raise ValueError(
+            f"diffusers cannot decode the latents of our {model.codec.family}: export a unet over pixels, or over an "
+            "AutoencoderKL or VQModel"
+        )
+    return prior, model.codec
+
+
+def extras(model: nn.Module, prior: UNet, codec: PretrainedCodec | None) -> dict[str, torch.Tensor]:
+    """Weights that are not the U-Net's nor the codec's, by the names that sample.py knows."""
+    found = {"none": torch.zeros(())}
+    if prior.condition is not None:
+        found |= {f"condition.{name}": value for name, value in prior.condition.state_dict().items()}
+    if prior.gaussian is not None:
+        found |= {f"gaussian.{name}": value for name, value in prior.gaussian.state_dict().items()}
+    if isinstance(codec, PretrainedKL):
+        found |= {f"latents.{name}": value for name, value in codec.whitening.state_dict().items()}
+    if isinstance(model, Latent) and model.vector_scale is not None:
+        found |= {"latents.mean": torch.zeros(1), "latents.std": 1 / model.vector_scale.view(1)}
+    return found

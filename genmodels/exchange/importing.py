@@ -1,0 +1,84 @@
+"""Read a pipeline of diffusers as a model of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genmodels.base import Generator, read_json
+from genmodels.diffusion.process import DDPM
+from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.exchange.scheduler import process_of
+from genmodels.latent import Latent
+from genmodels.pretrained import PretrainedVQ, load_pretrained, read_network
+
+IN_PIXELS = ("DDPMPipeline", "DDIMPipeline")
+IN_LATENTS = ("LDMPipeline", "LatentDiffusionUncondPipeline")
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether `folder` is a pipeline of diffusers."""
+    return (folder / "model_index.json").is_file()
+
+
+def import_pipeline(folder: Path) -> Generator:
+    """The model in a folder laid out as google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline) or CompVis/ldm-celebahq-256
+    (LDMPipeline). Only safetensors are read.
+
+    Raises:
+        ValueError: for another pipeline, or parts of one that have no counterpart.
+    """
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    if kind not in IN_PIXELS + IN_LATENTS:
+        raise ValueError(
+            f"{folder} is a {kind} of diffusers, which is not supported; {', '.join(IN_PIXELS + IN_LATENTS[:1])} are"
+        )
+    # In the oldest pipelines the parts lie side by side in the folder itself.
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    settings = read_json(unet / "config.json")
+    if settings.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{unet} holds a {settings.get('_class_name')}, not a UNet2DModel: that is not supported")
+    place = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
+    if not place.is_file():
+        raise ValueError(f"{folder} has no scheduler_config.json, which says how its model was trained")
+    process = process_of(read_json(place), place)
+    if kind in IN_PIXELS:
+        size = settings["sample_size"]
+        return _unet(unet, settings, process, size, None)
+    channels, side = settings["in_channels"], settings["sample_size"]
+    codec_settings = read_json(folder / "vqvae" / "config.json")
+    size = side * 2 ** (len(codec_settings["block_out_channels"]) - 1)
+    codec = load_pretrained(folder / "vqvae", size)
+    if not isinstance(codec, PretrainedVQ):
+        raise ValueError(f"{folder / 'vqvae'} holds a {codec.family}, not a VQModel: that is not supported")
+    model = Latent.over(codec, _unet(unet, settings, process, size, (channels, side, side)))
+    assert model.vector_scale is not None
+    model.vector_scale.fill_(codec.network.config.scaling_factor)
+    return model.eval()
+
+
+def _unet(folder: Path, settings: dict[str, Any], process: DDPM, size: int, latents: tuple[int, int, int] | None) -> UNet:
+    own = {name: value for name, value in settings.items() if not name.startswith("_")}
+    if own.get("class_embed_type") or own.get("num_class_embeds"):
+        raise ValueError(f"{folder}: a U-Net with class embeddings of its own is not supported")
+    channels = latents[0] if latents else 3
+    if own["in_channels"] != channels or own.get("out_channels", channels) != channels:
+        raise ValueError(f"{folder}: {own['in_channels']} channels in and {own.get('out_channels')} out are not supported")
+    if own["sample_size"] is None:
+        raise ValueError(f"{folder}: its config does not say for which size it is (sample_size)")
+    widths = tuple(own["block_out_channels"])
+    config = UNetConfig(
+        size=size,
+        latents=latents,
+        process="ddpm",
+        ddpm=process,
+        channels=widths,
+        attention=tuple("Attn" in kind for kind in own["down_block_types"]),
+        blocks=own["layers_per_block"],
+        diffusers=own,
+    )
+    model = UNet(config)
+    model.network = read_network(folder, model.network).to(memory_format=torch.channels_last)
+    return model.eval()

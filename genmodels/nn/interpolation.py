@@ -1,0 +1,26 @@
+"""Ways between two latents."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def lerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """Straight line from `first` (1, ...) to `second` (1, ...): (len(weights), ...)."""
+    return torch.lerp(first, second, weights.view(-1, *[1] * (first.ndim - 1)))
+
+
+def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """Arc from `first` (1, ...) to `second` (1, ...): (len(weights), ...).
+
+    Draws of a high-dimensional Gaussian lie near a sphere; a straight line between two of them leaves it, an arc
+    does not (Shoemake 1985; arXiv 1609.04468).
+    """
+    a, b = first.flatten(), second.flatten()
+    cosine = torch.dot(a, b) / (a.norm() * b.norm()).clamp_min(1e-12)
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    if angle < 1e-4:
+        return lerp(first, second, weights)
+    w = weights.view(-1, *[1] * (first.ndim - 1))
+    return (torch.sin((1 - w) * angle) * first + torch.sin(w * angle) * second) / torch.sin(angle)
