@@ -36,7 +36,8 @@ def family(name: str) -> type[Generator]:
 
 
 def load(path_or_hub_id: str | Path, **hub: Any) -> Generator:
-    """A saved model of any family: a run or model folder, or the id of a repository on the Hub.
+    """A saved model of any family: a run or model folder, or the id of a repository on the Hub; or the folder of a
+    pipeline of diffusers, where it has a counterpart here (DDPMPipeline, DDIMPipeline, LDMPipeline).
 
     Args:
         path_or_hub_id: the folder (runs/vae) or Hub id (user/name).
@@ -50,6 +51,10 @@ def load(path_or_hub_id: str | Path, **hub: Any) -> Generator:
     from genmodels.base import read_header
 
     where = Path(path_or_hub_id)
+    if (where / "model_index.json").is_file():
+        from genmodels.exchange.importing import import_pipeline
+
+        return import_pipeline(where)
     if where.is_dir():
         config = where / "config.json"
     elif where.exists() or len(where.parts) != 2 or where.is_absolute():

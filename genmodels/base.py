@@ -47,6 +47,11 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     """Whether, as a prior, it learns the codes of a codec that `Quantises`; else continuous latents, which such a codec
     has before it quantises."""
 
+    likelihood_by: str = ""
+    """Of a `Likelihood`, how it is computed, where "exact" or "an upper bound" does not say enough."""
+    likelihood_images: int | None = None
+    """Of a `Likelihood` that takes long, how many images an evaluation measures it on; None: all."""
+
     def __init__(self, config: Any):
         super().__init__()
         self.config = config

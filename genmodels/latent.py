@@ -84,6 +84,8 @@ class Latent(Generator):
 
     family = "latent"
     Config = LatentConfig
+    vector_scale: Tensor | None
+    """What gives vectors unit variance, for a prior that learns those behind the codes."""
 
     def __init__(self, config: LatentConfig, codec: Any = None, prior: Any = None):
         super().__init__(config)
@@ -92,9 +94,7 @@ class Latent(Generator):
         self.codec_weights = config.codec_weights
         self.Options = self.prior.Options
         self.turns = self.prior.turns
-        self.vector_scale: Tensor | None = None
-        if learns_vectors(self.codec, self.prior):
-            self.register_buffer("vector_scale", torch.ones(()))
+        self.register_buffer("vector_scale", torch.ones(()) if learns_vectors(self.codec, self.prior) else None)
         for name, ability in ABILITIES.items():
             if not isinstance(self.prior, ability):
                 setattr(self, name, None)  # so that isinstance(self, ability) tells the truth as well
@@ -135,6 +135,11 @@ class Latent(Generator):
         with full_precision(images.device):
             return self.codec.encode(images) if self.vector_scale is None else self.codec.vectors(images)
 
+    @property
+    def latents_name(self) -> str:
+        """What identifies what `encode` gives: the codec's weights, and whether it is vectors in place of codes."""
+        return self.codec_weights if self.vector_scale is None else f"{self.codec_weights} vectors"
+
     def to_prior(self, latents: Tensor) -> Tensor:
         """What `encode` gives, as the prior sees it: vectors have no unit variance by themselves."""
         return latents if self.vector_scale is None else latents * self.vector_scale
@@ -170,7 +175,8 @@ class Latent(Generator):
         """
         size = self.config.size
         latents = self.encode(continued(images, known, size))
-        grid = tuple(latents.shape[1:3] if self.prior.needs_codes else latents.shape[2:4])
+        # A vector has one cell, the whole image.
+        grid = tuple(latents.shape[1:3] if self.prior.needs_codes else (*latents.shape[2:4], 1, 1)[:2])
         kept = known_cells(known, grid)
         if not known.any():
             return self.sample(noise, condition, options)

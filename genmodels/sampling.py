@@ -21,7 +21,17 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from genmodels.base import Generator, evaluating
-from genmodels.types import Condition, Inpaints, Interpolates, Noise, Reconstructs
+from genmodels.types import (
+    Condition,
+    Denoises,
+    Edits,
+    HasPrior,
+    Inpaints,
+    Interpolates,
+    Morphs,
+    Noise,
+    Reconstructs,
+)
 
 
 def processes() -> PartialState:
@@ -112,7 +122,7 @@ def interpolate(model: Generator, seeds: Sequence[int], frames: int, **options: 
         ValueError: when the model does not interpolate.
     """
     if not isinstance(model, Interpolates):
-        raise ValueError(f"{model.family} models do not interpolate")
+        raise ValueError(f"{_name(model)} models do not interpolate")
     device = next(model.parameters()).device
     chosen = model.options(**options)
     stops = [*seeds, seeds[0]] if len(seeds) > 2 else list(seeds)
@@ -174,7 +184,7 @@ def inpaint(
         raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
     model.check_whole()
     if not isinstance(model, Inpaints):
-        raise ValueError(f"{model.family} models do not complete images")
+        raise ValueError(f"{_name(model)} models do not complete images")
     device = next(model.parameters()).device
     chosen = model.options(**options)
     mask = torch.from_numpy(known).to(device)
@@ -189,6 +199,112 @@ def inpaint(
                 views = floats.expand(len(streams), -1, -1, -1)
                 found.append(to_uint8(model.inpaint(views, mask, noise, wanted, chosen)))
     return np.concatenate(found).reshape(len(images), n, *images.shape[1:])
+
+
+@torch.inference_mode()
+def morph(model: Generator, images: np.ndarray, frames: int, **options: Any) -> np.ndarray:
+    """The way through `images`, uint8 (N, H, W, 3), each as the model expresses it: uint8 (legs, frames, H, W, 3).
+
+    Legs are as those of `interpolate`.
+
+    Args:
+        model: on the device it shall run on.
+        images: at least two, of the model's size.
+        frames: pictures of a leg, evenly spaced, both ends included.
+        **options: fields of `model.Options`.
+
+    Raises:
+        ValueError: when the model cannot go from image to image.
+    """
+    model.check_whole()
+    if not isinstance(model, Morphs):
+        raise ValueError(f"{_name(model)} models do not interpolate between given images")
+    chosen = model.options(**options)
+    floats = _to_floats(model, images)
+    stops = [*floats, floats[0]] if len(floats) > 2 else list(floats)
+    weights = torch.linspace(0, 1, frames, device=floats.device)
+    with evaluating(model):
+        legs = [to_uint8(model.morph(a[None], b[None], weights, chosen)) for a, b in pairwise(stops)]
+    return np.stack(legs)
+
+
+@torch.inference_mode()
+def edit(
+    model: Generator,
+    images: np.ndarray,
+    strength: float,
+    seed: int = 0,
+    condition: Condition | None = None,
+    *,
+    batch_size: int = 64,
+    **options: Any,
+) -> np.ndarray:
+    """`images`, uint8 (N, H, W, 3), redrawn: hardly near strength 0, wholly at 1.
+
+    Args:
+        model: on the device it shall run on.
+        images: of the model's size.
+        strength: in (0, 1].
+        seed: of the noise; image i has that of stream i.
+        condition: N rows, or None.
+        batch_size: images at a time.
+        **options: fields of `model.Options`.
+
+    Raises:
+        ValueError: when the model does not edit, or not with this strength.
+    """
+    model.check_whole()
+    if not isinstance(model, Edits):
+        raise ValueError(f"{_name(model)} models do not edit images")
+    chosen = model.options(**options)
+    floats = _to_floats(model, images)
+    found = []
+    with evaluating(model):
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, min(start + batch_size, len(images)))
+            noise = Noise.for_images(seed, range(rows.start, rows.stop), floats.device)
+            wanted = (condition or Condition())[rows].to(floats.device)
+            found.append(to_uint8(model.edit(floats[rows], strength, noise, wanted, chosen)))
+    return np.concatenate(found)
+
+
+@torch.inference_mode()
+def trajectory(
+    model: Generator, n: int, seed: int = 0, condition: Condition | None = None, **options: Any
+) -> np.ndarray:
+    """How `n` images come about, uint8 (n, 2, steps + 1, H, W, 3): what each is at every step, and what the model
+    expects it to become.
+
+    Args:
+        model: on the device it shall run on.
+        n: how many, all at once.
+        seed: which; they end as those of `sample`.
+        condition: n rows, or None.
+        **options: fields of `model.Options`.
+
+    Raises:
+        ValueError: when the model makes its images in one go.
+    """
+    model.check_whole()
+    if not isinstance(model, Denoises):
+        raise ValueError(f"{_name(model)} models do not denoise step by step")
+    device = next(model.parameters()).device
+    noise = Noise.for_images(seed, range(n), device)
+    with evaluating(model):
+        both = model.trajectory(noise, (condition or Condition()).to(device), model.options(**options))
+    rows = [np.stack([to_uint8(step) for step in steps], axis=1) for steps in both]  # 2 x (n, steps + 1, H, W, 3)
+    return np.stack(rows, axis=1)
+
+
+def _to_floats(model: Generator, images: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [-1, 1], where the model is."""
+    device = next(model.parameters()).device
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def _name(model: Generator) -> str:
+    """The family; of a latent model, the prior's."""
+    return f"latent {model.get_prior().family}" if isinstance(model, HasPrior) else model.family
 
 
 def animation_frames(legs: np.ndarray) -> np.ndarray:

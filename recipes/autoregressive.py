@@ -50,7 +50,7 @@ def main(recipe: AutoregressiveRecipe) -> None:
     prior = Autoregressive(replace(config, codes=codec.latent_shape, codebook_size=codec.codebook_size))
     model = Latent.over(codec, prior).to(device := processes().device)
     if recipe.cache:
-        data = with_latents(data, model.encode, model.codec_weights, cache_folder(), recipe.flip, device)
+        data = with_latents(data, model.encode, model.latents_name, cache_folder(), recipe.flip, device)
     fit(model, data, replace(recipe, startup=recipe.startup + time.monotonic() - began))  # --minutes counts the codes
 
 

@@ -35,7 +35,7 @@ class LDMRecipe(Recipe):
     """Convolutions and matrix products in bf16; "no" on processors without it."""
     batch_size: int = 64
     """Images per step."""
-    optim: OptimConfig = OptimConfig(lr=1e-3, clip=1.0)
+    optim: OptimConfig = OptimConfig(lr=2e-3, clip=1.0)
     """The optimiser."""
     ema: float = 0.1
     """Width of the average of the weights, relative to the length of the run."""
@@ -50,7 +50,7 @@ def main(recipe: LDMRecipe) -> None:
     prepare_codec(codec, image_batches(data.split("train"), limit=2048, spread=True))
     model = Latent.over(codec, prior).to(device := processes().device)
     if recipe.cache:
-        data = with_latents(data, model.encode, model.codec_weights, cache_folder(), recipe.flip, device)
+        data = with_latents(data, model.encode, model.latents_name, cache_folder(), recipe.flip, device)
     fit(model, data, replace(recipe, startup=recipe.startup + time.monotonic() - began))
 
 

@@ -19,13 +19,15 @@ from genmodels.training.recipe import OptimConfig, Recipe, run
 class UNetRecipe(Recipe):
     """Everything that decides the training of a U-Net on pixels."""
 
-    model: UNetConfig = UNetConfig(patch=4, gaussian=512)
+    model: UNetConfig = UNetConfig(
+        patch=2, channels=(48, 96, 192), blocks=1, attention=(False, False, True), gaussian=512
+    )
     """The process, the network, and what it can be asked for."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     """Convolutions and matrix products in bf16; "no" on processors without it."""
-    batch_size: int = 64
-    """Images per step."""
-    optim: OptimConfig = OptimConfig(lr=1e-3, clip=1.0)
+    batch_size: int = 32
+    """Small: at so few images a second, more steps teach more than smoother ones."""
+    optim: OptimConfig = OptimConfig(lr=2e-3, clip=1.0)
     """The optimiser."""
     ema: float = 0.1
     """Width of the average of the weights, relative to the length of the run."""

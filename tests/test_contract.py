@@ -15,9 +15,12 @@ from genmodels.types import (
     Batch,
     Codec,
     Condition,
+    Denoises,
+    Edits,
     Inpaints,
     Interpolates,
     Likelihood,
+    Morphs,
     Noise,
     Quantises,
     Reconstructs,
@@ -39,17 +42,31 @@ SMALL: dict[str, dict[str, Any]] = {
         code_dim=4,
     ),
     "autoregressive": dict(size=8, levels=16, transformer=TRANSFORMER),
+    "unet": dict(size=16, patch=2, channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8, gaussian=16),
 }
 SMALL["latent"] = dict(
     size=SIZE,
     codec=dict(family="vqvae", model=SMALL["vqvae"]),
     prior=dict(family="autoregressive", model=dict(size=SIZE, codes=(4, 4), codebook_size=32, transformer=TRANSFORMER)),
 )
-"""A configuration of each family that trains in a second."""
+MAP = SMALL["vae"] | dict(spatial=True, latent_dim=4)
+DIFFUSION = SMALL["unet"] | dict(size=SIZE, latents=(4, 4, 4), patch=1)
+SMALL["latent:unet"] = dict(
+    size=SIZE, codec=dict(family="vae", model=MAP), prior=dict(family="unet", model=DIFFUSION)
+)
+SMALL["latent:unet over vectors"] = dict(
+    size=SIZE, codec=dict(family="vqvae", model=SMALL["vqvae"]), prior=dict(family="unet", model=DIFFUSION)
+)
+"""A configuration of each family, and of some in more than one form, that trains in a second."""
 
 
 def test_every_family_is_here():
-    assert set(SMALL) == set(genmodels.FAMILIES)
+    assert {kind(name) for name in SMALL} == set(genmodels.FAMILIES)
+
+
+def kind(name: str) -> str:
+    """The family of an entry of SMALL."""
+    return name.partition(":")[0]
 
 
 def faces(n: int, seed: int = 0, size: int = SIZE) -> torch.Tensor:
@@ -66,10 +83,18 @@ def batch(model: Generator, n: int = 8, seed: int = 0, progress: float = 1.0) ->
 
 def make(family: str) -> Generator:
     torch.manual_seed(0)
-    kind = genmodels.family(family)
-    model = kind(from_dict(kind.Config, SMALL[family]))
+    of = genmodels.family(kind(family))
+    model = of(from_dict(of.Config, SMALL[family]))
+    calibrate_codec(model)
     model.initialise([faces(24, seed=3, size=model.config.size)])
     return model
+
+
+def calibrate_codec(model: Generator) -> None:
+    """A codec inside is a trained one: it knows the scale of its latents."""
+    for part in model.children():
+        if isinstance(part, Codec) and isinstance(part, Generator):
+            part.calibrate([faces(40, seed=7, size=model.config.size)])
 
 
 @pytest.fixture(params=list(SMALL))
@@ -183,7 +208,7 @@ def test_the_loss_is_a_mean_over_images(family):
 def test_save_load_same_samples(model, family, tmp_path):
     model.save_pretrained(tmp_path / "m")
     header = json.loads((tmp_path / "m" / "config.json").read_text())
-    assert header["family"] == family and header["format"] == 1
+    assert header["family"] == kind(family) and header["format"] == 1
     for loaded in (genmodels.load(tmp_path / "m"), type(model).from_pretrained(tmp_path / "m")):
         assert type(loaded) is type(model) and loaded.config == model.config and not loaded.training
         assert torch.equal(loaded.generate(3, seed=2), model.generate(3, seed=2))
@@ -220,7 +245,7 @@ def test_damaged_folders_are_refused(model, family, tmp_path):
     with pytest.raises(ValueError, match="model.safetensors is not"):
         genmodels.load(tmp_path / "m")
     config = tmp_path / "m" / "config.json"
-    config.write_text(config.read_text().replace(f'"{family}"', '"nonsense"'))
+    config.write_text(config.read_text().replace(f'"{kind(family)}"', '"nonsense"'))
     with pytest.raises(ValueError, match="unknown family 'nonsense'; known: ae"):
         genmodels.load(tmp_path / "m")
     config.write_text("{")
@@ -294,5 +319,29 @@ def test_inpainting_keeps_what_is_known(model):
 
     torch.testing.assert_close(complete(1)[..., known], images[..., known], atol=1e-6, rtol=0)
     assert torch.equal(complete(1), complete(1)) and (complete(1) - complete(2)).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="from the top"):
-        model.inpaint(images, ~known, Noise.for_images(0, range(3)), Condition(), model.options())
+    with pytest.raises(ValueError, match="must be bool"):
+        model.inpaint(images, known[1:], Noise.for_images(0, range(3)), Condition(), model.options())
+
+
+def test_edits_and_shows_its_steps(model):
+    size = model.config.size
+    noise = Noise.for_images(1, range(2))
+    if isinstance(model, Edits):
+        with torch.no_grad():
+            found = model.edit(faces(2, size=size), 0.5, noise, Condition(), model.options())
+        assert found.shape == (2, 3, size, size) and found.abs().max() <= 1
+    if isinstance(model, Denoises):
+        with torch.no_grad():
+            seen, expected = model.trajectory(Noise.for_images(1, range(2)), Condition(), model.options())
+        assert seen.shape == expected.shape and seen.shape[1:] == (2, 3, size, size)
+        sample = model.generate(2, seed=1)
+        torch.testing.assert_close(seen[-1].clamp(-1, 1), sample, atol=1e-5, rtol=0)
+
+
+def test_morphing_begins_and_ends_near_the_images(model):
+    if not isinstance(model, Morphs):
+        return
+    ends = faces(2, size=model.config.size)
+    with torch.no_grad():
+        frames = model.morph(ends[:1], ends[1:], torch.linspace(0, 1, 3), model.options())
+    assert frames.shape == (3, 3, model.config.size, model.config.size) and frames.isfinite().all()

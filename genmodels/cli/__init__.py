@@ -23,8 +23,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reconstruct": commands.reconstruct,
     "inpaint": commands.inpaint,
     "interpolate": commands.interpolate,
+    "edit": commands.edit,
+    "trajectory": commands.trajectory,
     "evaluate": evaluation.evaluate,
     "compare": evaluation.compare,
+    "export": commands.export,
+    "import": commands.import_,
     "info": commands.info,
     "demo": commands.demo,
 }

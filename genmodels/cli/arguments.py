@@ -54,6 +54,32 @@ def read_face(path: Path, size: int) -> np.ndarray:
         raise ValueError(f"{path}: {error.strerror or error}") from None
 
 
+def read_mask(path: Path, size: int) -> np.ndarray:
+    """Where a mask leaves an image visible: bool (size, size), True where the picture `path` is dark.
+
+    Raises:
+        ValueError: when the file is no picture, of another size, or leaves nothing to make up.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("L"))
+    except UnidentifiedImageError:
+        raise ValueError(f"--mask {path} is no picture") from None
+    except OSError as error:
+        raise ValueError(f"--mask {path}: {error.strerror or error}") from None
+    if pixels.shape != (size, size):
+        raise ValueError(
+            f"--mask {path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, the model's images are {size} x {size}"
+        )
+    visible = pixels < 128
+    if visible.all():
+        raise ValueError(f"--mask {path} is black: paint white what shall be made up")
+    return visible
+
+
 def load(run: str) -> Generator:
     """The model of folder or Hub id `run`, on this process's device."""
     from genmodels.sampling import processes
@@ -117,13 +143,16 @@ def _name_and_value(setting: str, flag: str) -> tuple[str, str]:
 
 def describe(run: str, model: Generator) -> dict[str, str]:
     """What there is to say of a saved model, by topic."""
-    from genmodels.types import Codec, Inpaints, Interpolates, Likelihood, Reconstructs
+    from genmodels.types import Codec, Denoises, Edits, Inpaints, Interpolates, Likelihood, Morphs, Reconstructs
 
     abilities = ["samples"]
     abilities += [f"codec with latents {model.latent_shape}"] if isinstance(model, Codec) else []
     abilities += ["reconstructs"] if isinstance(model, Reconstructs) else []
     abilities += ["completes images"] if isinstance(model, Inpaints) else []
     abilities += ["interpolates"] if isinstance(model, Interpolates) else []
+    abilities += ["interpolates images"] if isinstance(model, Morphs) else []
+    abilities += ["edits images"] if isinstance(model, Edits) else []
+    abilities += ["shows its steps"] if isinstance(model, Denoises) else []
     if isinstance(model, Likelihood):
         abilities.append("likelihood, " + ("exact" if model.likelihood_is_exact else "a bound"))
     facts = {

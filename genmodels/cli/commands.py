@@ -9,7 +9,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from genmodels.cli.arguments import check_free, chosen_options, condition_for, describe, load, read_face
+from genmodels.cli.arguments import check_free, chosen_options, condition_for, describe, load, read_face, read_mask
 from genmodels.usage import UsageError
 
 
@@ -118,6 +118,7 @@ def inpaint(
     run: Positional[str],
     images: Positional[tuple[Path, ...]],
     known: float = 0.5,
+    mask: Path | None = None,
     n: int = 6,
     seed: int = 0,
     out: Path = Path("completed.png"),
@@ -126,7 +127,7 @@ def inpaint(
     options: tuple[str, ...] = (),
     force: bool = False,
 ) -> None:
-    """Complete images of which only the upper part is shown to the model.
+    """Complete images of which only a part is shown to the model: the upper one, or what a mask leaves.
 
     Each row of the picture: the whole image, what the model sees of it, and N ways to go on.
 
@@ -134,6 +135,7 @@ def inpaint(
         run: run or model folder, or an id on the Hub.
         images: image files; aligned CelebA faces (178 x 218) get the usual crop, others their centre square.
         known: share of the rows that are shown.
+        mask: instead, a picture of the model's size, black where images are shown and white where they are made up.
         n: how many ways.
         seed: which.
         out: the picture to write.
@@ -155,11 +157,13 @@ def inpaint(
     model = load(run)
     size = model.config.size
     shown = np.stack([read_face(path, size) for path in images])  # (N, H, W, 3)
-    mask = np.zeros((size, size), bool)
-    mask[: round(known * size)] = True
+    visible = np.zeros((size, size), bool)
+    visible[: round(known * size)] = True
+    if mask is not None:
+        visible = read_mask(mask, size)
     condition = condition_for(model, len(shown), attributes, label)
-    ways = sampling.inpaint(model, shown, mask, n, seed, condition, **chosen_options(model, options))
-    seen = np.where(mask[:, :, None], shown, np.uint8(127))
+    ways = sampling.inpaint(model, shown, visible, n, seed, condition, **chosen_options(model, options))
+    seen = np.where(visible[:, :, None], shown, np.uint8(127))
     rows = np.concatenate([shown[:, None], seen[:, None], ways], axis=1)  # (N, 2 + n, H, W, 3)
     sampling.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
     print(f"{len(shown)} images, each completed in {n} ways, in {out}")
@@ -168,34 +172,169 @@ def inpaint(
 def interpolate(
     run: Positional[str],
     seeds: tuple[int, ...] = (1, 2),
+    images: tuple[Path, ...] = (),
     frames: int = 16,
     out: Path = Path("interpolation.png"),
     options: tuple[str, ...] = (),
     force: bool = False,
 ) -> None:
-    """Walk from one sample to another.
+    """Walk from one sample to another, or, with --images, from one face to another.
 
     Args:
         run: run or model folder, or an id on the Hub.
         seeds: where from and where to (image 0 of these seeds of `genmodels sample`); three or more make a closed tour.
+        images: image files to walk through instead, for models that encode images as noise.
         frames: pictures from one seed to the next, both included.
         out: NAME.png for a strip, one row for each leg, or NAME.gif for an animation.
         options: the family's own options as NAME=VALUE; --NAME VALUE is short for it.
         force: overwrite an existing file.
     """
-    if len(seeds) < 2 or frames < 2:
-        raise UsageError(f"an interpolation needs at least 2 --seeds and 2 --frames, got {len(seeds)} and {frames}")
+    if len(seeds) < 2 or frames < 2 or len(images) == 1:
+        raise UsageError(
+            f"an interpolation needs at least 2 --seeds or --images, and 2 --frames, got {len(images or seeds)} and {frames}"
+        )
     check_free(out, force, ".png", ".gif")
+
+    import numpy as np
 
     from genmodels import sampling
 
     model = load(run)
-    legs = sampling.interpolate(model, seeds, frames, **chosen_options(model, options))
+    chosen = chosen_options(model, options)
+    if images:
+        faces = np.stack([read_face(path, model.config.size) for path in images])
+        legs = sampling.morph(model, faces, frames, **chosen)
+    else:
+        legs = sampling.interpolate(model, seeds, frames, **chosen)
     if out.suffix == ".gif":
         sampling.save_animation(out, sampling.animation_frames(legs))
     else:
         sampling.save_grid(out, legs.reshape(-1, *legs.shape[2:]), columns=frames)
-    print(f"{len(legs)} x {frames} pictures through seeds {', '.join(map(str, seeds))} in {out}")
+    through = f"{len(images)} images" if images else f"seeds {', '.join(map(str, seeds))}"
+    print(f"{len(legs)} x {frames} pictures through {through} in {out}")
+
+
+def edit(
+    run: Positional[str],
+    images: Positional[tuple[Path, ...]],
+    strength: tuple[float, ...] = (0.3, 0.5, 0.7),
+    seed: int = 0,
+    out: Path = Path("edited.png"),
+    attributes: str = "",
+    label: int | None = None,
+    options: tuple[str, ...] = (),
+    force: bool = False,
+) -> None:
+    """Redraw images: noise is added to them and removed again (SDEdit).
+
+    Each row of the picture: the image, then what becomes of it at each strength.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        images: image files; aligned CelebA faces (178 x 218) get the usual crop, others their centre square.
+        strength: how much is redrawn, above 0 and at most 1 (everything); several make several columns.
+        seed: of the noise.
+        out: the picture to write.
+        attributes: what a conditional model is asked for, such as Smiling=yes; what is not named is open.
+        label: the class a class-conditional model is asked for.
+        options: the family's own options as NAME=VALUE; --NAME VALUE is short for it.
+        force: overwrite an existing file.
+    """
+    if not images:
+        raise UsageError("no images given. Usage: genmodels edit RUN IMAGE...")
+    if not strength:
+        raise UsageError("--strength needs at least one number above 0 and at most 1")
+    check_free(out, force, ".png")
+
+    import numpy as np
+
+    from genmodels import sampling
+
+    model = load(run)
+    shown = np.stack([read_face(path, model.config.size) for path in images])  # (N, H, W, 3)
+    condition = condition_for(model, len(shown), attributes, label)
+    chosen = chosen_options(model, options)
+    redrawn = [sampling.edit(model, shown, each, seed, condition, **chosen) for each in strength]
+    rows = np.stack([shown, *redrawn], axis=1)  # (N, 1 + strengths, H, W, 3)
+    sampling.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+    print(f"{len(shown)} images, each redrawn with strength {', '.join(f'{each:g}' for each in strength)}, in {out}")
+
+
+def trajectory(
+    run: Positional[str],
+    n: int = 4,
+    seed: int = 0,
+    frames: int = 10,
+    out: Path = Path("trajectory.png"),
+    attributes: str = "",
+    label: int | None = None,
+    options: tuple[str, ...] = (),
+    force: bool = False,
+) -> None:
+    """Show how noise becomes images, step by step.
+
+    Two rows for each image: what it is at the step, and what the model expects it to become.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        n: how many images (image i of a seed is that of `genmodels sample`).
+        seed: which images.
+        frames: how many of the steps are shown, evenly chosen, the first and the last among them.
+        out: NAME.png for rows, or NAME.gif for an animation.
+        attributes: what a conditional model is asked for, such as Smiling=yes; what is not named is open.
+        label: the class a class-conditional model is asked for.
+        options: the family's own options as NAME=VALUE; --NAME VALUE is short for it.
+        force: overwrite an existing file.
+    """
+    if n < 1 or frames < 2:
+        raise UsageError(f"--n must be at least 1 and --frames at least 2, got {n} and {frames}")
+    check_free(out, force, ".png", ".gif")
+
+    import numpy as np
+
+    from genmodels import sampling
+
+    model = load(run)
+    steps = sampling.trajectory(model, n, seed, condition_for(model, n, attributes, label), **chosen_options(model, options))
+    kept = np.linspace(0, steps.shape[2] - 1, min(frames, steps.shape[2])).round().astype(int)
+    steps = steps[:, :, kept]  # (N, 2, frames, H, W, 3)
+    if out.suffix == ".gif":
+        every = steps.transpose(2, 1, 0, 3, 4, 5).reshape(len(kept), -1, *steps.shape[3:])  # (frames, 2 N, H, W, 3)
+        sampling.save_animation(out, np.stack([np.asarray(sampling.grid(frame, n)) for frame in every]), 150)
+    else:
+        sampling.save_grid(out, steps.reshape(-1, *steps.shape[3:]), columns=len(kept))
+    print(f"{n} images of seed {seed}, {len(kept)} of {steps.shape[2]} steps, in {out}")
+
+
+def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers"] = "diffusers") -> None:
+    """Write a model as a folder that another library loads, without genmodels.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        out: a new or empty folder.
+        to: the library.
+    """
+    from genmodels.exchange.export import export_to_diffusers
+
+    print(f"{out} is {export_to_diffusers(load(run), out)}")
+
+
+def import_(pipeline: Positional[Path], out: Positional[Path]) -> None:
+    """Make a pipeline of diffusers a model of ours. Every command also takes the pipeline's folder itself.
+
+    Args:
+        pipeline: the folder of a DDPMPipeline, DDIMPipeline or LDMPipeline.
+        out: a new or empty folder for the model.
+    """
+    from genmodels.exchange.importing import import_pipeline, is_pipeline
+
+    if not is_pipeline(pipeline):
+        raise ValueError(f"{pipeline} is no pipeline of diffusers: it has no model_index.json")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: choose another")
+    model = import_pipeline(pipeline)
+    model.save_pretrained(out)
+    print(f"a {model.family} of {model.config.size} px in {out}: genmodels sample {out}")
 
 
 def info(run: Positional[str]) -> None:

@@ -41,7 +41,7 @@ def with_latents(
     Args:
         data: all splits.
         encode: of a frozen codec: images (N, 3, H, W) in [-1, 1] -> latents (N, *latent_shape).
-        weights: what identifies that codec, `weights_hash(codec)`.
+        weights: what identifies that codec and which of its outputs `encode` gives.
         cache: a folder for all such files.
         flip: whether training mirrors images: their latents are kept too, since they are no mirrored latents.
         device: where the codec is.

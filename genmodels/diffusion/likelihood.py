@@ -31,8 +31,8 @@ def ode_bits_per_dim(denoise: Denoise, process: Process, images: Tensor, noise: 
 def ode_log_density(denoise: Denoise, process: Process, x: Tensor, direction: Tensor, way: Schedule) -> Tensor:
     """log p(x), (N,), of data x (N, C, H, W), integrated along `way`, from data to noise.
 
-    In y = x_t / c and tau (`Schedule.coordinate`) the ODE is dy/dtau = (y - x_0(c y)) / tau. Its divergence is
-    D / tau, which is integrated exactly, less c / tau times the trace of the Jacobian of x_0.
+    In y = x_t / c and tau (`Schedule.coordinate`) the ODE is dy/dtau = (y - x_0(c y)) / tau. Its divergence is 1 / tau
+    times D less c times the trace of the Jacobian of x_0.
     """
     count = x[0].numel()
     scale, tau = way.coordinate(0)
@@ -45,8 +45,8 @@ def ode_log_density(denoise: Denoise, process: Process, x: Tensor, direction: Te
         there = y + (tau1 - tau) * slope
         x0_there, trace_there = _with_trace(denoise, scale1 * there, way.times[i + 1], direction)
         y = y + (tau1 - tau) * (slope + (there - x0_there) / tau1) / 2
-        lost = (scale * trace / tau + scale1 * trace_there / tau1) / 2
-        log_volume = log_volume + count * math.log(tau1 / tau) - (tau1 - tau) * lost
+        # The trace goes from D, where there is no noise, to 0: smooth in the logarithm of tau.
+        log_volume = log_volume + math.log(tau1 / tau) * (count - (scale * trace + scale1 * trace_there) / 2)
         # The evaluation at Euler's point serves the next step as well: half the cost, and the order is still 2.
         x0, trace, scale, tau = x0_there, trace_there, scale1, tau1
     end = scale * y / process.spread

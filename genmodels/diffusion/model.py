@@ -30,8 +30,9 @@ class DiffusionConfig:
 
     size: int = 64
     """Side of the images in pixels; the recipe sets it from --size."""
-    latents: tuple[int, int, int] | None = None
-    """Shape of the codec's latents, (channels, height, width); None: pixels. Set from --codec."""
+    latents: tuple[int, ...] | None = None
+    """Shape of the codec's latents, (channels, height, width), or (channels,) of a vector, which is a map of one position;
+    None: pixels. Set from --codec."""
     process: Literal["flow", "edm", "ddpm"] = "flow"
     """"flow", "edm" or "ddpm"; each has its settings below."""
     flow: Flow = Flow()
@@ -52,10 +53,8 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size must be at least 1 pixel, got {self.size}")
-        if self.latents is not None and (len(self.latents) != 3 or min(self.latents) < 1):
-            raise ValueError(
-                f"latents must be a map, (channels, height, width), got {self.latents}: train a VAE with --model.spatial"
-            )
+        if self.latents is not None and (len(self.latents) not in (1, 3) or min(self.latents) < 1):
+            raise ValueError(f"latents must be (channels, height, width) or (channels,), got {self.latents}")
         if self.process not in ("flow", "edm", "ddpm"):
             raise ValueError(f"process must be flow, edm or ddpm, got {self.process!r}")
         if not (0 <= self.drop <= 1 and 0 <= self.drop_each <= 1):
@@ -68,7 +67,10 @@ class DiffusionConfig:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of x."""
-        return self.latents or (3, self.size, self.size)
+        if self.latents is None:
+            return (3, self.size, self.size)
+        channels, height, width = (*self.latents, 1, 1)[:3]
+        return (channels, height, width)
 
 
 class Diffusion(Generator, ABC):
@@ -84,12 +86,15 @@ class Diffusion(Generator, ABC):
     Options = DiffusionOptions
     likelihood_is_exact = False
     likelihood_levels = 256
+    likelihood_images = 256
 
     def __init__(self, config: DiffusionConfig, width: int):
         super().__init__(config)
         c = config
         self.process: Process = {"flow": c.flow, "edm": c.edm, "ddpm": c.ddpm}[c.process]
         self.needs_codec = c.latents is not None
+        if c.process != "ddpm":
+            self.likelihood_by = "an estimate through the probability-flow ODE, no bound"
         self.condition = ConditionEmbedding(len(c.attributes), c.classes, width) if self.is_conditional else None
         self.gaussian = GaussianDenoiser(c.shape, c.gaussian) if c.gaussian else None
 
@@ -106,12 +111,7 @@ class Diffusion(Generator, ABC):
     # ---- training ----
 
     def check_codec(self, codec: Codec) -> None:
-        shape = codec.vector_shape if isinstance(codec, HasVectors) else codec.latent_shape
-        if len(shape) != 3:
-            raise ValueError(
-                f"this {self.family} works on a map of latents, (channels, height, width); the codec's have shape "
-                f"{shape}: train one with --model.spatial"
-            )
+        shape = tuple(codec.vector_shape if isinstance(codec, HasVectors) else codec.latent_shape)
         if self.config.latents != shape:
             raise ValueError(f"the prior was built for latents {self.config.latents}, the codec's have shape {shape}")
 
@@ -119,11 +119,11 @@ class Diffusion(Generator, ABC):
     def initialise(self, images: Iterable[Tensor]) -> None:
         """Fit the closed-form denoiser to the data, where there is one."""
         if self.gaussian is not None:
-            self.gaussian.fit(torch.cat(list(images)))
+            self.gaussian.fit(self._as_map(torch.cat(list(images))))
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config
-        x0 = batch.images.float()
+        x0 = self._as_map(batch.images.float())
         condition = batch.condition
         if self.is_conditional:
             condition = drop_condition(condition, batch.noise, c.drop, c.drop_each)
@@ -213,7 +213,8 @@ class Diffusion(Generator, ABC):
 
         x = self.process.spread * noise.normal(*self.config.shape)
         x = options.solver_for(self.process)(watched, x, self.schedule(options), self._normal(noise))
-        return torch.stack([*seen, x]), torch.stack([*expected, x])
+        both = ([*steps, x] for steps in (seen, expected))
+        return tuple(torch.stack([self._as_latents(step) for step in steps]) for steps in both)  # type: ignore[return-value]
 
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: DiffusionOptions) -> Tensor:
         """Samples (len(weights), C, H, W) from noise on the arc from that of `first` to that of `second`."""
@@ -232,7 +233,7 @@ class Diffusion(Generator, ABC):
         options.check_reversible("encoding an image as noise")
         way = solvers.encoding(self.process, self.schedule(options))
         denoise = self.denoiser(condition, options, len(images), images.device)
-        x = options.solver_for(self.process)(denoise, way.alpha[0] * images, way, _none)
+        x = options.solver_for(self.process)(denoise, way.alpha[0] * self._as_map(images), way, _none)
         return x / self.process.spread
 
     def generate_from(self, eps: Tensor, condition: Condition, options: DiffusionOptions) -> Tensor:
@@ -257,7 +258,7 @@ class Diffusion(Generator, ABC):
             raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
         whole = self.schedule(options)
         way = whole[len(whole) - math.ceil(strength * len(whole)) :]
-        x = way.alpha[0] * images + way.sigma[0] * noise.normal(*self.config.shape)
+        x = way.alpha[0] * self._as_map(images) + way.sigma[0] * noise.normal(*self.config.shape)
         return self._walk(x, way, noise, condition, options)
 
     def inpaint(
@@ -270,6 +271,8 @@ class Diffusion(Generator, ABC):
             ValueError: for a mask of another size.
         """
         shape = self.config.shape
+        if self.config.latents is not None and len(self.config.latents) == 1:
+            raise ValueError("a vector stands for the whole image and cannot be known in part: take a codec with a map")
         if known.dtype != torch.bool or tuple(known.shape) != shape[1:]:
             kind = f"{str(known.dtype).removeprefix('torch.')} {tuple(known.shape)}"
             raise ValueError(f"where an image is known must be bool {shape[1:]}, got {kind}")
@@ -277,7 +280,7 @@ class Diffusion(Generator, ABC):
         denoise = self.denoiser(condition, options, len(images), images.device)
         way = self.schedule(options)
         drawn = solvers.repaint(denoise, x, way, self._normal(noise), images, known, options.resample)
-        return torch.where(known, images, self._in_range(drawn))
+        return torch.where(known, images, self._finished(drawn))
 
     def bits_per_dim(self, images: Tensor, noise: Noise, steps: int = 20) -> Tensor:
         """Bits per dimension of 8-bit `images` (N, 3, H, W), without a condition: (N,). For a DDPM its variational
@@ -297,7 +300,7 @@ class Diffusion(Generator, ABC):
             return likelihood.ode_bits_per_dim(denoise, self.process, images, noise, steps)
 
     def _between(self, first: Tensor, second: Tensor, weights: Tensor, options: DiffusionOptions) -> Tensor:
-        """Samples from the arc between two noises (1, C, H, W)."""
+        """Samples from the arc between two noises (1, C, H, W), as images or latents."""
         return self.generate_from(slerp(first, second, weights.to(first)), Condition(), options)
 
     def _walk(
@@ -305,14 +308,22 @@ class Diffusion(Generator, ABC):
     ) -> Tensor:
         denoise = self.denoiser(condition, options, len(x), x.device)
         normal = _none if noise is None else self._normal(noise)
-        return self._in_range(options.solver_for(self.process)(denoise, x, way, normal))
+        return self._finished(options.solver_for(self.process)(denoise, x, way, normal))
 
     def _normal(self, noise: Noise) -> Normal:
         return lambda: noise.normal(*self.config.shape)
 
-    def _in_range(self, x: Tensor) -> Tensor:
+    def _finished(self, x: Tensor) -> Tensor:
         """Pixels stay in [-1, 1]; latents are the codec's business."""
-        return x if self.needs_codec else x.clamp(-1, 1)
+        return self._as_latents(x) if self.needs_codec else x.clamp(-1, 1)
+
+    def _as_map(self, latents: Tensor) -> Tensor:
+        """(N, *latents) -> (N, C, H, W)."""
+        return latents.view(len(latents), *self.config.shape)
+
+    def _as_latents(self, x: Tensor) -> Tensor:
+        """The inverse of `_as_map`."""
+        return x if self.config.latents is None else x.view(len(x), *self.config.latents)
 
 
 def _none() -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from genmodels.diffusion.model import Diffusion, DiffusionConfig
@@ -66,8 +68,6 @@ class UNet(Diffusion):
     def __init__(self, config: UNetConfig | None = None):
         c = config or UNetConfig()
         super().__init__(c, width=4 * c.channels[0])
-        from diffusers import UNet2DModel
-
         self.network = UNet2DModel(**network_settings(c))
         if not c.diffusers:
             start_small(self.network)
@@ -98,11 +98,9 @@ def network_settings(config: UNetConfig) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def start_small(network: nn.Module) -> None:
+def start_small(network: UNet2DModel) -> None:
     """Every residual block begins as the identity and the output as zero (arXiv 2105.05233, appendix A)."""
-    for module in network.modules():
-        if (last := getattr(module, "conv2", None)) is not None and hasattr(module, "time_emb_proj"):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-    nn.init.zeros_(network.conv_out.weight)  # type: ignore[union-attr, arg-type]
-    nn.init.zeros_(network.conv_out.bias)  # type: ignore[union-attr, arg-type]
+    blocks = [module.conv2 for module in network.modules() if isinstance(module, ResnetBlock2D)]
+    for last in (*blocks, network.conv_out):
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)

@@ -159,7 +159,7 @@ def _reconstruction(
 
 
 def _likelihood(model: Generator, reference: Reference, n: int, seed: int, batch_size: int) -> Part:
-    images = spread(reference.images, n)
+    images = spread(reference.images, min(n, model.likelihood_images or n))
     protocol = _of(images, reference)
     if isinstance(model, HasPrior) and isinstance(prior := model.get_prior(), TokenLikelihood):
         with evaluating(model), torch.inference_mode():
@@ -173,7 +173,7 @@ def _likelihood(model: Generator, reference: Reference, n: int, seed: int, batch
     name = "bits-per-dim" if levels == 256 else f"bits-per-dim-of-{levels}-levels"
     with evaluating(model):
         batches = _batches(model, images, batch_size, "bits/dim")
-        return {name: likelihood_score(model, batches, seed, protocol)}, {}
+        return {name: likelihood_score(model, batches, seed, protocol, model.likelihood_by)}, {}
 
 
 def _of(images: Images, reference: Reference) -> Protocol:

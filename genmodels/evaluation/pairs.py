@@ -112,14 +112,17 @@ def pair_scores(
 
 
 @torch.inference_mode()
-def likelihood_score(model: Likelihood, batches: Iterable[Tensor], seed: int, protocol: Protocol) -> Score:
-    """Bits per dimension of images, marked as exact or as an upper bound.
+def likelihood_score(
+    model: Likelihood, batches: Iterable[Tensor], seed: int, protocol: Protocol, by: str = ""
+) -> Score:
+    """Bits per dimension of images, marked as exact, as an upper bound, or as `by` says.
 
     Args:
         model: in the mode and on the device it shall run on.
         batches: images (N, 3, H, W) in [-1, 1] holding 8-bit values, on that device.
         seed: of the noise the estimate may need.
         protocol: what the images are.
+        by: how it is computed, where it is neither exact nor a bound.
     """
     found: list[Tensor] = []
     position = 0
@@ -128,6 +131,7 @@ def likelihood_score(model: Likelihood, batches: Iterable[Tensor], seed: int, pr
         found.append(model.bits_per_dim(images, noise))
         position += len(images)
     how = "exact" if model.likelihood_is_exact else "an upper bound; the true value is at most this"
+    how = by or how
     if model.likelihood_levels < 256:
         how += f"; of images rounded to {model.likelihood_levels} shades of each colour"
     value, error = _mean(found)

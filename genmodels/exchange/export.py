@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
+from genmodels.base import Generator
 from genmodels.diffusion.process import DDPM
 from genmodels.diffusion.unet import UNet
 from genmodels.exchange.scheduler import scheduler_for
@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).parent / "sample.py"
 SETTINGS, EXTRAS = "genmodels.json", "genmodels.safetensors"
 
 
-def export_to_diffusers(model: nn.Module, out: Path) -> str:
+def export_to_diffusers(model: Generator, out: Path) -> str:
     """Writes `model` into the new or empty folder `out`, and says what it is there.
 
     A DDPM in pixels, without condition, patches or closed-form part, is a DDIMPipeline; over the vectors of a diffusers
@@ -64,7 +64,7 @@ def export_to_diffusers(model: nn.Module, out: Path) -> str:
     return "unet/, scheduler/ and a script that samples with them: python OUT/sample.py --help"
 
 
-def parts_of(model: nn.Module) -> tuple[UNet, PretrainedCodec | None]:
+def parts_of(model: Generator) -> tuple[UNet, PretrainedCodec | None]:
     """The U-Net, and the codec of diffusers that it is a prior over.
 
     Raises:
@@ -72,7 +72,7 @@ def parts_of(model: nn.Module) -> tuple[UNet, PretrainedCodec | None]:
     """
     prior: Any = model.get_prior() if isinstance(model, Latent) else model
     if not isinstance(prior, UNet):
-        raise ValueError(f"diffusers has no counterpart of {getattr(prior, 'family', 'this')} models: a unet can be exported")
+        raise ValueError(f"diffusers has no counterpart of {prior.family} models here: a unet can be exported")
     if not isinstance(model, Latent):
         prior.check_whole()
         return prior, None
@@ -84,7 +84,7 @@ def parts_of(model: nn.Module) -> tuple[UNet, PretrainedCodec | None]:
     return prior, model.codec
 
 
-def extras(model: nn.Module, prior: UNet, codec: PretrainedCodec | None) -> dict[str, torch.Tensor]:
+def extras(model: Generator, prior: UNet, codec: PretrainedCodec | None) -> dict[str, torch.Tensor]:
     """Weights that are not the U-Net's nor the codec's, by the names that sample.py knows."""
     found = {"none": torch.zeros(())}
     if prior.condition is not None:

@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-ALONE = ("process", "patch", "channels_height_width", "attributes", "classes")
-
 
 class Model:
     """What lies in a folder: unet/, scheduler/, the codec's vae/, genmodels.json and genmodels.safetensors."""

@@ -1,0 +1,361 @@
+"""The diffusion model: its loss, what it can do with a trained network, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from genmodels.cli import main
+from genmodels.diffusion import likelihood, solvers
+from genmodels.diffusion.gaussian import GaussianDenoiser
+from genmodels.diffusion.guidance import Guidance, guided
+from genmodels.diffusion.options import DiffusionOptions
+from genmodels.diffusion.process import DDPM, EDM, Flow
+from genmodels.diffusion.unet import UNet, UNetConfig, network_settings
+from genmodels.types import Batch, Condition, Denoises, Edits, Inpaints, Interpolates, Likelihood, Morphs, Noise
+
+NETWORK = dict(size=16, channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
+PROCESSES = {"flow": Flow(), "edm": EDM(), "ddpm": DDPM()}
+
+
+def unet(**settings) -> UNet:
+    """A small model with random weights, the output's too."""
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(**(NETWORK | settings)))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def data(n: int, shape=(3, 16, 16), seed: int = 0) -> Tensor:
+    """Correlated normal data."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(n, shape[0], 4, 4, generator=generator)
+    fine = torch.randn(n, *shape, generator=generator)
+    return 0.1 + 0.3 * torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bicubic") + 0.05 * fine
+
+
+def noises(n: int, seed: int = 0) -> Noise:
+    return Noise.for_images(seed, range(n))
+
+
+# ---- the closed-form denoiser ----
+
+
+@pytest.mark.parametrize("process", ["flow", "edm", "ddpm"])
+def test_with_the_closed_form_alone_normal_data_are_sampled_exactly(process):
+    """A network that puts out nothing: the model is the Gaussian of the data, whatever the process."""
+    shape = (1, 4, 4)
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(**(NETWORK | dict(latents=shape, process=process, gaussian=16, channels=(16,), attention=(False,)))))
+    mix = torch.randn(16, 16, generator=torch.Generator().manual_seed(2)) / 4
+    drawn = 0.5 + torch.randn(2000, 16, generator=torch.Generator().manual_seed(3)) @ mix
+    model.initialise([drawn.view(-1, *shape)])
+    with torch.no_grad():
+        found = model.sample(noises(2000), Condition(), model.options(steps=30, schedule="log-snr")).flatten(1)
+    torch.testing.assert_close(found.mean(0), drawn.mean(0), rtol=0, atol=0.1)
+    torch.testing.assert_close(found.T.cov(), drawn.T.cov(), rtol=0, atol=0.12)
+
+
+def test_the_gaussian_denoiser_is_the_wiener_filter():
+    """All components: mean + alpha C (alpha^2 C + sigma^2)^-1 (x - alpha mean)."""
+    x = data(500, (1, 4, 4)).double()
+    denoiser = GaussianDenoiser((1, 4, 4), 16)
+    denoiser.fit(x)
+    flat = x.flatten(1)
+    cov = (flat - flat.mean(0)).T @ (flat - flat.mean(0)) / len(flat)
+    alpha, sigma = 0.6, 0.4
+    x_t = data(5, (1, 4, 4), seed=1).double()
+    gain = alpha * cov @ torch.linalg.inv(alpha**2 * cov + sigma**2 * torch.eye(16, dtype=torch.float64))
+    expected = flat.mean(0) + (x_t.flatten(1) - alpha * flat.mean(0)) @ gain.T
+    found = denoiser(x_t, torch.tensor(alpha), torch.tensor(sigma)).flatten(1)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_fewer_components_keep_the_total_variance():
+    x = data(500, (3, 8, 8))
+    denoiser = GaussianDenoiser((3, 8, 8), 20)
+    denoiser.fit(x)
+    total = (x - x.mean(0)).square().flatten(1).sum(1).mean()
+    torch.testing.assert_close(denoiser.variance.sum() + (192 - 20) * denoiser.rest, total, rtol=1e-3, atol=0)
+    again = GaussianDenoiser((3, 8, 8), 20)
+    again.fit(x)
+    assert torch.equal(again.basis, denoiser.basis)
+
+
+# ---- the loss ----
+
+
+@pytest.mark.parametrize("process", list(PROCESSES))
+def test_the_loss_is_the_weighted_error_of_the_target(process):
+    """Written out with the numbers of the batch's own noise."""
+    model = unet(process=process)
+    x = data(4)
+    loss, metrics = model(Batch(x, noises(4)))
+    same = noises(4)
+    t = model.process.draw(same.uniform()).view(-1, 1, 1, 1)
+    eps = same.normal(3, 16, 16)
+    x_t = model.process.alpha(t) * x + model.process.sigma(t) * eps
+    with torch.no_grad():
+        output = model.network(model.process.scale(t) * x_t, model.process.signal(t).flatten()).sample
+    error = (output - model.process.target(x, eps, t)).square().mean((1, 2, 3))
+    torch.testing.assert_close(loss, (model.process.weight(t).flatten() * error).mean())
+    torch.testing.assert_close(metrics["mse"], error.mean())
+
+
+def test_patches_are_a_coarser_grid_of_more_channels():
+    settings = network_settings(UNetConfig(**(NETWORK | {"patch": 2})))
+    assert settings["in_channels"] == settings["out_channels"] == 12 and settings["sample_size"] == 8
+    x = data(2)
+    model = unet(patch=2)
+    with torch.no_grad():
+        found = model.predict(x, torch.tensor([3.0, 700.0]), None)
+    assert found.shape == x.shape
+
+
+def test_a_new_network_starts_at_nothing():
+    """So that the model starts as its closed-form part."""
+    model = UNet(UNetConfig(**NETWORK))
+    assert not model.predict(data(2), torch.tensor([1.0, 500.0]), None).any()
+
+
+# ---- guidance ----
+
+
+def constant(value: float):
+    def denoise(x: Tensor, t) -> Tensor:
+        return torch.full_like(x, value)
+
+    return denoise
+
+
+def test_guidance_exaggerates_every_channel_within_its_interval():
+    x = torch.zeros(2, 4, 3, 3)
+    how = Guidance(3.0, low=0.5, high=2.0)
+    both = guided(constant(1.0), constant(0.5), how, Flow())
+    for t, expected in ((0.3, 1.0), (0.5, 2.0), (0.6, 2.0), (0.9, 1.0), (1.0, 1.0)):
+        assert torch.equal(both(x, t), torch.full_like(x, expected)), t
+    assert torch.equal(guided(constant(1.0), constant(0.5), Guidance(3.0), Flow())(x, 1.0), torch.full_like(x, 2.0))
+
+
+def test_rescaled_guidance_has_the_spread_of_the_condition():
+    better, worse = data(3), data(3, seed=1)
+    x = torch.zeros_like(better)
+    full = guided(lambda *_: better, lambda *_: worse, Guidance(4.0, rescale=1.0), Flow())(x, 0.5)
+    torch.testing.assert_close(full.std((1, 2, 3)), better.std((1, 2, 3)))
+
+
+def test_guided_sampling_is_the_formula_on_the_denoisers():
+    model = unet(attributes=("Smiling", "Male"))
+    asked = Condition(torch.tensor([[1.0, -1.0]]).repeat(2, 1))
+    options = model.options(guidance=2.5, solver="euler", steps=4)
+    x, device = noises(2).normal(3, 16, 16), torch.device("cpu")
+    with torch.no_grad():
+        guiding = model.denoiser(asked, options, 2, device)(x, 0.7)
+        plain, free = (model.unguided(c, 2, device)(x, 0.7) for c in (asked, Condition()))
+        torch.testing.assert_close(guiding, free + 2.5 * (plain - free))
+        assert (plain - free).abs().max() > 1e-3
+
+
+def test_a_weaker_model_guides_without_any_condition(tmp_path):
+    model, weaker = unet(), unet(channels=(8, 16))
+    weaker.save_pretrained(tmp_path / "weak")
+    x, device = noises(2).normal(3, 16, 16), torch.device("cpu")
+    with torch.no_grad():
+        found = model.denoiser(Condition(), model.options(guidance=2.0, guide=tmp_path / "weak"), 2, device)(x, 0.5)
+        a, b = (m.unguided(Condition(), 2, device)(x, 0.5) for m in (model, weaker))
+    torch.testing.assert_close(found, b + 2 * (a - b))
+    unet(process="ddpm").save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="cannot guide this model"):
+        model.generate(1, guidance=2.0, guide=tmp_path / "other")
+    with pytest.raises(ValueError, match="needs a condition.*trained without.*--guide RUN"):
+        model.generate(1, guidance=2.0)
+
+
+# ---- what it can do ----
+
+
+@pytest.mark.parametrize("process", list(PROCESSES))
+def test_noise_to_image_and_back(process):
+    """The ODE walked backwards, then forwards: the image again. (Of a smooth closed-form denoiser; a random network is
+    no denoiser.)"""
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(**(NETWORK | dict(process=process, gaussian=40))))
+    model.initialise([data(200)])
+    images = data(3, seed=5).clamp(-1, 1)
+    options = model.options(solver="unipc", steps=50, schedule="log-snr")
+    with torch.no_grad():
+        eps = model.invert(images, Condition(), options)
+        back = model.generate_from(eps, Condition(), options)
+    torch.testing.assert_close(back, images, rtol=0, atol=0.02)
+    assert 0.7 < eps.std() < 1.4
+
+
+def test_it_keeps_every_promise_of_the_protocols():
+    model = unet()
+    for promise in (Likelihood, Inpaints, Interpolates, Morphs, Edits, Denoises):
+        assert isinstance(model, promise)
+
+
+def test_a_little_editing_changes_little():
+    model = UNet(UNetConfig(**(NETWORK | dict(gaussian=40))))
+    model.initialise([data(200)])
+    images = data(2, seed=5).clamp(-1, 1)
+    with torch.no_grad():
+        changes = [
+            (model.edit(images, s, noises(2), Condition(), model.options(steps=20)) - images).square().mean().item()
+            for s in (0.1, 0.5, 1.0)
+        ]
+        everything = model.edit(images, 1.0, noises(2), Condition(), model.options(steps=20))
+        assert torch.equal(everything, model.sample(noises(2), Condition(), model.options(steps=20)))
+    assert changes[0] < changes[1] < changes[2] and changes[0] < 0.01
+    for strength in (0.0, 1.2):
+        with pytest.raises(ValueError, match="strength must be above 0 and at most 1"):
+            model.edit(images, strength, noises(2), Condition(), model.options())
+
+
+def test_any_region_is_completed_and_the_rest_left():
+    model = unet()
+    images = data(2).clamp(-1, 1)
+    known = torch.ones(16, 16, dtype=torch.bool)
+    known[4:9, 6:12] = False
+    with torch.no_grad():
+        found = model.inpaint(images, known, noises(2), Condition(), model.options(steps=4))
+    assert torch.equal(found[..., known], images[..., known])
+    assert (found[..., ~known] - images[..., ~known]).abs().max() > 0.01
+    with pytest.raises(ValueError, match=r"must be bool \(16, 16\), got bool \(8, 16\)"):
+        model.inpaint(images, known[:8], noises(2), Condition(), model.options())
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpm", "unipc"])
+def test_the_trajectory_ends_with_the_sample(solver):
+    model = unet()
+    options = model.options(solver=solver, steps=5)
+    with torch.no_grad():
+        seen, expected = model.trajectory(noises(2), Condition(), options)
+        sample = model.sample(noises(2), Condition(), options)
+    evaluations = 9 if solver == "heun" else 5
+    assert seen.shape == expected.shape == (evaluations + 1, 2, 3, 16, 16)
+    assert torch.equal(seen[-1].clamp(-1, 1), sample) and torch.equal(expected[-1].clamp(-1, 1), sample)
+    assert 0.9 < seen[0].std() < 1.1
+
+
+@pytest.mark.parametrize("options", [dict(solver="ddim", eta=0.5), dict(solver="dpm-sde")])
+def test_walks_with_fresh_noise_cannot_be_walked_back(options):
+    model = unet()
+    with pytest.raises(ValueError, match="interpolation needs a solver without fresh noise"):
+        model.interpolate(noises(1), noises(1, 1), torch.tensor([0.5]), model.options(**options))
+    with pytest.raises(ValueError, match="encoding an image as noise needs a solver without fresh noise"):
+        model.morph(data(1), data(1), torch.tensor([0.5]), model.options(**options))
+
+
+# ---- likelihood ----
+
+
+def normal_denoiser(process, mean: float, deviation: float):
+    def denoise(x: Tensor, t) -> Tensor:
+        at = t if isinstance(t, Tensor) else torch.tensor(float(t))
+        alpha, sigma = process.alpha(at), process.sigma(at)
+        return mean + alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2) * (x - alpha * mean)
+
+    return denoise
+
+
+@pytest.mark.parametrize("process", [Flow(), EDM(), DDPM(schedule="linear")], ids=["flow", "edm", "ddpm"])
+def test_the_ode_gives_the_density_of_normal_data(process):
+    mean, deviation = 0.2, 0.3
+    x = mean + deviation * torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    way = solvers.encoding(process, solvers.schedule(process, 60, "log-snr"))
+    direction = torch.ones_like(x)  # the Jacobian is a multiple of the identity: every direction gives its trace
+    found = likelihood.ode_log_density(normal_denoiser(process, mean, deviation), process, x, direction, way)
+    exact = torch.distributions.Normal(mean, deviation).log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(found / 48, exact / 48, rtol=0, atol=0.01)
+
+
+def test_the_bound_of_a_ddpm_is_what_its_formula_gives_for_normal_data():
+    """With the exact denoiser every term is known; their sum is above the entropy, by what the coarse steps lose."""
+    process, mean, deviation = DDPM(schedule="linear"), 0.1, 0.3
+    generator = torch.Generator().manual_seed(0)
+    x = (mean + deviation * torch.randn(64, 3, 8, 8, generator=generator)).clamp(-1, 1)
+    x = ((x + 1) * 127.5).round() / 127.5 - 1
+    denoise = normal_denoiser(process, mean, deviation)
+    bits = likelihood.bound_bits_per_dim(denoise, process, x, noises(64), 200).mean().item()
+    t = torch.arange(1000, dtype=torch.float64)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    snr, variance = (alpha / sigma).square(), deviation**2
+    error = variance * sigma**2 / (alpha**2 * variance + sigma**2)  # of the best estimate
+    chain = 0.5 * ((snr[:-1] - snr[1:]) * error[1:]).sum()
+    end = (alpha[-1] ** 2 * (mean**2 + variance) + sigma[-1] ** 2 - 1) / 2 - sigma[-1].log()
+    spread = sigma[0] ** 2 * (1 - snr[1] / snr[0])
+    first = 0.5 * (2 * math.pi * spread).log() + error[0] / (2 * spread) + math.log(127.5)
+    assert abs(bits - float(chain + end + first) / math.log(2)) < 0.03
+    entropy = (0.5 * math.log(2 * math.pi * math.e * variance) + math.log(127.5)) / math.log(2)
+    assert entropy < bits < entropy + 1
+
+
+def test_a_prior_over_latents_has_no_likelihood_of_images():
+    model = unet(latents=(4, 8, 8))
+    with pytest.raises(ValueError, match="no bits per dimension of an image"):
+        model.bits_per_dim(torch.zeros(1, 3, 16, 16), noises(1))
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(patch=3), r"patch must divide the side of a square input, got 3 for \(16, 16\)"),
+        (dict(channels=(16, 32, 32, 32, 32, 32), attention=(False,) * 6), "does not divide by 32"),
+        (dict(channels=(16, 20)), "multiples of groups 8"),
+        (dict(head=12), "multiples of head 12"),
+        (dict(attention=(True,)), "one entry per level"),
+        (dict(latents=(4, 8)), r"latents must be \(channels, height, width\) or \(channels,\), got \(4, 8\)"),
+        (dict(process="ode"), "process must be flow, edm or ddpm, got 'ode'"),
+        (dict(gaussian=769), "gaussian must be 0 to 768 components"),
+        (dict(drop=1.5), "shares in"),
+        (dict(attributes=("Smiling", "Smiling")), "named once"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(**(NETWORK | settings))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(solver="rk4"), "solver must be one of dpm, unipc"),
+        (dict(steps=0), "steps and resample must be at least 1, got 0"),
+        (dict(solver="ddim", eta=1.5), r"eta must be in \[0, 1\], got 1.5"),
+        (dict(eta=0.5), "eta is an option of solver 'ddim', and this is 'dpm'"),
+        (dict(guidance=-1.0), "guidance must not be negative"),
+        (dict(guidance_low=2.0, guidance_high=1.0), "guidance_low must be from 0 to guidance_high"),
+        (dict(guidance_rescale=2.0), r"guidance_rescale must be in \[0, 1\]"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DiffusionOptions(**options)
+
+
+def test_a_solver_that_does_not_fit_and_too_many_steps_are_refused():
+    with pytest.raises(ValueError, match="'ddpm' walks the chain of a DDPM, and this process is Flow: 'ddim' with eta 1"):
+        unet().generate(1, solver="ddpm")
+    with pytest.raises(ValueError, match="steps must be at most 1000"):
+        unet(process="ddpm").generate(1, steps=1001)
+    with pytest.raises(ValueError, match="shift 3 moves the times of a flow"):
+        unet(process="edm").generate(1, shift=3.0)
+
+
+def test_bad_options_on_the_command_line_are_one_line(tmp_path, capsys):
+    unet().save_pretrained(tmp_path / "run")
+    for given in (["--solver", "ddpm"], ["--guidance", "2"], ["--steps", "0"], ["--eta", "2", "--solver", "ddim"]):
+        assert main(["sample", str(tmp_path / "run"), "--n", "1", "--out", str(tmp_path / "x.png"), *given]) in (1, 2)
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("genmodels: error:") and len(error.splitlines()) == 1

@@ -1,0 +1,317 @@
+"""To diffusers and back: the same images from the same noise, by diffusers alone and by us."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+
+import pytest
+import torch
+
+import genmodels
+from genmodels.cli import main
+from genmodels.diffusion import solvers
+from genmodels.diffusion.process import DDPM, EDM, Flow
+from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.exchange.export import export_to_diffusers
+from genmodels.latent import Latent
+from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedVQ
+from genmodels.types import Condition, Noise
+
+NETWORK = dict(channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
+VQ = dict(
+    in_channels=3,
+    out_channels=3,
+    down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+    up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+    block_out_channels=(16, 16),
+    layers_per_block=1,
+    latent_channels=3,
+    num_vq_embeddings=32,
+    norm_num_groups=8,
+)
+KL = {name: value for name, value in VQ.items() if name != "num_vq_embeddings"}
+
+
+def unet(**settings) -> UNet:
+    """A small model whose weights are all random: the output too."""
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(**(NETWORK | {"size": 16} | settings)))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    if model.gaussian is not None:
+        model.gaussian.fit(torch.randn(40, *model.config.shape, generator=generator))
+    return model.eval()
+
+
+def noise(model: UNet, n: int = 2) -> torch.Tensor:
+    return torch.randn(n, *model.config.shape, generator=torch.Generator().manual_seed(3))
+
+
+def ours(model, x: torch.Tensor, condition: Condition | None = None, **options) -> torch.Tensor:
+    """Our images from noise x of unit variance."""
+    prior = model.prior if isinstance(model, Latent) else model
+    with torch.no_grad():
+        found = prior.generate_from(x, condition or Condition(), model.options(**options))
+        return model.decode(found) if isinstance(model, Latent) else found
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+@pytest.mark.parametrize(("spacing", "steps"), [("trailing", 10), ("leading", 7)])
+def test_a_ddpm_becomes_a_ddim_pipeline(prediction, spacing, steps, tmp_path):
+    from diffusers import DDIMPipeline
+
+    model = unet(process="ddpm", ddpm=DDPM(prediction=prediction, spacing=spacing))
+    assert "DDIMPipeline" in export_to_diffusers(model, tmp_path / "out")
+    pipeline = DDIMPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        2, torch.Generator().manual_seed(3), num_inference_steps=steps, output_type="np"
+    ).images  # it draws the noise that noise() draws
+    expected = ours(model, noise(model), solver="ddim", steps=steps) / 2 + 0.5
+    torch.testing.assert_close(torch.from_numpy(images).permute(0, 3, 1, 2), expected, rtol=0, atol=1e-5)
+
+
+def latent_vq(**settings) -> Latent:
+    torch.manual_seed(0)
+    codec = PretrainedVQ(PretrainedConfig(16, VQ)).requires_grad_(False).eval()
+    model = Latent.over(codec, unet(latents=codec.vector_shape, **settings))
+    model.initialise([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
+    return model.eval()
+
+
+def test_a_ddpm_over_a_vqmodel_becomes_an_ldm_pipeline(tmp_path):
+    from diffusers import LDMPipeline
+
+    model = latent_vq(process="ddpm", ddpm=DDPM(prediction="eps", schedule="linear"))
+    assert model.vector_scale != 1
+    assert "LDMPipeline" in export_to_diffusers(model, tmp_path / "out")
+    pipeline = LDMPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(2, torch.Generator().manual_seed(3), num_inference_steps=10, output_type="np").images
+    expected = ours(model, noise(model.prior), solver="ddim", steps=10) / 2 + 0.5
+    torch.testing.assert_close(torch.from_numpy(images).permute(0, 3, 1, 2), expected, rtol=0, atol=1e-5)
+
+
+def script(folder):
+    spec = importlib.util.spec_from_file_location("exported_sample", folder / "sample.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Model(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(process="flow"),
+        dict(process="flow", patch=2, gaussian=20, flow=Flow(shift=2.0)),
+        dict(process="edm", gaussian=20, edm=EDM(data=0.7)),
+        dict(process="ddpm", gaussian=20),
+        dict(process="ddpm", patch=2, ddpm=DDPM(prediction="eps")),
+    ],
+    ids=["flow", "flow, patches, gaussian", "edm", "ddpm, gaussian", "ddpm, patches"],
+)
+@pytest.mark.parametrize("attributes", [(), ("Smiling", "Male")], ids=["free", "asked"])
+def test_everything_else_comes_with_a_script(settings, attributes, tmp_path):
+    model = unet(attributes=attributes, **settings)
+    assert "sample.py" in export_to_diffusers(model, tmp_path / "out")
+    wanted = torch.tensor([[1.0, -1.0], [0.0, 1.0]]) if attributes else None
+    guidance = 2.5 if attributes else 1.0
+    found = script(tmp_path / "out").sample(noise(model), 10, wanted, guidance=guidance)
+    expected = ours(model, noise(model), Condition(wanted), solver="euler", steps=10, guidance=guidance)
+    # EDM's walk begins at noise of 80, in float32 on both sides.
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-4 if settings["process"] == "edm" else 1e-4)
+
+
+def test_latents_of_a_kl_autoencoder_come_with_it(tmp_path):
+    torch.manual_seed(0)
+    codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
+    codec.calibrate([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
+    model = Latent.over(codec, unet(latents=codec.latent_shape, gaussian=10)).eval()
+    export_to_diffusers(model, tmp_path / "kl")
+    found = script(tmp_path / "kl").sample(noise(model.prior), 6)
+    torch.testing.assert_close(found, ours(model, noise(model.prior), solver="euler", steps=6), rtol=0, atol=1e-4)
+    vq = latent_vq(process="flow")
+    export_to_diffusers(vq, tmp_path / "vq")
+    found = script(tmp_path / "vq").sample(noise(vq.prior), 6)
+    torch.testing.assert_close(found, ours(vq, noise(vq.prior), solver="euler", steps=6), rtol=0, atol=1e-4)
+
+
+def test_export_runs_without_genmodels(tmp_path):
+    """The command, and the script in a process of its own that cannot import this package."""
+    import subprocess
+    import sys
+
+    unet(attributes=("Smiling",)).save_pretrained(tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), "--to", "diffusers", str(tmp_path / "out")]) == 0
+    code = "import sys, runpy; sys.modules['genmodels'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    picture = tmp_path / "faces.png"
+    given = ["--n", "2", "--steps", "3", "--attributes", "Smiling=yes", "--guidance", "2", "--out", str(picture)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out" / "sample.py"), *given], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and picture.is_file(), done.stderr
+
+
+# ---- import ----
+
+
+def pipeline_folder(tmp_path, old_layout: bool = False):
+    """A small copy of google/ddpm-celebahq-256: its layout, the keys of its configs, random weights."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=16,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+        norm_num_groups=8,
+    )
+    scheduler = DDPMScheduler(beta_schedule="linear", clip_sample=True, variance_type="fixed_small")
+    folder = tmp_path / "ddpm"
+    DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(folder)
+    if old_layout:
+        for part in ("unet", "scheduler"):
+            for file in (folder / part).iterdir():
+                file.rename(folder / file.name)
+            (folder / part).rmdir()
+    return folder
+
+
+@pytest.mark.parametrize("old_layout", [False, True], ids=["subfolders", "side by side"])
+def test_a_ddpm_pipeline_runs_behind_our_interface(old_layout, tmp_path):
+    from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    folder = pipeline_folder(tmp_path, old_layout)
+    model = genmodels.load(folder)
+    assert model.family == "unet" and model.config.size == 16 and model.config.ddpm.clip
+    network = UNet2DModel.from_pretrained(folder if old_layout else folder / "unet")
+    theirs = DDPMPipeline(network, DDPMScheduler.from_pretrained(folder, subfolder="" if old_layout else "scheduler"))
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(2, torch.Generator().manual_seed(3), num_inference_steps=20, output_type="np").images
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 3, 16, 16, generator=generator)
+    way = solvers.schedule(model.process, 20)
+    with torch.no_grad():
+        found = solvers.ddpm(
+            model.unguided(Condition(), 2, x.device), x, way, lambda: torch.randn(x.shape, generator=generator)
+        )
+    found = (found / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=0, atol=2e-5)
+    theirs = DDIMPipeline(network, theirs.scheduler)
+    theirs.set_progress_bar_config(disable=True)
+    # Where DDIM clips the data, the noise is what is left (use_clipped_model_output).
+    expected = theirs(
+        2, torch.Generator().manual_seed(3), num_inference_steps=10, output_type="np", use_clipped_model_output=True
+    ).images
+    found = ours(model, noise(model), solver="ddim", steps=10) / 2 + 0.5
+    torch.testing.assert_close(found.permute(0, 2, 3, 1), torch.from_numpy(expected), rtol=0, atol=1e-5)
+
+
+def test_an_ldm_pipeline_runs_behind_our_interface(tmp_path):
+    """A small copy of CompVis/ldm-celebahq-256."""
+    from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
+
+    torch.manual_seed(0)
+    scheduler = DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False)
+    network = UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+    )
+    LDMPipeline(vqvae=VQModel(**VQ), unet=network, scheduler=scheduler).save_pretrained(tmp_path / "ldm")
+    model = genmodels.load(tmp_path / "ldm")
+    assert model.family == "latent" and model.config.size == 16
+    theirs = LDMPipeline.from_pretrained(tmp_path / "ldm")
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(2, torch.Generator().manual_seed(3), num_inference_steps=10, output_type="np").images
+    found = ours(model, noise(model.prior), solver="ddim", steps=10) / 2 + 0.5
+    torch.testing.assert_close(found.permute(0, 2, 3, 1), torch.from_numpy(expected), rtol=0, atol=1e-5)
+
+
+def test_imported_and_saved_it_is_a_model_like_any_other(tmp_path):
+    folder = pipeline_folder(tmp_path)
+    assert main(["import", str(folder), str(tmp_path / "run")]) == 0
+    first, second = genmodels.load(folder), genmodels.load(tmp_path / "run")
+    assert dataclasses.asdict(first.config) == dataclasses.asdict(second.config)
+    assert torch.equal(first.generate(2, steps=3), second.generate(2, steps=3))
+    assert first.generate(2, steps=3, solver="unipc").shape == (2, 3, 16, 16)
+    bits = first.bits_per_dim(torch.zeros(2, 3, 16, 16), Noise.for_images(0, range(2)))
+    assert torch.isfinite(bits).all()
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "back")]) == 0
+    before = json.loads((folder / "unet" / "config.json").read_text())
+    after = json.loads((tmp_path / "back" / "unet" / "config.json").read_text())
+    assert {k: v for k, v in before.items() if k[0] != "_"} == {k: v for k, v in after.items() if k[0] != "_"}
+
+
+# ---- what is refused ----
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "a StableDiffusionPipeline of diffusers, which is"),
+        ("scheduler/scheduler_config.json", {"_class_name": "KarrasVeScheduler"}, "a KarrasVeScheduler is not supported"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas .* is not supported"),
+        ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding True is not supported"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is not supported"),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "holds a UNet2DConditionModel, not a UNet2DModel"),
+        ("unet/config.json", {"num_class_embeds": 10}, "class embeddings of its own"),
+        ("unet/config.json", {"sample_size": None}, "does not say for which size"),
+        ("unet/config.json", {"out_channels": 6}, "3 channels in and 6 out are not supported"),
+    ],
+)
+def test_foreign_pipelines_are_refused_in_one_line(file, changes, message, tmp_path, capsys):
+    folder = pipeline_folder(tmp_path)
+    edit_json(folder / file, **changes)
+    with pytest.raises(ValueError, match=message):
+        genmodels.load(folder)
+    assert main(["info", str(folder)]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    folder = pipeline_folder(tmp_path)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match="as safetensors"):
+        genmodels.load(folder)
+
+
+def test_what_diffusers_cannot_be_given_is_refused(tmp_path):
+    from genmodels.vae import VAE, VAEConfig
+
+    vae = VAEConfig(size=16, channels=(8, 8), encoder_blocks=(0, 0), decoder_blocks=(0, 0), spatial=True, latent_dim=4)
+    codec = VAE(vae)
+    with pytest.raises(ValueError, match="diffusers has no counterpart of vae models here"):
+        export_to_diffusers(codec, tmp_path / "out")
+    prior = unet(latents=codec.latent_shape, channels=(16,), attention=(False,))
+    with pytest.raises(ValueError, match="makes no images without that codec"):
+        export_to_diffusers(prior, tmp_path / "out")
+    with pytest.raises(ValueError, match="cannot decode the latents of our vae"):
+        export_to_diffusers(Latent.over(codec, prior), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(ValueError, match="not an empty folder"):
+        export_to_diffusers(unet(), tmp_path / "out")
