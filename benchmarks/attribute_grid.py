@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class Settings:
     seed: int = 0
     guidance: float = 1.0
     temperature: float = 1.0
-
+    """Of families that have one."""
     force: bool = False
     """Overwrite an existing picture."""
 
@@ -42,20 +43,16 @@ def main(settings: Settings) -> None:
         raise SystemExit(str(error)) from None
     if not model.attributes:
         raise SystemExit(f"{settings.run}: this {model.family} was trained without attributes")
+    options: dict[str, Any] = {"guidance": settings.guidance} | (
+        {"temperature": t} if (t := settings.temperature) != 1 else {}
+    )
     rows = []
     for k, name in enumerate(model.attributes):
         for value in (-1.0, 1.0):
             attributes = torch.zeros(settings.columns, len(model.attributes))
             attributes[:, k] = value
             wanted = Condition(attributes)
-            images = sampling.sample(
-                model,
-                settings.columns,
-                settings.seed,
-                wanted,
-                guidance=settings.guidance,
-                temperature=settings.temperature,
-            )
+            images = sampling.sample(model, settings.columns, settings.seed, wanted, **options)
             rows.append(images)
         print(f"rows {len(rows) - 1} and {len(rows)}: without and with {name}")
     sampling.save_grid(settings.out, np.concatenate(rows), columns=settings.columns)

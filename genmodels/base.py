@@ -47,8 +47,12 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     """Whether, as a prior, it learns the codes of a codec that `Quantises`; else continuous latents, which such a codec
     has before it quantises."""
 
+    codec_weights: str = ""
+    """Of a prior inside a `Latent`: the hash of the codec whose latents it has learnt."""
+    likelihood_name: str = "bits-per-dim"
+    """Of a `Likelihood`, what an evaluation calls it: numbers of different kinds have different names."""
     likelihood_by: str = ""
-    """Of a `Likelihood`, how it is computed, where "exact" or "an upper bound" does not say enough."""
+    """Of a `Likelihood`, how it is computed, where it is neither exact nor an upper bound."""
     likelihood_images: int | None = None
     """Of a `Likelihood` that takes long, how many images an evaluation measures it on; None: all."""
 

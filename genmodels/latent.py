@@ -91,13 +91,14 @@ class Latent(Generator):
         super().__init__(config)
         self.codec = (config.codec.build() if codec is None else codec).requires_grad_(False).eval()
         self.prior: Any = config.prior.build() if prior is None else prior
-        self.codec_weights = config.codec_weights
+        self.codec_weights = self.prior.codec_weights = config.codec_weights
         self.Options = self.prior.Options
         self.turns = self.prior.turns
-        self.register_buffer("vector_scale", torch.ones(()) if learns_vectors(self.codec, self.prior) else None)
+        vectors = isinstance(self.codec, HasVectors) and not self.prior.needs_codes
+        self.register_buffer("vector_scale", torch.ones(()) if vectors else None)
         for name, ability in ABILITIES.items():
-            if not isinstance(self.prior, ability):
-                setattr(self, name, None)  # so that isinstance(self, ability) tells the truth as well
+            if isinstance(self.prior, ability):  # so that isinstance(self, ability) says what this one can do
+                self.__dict__[name] = getattr(self, f"_{name}")
 
     @classmethod
     def over(cls, codec: nn.Module, prior: Generator) -> Self:
@@ -130,8 +131,8 @@ class Latent(Generator):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> latents or codes, (N, *latent_shape), in full precision; of a codec that quantises,
-        for a prior of continuous latents, the vectors before that."""
+        """(N, 3, H, W) in [-1, 1] -> latents or codes, (N, *latent_shape), in full precision; for a prior of
+        continuous latents over a codec that quantises, the vectors before that."""
         with full_precision(images.device):
             return self.codec.encode(images) if self.vector_scale is None else self.codec.vectors(images)
 
@@ -161,9 +162,9 @@ class Latent(Generator):
     def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
         return self.decode(self.prior.sample(noise, condition, options))
 
-    # ---- what the prior can do, through the codec; None where it cannot ----
+    # ---- what the prior can do, through the codec: model.inpaint and so on, where it can ----
 
-    def inpaint(self, images: Tensor, known: Tensor, noise: Noise, condition: Condition, options: Any) -> Tensor:
+    def _inpaint(self, images: Tensor, known: Tensor, noise: Noise, condition: Condition, options: Any) -> Tensor:
         """Completes images where they are not `known`, bool (H, W), in any region that the prior can; known pixels stay
         as they are.
 
@@ -174,34 +175,37 @@ class Latent(Generator):
             ValueError: for a mask of another size, or a region that the prior cannot complete.
         """
         size = self.config.size
-        latents = self.encode(continued(images, known, size))
-        # A vector has one cell, the whole image.
-        grid = tuple(latents.shape[1:3] if self.prior.needs_codes else (*latents.shape[2:4], 1, 1)[:2])
-        kept = known_cells(known, grid)
+        shown = continued(images, known, size)
         if not known.any():
             return self.sample(noise, condition, options)
+        shape = learnt_shape(self.codec, self.prior.needs_codes)
+        grid = shape[:2] if self.prior.needs_codes else shape[1:]
+        if len(grid) < 2 or grid[0] != grid[1]:
+            raise ValueError("this codec's latents stand for the whole image: it cannot be known in part")
+        latents = self.encode(shown)
+        kept = known_cells(known, grid)
         if not kept.any():
             raise ValueError(
-                f"one of this codec's latents stands for {size // grid[0]} x {size // grid[1]} pixels: at least one such "
-                "square must be known"
+                f"one of this codec's latents stands for {size // grid[0]} x {size // grid[1]} pixels: at least one "
+                "such square must be known"
             )
         drawn = self.decode(self.prior.inpaint(self.to_prior(latents), kept, noise, condition, options))
         return torch.where(known, images, drawn)
 
-    def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: Any) -> Tensor:
+    def _interpolate(self, first: Noise, second: Noise, weights: Tensor, options: Any) -> Tensor:
         """Samples on the prior's way from `first` to `second`: (len(weights), 3, H, W)."""
         return self.decode(self.prior.interpolate(first, second, weights, options))
 
-    def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: Any) -> Tensor:
+    def _morph(self, first: Tensor, second: Tensor, weights: Tensor, options: Any) -> Tensor:
         """The prior's way from one image (1, 3, H, W) to another, each reconstructed by the codec."""
         ends = (self.to_prior(self.encode(image)) for image in (first, second))
         return self.decode(self.prior.morph(*ends, weights, options))
 
-    def edit(self, images: Tensor, strength: float, noise: Noise, condition: Condition, options: Any) -> Tensor:
+    def _edit(self, images: Tensor, strength: float, noise: Noise, condition: Condition, options: Any) -> Tensor:
         """Images (N, 3, H, W), redrawn by the prior."""
         return self.decode(self.prior.edit(self.to_prior(self.encode(images)), strength, noise, condition, options))
 
-    def trajectory(self, noise: Noise, condition: Condition, options: Any) -> tuple[Tensor, Tensor]:
+    def _trajectory(self, noise: Noise, condition: Condition, options: Any) -> tuple[Tensor, Tensor]:
         """The prior's steps, each decoded: two (steps + 1, N, 3, H, W)."""
         both = self.prior.trajectory(noise, condition, options)
         seen, expected = (torch.stack([self.decode(step) for step in steps]) for steps in both)
@@ -243,19 +247,14 @@ ABILITIES = {"inpaint": Inpaints, "interpolate": Interpolates, "morph": Morphs, 
 """What a Latent can do when its prior can, by the name of the method."""
 
 
-def learns_vectors(codec: nn.Module, prior: Generator) -> bool:
-    """Whether `prior` learns the vectors behind `codec`'s codes and not the codes."""
-    return not prior.needs_codes and isinstance(codec, Quantises)
-
-
-def latents_for(codec: Any, codes: bool) -> tuple[int, ...]:
-    """Shape of what a prior over `codec` learns.
+def learnt_shape(codec: Any, codes: bool) -> tuple[int, ...]:
+    """Shape of what a prior over `codec` learns: codes, latents, or the vectors behind codes.
 
     Args:
         codec: as `load_codec` gives it.
         codes: whether the prior is one over codes.
     """
-    return codec.vector_shape if isinstance(codec, HasVectors) and not codes else codec.latent_shape
+    return tuple(codec.vector_shape if isinstance(codec, HasVectors) and not codes else codec.latent_shape)
 
 
 def prepare_codec(codec: Any, images: Iterable[Tensor]) -> None:

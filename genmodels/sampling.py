@@ -144,12 +144,10 @@ def reconstruct(model: Generator, images: np.ndarray, batch_size: int = 64) -> n
     """
     if not isinstance(model, Reconstructs):
         raise ValueError(f"{model.family} models do not reconstruct images")
-    device = next(model.parameters()).device
     parts = []
     with evaluating(model):
-        for part in torch.from_numpy(np.ascontiguousarray(images)).split(batch_size):
-            floats = part.to(device).permute(0, 3, 1, 2) / 127.5 - 1  # (n, 3, H, W)
-            parts.append(to_uint8(model.reconstruct(floats)))
+        for start in range(0, len(images), batch_size):
+            parts.append(to_uint8(model.reconstruct(_to_floats(model, images[start : start + batch_size]))))
     return np.concatenate(parts)
 
 
@@ -272,8 +270,8 @@ def edit(
 def trajectory(
     model: Generator, n: int, seed: int = 0, condition: Condition | None = None, **options: Any
 ) -> np.ndarray:
-    """How `n` images come about, uint8 (n, 2, steps + 1, H, W, 3): what each is at every step, and what the model
-    expects it to become.
+    """How `n` images come about, uint8 (n, 2, evaluations + 1, H, W, 3): what each is at every evaluation of the
+    network, and what the model expects it to become.
 
     Args:
         model: on the device it shall run on.
@@ -292,7 +290,7 @@ def trajectory(
     noise = Noise.for_images(seed, range(n), device)
     with evaluating(model):
         both = model.trajectory(noise, (condition or Condition()).to(device), model.options(**options))
-    rows = [np.stack([to_uint8(step) for step in steps], axis=1) for steps in both]  # 2 x (n, steps + 1, H, W, 3)
+    rows = [np.stack([to_uint8(step) for step in steps], axis=1) for steps in both]  # 2 x (n, evaluations + 1, H, W, 3)
     return np.stack(rows, axis=1)
 
 
@@ -303,8 +301,8 @@ def _to_floats(model: Generator, images: np.ndarray) -> Tensor:
 
 
 def _name(model: Generator) -> str:
-    """The family; of a latent model, the prior's."""
-    return f"latent {model.get_prior().family}" if isinstance(model, HasPrior) else model.family
+    """What kind of model it is; of one with a codec inside, the prior's kind."""
+    return f"{model.get_prior().family} (over a codec)" if isinstance(model, HasPrior) else model.family
 
 
 def animation_frames(legs: np.ndarray) -> np.ndarray:

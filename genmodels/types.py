@@ -175,7 +175,8 @@ class Likelihood(Protocol):
     """Can say how probable an image is."""
 
     likelihood_is_exact: bool
-    """True: the number is the likelihood. False: it is a bound, and the true bits per dimension are at most this."""
+    """True: the number is the likelihood. False: it is a bound, and the true bits per dimension are at most this, or an
+    estimate, as the model's `likelihood_by` says."""
     likelihood_levels: int
     """Shades per colour that the likelihood is about: 256, or fewer where the model rounds images first. Bits per
     dimension of different levels cannot be compared."""
@@ -251,5 +252,5 @@ class Denoises(Protocol):
     """Makes an image step by step, and can show the steps."""
 
     def trajectory(self, noise: Noise, condition: Condition, options: object) -> tuple[Tensor, Tensor]:
-        """Two (steps + 1, N, 3, H, W), to be clamped to [-1, 1]: what the image is at each step, and what the model
-        expects it to become. Both end with the sample."""
+        """Two (evaluations + 1, N, 3, H, W), to be clamped to [-1, 1]: what the image is at each evaluation of the
+        network, and what the model expects it to become. Both end with the sample."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from genmodels.codec import Autoencoder, AutoencoderConfig
-from genmodels.nn.interpolation import lerp, slerp
 from genmodels.nn.conv import output_layer
+from genmodels.nn.interpolation import lerp, slerp
 from genmodels.nn.likelihood import CalibratedGaussian, nats_to_bits_per_dim
 from genmodels.types import Batch, Condition, Noise
 

@@ -1,11 +1,12 @@
 """Train latent diffusion: a U-Net in the space of a trained codec.
 
-genmodels train vae --data celeba --root PATH --model.spatial --output runs/codec --minutes 10
-genmodels train ldm --data celeba --root PATH --codec runs/codec --output runs/ldm --minutes 20
+genmodels train vqvae --data celeba --root PATH --output runs/vqvae --minutes 10
+genmodels train ldm --data celeba --root PATH --codec runs/vqvae --output runs/ldm --minutes 20
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from genmodels.data import cache_folder, open_data
 from genmodels.data.batches import image_batches
 from genmodels.data.latents import with_latents
 from genmodels.diffusion.unet import UNet, UNetConfig
-from genmodels.latent import Latent, latents_for, load_codec, prepare_codec
+from genmodels.latent import Latent, learnt_shape, load_codec, prepare_codec
 from genmodels.sampling import processes
 from genmodels.training.fit import fit
 from genmodels.training.recipe import OptimConfig, Recipe, run
@@ -25,8 +26,8 @@ from genmodels.training.recipe import OptimConfig, Recipe, run
 class LDMRecipe(Recipe):
     """Everything that decides the training of a U-Net on latents."""
 
-    codec: Path = Path("runs/vae")
-    """Folder of a trained VAE (--model.spatial) or VQ-VAE, or of a diffusers AutoencoderKL or VQModel."""
+    codec: Path = Path("runs/vqvae")
+    """Folder of a trained VQ-VAE or VAE, or of a diffusers AutoencoderKL or VQModel."""
     cache: bool = True
     """Compute the latents of all images once, before training, and keep them; else anew in every step."""
     model: UNetConfig = UNetConfig(channels=(128, 256), blocks=1, gaussian=512)
@@ -42,13 +43,14 @@ class LDMRecipe(Recipe):
 
 
 def main(recipe: LDMRecipe) -> None:
-    codec = load_codec(recipe.codec, recipe.size)
-    shape = latents_for(codec, codes=False)
-    prior = UNet(replace(recipe.model, size=recipe.size, latents=shape))  # refuses what cannot be before any packing
-    data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
+    codec = load_codec(recipe.codec, recipe.size).to(device := processes().device)
+    shape = learnt_shape(codec, codes=False)
+    components = min(recipe.model.gaussian, math.prod(shape))
+    prior = UNet(replace(recipe.model, size=recipe.size, latents=shape, gaussian=components))
+    data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)  # after what cannot be has been refused
     began = time.monotonic()
-    prepare_codec(codec, image_batches(data.split("train"), limit=2048, spread=True))
-    model = Latent.over(codec, prior).to(device := processes().device)
+    prepare_codec(codec, image_batches(data.split("train"), limit=2048, device=device, spread=True))
+    model = Latent.over(codec, prior).to(device)
     if recipe.cache:
         data = with_latents(data, model.encode, model.latents_name, cache_folder(), recipe.flip, device)
     fit(model, data, replace(recipe, startup=recipe.startup + time.monotonic() - began))

@@ -51,9 +51,7 @@ SMALL["latent"] = dict(
 )
 MAP = SMALL["vae"] | dict(spatial=True, latent_dim=4)
 DIFFUSION = SMALL["unet"] | dict(size=SIZE, latents=(4, 4, 4), patch=1)
-SMALL["latent:unet"] = dict(
-    size=SIZE, codec=dict(family="vae", model=MAP), prior=dict(family="unet", model=DIFFUSION)
-)
+SMALL["latent:unet"] = dict(size=SIZE, codec=dict(family="vae", model=MAP), prior=dict(family="unet", model=DIFFUSION))
 SMALL["latent:unet over vectors"] = dict(
     size=SIZE, codec=dict(family="vqvae", model=SMALL["vqvae"]), prior=dict(family="unet", model=DIFFUSION)
 )
@@ -229,6 +227,11 @@ def test_unknown_options_are_refused_with_the_known_ones(model):
         model.generate(1, temprature=1.0)
 
 
+def test_options_are_plain_json(model):
+    """As evaluate writes them: no infinity, no NaN."""
+    assert json.dumps(dataclasses.asdict(model.options()), allow_nan=False)
+
+
 def test_n_below_one_is_refused(model):
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         model.generate(0)
@@ -338,7 +341,7 @@ def test_edits_and_shows_its_steps(model):
         torch.testing.assert_close(seen[-1].clamp(-1, 1), sample, atol=1e-5, rtol=0)
 
 
-def test_morphing_begins_and_ends_near_the_images(model):
+def test_morphing_gives_images(model):
     if not isinstance(model, Morphs):
         return
     ends = faces(2, size=model.config.size)

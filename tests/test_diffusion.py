@@ -52,7 +52,9 @@ def test_with_the_closed_form_alone_normal_data_are_sampled_exactly(process):
     """A network that puts out nothing: the model is the Gaussian of the data, whatever the process."""
     shape = (1, 4, 4)
     torch.manual_seed(0)
-    model = UNet(UNetConfig(**(NETWORK | dict(latents=shape, process=process, gaussian=16, channels=(16,), attention=(False,)))))
+    model = UNet(
+        UNetConfig(**(NETWORK | dict(latents=shape, process=process, gaussian=16, channels=(16,), attention=(False,))))
+    )
     mix = torch.randn(16, 16, generator=torch.Generator().manual_seed(2)) / 4
     drawn = 0.5 + torch.randn(2000, 16, generator=torch.Generator().manual_seed(3)) @ mix
     model.initialise([drawn.view(-1, *shape)])
@@ -171,7 +173,7 @@ def test_a_weaker_model_guides_without_any_condition(tmp_path):
         a, b = (m.unguided(Condition(), 2, device)(x, 0.5) for m in (model, weaker))
     torch.testing.assert_close(found, b + 2 * (a - b))
     unet(process="ddpm").save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="cannot guide this model"):
+    with pytest.raises(ValueError, match="cannot guide this model: process, shape"):
         model.generate(1, guidance=2.0, guide=tmp_path / "other")
     with pytest.raises(ValueError, match="needs a condition.*trained without.*--guide RUN"):
         model.generate(1, guidance=2.0)
@@ -228,8 +230,13 @@ def test_any_region_is_completed_and_the_rest_left():
         found = model.inpaint(images, known, noises(2), Condition(), model.options(steps=4))
     assert torch.equal(found[..., known], images[..., known])
     assert (found[..., ~known] - images[..., ~known]).abs().max() > 0.01
+    with torch.no_grad():
+        hidden = torch.where(known, images, 0.7)
+        assert torch.equal(found, model.inpaint(hidden, known, noises(2), Condition(), model.options(steps=4)))
     with pytest.raises(ValueError, match=r"must be bool \(16, 16\), got bool \(8, 16\)"):
         model.inpaint(images, known[:8], noises(2), Condition(), model.options())
+    with pytest.raises(ValueError, match="a walk of its own: leave out the solver and eta"):
+        model.inpaint(images, known, noises(2), Condition(), model.options(solver="heun"))
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "dpm", "unipc"])
@@ -243,6 +250,22 @@ def test_the_trajectory_ends_with_the_sample(solver):
     assert seen.shape == expected.shape == (evaluations + 1, 2, 3, 16, 16)
     assert torch.equal(seen[-1].clamp(-1, 1), sample) and torch.equal(expected[-1].clamp(-1, 1), sample)
     assert 0.9 < seen[0].std() < 1.1
+
+
+def test_morphing_leads_from_the_first_image_to_the_second():
+    model = UNet(UNetConfig(**(NETWORK | dict(gaussian=40))))
+    model.initialise([data(200)])
+    ends = data(2, seed=5).clamp(-1, 1)
+    options = model.options(solver="unipc", steps=50, schedule="log-snr")
+    with torch.no_grad():
+        way = model.morph(ends[:1], ends[1:], torch.linspace(0, 1, 3), options)
+    torch.testing.assert_close(way[[0, 2]], ends, rtol=0, atol=0.05)
+    assert (way[1] - ends[0]).abs().max() > 0.1 and (way[1] - ends[1]).abs().max() > 0.1
+
+
+def test_guidance_where_nothing_is_asked_changes_nothing():
+    model = unet(attributes=("Smiling",))
+    assert torch.equal(model.generate(2, steps=3, guidance=3.0), model.generate(2, steps=3))
 
 
 @pytest.mark.parametrize("options", [dict(solver="ddim", eta=0.5), dict(solver="dpm-sde")])
@@ -298,6 +321,25 @@ def test_the_bound_of_a_ddpm_is_what_its_formula_gives_for_normal_data():
     assert entropy < bits < entropy + 1
 
 
+def test_bits_per_dim_of_the_model_in_inference_mode():
+    """As evaluate calls it; of the Gaussian of the data, whose density is known."""
+    torch.manual_seed(0)
+    model = UNet(UNetConfig(**(NETWORK | dict(gaussian=768)))).eval()
+    drawn = (0.1 + 0.3 * torch.randn(2000, 3, 16, 16, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    model.gaussian.fit(drawn)
+    images = ((drawn[:8] + 1) * 127.5).round() / 127.5 - 1
+    with torch.inference_mode():
+        bits = model.bits_per_dim(images, noises(8))
+    flat = images.flatten(1) - model.gaussian.mean
+    along = flat @ model.gaussian.basis
+    nats = 0.5 * (along.square() / model.gaussian.variance + model.gaussian.variance.log() + math.log(2 * math.pi)).sum(
+        1
+    )
+    exact = (nats / 768 + math.log(127.5)) / math.log(2)
+    assert bits.shape == (8,) and abs(bits.mean() - exact.mean()) < 0.06, (bits.mean(), exact.mean())
+    assert model.likelihood_name == "bits-per-dim-by-ode" and unet(process="ddpm").likelihood_name == "bits-per-dim"
+
+
 def test_a_prior_over_latents_has_no_likelihood_of_images():
     model = unet(latents=(4, 8, 8))
     with pytest.raises(ValueError, match="no bits per dimension of an image"):
@@ -310,7 +352,8 @@ def test_a_prior_over_latents_has_no_likelihood_of_images():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(patch=3), r"patch must divide the side of a square input, got 3 for \(16, 16\)"),
+        (dict(patch=3), "patch must divide the side of the input, got 3 for 16"),
+        (dict(latents=(4, 1, 8)), "works on a square map, and these latents are 1 x 8"),
         (dict(channels=(16, 32, 32, 32, 32, 32), attention=(False,) * 6), "does not divide by 32"),
         (dict(channels=(16, 20)), "multiples of groups 8"),
         (dict(head=12), "multiples of head 12"),
@@ -336,6 +379,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         (dict(eta=0.5), "eta is an option of solver 'ddim', and this is 'dpm'"),
         (dict(guidance=-1.0), "guidance must not be negative"),
         (dict(guidance_low=2.0, guidance_high=1.0), "guidance_low must be from 0 to guidance_high"),
+        (dict(guide="runs/weak"), "guide runs/weak changes nothing at guidance 1"),
         (dict(guidance_rescale=2.0), r"guidance_rescale must be in \[0, 1\]"),
     ],
 )
@@ -345,7 +389,9 @@ def test_options_that_cannot_be_are_refused(options, message):
 
 
 def test_a_solver_that_does_not_fit_and_too_many_steps_are_refused():
-    with pytest.raises(ValueError, match="'ddpm' walks the chain of a DDPM, and this process is Flow: 'ddim' with eta 1"):
+    with pytest.raises(
+        ValueError, match="'ddpm' walks the chain of a DDPM, and this process is Flow: 'ddim' with eta 1"
+    ):
         unet().generate(1, solver="ddpm")
     with pytest.raises(ValueError, match="steps must be at most 1000"):
         unet(process="ddpm").generate(1, steps=1001)

@@ -131,7 +131,7 @@ def test_the_codec_sees_nothing_of_what_is_unknown() -> None:
     complete(images)
     assert seen[0].tolist() == [[True] * 4] * 2 + [[False] * 4] * 2
     few = torch.arange(16).unsqueeze(1).expand(16, 16) < 3
-    with pytest.raises(ValueError, match="stands for 4 rows of pixels: at least these must be known"):
+    with pytest.raises(ValueError, match="stands for 4 x 4 pixels: at least one such square must be known"):
         model.inpaint(images, few, Noise.for_images(0, range(3)), Condition(), model.options())
 
 

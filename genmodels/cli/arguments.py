@@ -154,7 +154,9 @@ def describe(run: str, model: Generator) -> dict[str, str]:
     abilities += ["edits images"] if isinstance(model, Edits) else []
     abilities += ["shows its steps"] if isinstance(model, Denoises) else []
     if isinstance(model, Likelihood):
-        abilities.append("likelihood, " + ("exact" if model.likelihood_is_exact else "a bound"))
+        abilities.append(
+            "likelihood, " + (model.likelihood_by or ("exact" if model.likelihood_is_exact else "a bound"))
+        )
     facts = {
         "family": model.family,
         "capabilities": "; ".join(abilities),
@@ -164,7 +166,9 @@ def describe(run: str, model: Generator) -> dict[str, str]:
     }
     folder = Path(run)
     if folder.is_dir():
-        weights = (folder / "model.safetensors").stat().st_size
+        weights = sum(
+            path.stat().st_size for path in folder.glob("**/*.safetensors") if "checkpoints" not in path.parts
+        )
         whole = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         facts["on disk"] = f"{weights / 1e6:.1f} MB of weights, {whole / 1e6:.1f} MB with checkpoints and samples"
         facts |= _training(run)

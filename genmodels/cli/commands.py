@@ -191,7 +191,8 @@ def interpolate(
     """
     if len(seeds) < 2 or frames < 2 or len(images) == 1:
         raise UsageError(
-            f"an interpolation needs at least 2 --seeds or --images, and 2 --frames, got {len(images or seeds)} and {frames}"
+            "an interpolation needs at least 2 --seeds or --images, and 2 --frames, got "
+            f"{len(images or seeds)} and {frames}"
         )
     check_free(out, force, ".png", ".gif")
 
@@ -242,8 +243,8 @@ def edit(
     """
     if not images:
         raise UsageError("no images given. Usage: genmodels edit RUN IMAGE...")
-    if not strength:
-        raise UsageError("--strength needs at least one number above 0 and at most 1")
+    if wrong := [each for each in strength if not 0 < each <= 1]:
+        raise UsageError(f"--strength must be above 0 and at most 1, got {wrong[0]:g}")
     check_free(out, force, ".png")
 
     import numpy as np
@@ -295,7 +296,9 @@ def trajectory(
     from genmodels import sampling
 
     model = load(run)
-    steps = sampling.trajectory(model, n, seed, condition_for(model, n, attributes, label), **chosen_options(model, options))
+    steps = sampling.trajectory(
+        model, n, seed, condition_for(model, n, attributes, label), **chosen_options(model, options)
+    )
     kept = np.linspace(0, steps.shape[2] - 1, min(frames, steps.shape[2])).round().astype(int)
     steps = steps[:, :, kept]  # (N, 2, frames, H, W, 3)
     if out.suffix == ".gif":
@@ -303,7 +306,7 @@ def trajectory(
         sampling.save_animation(out, np.stack([np.asarray(sampling.grid(frame, n)) for frame in every]), 150)
     else:
         sampling.save_grid(out, steps.reshape(-1, *steps.shape[3:]), columns=len(kept))
-    print(f"{n} images of seed {seed}, {len(kept)} of {steps.shape[2]} steps, in {out}")
+    print(f"{n} images of seed {seed}, {len(kept)} pictures of each on its way, in {out}")
 
 
 def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers"] = "diffusers") -> None:
@@ -328,6 +331,8 @@ def import_(pipeline: Positional[Path], out: Positional[Path]) -> None:
     """
     from genmodels.exchange.importing import import_pipeline, is_pipeline
 
+    if not pipeline.is_dir():
+        raise ValueError(f"{pipeline}: no such folder")
     if not is_pipeline(pipeline):
         raise ValueError(f"{pipeline} is no pipeline of diffusers: it has no model_index.json")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

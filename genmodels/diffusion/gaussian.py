@@ -50,7 +50,7 @@ class GaussianDenoiser(nn.Module):
         self.basis.zero_()
         self.basis[:, :found] = basis[:, :found]
         self.variance.fill_(MIN_VARIANCE)
-        self.variance[:found] = singular[:found].square() / len(flat)
+        self.variance[:found] = (singular[:found].square() / len(flat)).clamp_min(MIN_VARIANCE)
         others = flat.shape[1] - found
         self.rest.copy_(((total - self.variance.sum()) / max(1, others)).clamp_min(MIN_VARIANCE))
 
@@ -66,4 +66,3 @@ class GaussianDenoiser(nn.Module):
     @staticmethod
     def _gain(variance: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * variance / (alpha.square() * variance + sigma.square())
-

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 import genmodels
@@ -21,7 +22,7 @@ class Guidance:
     strength: float
     """s: the data become worse + s (better - worse), in all channels; 1 is the better denoiser alone."""
     low: float = 0.0
-    high: float = float("inf")
+    high: float | None = None
     """sigma / alpha between which it is applied (arXiv 2404.07724). Elsewhere the worse denoiser costs nothing."""
     rescale: float = 0.0
     """Share in which the result gets the better denoiser's spread over an image (arXiv 2305.08891)."""
@@ -36,7 +37,8 @@ def guided(better: Denoise, worse: Denoise, how: Guidance, process: Process) -> 
 
     def denoise(x_t: Tensor, t: float | Tensor) -> Tensor:
         x0 = better(x_t, t)
-        if not how.low <= process.ratio(t) <= how.high:
+        ratio = process.ratio(t)
+        if ratio < how.low or (how.high is not None and ratio > how.high):
             return x0
         other = worse(x_t, t)
         found = other + how.strength * (x0 - other)
@@ -48,13 +50,19 @@ def guided(better: Denoise, worse: Denoise, how: Guidance, process: Process) -> 
     return denoise
 
 
-@lru_cache(maxsize=2)
 def load_guide(folder: Path) -> nn.Module:
-    """The weaker model in `folder`; of a latent one, its prior.
+    """The weaker model in `folder`; of a latent one, its prior. It is read once while its file stays as it is.
 
     Raises:
         ValueError: when there is none.
     """
-    found = genmodels.load(folder)
+    weights = folder / "model.safetensors"
+    return _load(folder.resolve(), weights.stat().st_mtime_ns if weights.is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, changed: int) -> nn.Module:
+    with torch.inference_mode(False):  # its weights outlive the call they are first needed in
+        found = genmodels.load(folder)
     prior: nn.Module = found.get_prior() if isinstance(found, HasPrior) else found
     return prior.eval().requires_grad_(False)

@@ -68,8 +68,8 @@ def bound_bits_per_dim(denoise: Denoise, process: DDPM, images: Tensor, noise: N
     """Variational upper bound on the bits per dimension of 8-bit `images` (N, 3, H, W) by the chain of a DDPM with the
     posterior's variance (arXiv 2006.11239, equation 5), (N,).
 
-    With equal variances each step's divergence is (SNR_(t-1) - SNR_t) / 2 times the squared error of x_0. Their sum over
-    the chain is estimated at `draws` timesteps per image, one from each of as many equal parts of it.
+    With equal variances each step's divergence is (SNR_(t-1) - SNR_t) / 2 times the squared error of x_0. Their sum
+    over the chain is estimated at `draws` timesteps per image, one from each of as many equal parts of it.
     """
     timesteps = torch.arange(process.timesteps, dtype=torch.float64)
     alpha, sigma = process.alpha(timesteps), process.sigma(timesteps)

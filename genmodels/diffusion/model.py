@@ -31,8 +31,8 @@ class DiffusionConfig:
     size: int = 64
     """Side of the images in pixels; the recipe sets it from --size."""
     latents: tuple[int, ...] | None = None
-    """Shape of the codec's latents, (channels, height, width), or (channels,) of a vector, which is a map of one position;
-    None: pixels. Set from --codec."""
+    """Shape of the codec's latents, (channels, height, width), or (channels,) of a vector, which is a map of one
+    position; None: pixels. Set from --codec."""
     process: Literal["flow", "edm", "ddpm"] = "flow"
     """"flow", "edm" or "ddpm"; each has its settings below."""
     flow: Flow = Flow()
@@ -86,15 +86,16 @@ class Diffusion(Generator, ABC):
     Options = DiffusionOptions
     likelihood_is_exact = False
     likelihood_levels = 256
-    likelihood_images = 256
 
     def __init__(self, config: DiffusionConfig, width: int):
         super().__init__(config)
         c = config
         self.process: Process = {"flow": c.flow, "edm": c.edm, "ddpm": c.ddpm}[c.process]
         self.needs_codec = c.latents is not None
-        if c.process != "ddpm":
+        if c.process != "ddpm":  # whose likelihood is a bound, and takes no gradients
+            self.likelihood_name = "bits-per-dim-by-ode"
             self.likelihood_by = "an estimate through the probability-flow ODE, no bound"
+            self.likelihood_images = 256
         self.condition = ConditionEmbedding(len(c.attributes), c.classes, width) if self.is_conditional else None
         self.gaussian = GaussianDenoiser(c.shape, c.gaussian) if c.gaussian else None
 
@@ -102,6 +103,11 @@ class Diffusion(Generator, ABC):
     def is_conditional(self) -> bool:
         """Whether it can be asked for something."""
         return bool(self.attributes or self.classes)
+
+    @property
+    def space(self) -> tuple[object, ...]:
+        """What two models must share for their estimates to be compared."""
+        return (self.process.path, self.config.shape, self.attributes, self.classes, self.codec_weights)
 
     @abstractmethod
     def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
@@ -159,36 +165,39 @@ class Diffusion(Generator, ABC):
         o = options
         own = self.unguided(condition, n, device)
         if o.guidance == 1:
-            return own
+            return self._clipped(own)
         if o.guide is not None:
             weaker = load_guide(o.guide).to(device)
-            if not isinstance(weaker, Diffusion) or (weaker.config.shape, weaker.process) != (
-                self.config.shape,
-                self.process,
-            ):
-                raise ValueError(f"--guide {o.guide}: it cannot guide this model, whose process and shape are not its")
+            if not isinstance(weaker, Diffusion) or weaker.space != self.space:
+                raise ValueError(
+                    f"--guide {o.guide} cannot guide this model: process, shape, attributes and codec must be the same"
+                )
             other = weaker.unguided(condition, n, device)
+        elif condition.attributes is None and condition.labels is None and self.condition is not None:
+            return self._clipped(own)  # nothing is asked for, so there is nothing to exaggerate
         elif self.condition is not None:
             other = self.unguided(Condition(), n, device)
         else:
             raise ValueError(
-                f"guidance {o.guidance:g} needs a condition, and this {self.family} was trained without; a weaker model "
-                "can guide it instead: --guide RUN"
+                f"guidance {o.guidance:g} needs a condition, and this {self.family} was trained without; a weaker "
+                "model can guide it instead: --guide RUN"
             )
         how = Guidance(o.guidance, o.guidance_low, o.guidance_high, o.guidance_rescale)
-        return guided(own, other, how, self.process)
+        return self._clipped(guided(own, other, how, self.process))
 
     def unguided(self, condition: Condition, n: int, device: torch.device) -> Denoise:
         """(x_t, t) -> x_0 under `condition` of n rows, t a number or (N, 1, 1, 1)."""
         embedded = self.embed(condition, n, device)
-        clip = isinstance(self.process, DDPM) and self.process.clip
 
         def denoise(x_t: Tensor, t: float | Tensor) -> Tensor:
             at = t if isinstance(t, Tensor) else x_t.new_full((len(x_t), 1, 1, 1), t)
-            x0 = self.process.x0(self.output(x_t, at, embedded), x_t, at)
-            return x0.clamp(-1, 1) if clip else x0
+            return self.process.x0(self.output(x_t, at, embedded), x_t, at)
 
         return denoise
+
+    def _clipped(self, denoise: Denoise) -> Denoise:
+        """`denoise`, with data kept in [-1, 1] where the process says so."""
+        return (lambda x_t, t: denoise(x_t, t).clamp(-1, 1)) if self.process.clip else denoise
 
     def schedule(self, options: DiffusionOptions) -> Schedule:
         """The times of a walk from noise to data."""
@@ -271,6 +280,8 @@ class Diffusion(Generator, ABC):
             ValueError: for a mask of another size.
         """
         shape = self.config.shape
+        if (options.solver, options.eta) != (self.Options.solver, self.Options.eta):
+            raise ValueError("inpainting has a walk of its own: leave out the solver and eta")
         if self.config.latents is not None and len(self.config.latents) == 1:
             raise ValueError("a vector stands for the whole image and cannot be known in part: take a codec with a map")
         if known.dtype != torch.bool or tuple(known.shape) != shape[1:]:

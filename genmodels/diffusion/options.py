@@ -34,7 +34,8 @@ class DiffusionOptions:
     steps: int = 20
     """Steps of the walk."""
     schedule: Literal["uniform", "karras", "log-snr", "quadratic"] | None = None
-    """How the times of the steps are spaced; None: as is usual for the process."""
+    """How the times of the steps are spaced; None: as is usual for the process. "quadratic" takes fewer steps than
+    asked where a chain has not so many different ones."""
     shift: float = 1.0
     """Above 1: more of a flow's steps where there is much noise."""
     eta: float = 0.0
@@ -43,8 +44,8 @@ class DiffusionOptions:
     """How much to exaggerate the condition (arXiv 2207.12598), or what --guide lacks; 1: not at all."""
     guidance_low: float = 0.0
     """Guide only where sigma / alpha is at least this (arXiv 2404.07724)."""
-    guidance_high: float = math.inf
-    """Guide only where sigma / alpha is at most this."""
+    guidance_high: float | None = None
+    """Guide only where sigma / alpha is at most this; None: also where there is most noise."""
     guidance_rescale: float = 0.0
     """Share in which guided data get back the spread of unguided data (arXiv 2305.08891)."""
     guide: Path | None = None
@@ -64,12 +65,14 @@ class DiffusionOptions:
             raise ValueError(f"eta is an option of solver 'ddim', and this is {self.solver!r}")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
-        if not 0 <= self.guidance_low <= self.guidance_high:
+        if self.guidance_low < 0 or (self.guidance_high is not None and self.guidance_high < self.guidance_low):
             raise ValueError(
-                f"guidance_low must be from 0 to guidance_high, got {self.guidance_low:g} and {self.guidance_high:g}"
+                f"guidance_low must be from 0 to guidance_high, got {self.guidance_low:g} and {self.guidance_high}"
             )
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale must be in [0, 1], got {self.guidance_rescale}")
+        if self.guide is not None and self.guidance == 1:
+            raise ValueError(f"guide {self.guide} changes nothing at guidance 1: give a guidance, such as 2")
 
     @property
     def is_stochastic(self) -> bool:
@@ -93,6 +96,6 @@ class DiffusionOptions:
         """Raises ValueError when the walk cannot be walked back, or cannot be repeated from its start."""
         if self.is_stochastic:
             raise ValueError(
-                f"{what} needs a solver without fresh noise, and this is {self.solver!r} with eta {self.eta:g}: use dpm, "
-                "unipc, heun or euler"
+                f"{what} needs a solver without fresh noise, and this is {self.solver!r} with eta {self.eta:g}: use "
+                "dpm, unipc, heun or euler"
             )

@@ -20,18 +20,27 @@ from torch import Tensor
 class Process(ABC):
     """A path and a parameterisation. Functions of t take and give (N,), or shapes that broadcast against x_t."""
 
-    start: float
+    start: ClassVar[float]
     """The time of pure noise."""
-    end: float
+    end: ClassVar[float]
     """The time of data."""
-    first: float
+    first: ClassVar[float]
     """The earliest time that a network has seen: the reversed ODE begins there."""
-    spread: float = 1.0
+    spread: ClassVar[float] = 1.0
     """Standard deviation of pure noise."""
     ratios: ClassVar[tuple[float, float]] = (0.002, 80.0)
-    """sigma / alpha between which schedules other than the process's own place their steps (EDM's)."""
-    straight: bool = False
+    """sigma / alpha between which schedules in terms of it place their steps (EDM's)."""
+    usual: ClassVar[str] = "uniform"
+    """The spacing of a schedule when none is asked for."""
+    longest: ClassVar[int | None] = None
+    """The most steps of a walk; None: any number."""
+    straight: ClassVar[bool] = False
     """Whether the ODE is integrated along t itself, as flow matching does; else along sigma / alpha, as EDM does."""
+
+    @property
+    def clip(self) -> bool:
+        """Whether the predicted data are clamped to [-1, 1] while sampling."""
+        return False
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -57,6 +66,11 @@ class Process(ABC):
         """c_in: what x_t is multiplied by before the network sees it."""
         return torch.ones_like(t)
 
+    @property
+    def path(self) -> tuple[object, ...]:
+        """What alpha and sigma depend on: models of one path can be compared at any point of it."""
+        return (type(self),)
+
     @abstractmethod
     def signal(self, t: Tensor) -> Tensor:
         """What the network is told of the time: a number of the order of 0 to 1000."""
@@ -72,6 +86,21 @@ class Process(ABC):
     @abstractmethod
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What the output is compared with in training; `output(x0, x_t, t)`, without dividing by what may be 0."""
+
+    def grid(self, steps: int, quadratic: bool) -> Tensor:
+        """Times of a walk, (steps,), float64, from `start` on, even in the process's own time or in its root."""
+        share = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
+        return self.start * (share.square() if quadratic else share)
+
+    def moved(self, times: Tensor, shift: float) -> Tensor:
+        """Times of a walk, shifted towards noise.
+
+        Raises:
+            ValueError: for a shift other than 1 where there is no such thing.
+        """
+        if shift != 1:
+            raise ValueError(f"shift {shift:g} moves the times of a flow, and this process is {type(self).__name__}")
+        return times
 
     # ---- the same for all ----
 
@@ -132,11 +161,14 @@ class Flow(Process):
     def draw(self, uniform: Tensor) -> Tensor:
         u = uniform.clamp(1e-5, 1 - 1e-5)
         t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u)) if self.std else u
-        return self.shifted(t)
+        return self.moved(t, 1.0)
 
-    def shifted(self, t: Tensor) -> Tensor:
-        """t in [0, 1], moved towards 1 by `shift`."""
-        return self.shift * t / (1 + (self.shift - 1) * t)
+    def moved(self, times: Tensor, shift: float) -> Tensor:
+        """Times, moved towards 1 by the process's own shift and then by this one."""
+        if not shift > 0:
+            raise ValueError(f"shift must be above 0, got {shift}")
+        both = self.shift * shift  # one shift after another is their product
+        return both * times / (1 + (both - 1) * times)
 
     def signal(self, t: Tensor) -> Tensor:
         return 1000 * t
@@ -166,6 +198,7 @@ class EDM(Process):
     start: ClassVar[float] = 80.0
     end: ClassVar[float] = 0.0
     first: ClassVar[float] = 0.002
+    usual: ClassVar[str] = "karras"
     spread: ClassVar[float] = 80.0
 
     def __post_init__(self) -> None:
@@ -244,15 +277,41 @@ class DDPM(Process):
                 f"ddpm: timesteps must be at least 1 and 0 < beta_start <= beta_end < 1, got {self.timesteps}, "
                 f"{self.beta_start} and {self.beta_end}"
             )
-        for name, known in (("prediction", ("eps", "v", "x0")), ("schedule", ("linear", "scaled-linear", "cosine"))):
+        names = {
+            "prediction": ("eps", "v", "x0"),
+            "schedule": ("linear", "scaled-linear", "cosine"),
+            "spacing": ("trailing", "leading"),
+            "final": ("data", "first"),
+        }
+        for name, known in names.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"ddpm: {name} must be {', '.join(known)}, got {getattr(self, name)!r}")
+        if not 0 <= self.offset < self.timesteps:
+            raise ValueError(f"ddpm: offset must be a timestep, 0 to {self.timesteps - 1}, got {self.offset}")
         if self.min_snr is not None and not self.min_snr > 0:
             raise ValueError(f"ddpm: min_snr must be above 0, or None, got {self.min_snr}")
 
     @property
     def start(self) -> float:  # type: ignore[override]
         return self.timesteps - 1.0
+
+    @property
+    def longest(self) -> int:  # type: ignore[override]
+        return self.timesteps
+
+    @property
+    def ratios(self) -> tuple[float, float]:  # type: ignore[override]
+        return float(self.log_ratio[0].exp()), float(self.log_ratio[-1].exp())
+
+    def grid(self, steps: int, quadratic: bool) -> Tensor:
+        """Whole timesteps, as diffusers' schedulers choose them."""
+        count = self.timesteps
+        if quadratic:
+            share = torch.linspace(1, 0, steps, dtype=torch.float64)
+            return (share.square() * (count - 1)).round().unique().flip(0)
+        if self.spacing == "leading":
+            return (torch.arange(steps, dtype=torch.float64) * (count // steps)).flip(0) + self.offset
+        return (count - torch.arange(steps, dtype=torch.float64) * (count / steps)).round() - 1
 
     @cached_property
     def betas(self) -> Tensor:
@@ -308,8 +367,12 @@ class DDPM(Process):
         found = {"eps": capped / snr, "v": capped / (snr + 1), "x0": capped}[self.prediction]
         return found.to(t.dtype)
 
+    @property
+    def path(self) -> tuple[object, ...]:
+        return (type(self), self.schedule, self.beta_start, self.beta_end, self.timesteps)
+
     def signal(self, t: Tensor) -> Tensor:
-        return t
+        return t.clamp_min(0)  # -1 is for solvers only
 
     def x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if self.prediction == "eps":

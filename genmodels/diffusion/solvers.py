@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genmodels.diffusion.process import DDPM, Flow, Process
+from genmodels.diffusion.process import Process
 
 Denoise = Callable[[Tensor, "float | Tensor"], Tensor]
 """(x_t, t) -> x_0; t is one time for all, or (N, 1, 1, 1)."""
@@ -23,6 +23,7 @@ Normal = Callable[[], Tensor]
 Solver = Callable[[Denoise, Tensor, "Schedule", Normal], Tensor]
 
 KARRAS_RHO = 7.0
+SPACINGS = ("uniform", "karras", "log-snr", "quadratic")
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,6 @@ class Schedule:
     def __getitem__(self, steps: slice) -> Schedule:
         """Some of its points."""
         return Schedule(self.times[steps], self.alpha[steps], self.sigma[steps], self.straight)
-
-    def reversed(self) -> Schedule:
-        """The way back."""
-        return self[::-1]
 
     def lam(self, i: int) -> float:
         """log(alpha / sigma): half the log signal-to-noise ratio."""
@@ -74,27 +71,20 @@ def schedule(process: Process, steps: int, spacing: str | None = None, shift: fl
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    if isinstance(process, DDPM) and steps > process.timesteps:
-        raise ValueError(f"steps must be at most {process.timesteps}, the length of this chain, got {steps}")
-    if shift != 1 and not isinstance(process, Flow):
-        raise ValueError(f"shift {shift:g} moves the times of a flow, and this process is {type(process).__name__}")
-    if not shift > 0:
-        raise ValueError(f"shift must be above 0, got {shift}")
-    if spacing is None:
-        spacing = "uniform" if isinstance(process, (DDPM, Flow)) else "karras"
+    if process.longest is not None and steps > process.longest:
+        raise ValueError(f"steps must be at most {process.longest}, the length of this chain, got {steps}")
+    spacing = process.usual if spacing is None else spacing
+    if spacing not in SPACINGS:
+        raise ValueError(f"unknown schedule {spacing!r}; known: {', '.join(SPACINGS)}")
     if spacing in ("karras", "log-snr"):
         times = _by_ratio(process, steps, karras=spacing == "karras")
-    elif isinstance(process, DDPM):
-        times = _timesteps(process, steps, spacing)
-    elif spacing in ("uniform", "quadratic"):
-        share = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
-        times = process.start * (share.square() if spacing == "quadratic" else share)
     else:
-        raise ValueError(f"unknown schedule {spacing!r}; known: uniform, karras, log-snr, quadratic")
-    if isinstance(process, Flow):
-        times = process.shifted(times)
-        times = shift * times / (1 + (shift - 1) * times)
-    return through(process, [*times.tolist(), process.end])
+        times = process.grid(steps, quadratic=spacing == "quadratic")
+    times = process.moved(times, shift)
+    walk = [*times.tolist(), process.end]
+    if process.ratio(walk[-2]) == process.ratio(walk[-1]):
+        del walk[-1]  # a chain that ends at its first timestep is already there
+    return through(process, walk)
 
 
 def through(process: Process, times: list[float]) -> Schedule:
@@ -113,8 +103,6 @@ def encoding(process: Process, s: Schedule) -> Schedule:
 def _by_ratio(process: Process, steps: int, karras: bool) -> Tensor:
     """Times, (steps,), float64, spaced by sigma / alpha. The first is the start of the process."""
     low, high = process.ratios
-    if isinstance(process, DDPM):
-        low, high = (float(r) for r in process.log_ratio[[0, -1]].exp())
     share = torch.linspace(0, 1, steps, dtype=torch.float64)
     if karras:
         ratio = (high ** (1 / KARRAS_RHO) + share * (low ** (1 / KARRAS_RHO) - high ** (1 / KARRAS_RHO))) ** KARRAS_RHO
@@ -123,20 +111,6 @@ def _by_ratio(process: Process, steps: int, karras: bool) -> Tensor:
     times = process.time_of(ratio)
     times[0] = process.start
     return times
-
-
-def _timesteps(process: DDPM, steps: int, spacing: str) -> Tensor:
-    """Whole timesteps, descending, as diffusers' schedulers choose them."""
-    count = process.timesteps
-    if spacing == "quadratic":
-        found = (torch.linspace(1, 0, steps, dtype=torch.float64).square() * (count - 1)).round().unique().flip(0)
-    elif spacing != "uniform":
-        raise ValueError(f"unknown schedule {spacing!r}; known: uniform, karras, log-snr, quadratic")
-    elif process.spacing == "leading":
-        found = (torch.arange(steps, dtype=torch.float64) * (count // steps)).flip(0) + process.offset
-    else:
-        found = (count - torch.arange(steps, dtype=torch.float64) * (count / steps)).round() - 1
-    return found.double()
 
 
 # ---- deterministic solvers ----
@@ -162,8 +136,6 @@ def heun(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal) -> Tensor:
         x0 = denoise(x, s.times[i])
         there = _euler_step(x0, x, s, i)
         if s.sigma[i + 1] > 0:
-            if s.alpha[i] == 0 and not s.straight:
-                raise ValueError("heun cannot start where there is no data at all: sigma / alpha is infinite")
             (c, tau), (c1, tau1) = s.coordinate(i), s.coordinate(i + 1)
             slope = (x / c - x0) / tau
             slope1 = (there / c1 - denoise(there, s.times[i + 1])) / tau1
@@ -211,7 +183,9 @@ def unipc(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal, order: int =
     return x
 
 
-def _unified(x: Tensor, s: Schedule, i: int, past: list[tuple[float, Tensor]], there: Tensor | None, lam: float) -> Tensor:
+def _unified(
+    x: Tensor, s: Schedule, i: int, past: list[tuple[float, Tensor]], there: Tensor | None, lam: float
+) -> Tensor:
     """UniP from point i to i + 1; with an evaluation `there`, UniC. `past` holds evaluations up to that at i."""
     lam0, x0 = past[-1]
     h = lam - lam0
@@ -219,18 +193,19 @@ def _unified(x: Tensor, s: Schedule, i: int, past: list[tuple[float, Tensor]], t
     base = share * x + (s.alpha[i + 1] - share * s.alpha[i]) * x0
     # Differences (m_k - m_0) / r_k, r_k the place of evaluation k in units of the step; what lies at infinite noise
     # says nothing.
-    points = [((l - lam0) / h, m) for l, m in reversed(past[:-1]) if math.isfinite(l) and math.isfinite(h)]
+    finite = [(at, m) for at, m in reversed(past[:-1]) if math.isfinite(at) and math.isfinite(h)]
+    points = [((at - lam0) / h, m) for at, m in finite]
     if there is not None:
         points.append((1.0, there))
     if not points:
         return base
     r = torch.tensor([place for place, _ in points], dtype=torch.float64)
-    weights = _bh2_weights(r, h, corrector=there is not None)
+    weights = _bh2_weights(r, h)
     change = sum(w * (m - x0) / place for w, (place, m) in zip(weights, points, strict=True))
     return base + s.alpha[i + 1] * -math.expm1(-h) * change
 
 
-def _bh2_weights(r: Tensor, h: float, corrector: bool) -> list[float]:
+def _bh2_weights(r: Tensor, h: float) -> list[float]:
     """The coefficients that solve R rho = b for B(h) = e^h - 1, in the data-prediction form (h negated)."""
     count = len(r)
     if count == 1:

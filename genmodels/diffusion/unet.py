@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from genmodels.diffusion.model import Diffusion, DiffusionConfig
@@ -37,11 +37,16 @@ class UNetConfig(DiffusionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.diffusers:
+        if self.is_imported:
             return  # UNet2DModel says itself what cannot be
         side = self.shape[1]
-        if self.patch < 1 or side % self.patch or self.shape[2] != side:
-            raise ValueError(f"patch must divide the side of a square input, got {self.patch} for {self.shape[1:]}")
+        if self.shape[2] != side:
+            raise ValueError(
+                f"a U-Net works on a square map, and these latents are {self.shape[1]} x {self.shape[2]}: take a codec "
+                "with a grid, not --model.tokens"
+            )
+        if self.patch < 1 or side % self.patch:
+            raise ValueError(f"patch must divide the side of the input, got {self.patch} for {side}")
         if not self.channels or len(self.attention) != len(self.channels) or self.blocks < 1:
             raise ValueError(
                 f"channels and attention need one entry per level and blocks at least 1, got {self.channels}, "
@@ -51,12 +56,17 @@ class UNetConfig(DiffusionConfig):
         if side // self.patch % halvings:
             raise ValueError(
                 f"{len(self.channels)} levels halve the grid {len(self.channels) - 1} times, and "
-                f"{side} / patch {self.patch} = {side // self.patch} does not divide by {halvings}"
+                f"{side} / patch {self.patch} = {side // self.patch} does not divide by {halvings}: give fewer channels"
             )
         if self.groups < 1 or any(width % self.groups for width in self.channels):
             raise ValueError(f"channels must be multiples of groups {self.groups}, got {self.channels}")
         if any(here and width % self.head for here, width in zip(self.attention, self.channels, strict=True)):
             raise ValueError(f"channels with attention must be multiples of head {self.head}, got {self.channels}")
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the whole network is described by `diffusers`."""
+        return "block_out_channels" in self.diffusers
 
 
 class UNet(Diffusion):
@@ -69,7 +79,7 @@ class UNet(Diffusion):
         c = config or UNetConfig()
         super().__init__(c, width=4 * c.channels[0])
         self.network = UNet2DModel(**network_settings(c))
-        if not c.diffusers:
+        if not c.is_imported:
             start_small(self.network)
         self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in
 
@@ -102,5 +112,5 @@ def start_small(network: UNet2DModel) -> None:
     """Every residual block begins as the identity and the output as zero (arXiv 2105.05233, appendix A)."""
     blocks = [module.conv2 for module in network.modules() if isinstance(module, ResnetBlock2D)]
     for last in (*blocks, network.conv_out):
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)

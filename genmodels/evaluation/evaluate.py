@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,8 @@ def evaluate(
     extractors = extractors or [load_extractor("faces", device)]
     _check_names(extractors)
     lpips, absent = _lpips(device)
-    chosen = asdict(model.options(**options))
+    settings = asdict(model.options(**options))
+    chosen = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     images = Images(sampling.sample(model, n, seed, batch_size=batch_size, **options), f"samples of {model.family}")
     subject = replace(
         subject or Subject(model.family, model.family), seed=seed, options=chosen, fingerprint=images.fingerprint
@@ -170,7 +172,7 @@ def _likelihood(model: Generator, reference: Reference, n: int, seed: int, batch
         return {}, {"bits-per-dim": f"{model.family} has no likelihood"}
     # Of fewer shades it is another quantity, under a name of its own.
     levels = model.likelihood_levels
-    name = "bits-per-dim" if levels == 256 else f"bits-per-dim-of-{levels}-levels"
+    name = model.likelihood_name if levels == 256 else f"{model.likelihood_name}-of-{levels}-levels"
     with evaluating(model):
         batches = _batches(model, images, batch_size, "bits/dim")
         return {name: likelihood_score(model, batches, seed, protocol, model.likelihood_by)}, {}

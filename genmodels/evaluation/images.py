@@ -112,7 +112,7 @@ def read_images(path: Path, size: int | None = None) -> Images:
 def holds_images(path: Path) -> bool:
     """Whether `path` is for `read_images`: an archive, an array or a folder, but not the folder of a model or run."""
     if path.is_dir():
-        return not any((path / name).exists() for name in ("config.json", "config.yaml"))
+        return not any((path / name).exists() for name in ("config.json", "config.yaml", "model_index.json"))
     return path.suffix.lower() in (".zip", *ARRAYS)
 
 

@@ -40,13 +40,18 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     c = prior.config
     plain = isinstance(prior.process, DDPM) and c.patch == 1 and not c.gaussian and not prior.is_conditional
     if plain and codec is None:
-        diffusers.DDIMPipeline(unet=prior.network, scheduler=scheduler).save_pretrained(out)
-        return "a DDIMPipeline: diffusers.DDIMPipeline.from_pretrained(OUT)"
+        pipeline: Any = diffusers.DDIMPipeline(unet=prior.network, scheduler=scheduler)
+        pipeline.save_pretrained(out)
+        clipped = "; call it with use_clipped_model_output=True for the same images" if prior.process.clip else ""
+        return f"a DDIMPipeline: diffusers.DDIMPipeline.from_pretrained('{out}'){clipped}"
     if plain and isinstance(codec, PretrainedVQ):
         assert isinstance(model, Latent) and model.vector_scale is not None
-        codec.network.register_to_config(scaling_factor=float(model.vector_scale))
-        diffusers.LDMPipeline(vqvae=codec.network, unet=prior.network, scheduler=scheduler).save_pretrained(out)
-        return "an LDMPipeline: diffusers.LDMPipeline.from_pretrained(OUT)"
+        pipeline = diffusers.LDMPipeline(vqvae=codec.network, unet=prior.network, scheduler=scheduler)
+        pipeline.save_pretrained(out)
+        codec_config = out / "vqvae" / "config.json"
+        settings = json.loads(codec_config.read_text()) | {"scaling_factor": float(model.vector_scale)}
+        codec_config.write_text(json.dumps(settings, indent=2) + "\n")
+        return f"an LDMPipeline: diffusers.LDMPipeline.from_pretrained('{out}')"
     prior.network.save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")
     if codec is not None:
@@ -61,7 +66,7 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     }
     (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
     shutil.copy(SCRIPT, out / SCRIPT.name)
-    return "unet/, scheduler/ and a script that samples with them: python OUT/sample.py --help"
+    return f"unet/, scheduler/ and a script that samples with them: python {out / SCRIPT.name} --help"
 
 
 def parts_of(model: Generator) -> tuple[UNet, PretrainedCodec | None]:
@@ -86,7 +91,7 @@ def parts_of(model: Generator) -> tuple[UNet, PretrainedCodec | None]:
 
 def extras(model: Generator, prior: UNet, codec: PretrainedCodec | None) -> dict[str, torch.Tensor]:
     """Weights that are not the U-Net's nor the codec's, by the names that sample.py knows."""
-    found = {"none": torch.zeros(())}
+    found: dict[str, torch.Tensor] = {}
     if prior.condition is not None:
         found |= {f"condition.{name}": value for name, value in prior.condition.state_dict().items()}
     if prior.gaussian is not None:

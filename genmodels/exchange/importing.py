@@ -16,6 +16,7 @@ from genmodels.pretrained import PretrainedVQ, load_pretrained, read_network
 
 IN_PIXELS = ("DDPMPipeline", "DDIMPipeline")
 IN_LATENTS = ("LDMPipeline", "LatentDiffusionUncondPipeline")
+NEEDED = ("sample_size", "in_channels", "block_out_channels", "down_block_types", "layers_per_block")
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -24,8 +25,8 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def import_pipeline(folder: Path) -> Generator:
-    """The model in a folder laid out as google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline) or CompVis/ldm-celebahq-256
-    (LDMPipeline). Only safetensors are read.
+    """The model in a folder laid out as google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline) or
+    CompVis/ldm-celebahq-256 (LDMPipeline). Only safetensors are read.
 
     Raises:
         ValueError: for another pipeline, or parts of one that have no counterpart.
@@ -37,19 +38,19 @@ def import_pipeline(folder: Path) -> Generator:
         )
     # In the oldest pipelines the parts lie side by side in the folder itself.
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    settings = read_json(unet / "config.json")
+    settings = _settings(unet, *NEEDED)
     if settings.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{unet} holds a {settings.get('_class_name')}, not a UNet2DModel: that is not supported")
     place = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
     if not place.is_file():
         raise ValueError(f"{folder} has no scheduler_config.json, which says how its model was trained")
     process = process_of(read_json(place), place)
-    if kind in IN_PIXELS:
-        size = settings["sample_size"]
-        return _unet(unet, settings, process, size, None)
     channels, side = settings["in_channels"], settings["sample_size"]
-    codec_settings = read_json(folder / "vqvae" / "config.json")
-    size = side * 2 ** (len(codec_settings["block_out_channels"]) - 1)
+    if not isinstance(side, int):
+        raise ValueError(f"{unet}: its config does not say for which size it is (sample_size {side})")
+    if kind in IN_PIXELS:
+        return _unet(unet, settings, process, side, None)
+    size = side * 2 ** (len(_settings(folder / "vqvae", "block_out_channels")["block_out_channels"]) - 1)
     codec = load_pretrained(folder / "vqvae", size)
     if not isinstance(codec, PretrainedVQ):
         raise ValueError(f"{folder / 'vqvae'} holds a {codec.family}, not a VQModel: that is not supported")
@@ -59,15 +60,32 @@ def import_pipeline(folder: Path) -> Generator:
     return model.eval()
 
 
-def _unet(folder: Path, settings: dict[str, Any], process: DDPM, size: int, latents: tuple[int, int, int] | None) -> UNet:
+def _settings(folder: Path, *needed: str) -> dict[str, Any]:
+    """config.json of a network.
+
+    Raises:
+        ValueError: when it is absent, or what we need is not in it.
+    """
+    try:
+        settings = read_json(folder / "config.json")
+    except FileNotFoundError:
+        raise ValueError(f"{folder} has no config.json: the pipeline is not whole") from None
+    if missing := [name for name in needed if name not in settings]:
+        raise ValueError(f"{folder / 'config.json'} does not say {missing[0]}")
+    return settings
+
+
+def _unet(
+    folder: Path, settings: dict[str, Any], process: DDPM, size: int, latents: tuple[int, int, int] | None
+) -> UNet:
     own = {name: value for name, value in settings.items() if not name.startswith("_")}
     if own.get("class_embed_type") or own.get("num_class_embeds"):
         raise ValueError(f"{folder}: a U-Net with class embeddings of its own is not supported")
     channels = latents[0] if latents else 3
     if own["in_channels"] != channels or own.get("out_channels", channels) != channels:
-        raise ValueError(f"{folder}: {own['in_channels']} channels in and {own.get('out_channels')} out are not supported")
-    if own["sample_size"] is None:
-        raise ValueError(f"{folder}: its config does not say for which size it is (sample_size)")
+        raise ValueError(
+            f"{folder}: {own['in_channels']} channels in and {own.get('out_channels')} out are not supported"
+        )
     widths = tuple(own["block_out_channels"])
     config = UNetConfig(
         size=size,

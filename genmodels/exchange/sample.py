@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,14 @@ class Model:
         self.vae: Any = None
         if (folder / "vae").is_dir():
             kind = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
-            self.vae = getattr(importlib.import_module("diffusers"), kind).from_pretrained(folder / "vae").eval()
+            self.vae = getattr(diffusers, kind).from_pretrained(folder / "vae").eval()
 
     def condition(self, n: int, attributes: Tensor | None, labels: Tensor | None) -> Tensor | None:
         """(N, D): attributes (N, K) in {-1, 0, 1}, labels (N,) or -1; None for a model without condition."""
         if not any(name.startswith("condition.") for name in self.extras):
             return None
         found = torch.zeros(n, self.unet.time_embedding.linear_2.out_features)
-        if attributes is not None:
+        if attributes is not None and attributes.shape[1]:
             found = found + attributes.float() @ self.extras["condition.attributes.weight"].T
         if labels is not None:
             known = (labels >= 0).unsqueeze(1)
@@ -63,7 +62,9 @@ class Model:
 
     def filtered(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """The expected data if they were normal, from their mean and principal components."""
-        mean, basis, variance, rest = (self.extras[f"gaussian.{name}"] for name in ("mean", "basis", "variance", "rest"))
+        mean, basis, variance, rest = (
+            self.extras[f"gaussian.{name}"] for name in ("mean", "basis", "variance", "rest")
+        )
         away = x.flatten(1) - alpha * mean
         gain, others = (alpha * value / (alpha**2 * value + sigma**2) for value in (variance, rest))
         return (mean + others * away + ((gain - others) * (away @ basis)) @ basis.T).view(x.shape)
@@ -83,7 +84,9 @@ class Model:
             scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
         else:
             scheduler.set_timesteps(steps)
-        x = noise * scheduler.init_noise_sigma if process == "edm" else noise
+        x = noise * float(scheduler.sigmas[0]) if process == "edm" else noise
+        # Where the data are clipped, the noise is what is left.
+        how = {"use_clipped_model_output": True} if process == "ddpm" else {}
         wanted = self.condition(len(noise), attributes, labels)
         nothing = self.condition(len(noise), None, None)
         for i, t in enumerate(scheduler.timesteps):
@@ -99,7 +102,7 @@ class Model:
                 found = other + guidance * (found - other)
             if process == "edm":
                 scheduler.scale_model_input(x, t)  # it counts its steps here
-            x = scheduler.step(found, t, x).prev_sample
+            x = scheduler.step(found, t, x, **how).prev_sample
         if self.vae is not None:
             shape = (1, -1, 1, 1)
             x = x * self.extras["latents.std"].view(shape) + self.extras["latents.mean"].view(shape)
@@ -120,8 +123,16 @@ def main() -> None:
     from torchvision.utils import save_image
 
     model = Model(Path(__file__).parent)
-    names = model.settings["attributes"]
-    attributes = torch.zeros(args.n, len(names)) if names else None
+    names, classes = model.settings["attributes"], model.settings["classes"]
+    if args.n < 1 or args.steps < 1:
+        parser.error("--n and --steps must be at least 1")
+    if args.label is not None and not 0 <= args.label < classes:
+        parser.error(f"--label {args.label}: this model has {classes} classes")
+    if args.guidance != 1 and not (names or classes):
+        parser.error("--guidance needs a model with attributes or classes")
+    if Path(args.out).exists():
+        parser.error(f"{args.out} exists: choose another --out")
+    attributes = torch.zeros(args.n, len(names))
     for wish in filter(None, args.attributes.split(",")):
         name, _, value = wish.partition("=")
         if name not in names or value not in ("yes", "no"):

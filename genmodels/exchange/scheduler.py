@@ -9,6 +9,8 @@ from genmodels.diffusion.process import DDPM, EDM, Flow, Process
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCHEDULES = {"linear": "linear", "scaled-linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+"""Of ancestral sampling. Ours is the posterior's, "fixed_small"; the deterministic solvers need none."""
 UNSUPPORTED = {
     "thresholding": False,
     "rescale_betas_zero_snr": False,
@@ -47,7 +49,7 @@ def process_of(config: dict[str, Any], where: Path) -> DDPM:
         ValueError: for another scheduler, or a setting that has no counterpart.
     """
     kind = config.get("_class_name")
-    if kind not in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"):
+    if kind not in ("DDPMScheduler", "DDIMScheduler"):
         raise ValueError(f"{where}: a {kind} is not supported; DDPMScheduler and DDIMScheduler are")
     for name, harmless in UNSUPPORTED.items():
         if config.get(name, harmless) != harmless:
@@ -57,6 +59,7 @@ def process_of(config: dict[str, Any], where: Path) -> DDPM:
     values = {
         "prediction_type": (config.get("prediction_type", "epsilon"), predictions),
         "beta_schedule": (config.get("beta_schedule", "linear"), schedules),
+        "variance_type": (config.get("variance_type", "fixed_small"), VARIANCES),
         "timestep_spacing": (config.get("timestep_spacing", "leading"), {"leading": "leading", "trailing": "trailing"}),
     }
     for name, (value, known) in values.items():

@@ -1,0 +1,92 @@
+"""What guidance buys and costs: accuracy of each attribute and FD, for samples asked to be what held-out faces are.
+
+python benchmarks/guidance.py runs/ldm --data celeba --root PATH --json guidance.json
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tyro.conf import Positional
+
+from genmodels import sampling
+from genmodels.cli.arguments import check_free, load
+from genmodels.data import open_data
+from genmodels.evaluation.conditional import attribute_accuracy
+from genmodels.evaluation.distances import frechet_distance
+from genmodels.evaluation.extractors import load_extractor
+from genmodels.evaluation.features import extract
+from genmodels.evaluation.images import Images
+from genmodels.evaluation.reference import spread_rows
+from genmodels.types import Condition
+
+
+@dataclass(frozen=True)
+class Settings:
+    run: Positional[str]
+    """A run folder of a model that takes attributes and guidance."""
+    data: str = "toyfaces"
+    root: Path | None = None
+    n: int = 1000
+    """Samples of seed 0 at each scale."""
+    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 5.0)
+    """Guidance."""
+    json: Path | None = None
+    """Write the numbers here."""
+    save: Path | None = None
+    """Keep the samples of every scale in this folder, as .npy."""
+    force: bool = False
+    """Overwrite existing files."""
+
+
+def main(settings: Settings) -> None:
+    s = settings
+    try:
+        if s.json is not None:
+            check_free(s.json, s.force, ".json")
+        if s.save is not None and s.save.exists() and any(s.save.iterdir()) and not s.force:
+            raise ValueError(f"{s.save} is not empty: choose another --save, or overwrite with --force")
+        model = load(s.run)
+        if not model.attributes:
+            raise ValueError(f"{s.run}: this {model.family} was trained without attributes")
+        data = open_data(s.data, s.root, model.config.size).with_attributes(model.attributes)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from None
+    train, held = data.split("train"), data.split("valid")
+    extractor = load_extractor("faces")
+    seen, real = (extract(Images(part.images, name), extractor) for part, name in ((train, "train"), (held, "valid")))
+    rows = spread_rows(len(held), s.n)
+    asked = np.asarray(held.attributes)[rows]
+    found = []
+    for scale in s.scales:
+        condition = Condition(torch.from_numpy(asked).float())
+        samples = sampling.sample(model, s.n, 0, condition, guidance=scale, progress=False)
+        if s.save is not None:
+            s.save.mkdir(parents=True, exist_ok=True)
+            np.save(s.save / f"guidance-{scale:g}.npy", samples)
+        features = extract(Images(samples, f"guidance {scale:g}"), extractor, progress=False, cached=False)
+        accuracy = attribute_accuracy(
+            features,
+            asked,
+            seen,
+            np.asarray(train.attributes),
+            real,
+            np.asarray(held.attributes),
+            model.attributes,
+        )
+        distance = frechet_distance(features, real)
+        found.append({"guidance": scale, "fd_faces": distance, "accuracy": accuracy.samples, "real": accuracy.real})
+        each = "  ".join(f"{name} {value:.2f}" for name, value in accuracy.samples.items())
+        print(f"guidance {scale:3g}   FD-faces {distance:.3f}   {each}   (mean on real faces {accuracy.ceiling:.2f})")
+    if s.json is not None:
+        s.json.parent.mkdir(parents=True, exist_ok=True)
+        s.json.write_text(json.dumps({"run": Path(s.run).name, "n": s.n, "rows": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
