@@ -61,7 +61,7 @@ def test_with_the_closed_form_alone_normal_data_are_sampled_exactly(process):
     with torch.no_grad():
         found = model.sample(noises(2000), Condition(), model.options(steps=30, schedule="log-snr")).flatten(1)
     torch.testing.assert_close(found.mean(0), drawn.mean(0), rtol=0, atol=0.1)
-    torch.testing.assert_close(found.T.cov(), drawn.T.cov(), rtol=0, atol=0.12)
+    torch.testing.assert_close(found.T.cov(), drawn.T.cov(), rtol=0, atol=0.2)
 
 
 def test_the_gaussian_denoiser_is_the_wiener_filter():
