@@ -373,10 +373,10 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(solver="rk4"), "solver must be one of dpm, unipc"),
+        (dict(solver="rk4"), "solver must be one of unipc, dpm"),
         (dict(steps=0), "steps and resample must be at least 1, got 0"),
         (dict(solver="ddim", eta=1.5), r"eta must be in \[0, 1\], got 1.5"),
-        (dict(eta=0.5), "eta is an option of solver 'ddim', and this is 'dpm'"),
+        (dict(eta=0.5), "eta is an option of solver 'ddim', and this is 'unipc'"),
         (dict(guidance=-1.0), "guidance must not be negative"),
         (dict(guidance_low=2.0, guidance_high=1.0), "guidance_low must be from 0 to guidance_high"),
         (dict(guide="runs/weak"), "guide runs/weak changes nothing at guidance 1"),

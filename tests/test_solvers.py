@@ -306,7 +306,7 @@ def test_flow_schedules_against_diffusers():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     x = draw(2, 3, 4, 4)
-    s = schedule(Flow(), 8, shift=2.0)
+    s = schedule(Flow(), 8, "uniform", shift=2.0)
     theirs = FlowMatchEulerDiscreteScheduler(shift=2.0)
     theirs.set_timesteps(sigmas=[1 - i / 8 for i in range(8)])
     torch.testing.assert_close(theirs.sigmas.double(), torch.tensor(s.times, dtype=torch.float64), rtol=0, atol=1e-6)

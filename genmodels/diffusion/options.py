@@ -13,8 +13,8 @@ from genmodels.diffusion.process import DDPM, Process
 from genmodels.diffusion.solvers import Solver
 
 SOLVERS: dict[str, Solver] = {
-    "dpm": solvers.dpm,
     "unipc": solvers.unipc,
+    "dpm": solvers.dpm,
     "heun": solvers.heun,
     "euler": solvers.euler,
     "ddim": solvers.ddim,
@@ -28,13 +28,13 @@ STOCHASTIC = ("ddpm", "dpm-sde")
 class DiffusionOptions:
     """The solver, its steps, and guidance."""
 
-    solver: Literal["dpm", "unipc", "heun", "euler", "ddim", "ddpm", "dpm-sde"] = "dpm"
-    """dpm: DPM-Solver++(2M). heun evaluates the network twice a step, the others once. ddim takes --eta; ddpm walks the
+    solver: Literal["unipc", "dpm", "heun", "euler", "ddim", "ddpm", "dpm-sde"] = "unipc"
+    """unipc: UniPC-2. dpm: DPM-Solver++(2M). heun evaluates the network twice a step, the others once. ddim takes --eta; ddpm walks the
     chain that a DDPM was trained on; dpm-sde adds noise on the way."""
     steps: int = 20
     """Steps of the walk."""
     schedule: Literal["uniform", "karras", "log-snr", "quadratic"] | None = None
-    """How the times of the steps are spaced; None: as is usual for the process. "quadratic" takes fewer steps than
+    """How the times of the steps are spaced; None: uniform for a DDPM, else karras. "quadratic" takes fewer steps than
     asked where a chain has not so many different ones."""
     shift: float = 1.0
     """Above 1: more of a flow's steps where there is much noise."""

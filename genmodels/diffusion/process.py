@@ -30,7 +30,7 @@ class Process(ABC):
     """Standard deviation of pure noise."""
     ratios: ClassVar[tuple[float, float]] = (0.002, 80.0)
     """sigma / alpha between which schedules in terms of it place their steps (EDM's)."""
-    usual: ClassVar[str] = "uniform"
+    usual: ClassVar[str] = "karras"
     """The spacing of a schedule when none is asked for."""
     longest: ClassVar[int | None] = None
     """The most steps of a walk; None: any number."""
@@ -198,7 +198,6 @@ class EDM(Process):
     start: ClassVar[float] = 80.0
     end: ClassVar[float] = 0.0
     first: ClassVar[float] = 0.002
-    usual: ClassVar[str] = "karras"
     spread: ClassVar[float] = 80.0
 
     def __post_init__(self) -> None:
@@ -270,6 +269,7 @@ class DDPM(Process):
 
     end: ClassVar[float] = -1.0
     first: ClassVar[float] = 0.0
+    usual: ClassVar[str] = "uniform"
 
     def __post_init__(self) -> None:
         if self.timesteps < 1 or not 0 < self.beta_start <= self.beta_end < 1:

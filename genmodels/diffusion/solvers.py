@@ -63,7 +63,7 @@ def schedule(process: Process, steps: int, spacing: str | None = None, shift: fl
         steps: how many.
         spacing: "uniform" in the process's own time; "karras", rho = 7 (arXiv 2206.00364); "log-snr", even in
             log(alpha / sigma); "quadratic", finer towards the data (arXiv 2010.02502). None: as is usual for the
-            process, uniform, or karras where the time is a noise level.
+            process, uniform for a chain of timesteps, else karras.
         shift: of flow's times towards noise, on top of the process's own (arXiv 2403.03206).
 
     Raises:
