@@ -29,8 +29,8 @@ class DiffusionOptions:
     """The solver, its steps, and guidance."""
 
     solver: Literal["unipc", "dpm", "heun", "euler", "ddim", "ddpm", "dpm-sde"] = "unipc"
-    """unipc: UniPC-2. dpm: DPM-Solver++(2M). heun evaluates the network twice a step, the others once. ddim takes --eta;
-    ddpm walks the chain that a DDPM was trained on; dpm-sde adds noise on the way."""
+    """unipc: UniPC-2. dpm: DPM-Solver++(2M). heun evaluates the network twice a step, the others once. ddim takes
+    --eta; ddpm walks the chain that a DDPM was trained on; dpm-sde adds noise on the way."""
     steps: int = 20
     """Steps of the walk."""
     schedule: Literal["uniform", "karras", "log-snr", "quadratic"] | None = None
