@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class Settings:
     """Samples of seed 0 at each scale."""
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 5.0)
     """Guidance."""
+    schedule: str | None = None
+    """Of a diffusion model, the spacing of the times; None: as is usual for the process."""
     json: Path | None = None
     """Write the numbers here."""
     save: Path | None = None
@@ -63,9 +66,10 @@ def main(settings: Settings) -> None:
     rows = spread_rows(len(held), s.n)
     asked = np.asarray(held.attributes)[rows]
     found = []
+    options: dict[str, Any] = {} if s.schedule is None else {"schedule": s.schedule}
     for scale in s.scales:
         condition = Condition(torch.from_numpy(asked).float())
-        samples = sampling.sample(model, s.n, 0, condition, guidance=scale, progress=False)
+        samples = sampling.sample(model, s.n, 0, condition, guidance=scale, progress=False, **options)
         if s.save is not None:
             s.save.mkdir(parents=True, exist_ok=True)
             np.save(s.save / f"guidance-{scale:g}.npy", samples)
@@ -85,7 +89,9 @@ def main(settings: Settings) -> None:
         print(f"guidance {scale:3g}   FD-faces {distance:.3f}   {each}   (mean on real faces {accuracy.ceiling:.2f})")
     if s.json is not None:
         s.json.parent.mkdir(parents=True, exist_ok=True)
-        s.json.write_text(json.dumps({"run": Path(s.run).name, "n": s.n, "rows": found}, indent=2) + "\n")
+        s.json.write_text(
+            json.dumps({"run": Path(s.run).name, "schedule": s.schedule, "n": s.n, "rows": found}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ class Settings:
     root: Path | None = None
     schedule: str | None = None
     """The spacing of the times; None: as is usual for the process."""
+    shift: float = 1.0
+    """Of a flow's times towards noise."""
     n: int = 1000
     """Samples of seed 0 for each cell."""
     evaluations: tuple[int, ...] = (5, 10, 20, 50)
@@ -72,7 +74,9 @@ def main(settings: Settings) -> None:
             # Heun evaluates twice a step and once in the last, so it spends one evaluation less than an even budget.
             steps = (evaluations + 1) // 2 if name == "heun" else evaluations
             began = time.monotonic()
-            samples = sampling.sample(model, s.n, 0, steps=steps, schedule=s.schedule, progress=False, **options)
+            samples = sampling.sample(
+                model, s.n, 0, steps=steps, schedule=s.schedule, shift=s.shift, progress=False, **options
+            )
             speed = s.n / (time.monotonic() - began)
             if s.save is not None:
                 s.save.mkdir(parents=True, exist_ok=True)
@@ -85,7 +89,10 @@ def main(settings: Settings) -> None:
     if s.json is not None:
         s.json.parent.mkdir(parents=True, exist_ok=True)
         s.json.write_text(
-            json.dumps({"run": Path(s.run).name, "schedule": s.schedule, "n": s.n, "rows": rows}, indent=2) + "\n"
+            json.dumps(
+                {"run": Path(s.run).name, "schedule": s.schedule, "shift": s.shift, "n": s.n, "rows": rows}, indent=2
+            )
+            + "\n"
         )
 
 

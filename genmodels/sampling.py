@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -125,11 +125,10 @@ def interpolate(model: Generator, seeds: Sequence[int], frames: int, **options: 
         raise ValueError(f"{_name(model)} models do not interpolate")
     device = next(model.parameters()).device
     chosen = model.options(**options)
-    stops = [*seeds, seeds[0]] if len(seeds) > 2 else list(seeds)
     weights = torch.linspace(0, 1, frames, device=device)
     legs = []
     with evaluating(model):
-        for first, second in pairwise(stops):
+        for first, second in _tour(seeds):
             start, end = (Noise.for_images(seed, [0], device) for seed in (first, second))
             legs.append(to_uint8(model.interpolate(start, end, weights, chosen)))
     return np.stack(legs)
@@ -189,7 +188,7 @@ def inpaint(
     found = []
     with evaluating(model):
         for j, image in enumerate(images):
-            floats = torch.from_numpy(image).to(device).permute(2, 0, 1) / 127.5 - 1  # (3, H, W)
+            floats = _to_floats(model, image[None])[0]  # (3, H, W)
             for start in range(j * n, (j + 1) * n, batch_size):
                 streams = range(start, min(start + batch_size, (j + 1) * n))
                 noise = Noise.for_images(seed, streams, device)
@@ -219,10 +218,9 @@ def morph(model: Generator, images: np.ndarray, frames: int, **options: Any) -> 
         raise ValueError(f"{_name(model)} models do not interpolate between given images")
     chosen = model.options(**options)
     floats = _to_floats(model, images)
-    stops = [*floats, floats[0]] if len(floats) > 2 else list(floats)
     weights = torch.linspace(0, 1, frames, device=floats.device)
     with evaluating(model):
-        legs = [to_uint8(model.morph(a[None], b[None], weights, chosen)) for a, b in pairwise(stops)]
+        legs = [to_uint8(model.morph(a[None], b[None], weights, chosen)) for a, b in _tour(floats)]
     return np.stack(legs)
 
 
@@ -292,6 +290,11 @@ def trajectory(
         both = model.trajectory(noise, (condition or Condition()).to(device), model.options(**options))
     rows = [np.stack([to_uint8(step) for step in steps], axis=1) for steps in both]  # 2 x (n, evaluations + 1, H, W, 3)
     return np.stack(rows, axis=1)
+
+
+def _tour(stops: Sequence[Any] | Tensor) -> Iterator[tuple[Any, Any]]:
+    """The legs of the way through `stops`: of two one, of more also the one back to the first."""
+    return pairwise([*stops, stops[0]] if len(stops) > 2 else stops)
 
 
 def _to_floats(model: Generator, images: np.ndarray) -> Tensor:

@@ -222,8 +222,8 @@ class Diffusion(Generator, ABC):
 
         x = self.process.spread * noise.normal(*self.config.shape)
         x = options.solver_for(self.process)(watched, x, self.schedule(options), self._normal(noise))
-        both = ([*steps, x] for steps in (seen, expected))
-        return tuple(torch.stack([self._as_latents(step) for step in steps]) for steps in both)  # type: ignore[return-value]
+        shown, guessed = (torch.stack([self._as_latents(step) for step in (*steps, x)]) for steps in (seen, expected))
+        return shown, guessed
 
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: DiffusionOptions) -> Tensor:
         """Samples (len(weights), C, H, W) from noise on the arc from that of `first` to that of `second`."""
