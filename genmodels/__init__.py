@@ -18,6 +18,7 @@ FAMILIES = {
     "vqvae": "genmodels.vqvae:VQVAE",
     "autoregressive": "genmodels.autoregressive:Autoregressive",
     "unet": "genmodels.diffusion.unet:UNet",
+    "dit": "genmodels.dit:DiT",
     "latent": "genmodels.latent:Latent",
 }
 """Every family, by the name that commands and config.json use: where its class is. Imported when first asked for."""

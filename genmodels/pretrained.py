@@ -84,7 +84,8 @@ class PretrainedCodec(nn.Module, ABC):
 class PretrainedKL(PretrainedCodec):
     """AutoencoderKL. Latents are posterior means, whitened channel by channel by what the training images have.
 
-    The published `scaling_factor` is one number, measured on other images; it is not used. So `calibrate` comes first.
+    The published `scaling_factor` is one number, measured on other images; `calibrate` measures these. A prior that was
+    trained with it needs `set_scale`.
     """
 
     family = "AutoencoderKL"
@@ -112,6 +113,12 @@ class PretrainedKL(PretrainedCodec):
     def calibrate(self, images: Iterable[Tensor]) -> None:
         """Measure mean and spread of the latents of `images`, in batches of (N, 3, H, W) in [-1, 1]."""
         self.whitening.fit(torch.cat([self.network.encode(batch).latent_dist.mode() for batch in images]))
+        self.calibrated.fill_(True)
+
+    def set_scale(self, factor: float) -> None:
+        """Scale latents by `factor`, and do not centre them."""
+        self.whitening.mean.zero_()
+        self.whitening.std.fill_(1 / factor)
         self.calibrated.fill_(True)
 
 
@@ -207,6 +214,8 @@ def read_network(place: Path, like: Any) -> Any:
         ) from None
     if absent := [*loaded["missing_keys"], *loaded["mismatched_keys"]]:
         raise ValueError(f"{place} lacks weights of this {kind}, such as {absent[0]}: the file is damaged or mixed up")
+    if extra := loaded["unexpected_keys"]:
+        raise ValueError(f"{place} holds weights that this {kind} has no place for: {', '.join(sorted(extra))}")
     return network
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.data import cache_folder, open_data
@@ -18,7 +17,7 @@ from genmodels.data.latents import with_latents
 from genmodels.latent import Latent, load_codec
 from genmodels.sampling import processes
 from genmodels.training.fit import fit
-from genmodels.training.recipe import OptimConfig, Recipe, run
+from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class AutoregressiveRecipe(Recipe):
     """Compute the codes of all images once, before training, and keep them; else anew in every step."""
     model: AutoregressiveConfig = AutoregressiveConfig()
     """The alphabet, the transformer, and what it can be asked for."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    mixed_precision: Precision = "bf16"
     """Matrix products in bf16; "no" on processors without it. Softmax, norms and the loss are fp32 always."""
     batch_size: int = 64
     """Images per step."""

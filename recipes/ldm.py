@@ -10,7 +10,6 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from genmodels.data import cache_folder, open_data
 from genmodels.data.batches import image_batches
@@ -19,7 +18,7 @@ from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.latent import Latent, learnt_shape, load_codec, prepare_codec
 from genmodels.sampling import processes
 from genmodels.training.fit import fit
-from genmodels.training.recipe import OptimConfig, Recipe, run
+from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class LDMRecipe(Recipe):
     """Folder of a trained VQ-VAE or VAE, or of a diffusers AutoencoderKL or VQModel."""
     cache: bool = True
     """Compute the latents of all images once, before training, and keep them; else anew in every step."""
-    model: UNetConfig = UNetConfig(channels=(128, 256), blocks=1, gaussian=512)
+    model: UNetConfig = UNetConfig(channels=(80, 160), blocks=1, gaussian=512)
     """The process, the network, and what it can be asked for."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    mixed_precision: Precision = "bf16"
     """Convolutions and matrix products in bf16; "no" on processors without it."""
     batch_size: int = 64
     """Images per step."""

@@ -7,12 +7,11 @@ genmodels train unet --output runs/unet --model.process ddpm --model.ddpm.predic
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from genmodels.data import open_data
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.training.fit import fit
-from genmodels.training.recipe import OptimConfig, Recipe, run
+from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class UNetRecipe(Recipe):
         patch=2, channels=(48, 96, 192), blocks=1, attention=(False, False, True), gaussian=512
     )
     """The process, the network, and what it can be asked for."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    mixed_precision: Precision = "bf16"
     """Convolutions and matrix products in bf16; "no" on processors without it."""
     batch_size: int = 32
     """Small: at so few images a second, more steps teach more than smoother ones."""

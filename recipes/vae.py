@@ -7,11 +7,10 @@ genmodels train vae --output runs/vae --steps 5000          (the same, in one pr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from genmodels.data import open_data
 from genmodels.training.fit import fit
-from genmodels.training.recipe import OptimConfig, Recipe, run
+from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
 from genmodels.vae import VAE, VAEConfig
 
 
@@ -21,7 +20,7 @@ class VAERecipe(Recipe):
 
     model: VAEConfig = VAEConfig()
     """The networks and the bound."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    mixed_precision: Precision = "bf16"
     """Convolutions and matrix products in bf16; "no" on processors without it."""
     batch_size: int = 64
     """Small: at a few hundred images a second, more steps teach more than smoother ones."""

@@ -137,6 +137,55 @@ def test_no_pickle_is_written(tmp_path: Path) -> None:
     shutil.rmtree(path)
 
 
+def mlp(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+
+
+def train_mlp(model: nn.Sequential, optimizers: list[Optimizer], steps: range) -> None:
+    for s in steps:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = 0.01 * (s + 1)  # as the loop sets it
+        model(torch.randn(4, 6, generator=torch.Generator().manual_seed(s))).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
+
+
+def test_muon_trains_what_is_hidden_and_adamw_the_rest() -> None:
+    config = OptimConfig(name="muon", weight_decay=0.1)
+    ours, theirs = mlp(), mlp()
+    train_mlp(ours, [build_optimizer(ours.parameters(), config, [ours[1].weight])], range(3))
+    rest = [p for p in theirs.parameters() if p is not theirs[1].weight]
+    matrices, vectors = [p for p in rest if p.ndim == 2], [p for p in rest if p.ndim == 1]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, betas=config.betas, weight_decay=0.1, fused=True)
+    muon = torch.optim.Muon([theirs[1].weight], weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    train_mlp(theirs, [muon, adamw], range(3))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_muon_goes_on_from_a_checkpoint_as_if_uninterrupted(tmp_path: Path) -> None:
+    config = OptimConfig(name="muon")
+    whole, half, rest = mlp(), mlp(), mlp(seed=1)
+    build = [build_optimizer(model.parameters(), config, [model[1].weight]) for model in (whole, half, rest)]
+    train_mlp(whole, [build[0]], range(4))
+    train_mlp(half, [build[1]], range(2))
+    save_checkpoint(tmp_path / "step_00000002", State(step=2), IDENTITY, half, half, {"model": build[1]}, 1)
+    load_checkpoint(tmp_path / "step_00000002", IDENTITY, rest, copy.deepcopy(rest), {"model": build[2]})
+    train_mlp(rest, [build[2]], range(2, 4))
+    for one, other in zip(rest.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_muon_without_hidden_matrices_is_refused() -> None:
+    with pytest.raises(ValueError, match="no hidden matrices for it; it is for transformers"):
+        build_optimizer(mlp().parameters(), OptimConfig(name="muon"))
+    with pytest.raises(ValueError, match="must be adamw or muon, got 'sgd'"):
+        OptimConfig(name="sgd").check()  # type: ignore[arg-type]
+
+
 def test_weight_decay_is_for_matrices_and_kernels() -> None:
     model, _ = net()
     groups = build_optimizer(model.parameters(), OptimConfig(weight_decay=0.5)).param_groups

@@ -44,6 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "autoregressive": dict(size=8, levels=16, transformer=TRANSFORMER),
     "unet": dict(size=16, patch=2, channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8, gaussian=16),
 }
+SMALL["dit"] = dict(size=16, patch=4, transformer=TRANSFORMER | dict(causal=False), gaussian=16)
 SMALL["latent"] = dict(
     size=SIZE,
     codec=dict(family="vqvae", model=SMALL["vqvae"]),
@@ -54,6 +55,11 @@ DIFFUSION = SMALL["unet"] | dict(size=SIZE, latents=(4, 4, 4), patch=1)
 SMALL["latent:unet"] = dict(size=SIZE, codec=dict(family="vae", model=MAP), prior=dict(family="unet", model=DIFFUSION))
 SMALL["latent:unet over vectors"] = dict(
     size=SIZE, codec=dict(family="vqvae", model=SMALL["vqvae"]), prior=dict(family="unet", model=DIFFUSION)
+)
+SMALL["latent:dit"] = dict(
+    size=SIZE,
+    codec=dict(family="vae", model=MAP),
+    prior=dict(family="dit", model=SMALL["dit"] | dict(size=SIZE, latents=(4, 4, 4), patch=1)),
 )
 """A configuration of each family, and of some in more than one form, that trains in a second."""
 

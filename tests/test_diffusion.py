@@ -64,6 +64,19 @@ def test_with_the_closed_form_alone_normal_data_are_sampled_exactly(process):
     torch.testing.assert_close(found.T.cov(), drawn.T.cov(), rtol=0, atol=0.2)
 
 
+@pytest.mark.parametrize("process", ["flow", "edm", "ddpm"])
+def test_temperature_scales_the_spread_of_normal_data_and_keeps_the_mean(process):
+    """The exact denoiser of normal data is affine, and so is the walk, for any solver."""
+    model = UNet(UNetConfig(**(NETWORK | dict(process=process, gaussian=64))))
+    model.initialise([data(200)])
+    with torch.no_grad():
+        mean, warm, cool = (
+            model.sample(noises(2), Condition(), model.options(temperature=t, steps=5)) for t in (0.0, 0.2, 0.1)
+        )
+    assert (warm - mean).abs().amax() > 0.01 and warm.abs().amax() < 1  # nothing clipped
+    torch.testing.assert_close(cool - mean, 0.5 * (warm - mean), rtol=1e-3, atol=1e-4)
+
+
 def test_the_gaussian_denoiser_is_the_wiener_filter():
     """All components: mean + alpha C (alpha^2 C + sigma^2)^-1 (x - alpha mean)."""
     x = data(500, (1, 4, 4)).double()
@@ -377,6 +390,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         (dict(steps=0), "steps and resample must be at least 1, got 0"),
         (dict(solver="ddim", eta=1.5), r"eta must be in \[0, 1\], got 1.5"),
         (dict(eta=0.5), "eta is an option of solver 'ddim', and this is 'unipc'"),
+        (dict(temperature=-1.0), "temperature must not be negative, got -1.0"),
         (dict(guidance=-1.0), "guidance must not be negative"),
         (dict(guidance_low=2.0, guidance_high=1.0), "guidance_low must be from 0 to guidance_high"),
         (dict(guide="runs/weak"), "guide runs/weak changes nothing at guidance 1"),

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from genmodels.training.ema import MAX_SIGMA_REL, ema_decay, power_exponent, update_ema
+from genmodels.training.ema import (
+    MAX_SIGMA_REL,
+    average_of,
+    combination,
+    ema_decay,
+    power_exponent,
+    save_snapshot,
+    update_ema,
+)
 
 
 @pytest.mark.parametrize(("sigma_rel", "gamma"), [(0.05, 16.97), (0.10, 6.94), (0.25, 0.72), (MAX_SIGMA_REL, 0.0)])
@@ -56,3 +66,61 @@ def test_buffers_are_copied_and_shared_modules_left_alone() -> None:
 def test_impossible_widths_are_refused(sigma_rel: float) -> None:
     with pytest.raises(ValueError, match="sigma_rel"):
         power_exponent(sigma_rel)
+
+
+# ---- averages of other widths, after training ----
+
+
+def walk(steps: int, width: float, keep: int, folder: Path | None = None) -> nn.Module:
+    """The average of a weight that wanders, of width `width`, with snapshots at `keep` even shares of the run."""
+    model, ema = nn.Linear(2, 3).double(), nn.Linear(2, 3).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for t in range(1, steps + 1):
+            for parameter in model.parameters():
+                parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / steps**0.5
+            update_ema(ema, model, ema_decay(t, width))
+            if folder is not None and t * keep % steps == 0:
+                save_snapshot(folder, ema, model, t, width)
+    return ema
+
+
+@pytest.mark.parametrize("width", [0.08, 0.1, 0.15, 0.2])
+def test_snapshots_of_one_average_make_those_of_other_widths(width: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    walk(1600, 0.1, 16, tmp_path / "ema")
+    found, miss = average_of(tmp_path / "ema", width)
+    torch.manual_seed(0)
+    expected = walk(1600, width, 16)
+    spread = torch.cat([p.flatten() for p in expected.parameters()]).std()
+    for name, value in expected.named_parameters():
+        assert (found[name] - value).abs().amax() < 0.03 * spread
+    assert miss < 0.02
+
+
+def test_a_combination_is_the_nearest_profile() -> None:
+    """Against the integrals by sums over a fine grid."""
+    steps, widths = [250, 500, 750, 1000], [0.1] * 4
+    weights, miss = combination(steps, widths, 0.15)
+    tau = (np.arange(200_000) + 0.5) / 200_000
+
+    def profile(t: float, width: float) -> np.ndarray:
+        gamma = power_exponent(width)
+        return np.where(tau <= t, (gamma + 1) * (tau / t) ** gamma / t, 0)
+
+    made = sum(w * profile(step / 1000, width) for w, step, width in zip(weights, steps, widths, strict=True))
+    wanted = profile(1.0, 0.15)
+    assert weights.sum() == pytest.approx(1)
+    assert miss == pytest.approx(np.square(made - wanted).sum() / np.square(wanted).sum(), rel=1e-2)
+    assert combination(steps, widths, 0.1) == (pytest.approx([0, 0, 0, 1], abs=1e-6), pytest.approx(0, abs=1e-9))
+
+
+def test_widths_that_cannot_be_made_are_refused_with_those_that_can(tmp_path: Path) -> None:
+    walk(160, 0.1, 4, tmp_path / "ema")
+    with pytest.raises(ValueError, match=r"no average of width 0.01 can be made of the 4 snapshots .*: widths of 0.0"):
+        average_of(tmp_path / "ema", 0.01)
+    with pytest.raises(ValueError, match="holds no snapshots: train with --ema-snapshots"):
+        average_of(tmp_path / "none", 0.1)
+    (tmp_path / "ema" / "step_00000040.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="step_00000040.safetensors is damaged or no snapshot"):
+        average_of(tmp_path / "ema", 0.1)

@@ -14,8 +14,10 @@ from genmodels.cli import main
 from genmodels.diffusion import solvers
 from genmodels.diffusion.process import DDPM, EDM, Flow
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.dit import DiT, vanilla
 from genmodels.exchange.export import export_to_diffusers
 from genmodels.latent import Latent
+from genmodels.nn.transformer import TransformerConfig
 from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedVQ
 from genmodels.types import Condition, Noise
 
@@ -266,6 +268,46 @@ def test_an_ldm_pipeline_runs_behind_our_interface(tmp_path):
     expected = theirs(2, torch.Generator().manual_seed(3), num_inference_steps=10, output_type="np").images
     found = ours(model, noise(model.prior), solver="ddim", steps=10) / 2 + 0.5
     torch.testing.assert_close(found.permute(0, 2, 3, 1), torch.from_numpy(expected), rtol=0, atol=1e-5)
+
+
+def dit_over_kl(classes: int) -> Latent:
+    """A small copy of facebook/DiT-XL-2-256's parts, with random weights, over a codec that centres its latents."""
+    torch.manual_seed(0)
+    codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
+    codec.calibrate([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
+    blocks = TransformerConfig(width=16, depth=2, heads=2, causal=False)
+    prior = DiT(vanilla(size=16, latents=codec.latent_shape, patch=2, transformer=blocks, classes=classes))
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    return Latent.over(codec, prior).eval()
+
+
+def test_a_dit_becomes_a_dit_pipeline_and_comes_back(tmp_path):
+    from diffusers import DiTPipeline
+
+    model = dit_over_kl(classes=1000)
+    assert "DiTPipeline" in export_to_diffusers(model, tmp_path / "out")
+    again = genmodels.load(tmp_path / "out")
+    pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    images = pipeline([1, 998], 2.5, generator, num_inference_steps=10, output_type="np").images
+    wanted = Condition(labels=torch.tensor([1, 998]))
+    for one in (model, again):
+        found = ours(one, noise(model.prior), wanted, solver="ddim", steps=10, guidance=2.5) / 2 + 0.5
+        torch.testing.assert_close(found.permute(0, 2, 3, 1), torch.from_numpy(images), rtol=0, atol=2e-5)
+    faces = torch.rand(2, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(again.encode(faces), model.encode(faces), rtol=1e-4, atol=1e-4)
+
+
+def test_dits_that_a_pipeline_cannot_be_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="must have 1,000 classes: this one has 10"):
+        export_to_diffusers(dit_over_kl(classes=10), tmp_path / "out")
+    in_pixels = DiT(vanilla(size=16, transformer=TransformerConfig(width=16, depth=1, heads=2, causal=False)))
+    with pytest.raises(ValueError, match="samples latents of an AutoencoderKL"):
+        export_to_diffusers(in_pixels, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_commands_take_the_pipeline_itself(tmp_path, monkeypatch, capsys):

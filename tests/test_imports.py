@@ -35,12 +35,13 @@ ALLOWED: dict[str, set[str]] = {
     "pretrained": CORE | {"nn"},
     # Any family can be a part of it, so it asks the package itself for the class of a name.
     "latent": CORE | {"nn", "pretrained", "__init__"},
-    "exchange": CORE | {"nn", "diffusion", "latent", "pretrained"},
+    "exchange": CORE | {"nn", "diffusion", "dit", "latent", "pretrained"},
 }
 FAMILY = CORE | {"nn", "codec"}
 """What a family's own room may import; families are the modules named in genmodels.FAMILIES."""
 # A weaker model that guides may be of any family, and is loaded through the package itself.
 ALLOWED["diffusion"] = FAMILY | {"__init__"}
+ALLOWED["dit"] = FAMILY | {"diffusion"}
 UNRESTRICTED = {"__init__", "__main__", "cli", "demo"}
 NEVER_A_FAMILY = ["training", "sampling", "evaluation"]
 

@@ -80,7 +80,7 @@ def test_a_file_gives_values_and_flags_override_them(tmp_path: Path) -> None:
     [
         ("family: other\nsteps: 3\n", "is a recipe of family 'other', not 'net'"),
         ("family: net\nlatents: 3\n", "unknown setting 'latents'"),
-        ("family: net\noptim:\n  rate: 3\n", "optim: unknown setting 'rate'; known: lr"),
+        ("family: net\noptim:\n  rate: 3\n", "optim: unknown setting 'rate'; known: name, lr"),
         ("family: net\nsteps: many\n", "steps: expected a number, got 'many'"),
         ("steps: 3\n", "does not begin with `family: net`"),
         ("a: [", "is not YAML"),

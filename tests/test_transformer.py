@@ -88,6 +88,38 @@ def test_against_llama():
         assert torch.equal(torch.cat(own, dim=1), generated)
 
 
+def test_the_older_parts_are_gpt2():
+    """LayerNorm, GELU and biases in place of Llama's, without rotation; GPT-2's norms have a gain of 1 here."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, n_positions=24, vocab_size=8, initializer_range=0.2
+    )
+    theirs = transformers.GPT2Model(config).eval()
+    older = TransformerConfig(width=32, depth=2, heads=4, norm="layer", mlp="gelu", bias=True, rotary=False)
+    ours = Transformer(older).eval()
+    names = {
+        "attention.qkv": "attn.c_attn",
+        "attention.out": "attn.c_proj",
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+    }
+    state = theirs.state_dict()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        theirs.wpe.weight.zero_()
+        for name, value in state.items():
+            if name.endswith("bias") and "ln_" not in name and "attn.bias" not in name:
+                value.normal_(generator=generator)
+        for i, block in enumerate(ours.blocks):
+            for mine, other in names.items():
+                layer = block.get_submodule(mine)
+                layer.weight.copy_(state[f"h.{i}.{other}.weight"].T)
+                layer.bias.copy_(state[f"h.{i}.{other}.bias"])
+        expected = theirs(inputs_embeds=tokens()).last_hidden_state
+        torch.testing.assert_close(ours(tokens()), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_weights_that_are_not_llamas_are_refused():
     state = dict(llama().state_dict())
     with pytest.raises(ValueError, match="no place for layers.1.self_attn.q_proj.bias"):
@@ -385,6 +417,7 @@ def test_the_mlp_is_eight_thirds_of_the_width(width, inner):
         (dict(kv_heads=3), "kv_heads 3 must divide heads 4"),
         (dict(depth=0), "must be at least 1"),
         (dict(kv_heads=0), "must be at least 1"),
+        (dict(norm="batch"), "norm must be rms or layer and mlp swiglu or gelu, got 'batch'"),
         (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (dict(rope_theta=0.0), "rope_theta and norm_eps must be positive"),
         (dict(backend="sdpa"), "unknown attention backend 'sdpa'; known: native, flash, flash3, flex"),

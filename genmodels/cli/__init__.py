@@ -1,4 +1,4 @@
-"""The `genmodels` command: reads the command line, runs a function of commands.py, says in one line what fails."""
+"""The `genmodels` command: reads the command line, runs a function of this folder, says in one line what fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 from tyro.extras import SubcommandApp
 
-from genmodels.cli import commands, evaluation
+from genmodels.cli import commands, data, evaluation, exchange
 from genmodels.usage import UsageError, one_line_refusals
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -27,16 +27,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "trajectory": commands.trajectory,
     "evaluate": evaluation.evaluate,
     "compare": evaluation.compare,
-    "export": commands.export,
-    "import": commands.import_,
+    "average": commands.average,
+    "export": exchange.export,
+    "import": exchange.import_,
     "info": commands.info,
     "demo": commands.demo,
 }
 DATA_COMMANDS: dict[str, Callable[..., None]] = {
-    "pack": commands.data_pack,
-    "show": commands.data_show,
-    "export": commands.data_export,
-    "download": commands.data_download,
+    "pack": data.pack,
+    "show": data.show,
+    "export": data.export,
+    "download": data.download,
 }
 DESCRIPTION = (
     "Train, sample and score generative models of faces. Start with: genmodels demo. "
@@ -51,12 +52,12 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
         UsageError: for anything tyro refuses.
         SystemExit: 0 after --help.
     """
-    app, data = SubcommandApp(), SubcommandApp()
+    app, data_app = SubcommandApp(), SubcommandApp()
     for name, command in DATA_COMMANDS.items():
-        data.command(name=name)(_deferred(command))
+        data_app.command(name=name)(_deferred(command))
     for name, command in COMMANDS.items():
         app.command(name=name)(_deferred(command))
-    app.command(data, name="data", help="Pack data sets, look at them, obtain them.")
+    app.command(data_app, name="data", help="Pack data sets, look at them, obtain them.")
     with one_line_refusals():
         return app.cli(
             prog="genmodels",

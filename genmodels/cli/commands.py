@@ -5,7 +5,6 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
 
@@ -309,39 +308,6 @@ def trajectory(
     print(f"{n} images of seed {seed}, {len(kept)} pictures of each on its way, in {out}")
 
 
-def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers"] = "diffusers") -> None:
-    """Write a model as a folder that another library loads, without genmodels.
-
-    Args:
-        run: run or model folder, or an id on the Hub.
-        out: a new or empty folder.
-        to: the library.
-    """
-    from genmodels.exchange.export import export_to_diffusers
-
-    print(f"{out} is {export_to_diffusers(load(run), out)}")
-
-
-def import_(pipeline: Positional[Path], out: Positional[Path]) -> None:
-    """Make a pipeline of diffusers a model of ours. Every command also takes the pipeline's folder itself.
-
-    Args:
-        pipeline: the folder of a DDPMPipeline, DDIMPipeline or LDMPipeline.
-        out: a new or empty folder for the model.
-    """
-    from genmodels.exchange.importing import import_pipeline, is_pipeline
-
-    if not pipeline.is_dir():
-        raise ValueError(f"{pipeline}: no such folder")
-    if not is_pipeline(pipeline):
-        raise ValueError(f"{pipeline} is no pipeline of diffusers: it has no model_index.json")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder: choose another")
-    model = import_pipeline(pipeline)
-    model.save_pretrained(out)
-    print(f"a {model.family} of {model.config.size} px in {out}: genmodels sample {out}")
-
-
 def info(run: Positional[str]) -> None:
     """Say what a saved model is: family, config, parameters, training, sampling options, capabilities.
 
@@ -370,81 +336,37 @@ def demo(out: Path = Path("demo-faces"), minutes: float = 1.5, force: bool = Fal
     print(f"\nDone. Open {run_demo(out, minutes, force)} in a browser.")
 
 
-def data_pack(
-    data: Positional[Literal["celeba", "folder"]], root: Path, out: Path, size: int = 64, crop: str | None = None
-) -> None:
-    """Decode a data set once into a memory-mapped array with attributes and a manifest. Interrupted, it goes on.
+def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1, images: int = 2048) -> None:
+    """Make a model of a run with --ema-snapshots whose weights are another average over its training (EDM2).
 
     Args:
-        data: celeba for the official layout, folder for any tree of images.
-        root: where the images lie: the folder, or for folder also a .zip.
-        out: the packed directory to write, for --data OUT of train and evaluate.
-        size: side of the packed images in pixels.
-        crop: celeba: 178 (default), 148, 140 or 128. folder: centre (default) or a number of pixels.
+        run: the run folder.
+        out: a new or empty folder for the model.
+        ema: width of the average, relative to the length of the run.
+        images: training images on which what is not learnt by gradients is measured again.
     """
-    from genmodels.data import load_packed, pack
+    import torch
 
-    packed = load_packed(pack(data, root, out, size, crop))
-    print(packed.describe())
-    skipped = packed.manifest.get("skipped", [])
-    for name, reason in skipped[:20]:
-        print(f"skipped {name}: {reason}")
-    if len(skipped) > 20:
-        print(f"... and {len(skipped) - 20:,} more, listed in {out / 'manifest.json'}")
+    from genmodels.cli.run_folder import read_recipe
+    from genmodels.data import open_data
+    from genmodels.data.batches import image_batches
+    from genmodels.training.ema import average_of
 
-
-def data_show(
-    data: Positional[str], out: Path = Path("sheet.png"), n: int = 32, seed: int = 0, force: bool = False
-) -> None:
-    """Say what a packed directory (or toyfaces) holds, and write a sheet of some of its images with their attributes.
-
-    Args:
-        data: the packed directory, or toyfaces.
-        out: the picture to write.
-        n: how many images.
-        seed: which images.
-        force: overwrite an existing file.
-    """
-    if n < 1:
-        raise UsageError(f"--n must be at least 1, got {n}")
-    check_free(out, force, ".png", ".jpg", ".webp")
-
-    from genmodels.data import open_data, save_sheet
-
-    packed = open_data(data, size=None)
-    print(packed.describe())
-    print(f"sheet in {save_sheet(packed, out, n, seed)}")
-
-
-def data_export(packed: Positional[Path], out: Path, kind: Literal["jpeg", "webp"] = "jpeg", quality: int = 92) -> None:
-    """Write a packed directory as one small .zip that `--data folder --root OUT` reads, to carry it elsewhere.
-
-    Args:
-        packed: the packed directory.
-        out: the .zip to write.
-        kind: how the images are compressed.
-        quality: of the compression, 1 to 100.
-    """
-    from genmodels.data import export, load_packed
-
-    export(load_packed(packed), out, kind, quality)
-    print(f"{out.stat().st_size / 1e6:.1f} MB in {out}")
-
-
-def data_download(
-    data: Positional[Literal["celeba"]],
-    root: Path,
-    via: Literal["torchvision", "hub"] = "torchvision",
-    repo: str | None = None,
-) -> None:
-    """Obtain a data set. Where that fails, the error says how to place the files by hand.
-
-    Args:
-        data: which.
-        root: the folder to put it in.
-        via: torchvision's downloader, or a data set repository on the Hub.
-        repo: that repository (user/name).
-    """
-    from genmodels.data import download_celeba
-
-    print(f"{data} is there: --data {data} --root {download_celeba(via, root, repo)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: choose another")
+    if images < 1:
+        raise UsageError(f"--images must be at least 1, got {images}")
+    settings = read_recipe(str(run))
+    if not settings:
+        raise ValueError(f"{run} is no run folder: it has no config.yaml")
+    weights, miss = average_of(run / "ema", ema)
+    model = load(str(run))
+    root = settings.get("root")
+    data = open_data(settings["data"], root and Path(root), model.config.size, settings.get("crop"))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+        model.calibrate(image_batches(data.split("train"), limit=images, spread=True))
+    model.save_pretrained(out)
+    print(f"the average of width {ema:g} of {run} (its profile misses that width's by {miss:.1%}) in {out}")

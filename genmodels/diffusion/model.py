@@ -204,7 +204,7 @@ class Diffusion(Generator, ABC):
         return solvers.schedule(self.process, options.steps, options.schedule, options.shift)
 
     def sample(self, noise: Noise, condition: Condition, options: DiffusionOptions) -> Tensor:
-        x = self.process.spread * noise.normal(*self.config.shape)
+        x = self.process.spread * self._start(noise, options)
         return self._walk(x, self.schedule(options), noise, condition, options)
 
     def trajectory(self, noise: Noise, condition: Condition, options: DiffusionOptions) -> tuple[Tensor, Tensor]:
@@ -220,7 +220,7 @@ class Diffusion(Generator, ABC):
             expected.append(x0)
             return x0
 
-        x = self.process.spread * noise.normal(*self.config.shape)
+        x = self.process.spread * self._start(noise, options)
         x = options.solver_for(self.process)(watched, x, self.schedule(options), self._normal(noise))
         shown, guessed = (torch.stack([self._as_latents(step) for step in (*steps, x)]) for steps in (seen, expected))
         return shown, guessed
@@ -228,8 +228,7 @@ class Diffusion(Generator, ABC):
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: DiffusionOptions) -> Tensor:
         """Samples (len(weights), C, H, W) from noise on the arc from that of `first` to that of `second`."""
         options.check_reversible("interpolation")
-        ends = first.normal(*self.config.shape), second.normal(*self.config.shape)
-        return self._between(*ends, weights, options)
+        return self._between(self._start(first, options), self._start(second, options), weights, options)
 
     def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: DiffusionOptions) -> Tensor:
         """The way from one image (1, C, H, W) to another, through the noise that each is encoded as:
@@ -287,7 +286,7 @@ class Diffusion(Generator, ABC):
         if known.dtype != torch.bool or tuple(known.shape) != shape[1:]:
             kind = f"{str(known.dtype).removeprefix('torch.')} {tuple(known.shape)}"
             raise ValueError(f"where an image is known must be bool {shape[1:]}, got {kind}")
-        x = self.process.spread * noise.normal(*shape)
+        x = self.process.spread * self._start(noise, options)
         denoise = self.denoiser(condition, options, len(images), images.device)
         way = self.schedule(options)
         drawn = solvers.repaint(denoise, x, way, self._normal(noise), images, known, options.resample)
@@ -320,6 +319,10 @@ class Diffusion(Generator, ABC):
         denoise = self.denoiser(condition, options, len(x), x.device)
         normal = _none if noise is None else self._normal(noise)
         return self._finished(options.solver_for(self.process)(denoise, x, way, normal))
+
+    def _start(self, noise: Noise, options: DiffusionOptions) -> Tensor:
+        """What a walk begins with, at unit variance or the temperature's: (N, C, H, W)."""
+        return options.temperature * noise.normal(*self.config.shape)
 
     def _normal(self, noise: Noise) -> Normal:
         return lambda: noise.normal(*self.config.shape)

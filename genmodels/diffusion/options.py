@@ -51,6 +51,8 @@ class DiffusionOptions:
     guide: Path | None = None
     """Run folder of a weaker model: guidance leads away from it instead of from no condition (autoguidance,
     arXiv 2406.02507), and needs no condition."""
+    temperature: float = 1.0
+    """Scale of the noise that the walk begins with; less than 1 for calmer samples, fewer outliers and less variety."""
     resample: int = 3
     """Inpainting: how often each step is taken, so that what is made up fits what is known."""
 
@@ -63,6 +65,8 @@ class DiffusionOptions:
             raise ValueError(f"eta must be in [0, 1], got {self.eta:g}")
         if self.eta > 0 and self.solver != "ddim":
             raise ValueError(f"eta is an option of solver 'ddim', and this is {self.solver!r}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if self.guidance_low < 0 or (self.guidance_high is not None and self.guidance_high < self.guidance_low):

@@ -10,13 +10,24 @@ import torch
 from genmodels.base import Generator, read_json
 from genmodels.diffusion.process import DDPM
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.exchange.dit import from_diffusers
 from genmodels.exchange.scheduler import process_of
 from genmodels.latent import Latent
-from genmodels.pretrained import PretrainedVQ, load_pretrained, read_network
+from genmodels.pretrained import PretrainedKL, PretrainedVQ, load_pretrained, read_network
 
 IN_PIXELS = ("DDPMPipeline", "DDIMPipeline")
 IN_LATENTS = ("LDMPipeline", "LatentDiffusionUncondPipeline")
+TRANSFORMER = "DiTPipeline"
 NEEDED = ("sample_size", "in_channels", "block_out_channels", "down_block_types", "layers_per_block")
+NEEDED_BY_DIT = (
+    "sample_size",
+    "in_channels",
+    "patch_size",
+    "num_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "num_embeds_ada_norm",
+)
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -25,26 +36,27 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def import_pipeline(folder: Path) -> Generator:
-    """The model in a folder laid out as google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline) or
-    CompVis/ldm-celebahq-256 (LDMPipeline). Only safetensors are read.
+    """The model in a folder laid out as google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline), CompVis/ldm-celebahq-256
+    (LDMPipeline) or facebook/DiT-XL-2-256 (DiTPipeline). Only safetensors are read.
 
     Raises:
         ValueError: for another pipeline, or parts of one that have no counterpart.
     """
     kind = read_json(folder / "model_index.json").get("_class_name")
-    if kind not in IN_PIXELS + IN_LATENTS:
-        raise ValueError(
-            f"{folder} is a {kind} of diffusers, which is not supported; {', '.join(IN_PIXELS + IN_LATENTS[:1])} are"
-        )
+    if kind not in (*IN_PIXELS, *IN_LATENTS, TRANSFORMER):
+        known = (*IN_PIXELS, IN_LATENTS[0], TRANSFORMER)
+        raise ValueError(f"{folder} is a {kind} of diffusers, which is not supported; {', '.join(known)} are")
+    place = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
+    if not place.is_file():
+        raise ValueError(f"{folder} has no scheduler_config.json, which says how its model was trained")
+    process = process_of(read_json(place), place)
+    if kind == TRANSFORMER:
+        return _dit(folder, process)
     # In the oldest pipelines the parts lie side by side in the folder itself.
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     settings = _settings(unet, *NEEDED)
     if settings.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{unet} holds a {settings.get('_class_name')}, not a UNet2DModel: that is not supported")
-    place = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
-    if not place.is_file():
-        raise ValueError(f"{folder} has no scheduler_config.json, which says how its model was trained")
-    process = process_of(read_json(place), place)
     channels, side = settings["in_channels"], settings["sample_size"]
     if not isinstance(side, int):
         raise ValueError(f"{unet}: its config does not say for which size it is (sample_size {side})")
@@ -100,3 +112,22 @@ def _unet(
     model = UNet(config)
     model.network = read_network(folder, model.network).to(memory_format=torch.channels_last)
     return model.eval()
+
+
+def _dit(folder: Path, process: DDPM) -> Latent:
+    """The transformer in latents of an AutoencoderKL that are scaled by one number and not centred."""
+    from diffusers import DiTTransformer2DModel
+
+    place = folder / "transformer"
+    settings = _settings(place, *NEEDED_BY_DIT)
+    if settings.get("_class_name") != "DiTTransformer2DModel":
+        raise ValueError(f"{place} holds a {settings.get('_class_name')}, not a DiTTransformer2DModel")
+    size = settings["sample_size"] * 2 ** (
+        len(_settings(folder / "vae", "block_out_channels")["block_out_channels"]) - 1
+    )
+    codec = load_pretrained(folder / "vae", size)
+    if not isinstance(codec, PretrainedKL):
+        raise ValueError(f"{folder / 'vae'} holds a {codec.family}, not an AutoencoderKL: that is not supported")
+    network = read_network(place, DiTTransformer2DModel.from_config(settings))
+    codec.set_scale(codec.network.config.scaling_factor)
+    return Latent.over(codec, from_diffusers(network.config, network.state_dict(), size, process)).eval()

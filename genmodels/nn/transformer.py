@@ -1,15 +1,17 @@
 """The transformer that autoregressive models and diffusion transformers share. It does not know what tokens mean.
 
 The block is Llama's (arXiv 2302.13971, 2407.21783): RMSNorm before each branch, grouped-query attention with rotary
-positions, SwiGLU, no biases. Embeddings, heads and conditions belong to the models.
+positions, SwiGLU, no biases. Each of these has the older choice beside it: LayerNorm, no rotation, GELU, biases, which
+together are the block of GPT-2 and of the first diffusion transformer. Embeddings, heads and conditions belong to the
+models.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +38,17 @@ class TransformerConfig:
     kv_heads: int | None = None
     """G, heads of keys and values, a divisor of `heads`. None is `heads` (multi-head); 1 is multi-query, more
     are grouped (arXiv 2305.13245)."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm with a gain, or LayerNorm without any."""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """SwiGLU, or two layers with GELU (its tanh form) between them."""
     hidden: int | None = None
-    """Inner width of SwiGLU. None is 8/3 of the width, rounded up to a multiple of 64: as many weights as a plain MLP
-    of four times the width has (arXiv 2002.05202)."""
+    """Inner width of the MLP. None is 4 times the width with GELU; with SwiGLU 8/3, rounded up to a multiple of 64,
+    which are as many weights (arXiv 2002.05202)."""
+    bias: bool = False
+    """Biases in the linear layers of the blocks."""
+    rotary: bool = True
+    """Rotary positions; otherwise whoever makes the tokens tells them where they are."""
     causal: bool = True
     """A token sees itself and those before it; otherwise all."""
     qk_norm: bool = False
@@ -69,6 +79,8 @@ class TransformerConfig:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.rope_theta <= 0 or self.norm_eps <= 0:
             raise ValueError("rope_theta and norm_eps must be positive")
+        if self.norm not in ("rms", "layer") or self.mlp not in ("swiglu", "gelu"):
+            raise ValueError(f"norm must be rms or layer and mlp swiglu or gelu, got {self.norm!r} and {self.mlp!r}")
         if self.backend not in BACKENDS:
             raise ValueError(f"unknown attention backend {self.backend!r}; known: {', '.join(BACKENDS)}")
 
@@ -84,8 +96,9 @@ class TransformerConfig:
 
     @property
     def inner(self) -> int:
-        """Inner width of SwiGLU."""
-        return 64 * math.ceil(self.width * 8 / 3 / 64) if self.hidden is None else self.hidden
+        """Inner width of the MLP."""
+        usual = 4 * self.width if self.mlp == "gelu" else 64 * math.ceil(self.width * 8 / 3 / 64)
+        return usual if self.hidden is None else self.hidden
 
 
 class Modulation(NamedTuple):
@@ -118,18 +131,40 @@ class RMSNorm(nn.Module):
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (arXiv 2002.05202). Gate and up are one matrix."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, bias: bool = False):
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # (N, T, hidden)
         return self.down(F.silu(gate) * up)
 
 
+class GELU(nn.Module):
+    """down(gelu(up(x))), with the tanh form of GELU (arXiv 1606.08415)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = False):
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean) / sqrt(variance + eps) over the last axis, without gain, computed in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__(width, eps, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
 class Attention(nn.Module):
-    """Self-attention with rotary positions. Queries, keys and values come from one matrix."""
+    """Self-attention. Queries, keys and values come from one matrix."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -137,15 +172,17 @@ class Attention(nn.Module):
         self.backend: Backend = config.backend
         self.head_dim = config.head_dim
         self.heads = [config.heads, config.key_heads, config.key_heads]
-        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_dim, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_dim, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, angles: Rope, slots: Slots | None = None) -> Tensor:
+    def forward(self, x: Tensor, angles: Rope | None, slots: Slots | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (N, H + 2G, T, d)
         q, k, v = qkv.split(self.heads, dim=1)
-        q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         mask = None
         if slots is not None:
             k, v = slots.append(k, v)  # (N, G, S, d)
@@ -156,18 +193,18 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then SwiGLU, each normalised before and added to the stream; modulated by adaLN-zero if asked to."""
+    """Attention, then the MLP, each normalised before and added to the stream; modulated by adaLN-zero if asked to."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.dropout = config.dropout
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = make_norm(config)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = SwiGLU(config.width, config.inner)
+        self.mlp_norm = make_norm(config)
+        self.mlp = (GELU if config.mlp == "gelu" else SwiGLU)(config.width, config.inner, config.bias)
 
     def forward(
-        self, x: Tensor, angles: Rope, slots: Slots | None = None, modulation: BlockModulation | None = None
+        self, x: Tensor, angles: Rope | None, slots: Slots | None = None, modulation: BlockModulation | None = None
     ) -> Tensor:
         first, second = modulation or (None, None)
         x = self._add(x, self.attention(_shifted(self.attention_norm(x), first), angles, slots), first)
@@ -176,6 +213,11 @@ class Block(nn.Module):
     def _add(self, x: Tensor, branch: Tensor, modulation: Modulation | None) -> Tensor:
         branch = F.dropout(branch, self.dropout, self.training)
         return x + (branch if modulation is None else modulation.gate * branch)
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """The norm before each branch."""
+    return (RMSNorm if config.norm == "rms" else LayerNorm)(config.width, config.norm_eps)
 
 
 def _shifted(x: Tensor, modulation: Modulation | None) -> Tensor:
@@ -189,7 +231,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.norm = make_norm(config)
         init_weights(self, config.depth)
 
     def forward(
@@ -217,7 +259,8 @@ class Transformer(nn.Module):
         slots = [None] * len(self.blocks) if cache is None else cache.extend(x.shape[1])
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device) if slots[0] is None else slots[0].write
-        angles = rope(positions, self.config.head_dim, self.config.rope_theta)
+        c = self.config
+        angles = rope(positions, c.head_dim, c.rope_theta) if c.rotary else None
         modulations = [None] * len(self.blocks) if modulation is None else modulation
         for block, slot, change in zip(self.blocks, slots, modulations, strict=True):
             if self.config.recompute and torch.is_grad_enabled():
@@ -241,12 +284,18 @@ class Transformer(nn.Module):
         """
         if not self.config.causal:
             raise ValueError("a cache of keys needs a causal transformer: here earlier positions see later ones")
-        weight = self.norm.weight
+        weight = next(self.parameters())
         kind = weight.device.type
         if dtype is None:
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         shape = (n, self.config.key_heads, capacity, self.config.head_dim)
         return empty_cache(self.config.depth, shape, dtype, weight.device)
+
+
+def block_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The weight matrices of every block inside `model`."""
+    for block in (module for module in model.modules() if isinstance(module, Block)):
+        yield from (parameter for parameter in block.parameters() if parameter.ndim == 2)
 
 
 def set_backend(model: nn.Module, backend: Backend) -> None:

@@ -1,11 +1,16 @@
-"""The exponential moving average of the weights, with the power-function profile of EDM2 (arXiv 2312.02696)."""
+"""The exponential moving average of the weights, with the power-function profile of EDM2 (arXiv 2312.02696); and, from
+snapshots of one such average, averages of other widths after training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 MAX_SIGMA_REL = 12**-0.5
@@ -60,3 +65,90 @@ def restore_buffers(module: nn.Module, buffers: Sequence[Tensor]) -> None:
     """Gives `module` back the buffers it had, in the order of `module.buffers()`."""
     for buffer, old in zip(module.buffers(), buffers, strict=True):
         buffer.copy_(old)
+
+
+# ---- averages of other widths, after training (EDM2, section 3.2) ----
+
+LARGEST_MISS = 0.1
+"""Of a profile made of snapshots: its squared distance to the one asked for, relative to that one's square."""
+
+
+def save_snapshot(folder: Path, ema: nn.Module, model: nn.Module, step: int, sigma_rel: float) -> None:
+    """Writes what of `ema` is averaged into `folder`, as step_XXXXXXXX.safetensors.
+
+    Args:
+        folder: of the snapshots of one run.
+        ema: the average after `step` updates, of width `sigma_rel`.
+        model: what it is an average of; what both share is left out.
+        step, sigma_rel: as said.
+    """
+    folder.mkdir(exist_ok=True)
+    pairs = zip(ema.named_parameters(), model.parameters(), strict=True)
+    averaged = {name: average.detach().contiguous() for (name, average), weight in pairs if average is not weight}
+    partial = folder / ".partial"
+    save_file(averaged, partial, {"step": str(step), "sigma_rel": str(sigma_rel)})
+    partial.replace(folder / f"step_{step:08d}.safetensors")
+
+
+def average_of(folder: Path, sigma_rel: float) -> tuple[dict[str, Tensor], float]:
+    """The average of width `sigma_rel` at the last snapshot in `folder`, and how far its profile is from that width's.
+
+    Returns:
+        Parameters by name, float32; and the miss, 0 to `LARGEST_MISS`.
+
+    Raises:
+        ValueError: when there are no snapshots, or none near the width can be made of them; what can is said.
+    """
+    files = sorted(folder.glob("step_*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no snapshots: train with --ema-snapshots 16")
+    steps, widths = zip(*(_read_header(file) for file in files), strict=True)
+    weights, miss = combination(steps, widths, sigma_rel)
+    if miss > LARGEST_MISS:
+        near = [f"{w:.2f}" for w in np.arange(1, 29) / 100 if combination(steps, widths, float(w))[1] <= LARGEST_MISS]
+        known = f"widths of {near[0]} to {near[-1]} can" if near else "take more snapshots"
+        raise ValueError(
+            f"no average of width {sigma_rel:g} can be made of the {len(files)} snapshots in {folder}: {known}"
+        )
+    found: dict[str, Tensor] = {}
+    for file, weight in zip(files, weights, strict=True):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # no mapping
+                found[name] = found.get(name, 0) + float(weight) * tensors.get_tensor(name)
+    return found, miss
+
+
+def combination(steps: Sequence[int], widths: Sequence[float], sigma_rel: float) -> tuple[np.ndarray, float]:
+    """The weighted sum of averages that is nearest to the average of width `sigma_rel` at the last of `steps`.
+
+    Args:
+        steps, widths: of each average, (S,).
+        sigma_rel: of the one wanted.
+
+    Returns:
+        Weights (S,) that add up to 1; and the squared distance of the profiles, relative to the wanted one's square.
+    """
+    times = np.asarray(steps, dtype=float) / max(steps)
+    gammas = np.array([power_exponent(width) for width in widths])
+    wanted = power_exponent(sigma_rel)
+    own = _overlap(times[:, None], gammas[:, None], times, gammas)  # (S, S)
+    cross = _overlap(times, gammas, np.ones(1), np.array([wanted]))  # (S,)
+    weights = np.linalg.lstsq(own, cross, rcond=None)[0]
+    weights = weights / weights.sum()
+    square = float(_overlap(1.0, wanted, 1.0, wanted))
+    return weights, max(0.0, float(weights @ own @ weights - 2 * weights @ cross + square) / square)
+
+
+def _overlap(t_a: Any, gamma_a: Any, t_b: Any, gamma_b: Any) -> np.ndarray:
+    """Integral of the product of two profiles, each (gamma + 1) tau^gamma / t^(gamma + 1) for 0 <= tau <= t."""
+    earlier = np.where(t_a < t_b, (t_a / t_b) ** gamma_b, (t_b / t_a) ** gamma_a) / np.maximum(t_a, t_b)
+    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * earlier
+
+
+def _read_header(file: Path) -> tuple[int, float]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            said = tensors.metadata()
+        return int(said["step"]), float(said["sigma_rel"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged or no snapshot ({' '.join(str(error).split())})") from None

@@ -15,7 +15,7 @@ from genmodels.base import Generator
 from genmodels.data.packed import Packed
 from genmodels.training.checkpoint import save_checkpoint
 from genmodels.training.clock import stop_on_signal
-from genmodels.training.ema import ema_decay, restore_buffers, update_ema
+from genmodels.training.ema import ema_decay, restore_buffers, save_snapshot, update_ema
 from genmodels.training.log import in_words
 from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
@@ -62,6 +62,8 @@ def fit(model: Generator, data: Packed, recipe: Recipe) -> Path:
                     record(run, before, progress)
             run.log.write(state, recipe, progress, first)
             checkpoint = save(run)
+            if progress >= 1 and recipe.ema_snapshots:
+                snapshot(run)
             if progress < 1:
                 run.log.say(f"stopped by a signal at step {state.step:,}; saved {checkpoint}")
                 run.log.say(
@@ -177,6 +179,8 @@ def record(run: Run, before: float, progress: float) -> None:
 
     if is_due(recipe.sample_every, SHOWN_AT):
         show(run, ON_THE_WAY)
+    if any(before < k / recipe.ema_snapshots <= progress for k in range(1, recipe.ema_snapshots)):
+        snapshot(run)
     overdue = recipe.save_every is None and state.elapsed - state.saved > SAVE_SECONDS
     if is_due(recipe.save_every, SHOWN_AT[:1]) or overdue:
         save(run)
@@ -195,6 +199,12 @@ def save(run: Run) -> Path:
         save_checkpoint(path, now, run.identity, run.model, run.ema, run.optimizers, run.recipe.keep)
     account(run, "save", began)
     return path
+
+
+def snapshot(run: Run) -> None:
+    """Keeps the average of now, for averages of other widths after training."""
+    if run.accelerator.is_main_process:
+        save_snapshot(run.recipe.output / "ema", run.ema, run.model, run.state.step, run.recipe.ema)
 
 
 def release(run: Run) -> None:

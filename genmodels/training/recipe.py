@@ -25,6 +25,7 @@ from genmodels.training.optim import OptimConfig
 from genmodels.usage import one_line_refusals
 
 DEFAULT_STEPS = 20_000
+Precision = Literal["no", "bf16", "fp16"]
 NOT_SAVED = ("resume", "startup", "name")
 """Fields that belong to one launch of a run and not to its config.yaml."""
 
@@ -59,11 +60,14 @@ class Recipe:
     """Micro-batches per optimiser step: less memory, the same result."""
     seed: int = 0
     """Decides the initial weights, the order of the data, and all noise."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     """Precision of matrix products and convolutions. Weights, optimiser and EMA are fp32 always."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: float = 0.05
     """Width of the average of the weights, relative to the length of the run (sigma_rel of EDM2); 0: no averaging."""
+
+    ema_snapshots: int = 0
+    """Snapshots of that average, evenly over the run, of which `genmodels average` makes others of other widths."""
 
     log_every: int = 50
     """Steps between lines of metrics.jsonl, each an average over them."""
@@ -105,6 +109,11 @@ def check_recipe(recipe: R) -> R:
         raise ValueError(f"--batch-size {recipe.batch_size} does not divide by --accumulate {recipe.accumulate}")
     if not 0 <= recipe.ema <= MAX_SIGMA_REL:
         raise ValueError(f"--ema must be in [0, {MAX_SIGMA_REL:.4f}], got {recipe.ema}")
+    if recipe.ema_snapshots < 0 or (recipe.ema_snapshots and not recipe.ema):
+        raise ValueError(
+            f"--ema-snapshots must not be negative, and needs an average (--ema above 0): got {recipe.ema_snapshots} "
+            f"and --ema {recipe.ema:g}"
+        )
     if recipe.mixed_precision not in ("no", "bf16", "fp16"):
         raise ValueError(f"--mixed-precision must be no, bf16 or fp16, got {recipe.mixed_precision!r}")
     recipe.optim.check()

@@ -79,7 +79,8 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     reader = build_reader(model, train, recipe, accelerator)
     model.to(device).train()
     parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
-    optimizers = {turn: build_optimizer(own, recipe.optim) for turn, own in parameters.items()}
+    hidden = list(model.hidden_matrices())
+    optimizers = {turn: build_optimizer(own, recipe.optim, hidden) for turn, own in parameters.items()}
     began = time.monotonic()
     if not recipe.resume:
         with torch.no_grad():

@@ -1,0 +1,44 @@
+"""The subcommands that take models to other libraries and back. Signatures and docstrings are the command line's; slow
+imports stay inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from genmodels.cli.arguments import load
+
+
+def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers"] = "diffusers") -> None:
+    """Write a model as a folder that another library loads, without genmodels.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        out: a new or empty folder.
+        to: the library.
+    """
+    from genmodels.exchange.export import export_to_diffusers
+
+    print(f"{out} is {export_to_diffusers(load(run), out)}")
+
+
+def import_(pipeline: Positional[Path], out: Positional[Path]) -> None:
+    """Make a pipeline of diffusers a model of ours. Every command also takes the pipeline's folder itself.
+
+    Args:
+        pipeline: the folder of a DDPMPipeline, DDIMPipeline or LDMPipeline.
+        out: a new or empty folder for the model.
+    """
+    from genmodels.exchange.importing import import_pipeline, is_pipeline
+
+    if not pipeline.is_dir():
+        raise ValueError(f"{pipeline}: no such folder")
+    if not is_pipeline(pipeline):
+        raise ValueError(f"{pipeline} is no pipeline of diffusers: it has no model_index.json")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not an empty folder: choose another")
+    model = import_pipeline(pipeline)
+    model.save_pretrained(out)
+    print(f"a {model.family} of {model.config.size} px in {out}: genmodels sample {out}")

@@ -1,0 +1,154 @@
+"""The weights of diffusers' DiTTransformer2DModel for our diffusion transformer, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genmodels.diffusion.process import DDPM
+from genmodels.dit import DiT, DiTConfig, vanilla
+from genmodels.nn.transformer import TransformerConfig
+
+PUBLISHED = vanilla().ddpm
+TIME = ("linear_1", "linear_2")
+BLOCK = {
+    "modulations.{}": ["norm1.linear"],
+    "transformer.blocks.{}.attention.qkv": ["attn1.to_q", "attn1.to_k", "attn1.to_v"],
+    "transformer.blocks.{}.attention.out": ["attn1.to_out.0"],
+    "transformer.blocks.{}.mlp.up": ["ff.net.0.proj"],
+    "transformer.blocks.{}.mlp.down": ["ff.net.2"],
+}
+"""Each layer of block i, and those of transformer_blocks.i that are stacked in this order to make it."""
+EMBEDDING = "norm1.emb"
+"""Every block of theirs has the embedding of time and label, the same in each; ours is there once."""
+
+
+def from_diffusers(
+    settings: Mapping[str, Any], weights: Mapping[str, Tensor], size: int, process: DDPM = PUBLISHED
+) -> DiT:
+    """A DiT from the config and the weights of a DiTTransformer2DModel.
+
+    Its last class is the null class, which stands for no label; here no label adds nothing, so that the null class's
+    vector becomes part of the time's. Of a learned variance (twice as many channels out as in), the half that predicts
+    the noise is taken.
+
+    Args:
+        settings: its config.json.
+        weights: its state dict.
+        size: side of the images that the latents stand for, in pixels.
+        process: what it was trained on.
+
+    Raises:
+        ValueError: when a weight is missing or has no place here, or the blocks' embeddings differ; it is named.
+    """
+    heads, depth = settings["num_attention_heads"], settings["num_layers"]
+    blocks = TransformerConfig(width=heads * settings["attention_head_dim"], depth=depth, heads=heads, causal=False)
+    channels, side = settings["in_channels"], settings["sample_size"]
+    classes = settings["num_embeds_ada_norm"]
+    latents = (channels, side, side)
+    patch = settings["patch_size"]
+    model = DiT(vanilla(size=size, latents=latents, patch=patch, transformer=blocks, classes=classes, ddpm=process))
+    source = dict(weights)
+
+    def take(*names: str) -> Tensor:
+        if absent := [name for name in names if name not in source]:
+            raise ValueError(f"not the weights of a DiTTransformer2DModel with {depth} blocks: {absent[0]} is missing")
+        return torch.cat([source.pop(name) for name in names])
+
+    target: dict[str, Tensor] = {}
+    for kind in ("weight", "bias"):
+        for i in range(depth):
+            for ours, theirs in BLOCK.items():
+                target[f"{ours.format(i)}.{kind}"] = take(*(f"transformer_blocks.{i}.{name}.{kind}" for name in theirs))
+        target[f"patches.{kind}"] = take(f"pos_embed.proj.{kind}")
+        target[f"last_modulation.{kind}"] = take(f"proj_out_1.{kind}")
+        last = take(f"proj_out_2.{kind}").unflatten(0, (model.config.patch**2, -1))  # (p^2, C or 2 C, ...)
+        target[f"head.{kind}"] = last[:, :channels].transpose(0, 1).flatten(0, 1)
+    target["patches.weight"] = target["patches.weight"].flatten(1)  # (D, C p^2)
+    embedding = [
+        {name: take(f"transformer_blocks.{i}.{EMBEDDING}.{name}") for name in _embedding_names()} for i in range(depth)
+    ]
+    for name, value in embedding[0].items():
+        if any(not torch.equal(value, other[name]) for other in embedding[1:]):
+            raise ValueError(f"{EMBEDDING}.{name} differs between blocks: such a model is not supported")
+    if source:
+        raise ValueError(f"not the weights of a DiTTransformer2DModel: no place for {', '.join(sorted(source))}")
+    labels = embedding[0].pop("class_embedder.embedding_table.weight")  # (classes + 1, D)
+    for name, value in embedding[0].items():
+        target[name.replace("timestep_embedder", "time")] = value
+    target["time.linear_2.bias"] = target["time.linear_2.bias"] + labels[-1]
+    target["condition.labels.weight"] = labels[:-1] - labels[-1]
+    model.load_state_dict(target)
+    return model.eval()
+
+
+def to_diffusers(model: DiT) -> Any:
+    """A DiTTransformer2DModel that computes what `model` does.
+
+    Raises:
+        ValueError: when its parts are not those of `vanilla`, or it has what a DiTTransformer2DModel has not.
+    """
+    from diffusers import DiTTransformer2DModel
+
+    refuse_what_differs(model.config)
+    c, blocks = model.config, model.config.transformer
+    network: Any = DiTTransformer2DModel(
+        num_attention_heads=blocks.heads,
+        attention_head_dim=blocks.head_dim,
+        in_channels=c.shape[0],
+        out_channels=c.shape[0],
+        num_layers=blocks.depth,
+        sample_size=c.shape[1],
+        patch_size=c.patch,
+        num_embeds_ada_norm=c.classes,
+        norm_eps=blocks.norm_eps,
+    )
+    source = model.state_dict()
+    target: dict[str, Tensor] = {}
+    for kind in ("weight", "bias"):
+        for i in range(blocks.depth):
+            for ours, theirs in BLOCK.items():
+                parts = source[f"{ours.format(i)}.{kind}"].chunk(len(theirs))
+                for name, part in zip(theirs, parts, strict=True):
+                    target[f"transformer_blocks.{i}.{name}.{kind}"] = part
+            for layer in TIME:
+                name = f"transformer_blocks.{i}.{EMBEDDING}.timestep_embedder.{layer}.{kind}"
+                target[name] = source[f"time.{layer}.{kind}"]
+        target[f"pos_embed.proj.{kind}"] = source[f"patches.{kind}"]
+        target[f"proj_out_1.{kind}"] = source[f"last_modulation.{kind}"]
+        last = source[f"head.{kind}"].unflatten(0, (c.shape[0], -1))  # (C, p^2, ...)
+        target[f"proj_out_2.{kind}"] = last.transpose(0, 1).flatten(0, 1)
+    target["pos_embed.proj.weight"] = target["pos_embed.proj.weight"].unflatten(1, (c.shape[0], c.patch, c.patch))
+    labels = source["condition.labels.weight"]
+    table = torch.cat([labels, torch.zeros_like(labels[:1])])
+    for i in range(blocks.depth):
+        target[f"transformer_blocks.{i}.{EMBEDDING}.class_embedder.embedding_table.weight"] = table
+    network.load_state_dict(target)
+    return network.eval()
+
+
+def refuse_what_differs(config: DiTConfig) -> None:
+    """Raises ValueError when a DiTTransformer2DModel cannot be what `config` says."""
+    c, blocks = config, config.transformer
+    reasons = {
+        "its blocks are not those of vanilla (LayerNorm, GELU, biases, no rotation)": (
+            blocks.norm != "layer" or blocks.mlp != "gelu" or not blocks.bias or blocks.rotary
+        ),
+        "it normalises queries and keys": blocks.qk_norm,
+        "its heads share keys": blocks.key_heads != blocks.heads,
+        "its MLP is not 4 times as wide": blocks.inner != 4 * blocks.width,
+        "it corrects a closed-form denoiser": c.gaussian > 0,
+        "it takes attributes": bool(c.attributes),
+        "it has no classes": not c.classes,
+        "its input is not square": c.shape[1] != c.shape[2],
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise ValueError(f"a DiTTransformer2DModel cannot be this dit: {found[0]}")
+
+
+def _embedding_names() -> list[str]:
+    times = [f"timestep_embedder.{layer}.{kind}" for layer in TIME for kind in ("weight", "bias")]
+    return [*times, "class_embedder.embedding_table.weight"]

@@ -1,0 +1,207 @@
+"""The diffusion transformer: what its blocks compute, against diffusers' own; its start; what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_two_commands import CODEC, PRIOR, QUICK, data, train  # noqa: F401  (data is a fixture)
+
+import genmodels
+from genmodels.cli import main
+from genmodels.dit import SIZES, DiT, DiTConfig, vanilla
+from genmodels.exchange.dit import from_diffusers, to_diffusers
+from genmodels.nn.transformer import TransformerConfig
+from genmodels.types import Condition
+
+BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
+THEIRS = dict(
+    num_attention_heads=4,
+    attention_head_dim=8,
+    in_channels=4,
+    out_channels=8,
+    num_layers=3,
+    sample_size=8,
+    patch_size=2,
+    num_embeds_ada_norm=10,
+)
+
+
+def shaken(module: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
+    """`module` with random weights, those that start at zero too."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return module.eval()
+
+
+def small(**settings) -> DiT:
+    torch.manual_seed(0)
+    return shaken(DiT(DiTConfig(**(dict(size=16, patch=4, transformer=BLOCKS) | settings))))
+
+
+def their_network(**settings):
+    """A small copy of facebook/DiT-XL-2-256's layout, with the time and label embedding of one block in all."""
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    network = shaken(DiTTransformer2DModel(**(THEIRS | settings)))
+    for block in network.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(network.transformer_blocks[0].norm1.emb.state_dict())
+    return network
+
+
+@pytest.mark.parametrize("out_channels", [4, 8])
+def test_weights_of_diffusers_give_the_same_output(out_channels):
+    network = their_network(out_channels=out_channels)
+    model = from_diffusers(network.config, network.state_dict(), 64)
+    generator = torch.Generator().manual_seed(1)
+    x, t = torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([0.0, 400.0, 999.0])
+    labels = torch.tensor([2, 9, -1])
+    with torch.no_grad():
+        found = model.predict(x, t, model.embed(Condition(labels=labels), 3, x.device))
+        theirs = network(x, t, class_labels=torch.where(labels < 0, 10, labels)).sample[:, :4]
+    assert theirs.std() > 0.3  # random weights, and something comes out
+    torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_for_diffusers_give_the_same_output():
+    model = DiT(vanilla(size=64, latents=(4, 8, 8), patch=2, transformer=BLOCKS, classes=5))
+    shaken(model)
+    network = to_diffusers(model)
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([20.0, 700.0])
+    labels = torch.tensor([4, -1])
+    with torch.no_grad():
+        found = model.predict(x, t, model.embed(Condition(labels=labels), 2, x.device))
+        theirs = network(x, t, class_labels=torch.where(labels < 0, 5, labels)).sample
+    torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
+    again = from_diffusers(network.config, network.state_dict(), 64)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value)
+
+
+def test_foreign_weights_that_do_not_fit_are_named():
+    network = their_network()
+    weights = network.state_dict()
+    with pytest.raises(ValueError, match="no place for adapter.weight, extra"):
+        from_diffusers(network.config, weights | {"extra": torch.ones(1), "adapter.weight": torch.ones(1)}, 64)
+    with pytest.raises(ValueError, match="proj_out_1.weight is missing"):
+        from_diffusers(network.config, {k: v for k, v in weights.items() if k != "proj_out_1.weight"}, 64)
+    changed = weights | {"transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias": torch.zeros(32)}
+    with pytest.raises(ValueError, match=r"linear_1.bias differs between blocks"):
+        from_diffusers(network.config, changed, 64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(), "its blocks are not those of vanilla"),
+        (dict(transformer=vanilla(transformer=BLOCKS).transformer), "it has no classes"),
+    ],
+)
+def test_what_diffusers_cannot_represent_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        to_diffusers(small(latents=(4, 8, 8), patch=2, **settings))
+
+
+@pytest.mark.parametrize("config", [DiTConfig(size=16, transformer=BLOCKS), vanilla(size=16, transformer=BLOCKS)])
+def test_it_starts_as_the_identity_with_nothing_to_say(config):
+    """adaLN-zero: no block changes its input, and the output is zero."""
+    model = DiT(config).eval()
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([100.0, 900.0])
+    with torch.no_grad():
+        assert model.predict(x, t, None).abs().amax() == 0
+        tokens = torch.randn(2, 64, 32)
+        modulation = [tuple(type(pair)(*(torch.zeros(2, 1, 32),) * 3) for pair in _modulation(model))] * 2
+        through = model.transformer(tokens, model.positions, modulation=modulation)
+        torch.testing.assert_close(through, model.transformer.norm(tokens))
+
+
+def _modulation(model: DiT):
+    from genmodels.dit import pairs
+
+    return pairs(model.modulations[0](torch.zeros(1, 1, 32)))
+
+
+def test_patches_are_tokens_and_come_back_in_their_places():
+    """Changing one patch changes one token: with the blocks idle, the output changes there alone."""
+    model = DiT(DiTConfig(size=16, patch=4, transformer=BLOCKS)).eval()
+    torch.nn.init.normal_(model.head.weight)
+    x = torch.zeros(1, 3, 16, 16)
+    y = x.clone()
+    y[:, :, 4:8, 8:12] = torch.randn(3, 4, 4)
+    with torch.no_grad():
+        changed = model.predict(y, torch.tensor([1.0]), None) != model.predict(x, torch.tensor([1.0]), None)
+    where = torch.zeros(16, 16, dtype=torch.bool)
+    where[4:8, 8:12] = True
+    assert torch.equal(changed[0].any(0), where)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
+def test_sizes_are_those_of_the_paper(name, millions):
+    """Table 4 of arXiv 2212.09748: 33, 130, 458 and 675 million parameters with patch 2, learned variance and 1,000
+    classes, all of which ours has but the variance."""
+    with torch.device("meta"):
+        model = DiT(vanilla(latents=(4, 32, 32), transformer=SIZES[name], classes=1000))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(patch=5), "patch must divide the sides of the input, got 5 for 16 x 16"),
+        (dict(patch=0), "patch must divide"),
+        (dict(transformer=TransformerConfig(width=32, heads=4)), "transformer.causal must be False"),
+        (dict(transformer=TransformerConfig(width=24, heads=4, causal=False)), "heads of a multiple of 4 .* got 6"),
+        (
+            dict(transformer=TransformerConfig(width=30, heads=3, causal=False, rotary=False)),
+            "tokens of a multiple of 4 channels, got 30",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DiTConfig(**(dict(size=16, patch=4) | settings))
+
+
+# ---- the recipe ----
+
+
+def test_over_a_codec_and_over_pixels_with_either_optimiser(data: list[str]) -> None:  # noqa: F811
+    assert train("vqvae", *data, *QUICK, *CODEC, "--steps", "4", "--output", "runs/vq") == 0
+    asked = ["--codec", "runs/vq", "--model.patch", "1", "--model.attributes", "Smiling", "--optim.name", "muon"]
+    assert train("dit", *data, *QUICK, *PRIOR, *asked, "--steps", "5", "--output", "runs/dit") == 0
+    model = genmodels.load("runs/dit")
+    assert model.family == "latent" and model.get_prior().family == "dit" and model.attributes == ("Smiling",)
+    asked = ["--attributes", "Smiling=yes", "--guidance", "2", "--steps", "3"]
+    assert main(["sample", "runs/dit", "--n", "2", *asked]) == 0
+    assert main(["inpaint", "runs/dit", "faces/00.png", "--n", "2", "--steps", "3"]) == 0
+    assert train("dit", "--output", "runs/dit", "--resume", "--steps", "8") == 0
+    pixels = ["--model.patch", "4", "--model.gaussian", "16", "--steps", "4", "--output", "runs/pixels"]
+    assert train("dit", *data, *QUICK, *PRIOR, *pixels) == 0
+    assert genmodels.load("runs/pixels").generate(2, steps=2).shape == (2, 3, 16, 16)
+
+
+def test_another_average_after_training(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    """At the width it was trained with it is the model itself; at another it is not; what cannot be is refused."""
+    small = [*QUICK, *PRIOR, "--model.patch", "4", "--model.gaussian", "16", "--steps", "32", "--output", "runs/dit"]
+    assert train("dit", *data, *small, "--ema-snapshots", "8") == 0
+    assert len(list(Path("runs/dit/ema").iterdir())) == 8
+    assert main(["average", "runs/dit", "runs/same", "--ema", "0.1"]) == 0
+    assert main(["average", "runs/dit", "runs/wider", "--ema", "0.15"]) == 0
+    trained, same, wider = (genmodels.load(f"runs/{name}").state_dict() for name in ("dit", "same", "wider"))
+    for name, value in trained.items():
+        torch.testing.assert_close(same[name], value, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(wider["head.weight"], trained["head.weight"])
+    capsys.readouterr()
+    for arguments, message in (
+        (["runs/dit", "runs/wider"], "runs/wider is not an empty folder"),
+        (["runs/dit", "runs/x", "--ema", "0.01"], "no average of width 0.01 can be made"),
+        (["runs/dit/ema", "runs/x"], "it has no config.yaml"),
+    ):
+        assert main(["average", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert train("dit", *data, *small, "--ema", "0", "--ema-snapshots", "8", "--output", "runs/y") > 0
+    assert "needs an average" in capsys.readouterr().err
