@@ -37,6 +37,12 @@ def check_free(path: Path, force: bool, *endings: str) -> None:
         raise PermissionError(f"cannot write {path}: {place} does not allow it")
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse, before any work, a folder to write that holds something, or is none."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder: choose another")
+
+
 def read_face(path: Path, size: int) -> np.ndarray:
     """The centre square of an image file, uint8 (size, size, 3). For aligned CelebA images that is the crop "178".
 

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from genmodels.cli.arguments import check_free, chosen_options, condition_for, describe, load, read_face, read_mask
+from genmodels.cli.arguments import (
+    check_empty,
+    check_free,
+    chosen_options,
+    condition_for,
+    describe,
+    load,
+    read_face,
+    read_mask,
+)
 from genmodels.usage import UsageError
 
 
@@ -336,14 +345,13 @@ def demo(out: Path = Path("demo-faces"), minutes: float = 1.5, force: bool = Fal
     print(f"\nDone. Open {run_demo(out, minutes, force)} in a browser.")
 
 
-def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1, images: int = 2048) -> None:
+def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1) -> None:
     """Make a model of a run with --ema-snapshots whose weights are another average over its training (EDM2).
 
     Args:
         run: the run folder.
         out: a new or empty folder for the model.
         ema: width of the average, relative to the length of the run.
-        images: training images on which what is not learnt by gradients is measured again.
     """
     import torch
 
@@ -351,11 +359,9 @@ def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1, imag
     from genmodels.data import open_data
     from genmodels.data.batches import image_batches
     from genmodels.training.ema import average_of
+    from genmodels.training.show import AT_THE_END
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder: choose another")
-    if images < 1:
-        raise UsageError(f"--images must be at least 1, got {images}")
+    check_empty(out)
     settings = read_recipe(str(run))
     if not settings:
         raise ValueError(f"{run} is no run folder: it has no config.yaml")
@@ -367,6 +373,6 @@ def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1, imag
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
-        model.calibrate(image_batches(data.split("train"), limit=images, spread=True))
+        model.calibrate(image_batches(data.split("train"), limit=AT_THE_END.most, spread=True))
     model.save_pretrained(out)
     print(f"the average of width {ema:g} of {run} (its profile misses that width's by {miss:.1%}) in {out}")

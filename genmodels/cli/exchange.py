@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from genmodels.cli.arguments import load
+from genmodels.cli.arguments import check_empty, load
 
 
 def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers"] = "diffusers") -> None:
@@ -28,7 +28,7 @@ def import_(pipeline: Positional[Path], out: Positional[Path]) -> None:
     """Make a pipeline of diffusers a model of ours. Every command also takes the pipeline's folder itself.
 
     Args:
-        pipeline: the folder of a DDPMPipeline, DDIMPipeline or LDMPipeline.
+        pipeline: the folder of a DDPMPipeline, DDIMPipeline, LDMPipeline or DiTPipeline.
         out: a new or empty folder for the model.
     """
     from genmodels.exchange.importing import import_pipeline, is_pipeline
@@ -37,8 +37,7 @@ def import_(pipeline: Positional[Path], out: Positional[Path]) -> None:
         raise ValueError(f"{pipeline}: no such folder")
     if not is_pipeline(pipeline):
         raise ValueError(f"{pipeline} is no pipeline of diffusers: it has no model_index.json")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder: choose another")
+    check_empty(out)
     model = import_pipeline(pipeline)
     model.save_pretrained(out)
     print(f"a {model.family} of {model.config.size} px in {out}: genmodels sample {out}")

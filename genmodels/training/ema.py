@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 MAX_SIGMA_REL = 12**-0.5
@@ -112,9 +112,8 @@ def average_of(folder: Path, sigma_rel: float) -> tuple[dict[str, Tensor], float
         )
     found: dict[str, Tensor] = {}
     for file, weight in zip(files, weights, strict=True):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  # no mapping
-                found[name] = found.get(name, 0) + float(weight) * tensors.get_tensor(name)
+        for name, value in load_file(file).items():
+            found[name] = found.get(name, 0) + float(weight) * value
     return found, miss
 
 

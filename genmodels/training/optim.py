@@ -84,7 +84,7 @@ class MuonAndAdamW(Optimizer):
         self._share()
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """One step of both."""
         for part in self.parts:
             part.step()
