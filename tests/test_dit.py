@@ -195,6 +195,10 @@ def test_another_average_after_training(data: list[str], capsys: pytest.CaptureF
     for name, value in trained.items():
         torch.testing.assert_close(same[name], value, rtol=1e-4, atol=1e-6)
     assert not torch.equal(wider["head.weight"], trained["head.weight"])
+    stale = Path("runs/dit/ema/step_00000099.safetensors")
+    stale.write_bytes(Path("runs/dit/ema/step_00000032.safetensors").read_bytes())
+    assert train("dit", "--output", "runs/dit", "--resume", "--steps", "40") == 0
+    assert not stale.exists() and Path("runs/dit/ema/step_00000040.safetensors").exists()
     capsys.readouterr()
     for arguments, message in (
         (["runs/dit", "runs/wider"], "runs/wider is not an empty folder"),

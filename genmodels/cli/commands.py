@@ -358,14 +358,14 @@ def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1) -> N
     from genmodels.cli.run_folder import read_recipe
     from genmodels.data import open_data
     from genmodels.data.batches import image_batches
-    from genmodels.training.ema import average_of
+    from genmodels.training.ema import SNAPSHOTS, average_of
     from genmodels.training.show import AT_THE_END
 
     check_empty(out)
     settings = read_recipe(str(run))
     if not settings:
         raise ValueError(f"{run} is no run folder: it has no config.yaml")
-    weights, miss = average_of(run / "ema", ema)
+    weights, miss = average_of(run / SNAPSHOTS, ema)
     model = load(str(run))
     root = settings.get("root")
     data = open_data(settings["data"], root and Path(root), model.config.size, settings.get("crop"))

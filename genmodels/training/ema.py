@@ -69,6 +69,8 @@ def restore_buffers(module: nn.Module, buffers: Sequence[Tensor]) -> None:
 
 # ---- averages of other widths, after training (EDM2, section 3.2) ----
 
+SNAPSHOTS = "ema"
+"""Where they are, in the run folder."""
 LARGEST_MISS = 0.1
 """Of a profile made of snapshots: its squared distance to the one asked for, relative to that one's square."""
 
@@ -88,6 +90,13 @@ def save_snapshot(folder: Path, ema: nn.Module, model: nn.Module, step: int, sig
     partial = folder / ".partial"
     save_file(averaged, partial, {"step": str(step), "sigma_rel": str(sigma_rel)})
     partial.replace(folder / f"step_{step:08d}.safetensors")
+
+
+def drop_snapshots(folder: Path, after: int) -> None:
+    """Removes snapshots of steps beyond `after`, which a run that continues from there takes again."""
+    for file in folder.glob("step_*.safetensors"):
+        if int(file.stem.removeprefix("step_")) > after:
+            file.unlink()
 
 
 def average_of(folder: Path, sigma_rel: float) -> tuple[dict[str, Tensor], float]:

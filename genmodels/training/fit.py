@@ -15,7 +15,7 @@ from genmodels.base import Generator
 from genmodels.data.packed import Packed
 from genmodels.training.checkpoint import save_checkpoint
 from genmodels.training.clock import stop_on_signal
-from genmodels.training.ema import ema_decay, restore_buffers, save_snapshot, update_ema
+from genmodels.training.ema import SNAPSHOTS, ema_decay, restore_buffers, save_snapshot, update_ema
 from genmodels.training.log import in_words
 from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
@@ -204,7 +204,7 @@ def save(run: Run) -> Path:
 def snapshot(run: Run) -> None:
     """Keeps the average of now, for averages of other widths after training."""
     if run.accelerator.is_main_process:
-        save_snapshot(run.recipe.output / "ema", run.ema, run.model, run.state.step, run.recipe.ema)
+        save_snapshot(run.recipe.output / SNAPSHOTS, run.ema, run.model, run.state.step, run.recipe.ema)
 
 
 def release(run: Run) -> None:

@@ -22,6 +22,7 @@ from genmodels.data.batches import BatchReader, image_batches
 from genmodels.data.packed import Packed
 from genmodels.training.checkpoint import State, load_checkpoint, newest_checkpoint
 from genmodels.training.clock import Clock
+from genmodels.training.ema import SNAPSHOTS, drop_snapshots
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
 from genmodels.training.recipe import Recipe, check_output, to_yaml
@@ -95,6 +96,7 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
     if accelerator.is_main_process:
         write_config(model, recipe)
+        drop_snapshots(recipe.output / SNAPSHOTS, state.step)
     broadcast(list(model.buffers()))  # from rank 0; DistributedDataParallel sees to the parameters
     network = prepare(accelerator, model)
     if accelerator.scaler is not None and state.scaler:
