@@ -109,6 +109,7 @@ class Batch:
         step: the optimiser step, from 0.
         progress: the share of training done, in [0, 1]; schedules inside a loss follow it.
         latents: what a codec makes of the images, where it was computed before training: (N, *latent_shape).
+        features: what an extractor makes of them, for a model that is aligned with it: (N, F).
     """
 
     images: Tensor
@@ -117,6 +118,7 @@ class Batch:
     step: int = 0
     progress: float = 0.0
     latents: Tensor | None = None
+    features: Tensor | None = None
 
 
 @runtime_checkable

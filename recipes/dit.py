@@ -5,15 +5,16 @@ genmodels train dit --data celeba --root PATH --codec runs/vqvae --output runs/d
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from genmodels.base import Generator
 from genmodels.data import cache_folder, open_data
 from genmodels.data.batches import image_batches
 from genmodels.data.latents import with_latents
 from genmodels.dit import DiT, DiTConfig
+from genmodels.evaluation.features import with_features
 from genmodels.latent import Latent, learnt_shape, load_codec, prepare_codec
 from genmodels.sampling import processes
 from genmodels.training.fit import fit
@@ -26,33 +27,32 @@ class DiTRecipe(Recipe):
 
     codec: Path | None = None
     """Folder of a trained VQ-VAE or VAE, or of a diffusers AutoencoderKL or VQModel. None: over pixels."""
-    cache: bool = True
-    """Compute the latents of all images once, before training, and keep them; else anew in every step."""
     model: DiTConfig = DiTConfig(gaussian=512)
     """The process, the network, and what it can be asked for."""
     mixed_precision: Precision = "bf16"
     """Matrix products in bf16; "no" on processors without it."""
     batch_size: int = 64
     """Images per step."""
+    align: str | None = None
+    """Extractor that tokens are aligned with (faces, inception, dinov2, clip); --model.align.* say how."""
     optim: OptimConfig = OptimConfig(lr=1e-3, betas=(0.9, 0.95), clip=1.0)
-    """The optimiser."""
     ema: float = 0.1
     """Width of the average of the weights, relative to the length of the run."""
 
 
 def main(recipe: DiTRecipe) -> Path:
-    codec = None if recipe.codec is None else load_codec(recipe.codec, recipe.size).to(processes().device)
-    shape = (3, recipe.size, recipe.size) if codec is None else learnt_shape(codec, codes=False)
-    components = min(recipe.model.gaussian, math.prod(shape))
-    prior = DiT(replace(recipe.model, size=recipe.size, latents=codec and shape, gaussian=components))
-    data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)  # after what cannot be has been refused
-    if codec is None:
-        return fit(prior, data, recipe)
-    began, device = time.monotonic(), processes().device
-    prepare_codec(codec, image_batches(data.split("train"), limit=2048, device=device, spread=True))
-    model = Latent.over(codec, prior).to(device)
-    if recipe.cache:
-        data = with_latents(data, model.encode, model.latents_name, cache_folder(), recipe.flip, device)
+    device = processes().device
+    codec = None if recipe.codec is None else load_codec(recipe.codec, recipe.size).to(device)
+    data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
+    began = time.monotonic()
+    data = with_features(data, recipe.align, device)
+    align = replace(recipe.model.align, features=data.feature_count)
+    latents = codec and learnt_shape(codec, codes=False)
+    model: Generator = DiT(replace(recipe.model, size=recipe.size, latents=latents, align=align))
+    if codec is not None:
+        prepare_codec(codec, image_batches(data.split("train"), limit=2048, device=device, spread=True))
+        model = latent = Latent.over(codec, model).to(device)
+        data = with_latents(data, latent.encode, latent.latents_name, cache_folder(), recipe.flip, device)
     return fit(model, data, replace(recipe, startup=recipe.startup + time.monotonic() - began))
 
 

@@ -6,7 +6,6 @@ genmodels train ldm --data celeba --root PATH --codec runs/vqvae --output runs/l
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,8 +43,7 @@ class LDMRecipe(Recipe):
 def main(recipe: LDMRecipe) -> None:
     codec = load_codec(recipe.codec, recipe.size).to(device := processes().device)
     shape = learnt_shape(codec, codes=False)
-    components = min(recipe.model.gaussian, math.prod(shape))
-    prior = UNet(replace(recipe.model, size=recipe.size, latents=shape, gaussian=components))
+    prior = UNet(replace(recipe.model, size=recipe.size, latents=shape))
     data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)  # after what cannot be has been refused
     began = time.monotonic()
     prepare_codec(codec, image_batches(data.split("train"), limit=2048, device=device, spread=True))

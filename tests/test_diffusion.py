@@ -10,10 +10,11 @@ from torch import Tensor
 
 from genmodels.cli import main
 from genmodels.diffusion import likelihood, solvers
+from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.gaussian import GaussianDenoiser
 from genmodels.diffusion.guidance import Guidance, guided
 from genmodels.diffusion.options import DiffusionOptions
-from genmodels.diffusion.process import DDPM, EDM, Flow
+from genmodels.diffusion.process import EDM, Flow
 from genmodels.diffusion.unet import UNet, UNetConfig, network_settings
 from genmodels.types import Batch, Condition, Denoises, Edits, Inpaints, Interpolates, Likelihood, Morphs, Noise
 
@@ -372,8 +373,8 @@ def test_a_prior_over_latents_has_no_likelihood_of_images():
         (dict(head=12), "multiples of head 12"),
         (dict(attention=(True,)), "one entry per level"),
         (dict(latents=(4, 8)), r"latents must be \(channels, height, width\) or \(channels,\), got \(4, 8\)"),
-        (dict(process="ode"), "process must be flow, edm or ddpm, got 'ode'"),
-        (dict(gaussian=769), "gaussian must be 0 to 768 components"),
+        (dict(process="ode"), "process must be flow, meanflow, edm or ddpm, got 'ode'"),
+        (dict(gaussian=-1), "gaussian must not be a negative number of components"),
         (dict(drop=1.5), "shares in"),
         (dict(attributes=("Smiling", "Smiling")), "named once"),
     ],

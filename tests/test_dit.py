@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_two_commands import CODEC, PRIOR, QUICK, data, train  # noqa: F401  (data is a fixture)
 
 import genmodels
 from genmodels.cli import main
-from genmodels.dit import SIZES, DiT, DiTConfig, vanilla
+from genmodels.dit import SIZES, Alignment, DiT, DiTConfig, Masking, resized, vanilla
 from genmodels.exchange.dit import from_diffusers, to_diffusers
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Condition
+from genmodels.training.setup import compile_blocks
+from genmodels.types import Batch, Condition, Noise
 
 BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
 THEIRS = dict(
@@ -166,7 +170,145 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         DiTConfig(**(dict(size=16, patch=4) | settings))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(masking=dict(keep=0.0)), "masking: keep must be in"),
+        (dict(masking=dict(keep=0.5, mixers=2)), "masking: mixers must be fewer than the 2 blocks, got 2"),
+        (dict(align=dict(features=4, after=3)), "align: after must be 1 to 2 blocks, got 3"),
+        (dict(align=dict(weight=-1)), "align: features and weight must not be negative"),
+    ],
+)
+def test_masking_and_alignment_that_cannot_be_are_refused(settings, message):
+    kinds = {"masking": Masking, "align": Alignment}
+    with pytest.raises(ValueError, match=message):
+        DiTConfig(size=16, patch=4, transformer=BLOCKS, **{name: kinds[name](**v) for name, v in settings.items()})
+
+
+def test_heads_that_groups_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="kv_heads 3 must divide heads 4"):
+        TransformerConfig(width=32, heads=4, kv_heads=3)
+
+
+# ---- masking ----
+
+
+def test_masked_tokens_are_neither_seen_nor_asked_for_after_the_mixers():
+    """Without mixers: the loss changes with the kept patches alone. With one, a dropped patch informs the kept."""
+    for mixers, informed in ((0, False), (1, True)):
+        model = small(masking=Masking(keep=0.25, mixers=mixers))
+        batch = Batch(torch.zeros(1, 3, 16, 16), Noise([7]), progress=0.1)
+        kept = model._kept(replace(batch, noise=Noise([7])))
+        assert len(kept) == 4 and torch.equal(kept, kept.sort().values)
+        signal = torch.tensor([300.0])
+        dropped = next(i for i in range(16) if i not in kept.tolist())
+        x = torch.zeros(1, 3, 16, 16)
+        y = x.clone()
+        y[:, :, 4 * (dropped // 4) : 4 * (dropped // 4) + 4, 4 * (dropped % 4) : 4 * (dropped % 4) + 4] = 1.0
+        with torch.no_grad():
+            one, other = (model.network(image, signal, None, kept)[0] for image in (x, y))
+        assert torch.equal(one, other) is not informed
+        where = torch.zeros(16, dtype=torch.bool).index_fill(0, kept, True).view(4, 4)
+        where = where.repeat_interleave(4, 0).repeat_interleave(4, 1)
+        assert (one[:, :, ~where] == 0).all() and (one[:, :, where] != 0).any()
+
+
+def test_the_masked_loss_is_that_of_the_kept_patches():
+    model = small(masking=Masking(keep=0.5, mixers=1, until=0.8))
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    seeds = [1, 2, 3, 4]
+    kept = model._kept(Batch(images, Noise(seeds), progress=0.2))
+    noise = Noise(seeds)
+    noise.uniform(16)  # what chose them
+    t, eps = model.process.draw(noise.uniform()).view(-1, 1, 1, 1), noise.normal(3, 16, 16)
+    x_t = model.process.noisy(images, eps, t)
+    found = model.network(x_t, model.process.signal(t).view(-1), None, kept)[0]
+    error = F.pixel_unshuffle((found - (eps - images)).square(), 4).flatten(2)[:, :, kept]
+    loss, _ = model.loss(Batch(images, Noise(seeds), progress=0.2), "model")
+    torch.testing.assert_close(loss, error.mean())
+    assert model._kept(Batch(images, Noise(seeds), progress=0.9)) is None
+
+
+# ---- alignment ----
+
+
+def test_alignment_pulls_the_tokens_to_the_features_and_stops_early():
+    torch.manual_seed(0)
+    model = small(align=Alignment(features=6, after=1, weight=2.0, until=0.5))
+    images, features = torch.randn(4, 3, 16, 16), torch.randn(4, 6)
+    plain = small()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "projector" not in k})
+
+    def batch(progress: float) -> Batch:
+        return Batch(images, Noise.for_images(0, range(4)), progress=progress, features=features)
+
+    alone = plain.loss(batch(0.1), "model")[0]
+    loss, metrics = model.loss(batch(0.1), "model")
+    torch.testing.assert_close(loss, alone + 2.0 * metrics["apart"])
+    assert 0 < metrics["apart"] < 2
+    torch.testing.assert_close(model.loss(batch(0.7), "model")[0], alone)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(30):
+        loss, found = model.loss(batch(0.1), "model")
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert found["apart"] < 0.2 * metrics["apart"]
+    with pytest.raises(ValueError, match="aligned with features of the images, and the batch has none"):
+        model.loss(Batch(images, Noise.for_images(0, range(4)), progress=0.1), "model")
+
+
+# ---- other sizes ----
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, vanilla(transformer=BLOCKS).transformer])
+def test_positions_are_interpolated_when_asked_and_refused_otherwise(blocks):
+    model = small(transformer=blocks)
+    x, t = torch.randn(1, 3, 32, 32), torch.tensor([300.0])
+    with pytest.raises(ValueError, match=r"trained on \(3, 16, 16\), whose positions it knows"):
+        model.predict(x, t, None)
+    larger = resized(model, 32)
+    assert larger.config.grid == (8, 8) and larger.config.trained == (4, 4)
+    assert larger.predict(x, t, None).shape == x.shape
+    positions = larger.positions.unflatten(0, (8, 8))
+    torch.testing.assert_close(positions[::2, ::2].flatten(0, 1).float(), model.positions.float())
+    if model.places is not None:
+        places = larger.places.unflatten(1, (8, 8))[:, ::2, ::2].flatten(1, 2)
+        torch.testing.assert_close(places, model.places, rtol=1e-4, atol=1e-4)
+    same = resized(larger, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(same.predict(x[..., :16, :16], t, None), model.predict(x[..., :16, :16], t, None))
+    with pytest.raises(ValueError, match="only a dit over pixels"):
+        resized(small(gaussian=8), 32)
+
+
+def test_compiled_blocks_compute_the_same_and_leave_an_ordinary_model():
+    model, graphs = small(), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([10.0, 900.0])
+    names = list(model.state_dict())
+    with torch.no_grad():
+        plain = model.predict(x, t, None)
+        compile_blocks(model, backend=backend)
+        torch.testing.assert_close(model.predict(x, t, None), plain)
+    assert len(graphs) == 1  # both blocks
+    assert list(model.state_dict()) == names
+
+
 # ---- the recipe ----
+
+
+def test_aligned_with_an_extractor(data: list[str]) -> None:  # noqa: F811
+    asked = ["--model.patch", "4", "--align", "faces", "--model.align.after", "1", "--model.masking.keep", "0.5"]
+    asked += ["--model.masking.mixers", "0", "--steps", "4", "--output", "runs/dit"]
+    assert train("dit", *data, *QUICK, *PRIOR, *asked) == 0
+    assert genmodels.load("runs/dit").config.align.features > 0
+    row = json.loads(Path("runs/dit/metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < row["apart"] < 2
 
 
 def test_over_a_codec_and_over_pixels_with_either_optimiser(data: list[str]) -> None:  # noqa: F811

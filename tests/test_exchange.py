@@ -12,7 +12,8 @@ import torch
 import genmodels
 from genmodels.cli import main
 from genmodels.diffusion import solvers
-from genmodels.diffusion.process import DDPM, EDM, Flow
+from genmodels.diffusion.ddpm import DDPM
+from genmodels.diffusion.process import EDM, Flow
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, vanilla
 from genmodels.exchange.export import export_to_diffusers

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genmodels.diffusion.process import DDPM, EDM, Flow, Process
+from genmodels.diffusion.ddpm import DDPM
+from genmodels.diffusion.process import EDM, Flow, Process
 
 PROCESSES: dict[str, Process] = {
     "flow": Flow(),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from genmodels.diffusion import solvers
-from genmodels.diffusion.process import DDPM, EDM, Flow, Process
+from genmodels.diffusion.ddpm import DDPM
+from genmodels.diffusion.process import EDM, Flow, Process
 from genmodels.diffusion.solvers import Schedule, schedule, through
 
 MEAN = torch.tensor([0.3, -0.7], dtype=torch.float64).view(1, 2, 1, 1)

@@ -82,7 +82,10 @@ class BatchReader:
         latents = None
         if self.data.latents is not None:
             latents = torch.from_numpy(self.data.latents[index, flips.astype(np.int64)]).to(self.device)
-        return Batch(to_float(images, self.device), noise, condition, step, progress, latents)
+        features = None
+        if self.data.features is not None:
+            features = torch.from_numpy(self.data.features[index]).to(self.device)
+        return Batch(to_float(images, self.device), noise, condition, step, progress, latents, features)
 
     def _lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which image is at each position of the endless stream, and whether it is mirrored there."""

@@ -37,6 +37,7 @@ class Packed:
         manifest: where the images came from: source, crop, size, filter, count, checksums, converted, skipped ...
         latents: what a codec makes of each image and, where there are two, of the mirrored image: (N, 1 or 2,
             *latent_shape); None when it was not asked. See `genmodels.data.latents`.
+        features: what an extractor makes of each image, (N, F); None when it was not asked.
     """
 
     images: np.ndarray
@@ -47,6 +48,7 @@ class Packed:
     identities: np.ndarray | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     latents: np.ndarray | None = None
+    features: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -55,6 +57,11 @@ class Packed:
     def size(self) -> int:
         """Side of the images in pixels."""
         return int(self.images.shape[1])
+
+    @property
+    def feature_count(self) -> int:
+        """F; 0 where no extractor was asked."""
+        return 0 if self.features is None else self.features.shape[1]
 
     @property
     def crop(self) -> str | None:
@@ -101,6 +108,7 @@ class Packed:
             splits=self.splits[rows],
             identities=identities,
             latents=None if self.latents is None else self.latents[rows],
+            features=None if self.features is None else self.features[rows],
         )
 
     def with_attributes(self, names: Sequence[str]) -> Packed:

@@ -63,6 +63,27 @@ class GaussianDenoiser(nn.Module):
         found = self.mean + rest * away + (each * (away @ self.basis)) @ self.basis.T
         return found.view(x_t.shape)
 
+    def mean_velocity(self, x_t: Tensor, t: Tensor, to: Tensor) -> Tensor:
+        """(x_t - x_to) / (t - to), float32, if the data were normal, on the straight path of flow matching: the ODE
+        moves every direction by itself and keeps its share of standard deviations. At t = to it is the velocity.
+
+        Args:
+            x_t: (N, C, H, W).
+            t, to: (N, 1, 1, 1), 0 <= to <= t.
+        """
+        t, to = t.float().view(-1, 1), to.float().view(-1, 1)
+        away = x_t.float().flatten(1) - (1 - t) * self.mean  # (N, D)
+        rest = self._slope(self.rest, t, to)  # (N, 1)
+        each = self._slope(self.variance, t, to) - rest  # (N, K)
+        found = rest * away + (each * (away @ self.basis)) @ self.basis.T - self.mean
+        return found.view(x_t.shape)
+
+    @staticmethod
+    def _slope(variance: Tensor, t: Tensor, to: Tensor) -> Tensor:
+        """(s_t - s_to) / (t - to) / s_t, s^2 = (1 - t)^2 variance + t^2, without the division of 0 by 0."""
+        here, there = (((1 - at).square() * variance + at.square()).sqrt() for at in (t, to))
+        return (variance * (t + to - 2) + t + to) / (here + there) / here
+
     @staticmethod
     def _gain(variance: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * variance / (alpha.square() * variance + sigma.square())

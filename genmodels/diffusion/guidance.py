@@ -35,12 +35,12 @@ def guided(better: Denoise, worse: Denoise, how: Guidance, process: Process) -> 
     Every parameterisation is linear in x_0 at given (x_t, t), so guiding x_0, eps, v or the velocity is the same.
     """
 
-    def denoise(x_t: Tensor, t: float | Tensor) -> Tensor:
-        x0 = better(x_t, t)
-        ratio = process.ratio(t)
+    def denoise(x_t: Tensor, *times: float | Tensor) -> Tensor:
+        x0 = better(x_t, *times)
+        ratio = process.ratio(times[0])
         if ratio < how.low or (how.high is not None and ratio > how.high):
             return x0
-        other = worse(x_t, t)
+        other = worse(x_t, *times)
         found = other + how.strength * (x0 - other)
         if how.rescale == 0:
             return found

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from genmodels.diffusion.process import DDPM, Process
+from genmodels.diffusion.ddpm import DDPM
+from genmodels.diffusion.process import Process
 from genmodels.diffusion.solvers import Denoise, Schedule, encoding, schedule
 from genmodels.nn.likelihood import nats_to_bits_per_dim
 from genmodels.types import Noise

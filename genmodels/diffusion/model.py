@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,14 +14,19 @@ from torch import Tensor
 
 from genmodels.base import Generator
 from genmodels.diffusion import likelihood, solvers
+from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.gaussian import GaussianDenoiser
 from genmodels.diffusion.guidance import Guidance, guided, load_guide
-from genmodels.diffusion.options import DiffusionOptions
-from genmodels.diffusion.process import DDPM, EDM, Flow, Process
+from genmodels.diffusion.meanflow import StepEmbedding, mean_velocity_error
+from genmodels.diffusion.options import DiffusionOptions, JumpOptions
+from genmodels.diffusion.process import EDM, Flow, MeanFlow, Process
 from genmodels.diffusion.solvers import Denoise, Normal, Schedule
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
 from genmodels.nn.interpolation import slerp
 from genmodels.types import Batch, Codec, Condition, HasVectors, Noise
+
+Predict = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+"""A network, as `Diffusion.predict` describes it."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,15 @@ class DiffusionConfig:
     latents: tuple[int, ...] | None = None
     """Shape of the codec's latents, (channels, height, width), or (channels,) of a vector, which is a map of one
     position; None: pixels. Set from --codec."""
-    process: Literal["flow", "edm", "ddpm"] = "flow"
-    """"flow", "edm" or "ddpm"; each has its settings below."""
+    process: Literal["flow", "meanflow", "edm", "ddpm"] = "flow"
+    """"flow", "meanflow", "edm" or "ddpm"; each has its settings below."""
     flow: Flow = Flow()
+    meanflow: MeanFlow = MeanFlow()
     edm: EDM = EDM()
     ddpm: DDPM = DDPM()
     gaussian: int = 0
-    """Principal components of the closed-form denoiser that the network corrects; 0: there is none."""
+    """Principal components of the closed-form denoiser that the network corrects, at most as many as x has numbers;
+    0: there is none."""
     attributes: tuple[str, ...] = ()
     """Attributes it can be asked for, by their names in the data; none: unconditional."""
     classes: int = 0
@@ -55,14 +62,14 @@ class DiffusionConfig:
             raise ValueError(f"size must be at least 1 pixel, got {self.size}")
         if self.latents is not None and (len(self.latents) not in (1, 3) or min(self.latents) < 1):
             raise ValueError(f"latents must be (channels, height, width) or (channels,), got {self.latents}")
-        if self.process not in ("flow", "edm", "ddpm"):
-            raise ValueError(f"process must be flow, edm or ddpm, got {self.process!r}")
+        if self.process not in ("flow", "meanflow", "edm", "ddpm"):
+            raise ValueError(f"process must be flow, meanflow, edm or ddpm, got {self.process!r}")
         if not (0 <= self.drop <= 1 and 0 <= self.drop_each <= 1):
             raise ValueError(f"drop and drop_each must be shares in [0, 1], got {self.drop} and {self.drop_each}")
         if self.classes < 0 or len(set(self.attributes)) < len(self.attributes):
             raise ValueError("classes must not be negative, and each attribute can be named once")
-        if not 0 <= self.gaussian <= math.prod(self.shape):
-            raise ValueError(f"gaussian must be 0 to {math.prod(self.shape)} components, got {self.gaussian}")
+        if self.gaussian < 0:
+            raise ValueError(f"gaussian must not be a negative number of components, got {self.gaussian}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -90,14 +97,17 @@ class Diffusion(Generator, ABC):
     def __init__(self, config: DiffusionConfig, width: int):
         super().__init__(config)
         c = config
-        self.process: Process = {"flow": c.flow, "edm": c.edm, "ddpm": c.ddpm}[c.process]
+        self.process: Process = {"flow": c.flow, "meanflow": c.meanflow, "edm": c.edm, "ddpm": c.ddpm}[c.process]
         self.needs_codec = c.latents is not None
         if c.process != "ddpm":  # whose likelihood is a bound, and takes no gradients
             self.likelihood_name = "bits-per-dim-by-ode"
             self.likelihood_by = "an estimate through the probability-flow ODE, no bound"
             self.likelihood_images = 256
         self.condition = ConditionEmbedding(len(c.attributes), c.classes, width) if self.is_conditional else None
-        self.gaussian = GaussianDenoiser(c.shape, c.gaussian) if c.gaussian else None
+        self.gaussian = GaussianDenoiser(c.shape, min(c.gaussian, math.prod(c.shape))) if c.gaussian else None
+        self.step = StepEmbedding(width) if self.process.jumps else None
+        if self.process.jumps:
+            self.Options = JumpOptions
 
     @property
     def is_conditional(self) -> bool:
@@ -128,6 +138,18 @@ class Diffusion(Generator, ABC):
             self.gaussian.fit(self._as_map(torch.cat(list(images))))
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.denoising_loss(batch, self.predict)
+
+    def denoising_loss(
+        self, batch: Batch, predict: Predict, seen: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a network `predict`, and its plain mean squared error.
+
+        Args:
+            batch: images (N, *latents) or (N, 3, H, W).
+            predict: as the method.
+            seen: bool (H, W), where it sees x_t and answers for it; None: everywhere.
+        """
         c = self.config
         x0 = self._as_map(batch.images.float())
         condition = batch.condition
@@ -135,22 +157,47 @@ class Diffusion(Generator, ABC):
             condition = drop_condition(condition, batch.noise, c.drop, c.drop_each)
         t = self.process.draw(batch.noise.uniform()).view(-1, 1, 1, 1)
         eps = batch.noise.normal(*x0.shape[1:])
-        x_t = self.process.noisy(x0, eps, t)
-        output = self.output(x_t, t, self.embed(condition, len(x0), x0.device))
-        error = (output - self.process.target(x0, eps, t)).square().mean((1, 2, 3))  # (N,)
-        loss = (self.process.weight(t).view(-1) * error).mean()
-        return loss, {"mse": error.detach().mean()}
+        embedded = self.embed(condition, len(x0), x0.device)
+        if isinstance(self.process, MeanFlow):
+            error, weight = mean_velocity_error(self, predict, x0, eps, t, batch.noise, embedded)
+        else:
+            x_t = self.process.noisy(x0, eps, t)
+            error = (self.output(x_t, t, embedded, predict=predict) - self.process.target(x0, eps, t)).square()
+            weight = self.process.weight(t).view(-1)
+        error = error.mean((1, 2, 3)) if seen is None else error[:, :, seen].mean((1, 2))  # (N,)
+        return (weight * error).mean(), {"mse": error.detach().mean()}
 
     def embed(self, condition: Condition, n: int, device: torch.device) -> Tensor | None:
         """The condition as the network wants it."""
         return None if self.condition is None else self.condition(condition, n, device)
 
-    def output(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """What is predicted at (x_t, t), in the process's parameterisation: (N, C, H, W), float32; t (N, 1, 1, 1)."""
-        found = self.predict(self.process.scale(t) * x_t, self.process.signal(t).view(-1), condition).float()
+    def output(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | None,
+        to: Tensor | None = None,
+        predict: Predict | None = None,
+    ) -> Tensor:
+        """What is predicted at (x_t, t), in the process's parameterisation: (N, C, H, W), float32.
+
+        Args:
+            x_t: (N, C, H, W).
+            t: (N, 1, 1, 1).
+            condition: (N, D), embedded.
+            to: where a jump ends (N, 1, 1, 1), for a process that `jumps`; None: at t, which is no jump.
+            predict: in place of the method.
+        """
+        if self.step is not None:
+            told = self.step(t - (t if to is None else to))  # (N, D)
+            condition = told if condition is None else condition + told
+        predict = predict or self.predict
+        found = predict(self.process.scale(t) * x_t, self.process.signal(t).view(-1), condition).float()
         if self.gaussian is None:
             return found
         with torch.autocast(x_t.device.type, enabled=False):
+            if to is not None:
+                return found + self.gaussian.mean_velocity(x_t, t, to)
             filtered = self.gaussian(x_t, self.process.alpha(t), self.process.sigma(t))
             return found + self.process.output(filtered, x_t, t)
 
@@ -189,15 +236,16 @@ class Diffusion(Generator, ABC):
         """(x_t, t) -> x_0 under `condition` of n rows, t a number or (N, 1, 1, 1)."""
         embedded = self.embed(condition, n, device)
 
-        def denoise(x_t: Tensor, t: float | Tensor) -> Tensor:
-            at = t if isinstance(t, Tensor) else x_t.new_full((len(x_t), 1, 1, 1), t)
-            return self.process.x0(self.output(x_t, at, embedded), x_t, at)
+        def denoise(x_t: Tensor, *times: float | Tensor) -> Tensor:
+            at = [t if isinstance(t, Tensor) else x_t.new_full((len(x_t), 1, 1, 1), t) for t in times]
+            found = self.output(x_t, at[0], embedded, to=at[1] if len(at) > 1 else None)
+            return self.process.x0(found, x_t, at[0])
 
         return denoise
 
     def _clipped(self, denoise: Denoise) -> Denoise:
         """`denoise`, with data kept in [-1, 1] where the process says so."""
-        return (lambda x_t, t: denoise(x_t, t).clamp(-1, 1)) if self.process.clip else denoise
+        return (lambda x_t, *t: denoise(x_t, *t).clamp(-1, 1)) if self.process.clip else denoise
 
     def schedule(self, options: DiffusionOptions) -> Schedule:
         """The times of a walk from noise to data."""
@@ -213,9 +261,9 @@ class Diffusion(Generator, ABC):
         denoise = self.denoiser(condition, options, len(noise), noise.device)
         seen, expected = [], []
 
-        def watched(x_t: Tensor, t: float | Tensor) -> Tensor:
-            x0 = denoise(x_t, t)
-            at = torch.as_tensor(t, dtype=torch.float64)
+        def watched(x_t: Tensor, *times: float | Tensor) -> Tensor:
+            x0 = denoise(x_t, *times)
+            at = torch.as_tensor(times[0], dtype=torch.float64)
             seen.append(x_t / float(self.process.alpha(at) ** 2 + self.process.sigma(at) ** 2) ** 0.5)
             expected.append(x0)
             return x0

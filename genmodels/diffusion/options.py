@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from genmodels.diffusion import solvers
-from genmodels.diffusion.process import DDPM, Process
+from genmodels.diffusion.ddpm import DDPM
+from genmodels.diffusion.process import Process
 from genmodels.diffusion.solvers import Solver
 
 SOLVERS: dict[str, Solver] = {
@@ -20,6 +21,7 @@ SOLVERS: dict[str, Solver] = {
     "ddim": solvers.ddim,
     "ddpm": solvers.ddpm,
     "dpm-sde": solvers.dpm_sde,
+    "jump": solvers.jump,
 }
 STOCHASTIC = ("ddpm", "dpm-sde")
 
@@ -28,9 +30,10 @@ STOCHASTIC = ("ddpm", "dpm-sde")
 class DiffusionOptions:
     """The solver, its steps, and guidance."""
 
-    solver: Literal["unipc", "dpm", "heun", "euler", "ddim", "ddpm", "dpm-sde"] = "unipc"
+    solver: Literal["unipc", "dpm", "heun", "euler", "ddim", "ddpm", "dpm-sde", "jump"] = "unipc"
     """unipc: UniPC-2. dpm: DPM-Solver++(2M). heun evaluates the network twice a step, the others once. ddim takes
-    --eta; ddpm walks the chain that a DDPM was trained on; dpm-sde adds noise on the way."""
+    --eta; ddpm walks the chain that a DDPM was trained on; dpm-sde adds noise on the way; jump
+    takes the steps that a mean flow has learnt, however long."""
     steps: int = 20
     """Steps of the walk."""
     schedule: Literal["uniform", "karras", "log-snr", "quadratic"] | None = None
@@ -94,6 +97,11 @@ class DiffusionOptions:
                 f"solver 'ddpm' walks the chain of a DDPM, and this process is {type(process).__name__}: 'ddim' with "
                 "eta 1 is the same for any process"
             )
+        if self.solver == "jump" and not process.jumps:
+            raise ValueError(
+                "solver 'jump' needs a mean flow (--model.process meanflow), and this process is "
+                f"{type(process).__name__}"
+            )
         return partial(solvers.ddim, eta=self.eta) if self.solver == "ddim" else SOLVERS[self.solver]
 
     def check_reversible(self, what: str) -> None:
@@ -103,3 +111,12 @@ class DiffusionOptions:
                 f"{what} needs a solver without fresh noise, and this is {self.solver!r} with eta {self.eta:g}: use "
                 "dpm, unipc, heun or euler"
             )
+
+
+@dataclass(frozen=True)
+class JumpOptions(DiffusionOptions):
+    """The same for a mean flow, which needs few steps."""
+
+    solver: Literal["unipc", "dpm", "heun", "euler", "ddim", "ddpm", "dpm-sde", "jump"] = "jump"
+    steps: int = 2
+    """Steps of the walk; "jump" needs 1 or 2."""

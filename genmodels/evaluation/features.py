@@ -7,6 +7,7 @@ import os
 import re
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genmodels.data import cache_folder
-from genmodels.evaluation.extractors import Extractor
+from genmodels.data.packed import Packed
+from genmodels.evaluation.extractors import Extractor, load_extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import DEFINITIONS
 from genmodels.nn.precision import full_precision
@@ -51,6 +53,23 @@ def extract(
         features = _compute(images, extractor, batch_size, progress)
         _write(file, features, images, extractor)
     return features
+
+
+def with_features(data: Packed, spec: str | None, device: torch.device | str = "cpu") -> Packed:
+    """`data` with the features of all its images, less their mean, for a model that is aligned with an extractor.
+
+    Args:
+        data: all splits.
+        spec: the extractor, as for `load_extractor`; None: none.
+        device: where it shall run.
+
+    Raises:
+        ValueError: for an extractor that cannot be had.
+    """
+    if spec is None:
+        return data
+    found = extract(Images(data.images, data.source), load_extractor(spec, device))
+    return replace(data, features=found - found.mean(0))
 
 
 def _compute(images: Images, extractor: Extractor, batch_size: int, progress: bool) -> np.ndarray:

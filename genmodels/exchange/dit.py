@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genmodels.diffusion.process import DDPM
+from genmodels.diffusion.ddpm import DDPM
 from genmodels.dit import DiT, DiTConfig, vanilla
 from genmodels.nn.transformer import TransformerConfig
 

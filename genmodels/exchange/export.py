@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from genmodels.base import Generator
-from genmodels.diffusion.process import DDPM
+from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.unet import UNet
 from genmodels.dit import DiT
 from genmodels.exchange.dit import to_diffusers

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from genmodels.base import Generator, read_json
-from genmodels.diffusion.process import DDPM
+from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.exchange.dit import from_diffusers
 from genmodels.exchange.scheduler import process_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from genmodels.diffusion.process import DDPM, EDM, Flow, Process
+from genmodels.diffusion.ddpm import DDPM
+from genmodels.diffusion.process import EDM, Flow, Process
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCHEDULES = {"linear": "linear", "scaled-linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
@@ -21,9 +22,15 @@ UNSUPPORTED = {
 
 
 def scheduler_for(process: Process) -> Any:
-    """The scheduler of diffusers that walks `process` as our Euler (DDIM) does."""
+    """The scheduler of diffusers that walks `process` as our Euler (DDIM) does.
+
+    Raises:
+        ValueError: when there is none.
+    """
     import diffusers
 
+    if process.jumps:
+        raise ValueError("diffusers has no counterpart of a mean flow: its networks are not told where a step ends")
     if isinstance(process, Flow):
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=process.shift)
     if isinstance(process, EDM):

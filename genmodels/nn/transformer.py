@@ -256,20 +256,35 @@ class Transformer(nn.Module):
         Raises:
             ValueError: when the cache is too short.
         """
-        slots = [None] * len(self.blocks) if cache is None else cache.extend(x.shape[1])
+        slots = None if cache is None else cache.extend(x.shape[1])
         if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device) if slots[0] is None else slots[0].write
-        c = self.config
-        angles = rope(positions, c.head_dim, c.rope_theta) if c.rotary else None
-        modulations = [None] * len(self.blocks) if modulation is None else modulation
-        for block, slot, change in zip(self.blocks, slots, modulations, strict=True):
-            if self.config.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, angles, slot, change, use_reentrant=False)
-            else:
-                x = block(x, angles, slot, change)
+            positions = torch.arange(x.shape[1], device=x.device) if slots is None else slots[0].write
+        x = self.through(x, positions, modulation, slots=slots)
         if cache is not None:
             cache.length += x.shape[1]  # at the end: all blocks write to the same slots
         return self.norm(x)
+
+    def through(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        modulation: Sequence[BlockModulation] | None = None,
+        first: int = 0,
+        last: int | None = None,
+        slots: Sequence[Slots] | None = None,
+    ) -> Tensor:
+        """x (N, T, D) after the blocks from `first` up to, without it, `last`: (N, T, D), not normalised. Arguments as
+        for `forward`; modulation and slots are of all blocks."""
+        c = self.config
+        angles = rope(positions, c.head_dim, c.rope_theta) if c.rotary else None
+        for i, block in list(enumerate(self.blocks))[first:last]:
+            slot = None if slots is None else slots[i]
+            change = None if modulation is None else modulation[i]
+            if c.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, angles, slot, change, use_reentrant=False)
+            else:
+                x = block(x, angles, slot, change)
+        return x
 
     def make_cache(self, n: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for `n` sequences of up to `capacity` positions: 2 * depth * n * G * capacity * d values.

@@ -208,10 +208,12 @@ def snapshot(run: Run) -> None:
 
 
 def release(run: Run) -> None:
-    """Gives the model back as an ordinary module: in eval mode, trainable as before, without accelerate's wrapping."""
+    """Gives the model back as an ordinary module: in eval mode, trainable as before, neither wrapped nor compiled."""
     run.model.eval()
     for parameters in run.parameters.values():
         for parameter in parameters:
             parameter.requires_grad_(True)
+    for module in run.model.modules():
+        module._compiled_call_impl = None
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         vars(run.model).pop(name, None)

@@ -62,6 +62,8 @@ class Recipe:
     """Decides the initial weights, the order of the data, and all noise."""
     mixed_precision: Precision = "no"
     """Precision of matrix products and convolutions. Weights, optimiser and EMA are fp32 always."""
+    compile: bool = False
+    """torch.compile the network's repeated blocks: for GPUs, where the first steps then take a minute."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: float = 0.05
     """Width of the average of the weights, relative to the length of the run (sigma_rel of EDM2); 0: no averaging."""

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
+from accelerate.utils.other import is_repeated_blocks
 from torch import nn
 from torch.optim import Optimizer
 
@@ -98,6 +99,8 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
         write_config(model, recipe)
         drop_snapshots(recipe.output / SNAPSHOTS, state.step)
     broadcast(list(model.buffers()))  # from rank 0; DistributedDataParallel sees to the parameters
+    if recipe.compile:
+        compile_blocks(model)
     network = prepare(accelerator, model)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
@@ -147,6 +150,16 @@ def write_config(model: Generator, recipe: Recipe) -> None:
     partial = recipe.output / ".config.partial"
     partial.write_text(to_yaml(recipe, recipe.name or model.family))
     partial.replace(recipe.output / "config.yaml")
+
+
+def compile_blocks(model: nn.Module, **settings: Any) -> None:
+    """torch.compile, in place and with `settings`, for every block of `model` that stands in a list of its kind: one
+    compilation serves them all, and nothing outside them has to be compilable."""
+    for layers in model.modules():
+        if is_repeated_blocks(layers):
+            for block in layers.children():
+                if any(True for _ in block.children()):  # a single layer gains nothing
+                    block.compile(**settings)
 
 
 def prepare(accelerator: Accelerator, model: Generator) -> nn.Module:
