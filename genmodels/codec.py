@@ -16,7 +16,7 @@ from genmodels.base import Generator
 from genmodels.nn.conv import NORM_GROUPS, Decoder, Encoder, coarsest_grid, zero_output
 from genmodels.nn.density import GaussianMixture, Whitening
 from genmodels.nn.perceptual import PerceptualLoss
-from genmodels.nn.principal import PrincipalComponents
+from genmodels.nn.principal import PatchComponents, PrincipalComponents
 from genmodels.types import Noise
 
 
@@ -61,8 +61,8 @@ class AutoencoderConfig(NetworksConfig):
     spatial: bool = False
     """Keep a map of size / (patch 2^(levels - 1)) positions a side, for use as a codec, instead of a flat vector."""
     principal: bool = True
-    """Add the networks to the principal components of the training images, so that they learn only what a linear map
-    cannot do. Flat latents only."""
+    """Add the networks to the principal components of the training images, or of their squares where the latents are a
+    map, so that they learn only what a linear map cannot do."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,10 +84,13 @@ class Autoencoder(Generator, ABC):
     def __init__(self, config: AutoencoderConfig, encoder_outputs: int, components: int):
         super().__init__(config)
         c = config
-        linear = c.principal and not c.spatial
-        self.principal = PrincipalComponents(c.size, c.latent_dim) if linear else None
+        self.principal: PrincipalComponents | PatchComponents | None = None
+        if c.principal and c.spatial:
+            self.principal = PatchComponents(c.size, coarsest_grid(c.size, c.patch, len(c.channels)), c.latent_dim)
+        elif c.principal:
+            self.principal = PrincipalComponents(c.size, c.latent_dim)
         self.encoder = Encoder(c.size, c.patch, c.channels, c.encoder_blocks, encoder_outputs * c.latent_dim, c.spatial)
-        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, c.latent_dim, c.spatial, sketch=linear)
+        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, c.latent_dim, c.spatial, c.principal)
         self.whitening = Whitening(c.latent_dim)
         self.density = GaussianMixture(components, math.prod(self.latent_shape))
         self._perceptual = PerceptualLoss() if c.lpips else None

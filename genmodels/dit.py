@@ -139,7 +139,7 @@ class DiT(Diffusion):
         self.modulations = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(c.transformer.depth))
         self.transformer = Transformer(c.transformer)
         self.last_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, values)
+        self.head = nn.Linear(width, c.outputs * c.patch**2)
         for zero in (*self.modulations, self.last_modulation, self.head):  # every block begins as the identity
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
@@ -196,7 +196,7 @@ class DiT(Diffusion):
         inner = tokens = self.transformer.through(tokens, positions, modulation, c.first, c.align.after)
         tokens = self.transformer.norm(self.transformer.through(tokens, positions, modulation, c.align.after))
         shift, scale = self.last_modulation(told).chunk(2, dim=-1)
-        found = self.head(tokens * (1 + scale) + shift)  # (N, K, C p^2)
+        found = self.head(tokens * (1 + scale) + shift)  # (N, K, outputs p^2)
         if kept is not None:
             found = found.new_zeros(len(x), len(self.positions), found.shape[2]).index_copy(1, kept, found)
         return F.pixel_shuffle(found.transpose(1, 2).unflatten(2, c.grid), patch), inner
@@ -263,7 +263,7 @@ def resized(model: DiT, size: int) -> DiT:
 
 def vanilla(**settings: Any) -> DiTConfig:
     """The diffusion transformer as it was introduced (arXiv 2212.09748): LayerNorm, GELU, biases, sines and cosines
-    added for positions, and a DDPM that predicts the noise.
+    added for positions, and a DDPM that predicts the noise and the variance of its steps.
 
     Args:
         **settings: of DiTConfig, over these; `transformer` may be a TransformerConfig of which width, depth and heads
@@ -271,5 +271,5 @@ def vanilla(**settings: Any) -> DiTConfig:
     """
     size = settings.pop("transformer", DiTConfig().transformer)
     blocks = replace(size, norm="layer", mlp="gelu", bias=True, rotary=False, norm_eps=1e-6, hidden=None, causal=False)
-    ddpm = DDPM(prediction="eps", schedule="linear", min_snr=None)
+    ddpm = DDPM(prediction="eps", schedule="linear", min_snr=None, learned_variance=True)
     return DiTConfig(**({"process": "ddpm", "ddpm": ddpm, "transformer": blocks} | settings))

@@ -16,7 +16,7 @@ from genmodels.codec import NetworksConfig
 from genmodels.nn.conv import Decoder, Encoder, coarsest_grid, output_layer, zero_output
 from genmodels.nn.discriminator import AdaptiveWeight, PatchDiscriminator, discriminator_hinge, generator_hinge
 from genmodels.nn.perceptual import PerceptualLoss
-from genmodels.nn.principal import MAX_SIDE, PrincipalComponents
+from genmodels.nn.principal import MAX_SIDE, PatchComponents, PrincipalComponents
 from genmodels.nn.quantise.base import Estimator, Quantiser
 from genmodels.nn.quantise.cosine import CosineCodebook
 from genmodels.nn.quantise.ema import EMACodebook
@@ -47,6 +47,9 @@ class VQVAEConfig(NetworksConfig):
     """None: a grid of codes. Otherwise so many codes without a place, each for `code_dim` white coordinates of the
     whole image, which begin as its principal components: codes hardly depend on each other, so a prior has less to
     learn."""
+    principal: bool = False
+    """Add the networks of a grid to the principal components of the image's squares, as an autoencoder's; those without
+    a place always begin so."""
     quantiser: Literal["ema", "fsq", "cosine"] = "ema"
     """A codebook of running means, finite scalars (no codebook to learn), or a low-dimensional codebook of unit vectors
     learnt by gradients."""
@@ -124,9 +127,14 @@ class VQVAE(Generator):
         self.quantiser = build_quantiser(c)
         self.codebook_size = self.quantiser.codebook_size
         grid, values = c.tokens is None, self.quantiser.dim * (c.tokens or 1)
-        self.principal = None if grid else PrincipalComponents(c.size, values)
+        self.principal: PrincipalComponents | PatchComponents | None = None
+        if not grid:
+            self.principal = PrincipalComponents(c.size, values)
+        elif c.principal:
+            self.principal = PatchComponents(c.size, self.latent_shape[0], values, white=False)
+        linear = self.principal is not None
         self.encoder = Encoder(c.size, c.patch, c.channels, c.encoder_blocks, values, spatial=grid)
-        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, values, spatial=grid, sketch=not grid)
+        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, values, spatial=grid, sketch=linear)
         self.frequencies = CodeFrequencies(math.prod(self.latent_shape), self.codebook_size)
         self._perceptual = PerceptualLoss() if c.lpips else None
         self.discriminator: PatchDiscriminator | None = None
@@ -213,14 +221,18 @@ class VQVAE(Generator):
         if self.principal is None:
             return found  # (N, dim, grid, grid)
         with torch.autocast(images.device.type, enabled=False):
-            white = found.float() + self.principal.encode(images.float())  # (N, tokens dim)
+            white = found.float() + self.principal.encode(images.float())  # (N, tokens dim), or (N, dim, grid, grid)
+        if self.config.tokens is None:
+            return white
         return white.unflatten(1, (-1, self.quantiser.dim)).transpose(1, 2).unsqueeze(2)  # (N, dim, 1, tokens)
 
     def _paint(self, vectors: Tensor) -> Tensor:
         """(N, dim, rows, columns) -> (N, 3, H, W), float32, not clamped."""
         if self.principal is None:
             return self.decoder(vectors).float()
-        white = vectors.squeeze(2).transpose(1, 2).flatten(1)  # (N, tokens dim)
+        white = vectors
+        if self.config.tokens is not None:
+            white = vectors.squeeze(2).transpose(1, 2).flatten(1)  # (N, tokens dim)
         with torch.autocast(vectors.device.type, enabled=False):
             sketch = self.principal.decode(white.float())  # the linear reconstruction, refined by the decoder
         return sketch + self.decoder(white, sketch).float()
@@ -247,8 +259,8 @@ class VQVAE(Generator):
 
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Start the codebook from k-means of what the untrained encoder makes of `images`; before that, without a grid,
-        start from principal components, the networks as corrections of nothing to them."""
+        """Start the codebook from k-means of what the untrained encoder makes of `images`; before that, where
+        there are principal components, start from them, the networks as corrections of nothing to them."""
         if self.principal is not None:
             images = list(images)
             self.principal.fit(images)

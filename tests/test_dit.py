@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from test_two_commands import CODEC, PRIOR, QUICK, data, train  # noqa: F401  (data is a fixture)
 
 import genmodels
@@ -66,7 +67,8 @@ def test_weights_of_diffusers_give_the_same_output(out_channels):
     labels = torch.tensor([2, 9, -1])
     with torch.no_grad():
         found = model.predict(x, t, model.embed(Condition(labels=labels), 3, x.device))
-        theirs = network(x, t, class_labels=torch.where(labels < 0, 10, labels)).sample[:, :4]
+        theirs = network(x, t, class_labels=torch.where(labels < 0, 10, labels)).sample
+    assert found.shape[1] == out_channels == model.config.outputs  # the variance's channels too
     assert theirs.std() > 0.3  # random weights, and something comes out
     torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
 
@@ -146,7 +148,7 @@ def test_patches_are_tokens_and_come_back_in_their_places():
 @pytest.mark.parametrize(("name", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_sizes_are_those_of_the_paper(name, millions):
     """Table 4 of arXiv 2212.09748: 33, 130, 458 and 675 million parameters with patch 2, learned variance and 1,000
-    classes, all of which ours has but the variance."""
+    classes."""
     with torch.device("meta"):
         model = DiT(vanilla(latents=(4, 32, 32), transformer=SIZES[name], classes=1000))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.6)
@@ -337,6 +339,10 @@ def test_another_average_after_training(data: list[str], capsys: pytest.CaptureF
     for name, value in trained.items():
         torch.testing.assert_close(same[name], value, rtol=1e-4, atol=1e-6)
     assert not torch.equal(wider["head.weight"], trained["head.weight"])
+    assert main(["average", "runs/dit", "runs/early", "--at", "0.3"]) == 0  # the snapshot of step 8 of 32
+    early, kept = genmodels.load("runs/early"), load_file("runs/dit/ema/step_00000008.safetensors")
+    torch.testing.assert_close(early.state_dict()["head.weight"], kept["head.weight"])
+    assert main(["sample", "runs/dit", "--n", "2", "--steps", "2", "--guide", "runs/early", "--guidance", "2"]) == 0
     stale = Path("runs/dit/ema/step_00000099.safetensors")
     stale.write_bytes(Path("runs/dit/ema/step_00000032.safetensors").read_bytes())
     assert train("dit", "--output", "runs/dit", "--resume", "--steps", "40") == 0
@@ -345,6 +351,7 @@ def test_another_average_after_training(data: list[str], capsys: pytest.CaptureF
     for arguments, message in (
         (["runs/dit", "runs/wider"], "runs/wider is not an empty folder"),
         (["runs/dit", "runs/x", "--ema", "0.01"], "no average of width 0.01 can be made"),
+        (["runs/dit", "runs/x", "--at", "0.01"], "the first snapshot in runs/dit/ema is from 10.0% of the run"),
         (["runs/dit/ema", "runs/x"], "it has no config.yaml"),
     ):
         assert main(["average", *arguments]) == 1

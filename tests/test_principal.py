@@ -6,9 +6,13 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 
-from genmodels.nn.principal import PrincipalComponents
+from genmodels.ae import AE, AEConfig
+from genmodels.nn.principal import PatchComponents, PrincipalComponents
 from genmodels.types import Batch, Noise
 from genmodels.vae import VAE, VAEConfig
+from genmodels.vqvae import VQVAE, VQVAEConfig
+
+MAP = dict(size=16, channels=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=4, spatial=True)
 
 
 def low_rank(n: int = 200, size: int = 8, rank: int = 6) -> torch.Tensor:
@@ -82,3 +86,54 @@ def test_a_vae_starts_as_probabilistic_pca():
     batch = Batch(images, Noise.for_images(0, range(64)), progress=1.0)
     again = Batch(images, Noise.for_images(0, range(64)), progress=1.0)
     assert vae(batch)[1]["bits_per_dim"] < plain(again)[1]["bits_per_dim"] - 1
+
+
+def test_components_of_squares_are_those_of_the_squares():
+    images = torch.randn(300, 3, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(2).cumsum(3) / 20
+    pc = PatchComponents(8, 2, 5)
+    pc.fit([images[:100], images[100:]])
+    squares = torch.nn.functional.pixel_unshuffle(images, 4).permute(0, 2, 3, 1).reshape(-1, 48)
+    reference = PCA(5, svd_solver="full").fit(squares.double().numpy())
+    overlap = pc.basis.double().numpy().T @ reference.components_.T
+    np.testing.assert_allclose(np.abs(overlap), np.eye(5), atol=1e-3)
+    white = pc.encode(images)
+    assert white.shape == (300, 5, 2, 2)
+    torch.testing.assert_close(torch.cov(white.transpose(0, 1).flatten(1)), torch.eye(5), atol=1e-2, rtol=0)
+    torch.testing.assert_close((pc.decode(white) - images).square().mean(), pc.residual, rtol=1e-3, atol=0)
+    whole = PatchComponents(8, 2, 48)
+    whole.fit([images])
+    torch.testing.assert_close(whole.decode(whole.encode(images)), images, rtol=1e-3, atol=1e-3)
+
+
+def test_codecs_of_a_map_start_from_the_components_of_squares():
+    images = low_rank(64, size=16)
+    for family in (AE(AEConfig(**MAP)), VAE(VAEConfig(**MAP))):
+        family.initialise([images])
+        pc = PatchComponents(16, 2, 4)
+        pc.fit([images])
+        torch.testing.assert_close(
+            family.reconstruct(images), pc.decode(pc.encode(images)).clamp(-1, 1), atol=1e-4, rtol=0
+        )
+        family.calibrate([images])
+        latents = family.encode(images)
+        assert latents.shape == (64, 4, 2, 2)
+        torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), rtol=0.05, atol=0)
+        assert family.eval().generate(2).shape == (2, 3, 16, 16)
+
+
+def test_a_codebook_of_a_grid_starts_among_the_components_of_squares():
+    images = low_rank(64, size=16)
+    networks = {name: value for name, value in MAP.items() if name not in ("latent_dim", "spatial")}
+    model = VQVAE(VQVAEConfig(**networks, patch=4, code_dim=4, codebook_size=32, principal=True)).eval()
+    model.initialise([images])
+    pc = PatchComponents(16, 2, 4, white=False)
+    pc.fit([images])
+    spread = pc.encode(images).transpose(0, 1).flatten(1).cov()
+    torch.testing.assert_close(spread, (pc.std / pc.scale).square().diag(), atol=2e-2, rtol=0)
+    torch.testing.assert_close(spread.trace(), torch.tensor(4.0), rtol=1e-2, atol=0)
+    torch.testing.assert_close(model.vectors(images), pc.encode(images), atol=1e-4, rtol=1e-4)
+    vectors = torch.randn(3, 4, 2, 2)
+    torch.testing.assert_close(model.decode(vectors), pc.decode(vectors).clamp(-1, 1), atol=1e-4, rtol=1e-4)
+    error = (model.reconstruct(images) - images).square().mean()
+    assert pc.residual <= error < images.var()
+    assert model.decode_vectors(model.vectors(images)).shape == images.shape

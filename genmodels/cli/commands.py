@@ -345,13 +345,16 @@ def demo(out: Path = Path("demo-faces"), minutes: float = 1.5, force: bool = Fal
     print(f"\nDone. Open {run_demo(out, minutes, force)} in a browser.")
 
 
-def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1) -> None:
+def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1, at: float = 1.0) -> None:
     """Make a model of a run with --ema-snapshots whose weights are another average over its training (EDM2).
+
+    An early one (--at 0.25) is a weaker model that can guide the run's own: genmodels sample RUN --guide OUT.
 
     Args:
         run: the run folder.
         out: a new or empty folder for the model.
         ema: width of the average, relative to the length of the run.
+        at: share of the run after which the average is taken.
     """
     import torch
 
@@ -365,7 +368,7 @@ def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1) -> N
     settings = read_recipe(str(run))
     if not settings:
         raise ValueError(f"{run} is no run folder: it has no config.yaml")
-    weights, miss = average_of(run / SNAPSHOTS, ema)
+    weights, miss = average_of(run / SNAPSHOTS, ema, at)
     model = load(str(run))
     root = settings.get("root")
     data = open_data(settings["data"], root and Path(root), model.config.size, settings.get("crop"))
@@ -375,4 +378,5 @@ def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1) -> N
             parameters[name].copy_(value)
         model.calibrate(image_batches(data.split("train"), limit=AT_THE_END.most, spread=True))
     model.save_pretrained(out)
-    print(f"the average of width {ema:g} of {run} (its profile misses that width's by {miss:.1%}) in {out}")
+    when = "" if at == 1 else f" after {at:.0%}"
+    print(f"the average of width {ema:g} of {run}{when} (its profile misses that width's by {miss:.1%}) in {out}")

@@ -31,6 +31,9 @@ class DDPM(Process):
     """Length of the chain."""
     min_snr: float | None = 5.0
     """Caps the signal-to-noise ratio that weighs a timestep (arXiv 2303.09556); None: the plain squared error."""
+    learned_variance: bool = False
+    """Let the network say the variance of each step too, between its two bounds (arXiv 2102.09672): twice as many
+    channels out, one more term in the loss, and solver "ddpm" uses it."""
     spacing: Literal["trailing", "leading"] = "trailing"
     """Whether the timesteps of a shorter walk end with the last one (noise) or begin with the first."""
     offset: int = 0

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,6 +22,7 @@ from genmodels.diffusion.meanflow import StepEmbedding, mean_velocity_error
 from genmodels.diffusion.options import DiffusionOptions, JumpOptions
 from genmodels.diffusion.process import EDM, Flow, MeanFlow, Process
 from genmodels.diffusion.solvers import Denoise, Normal, Schedule
+from genmodels.diffusion.variance import variance_bound
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
 from genmodels.nn.interpolation import slerp
 from genmodels.types import Batch, Codec, Condition, HasVectors, Noise
@@ -79,6 +81,11 @@ class DiffusionConfig:
         channels, height, width = (*self.latents, 1, 1)[:3]
         return (channels, height, width)
 
+    @property
+    def outputs(self) -> int:
+        """Channels that the network gives: those of x, and as many again where it learns the variance."""
+        return self.shape[0] * (2 if self.process == "ddpm" and self.ddpm.learned_variance else 1)
+
 
 class Diffusion(Generator, ABC):
     """Learns to undo noise, and samples by undoing it step by step.
@@ -122,7 +129,7 @@ class Diffusion(Generator, ABC):
     @abstractmethod
     def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
         """The network: (N, C, H, W), what it is told of the time (N,), the embedded condition (N, D) or None ->
-        (N, C, H, W)."""
+        (N, `outputs`, H, W)."""
 
     # ---- training ----
 
@@ -157,15 +164,21 @@ class Diffusion(Generator, ABC):
             condition = drop_condition(condition, batch.noise, c.drop, c.drop_each)
         t = self.process.draw(batch.noise.uniform()).view(-1, 1, 1, 1)
         eps = batch.noise.normal(*x0.shape[1:])
-        embedded = self.embed(condition, len(x0), x0.device)
+        embedded, bound = self.embed(condition, len(x0), x0.device), None
         if isinstance(self.process, MeanFlow):
             error, weight = mean_velocity_error(self, predict, x0, eps, t, batch.noise, embedded)
         else:
             x_t = self.process.noisy(x0, eps, t)
-            error = (self.output(x_t, t, embedded, predict=predict) - self.process.target(x0, eps, t)).square()
+            found, fraction = self.output_and_variance(x_t, t, embedded, predict=predict)
+            error = (found - self.process.target(x0, eps, t)).square()
             weight = self.process.weight(t).view(-1)
+            if fraction is not None:
+                assert isinstance(self.process, DDPM)
+                estimate = self.process.x0(found, x_t, t)
+                bound = variance_bound(self.process, fraction, estimate, x0, t).mean()
         error = error.mean((1, 2, 3)) if seen is None else error[:, :, seen].mean((1, 2))  # (N,)
-        return (weight * error).mean(), {"mse": error.detach().mean()}
+        loss, metrics = (weight * error).mean(), {"mse": error.detach().mean()}
+        return (loss, metrics) if bound is None else (loss + bound, metrics | {"bound": bound.detach()})
 
     def embed(self, condition: Condition, n: int, device: torch.device) -> Tensor | None:
         """The condition as the network wants it."""
@@ -188,29 +201,52 @@ class Diffusion(Generator, ABC):
             to: where a jump ends (N, 1, 1, 1), for a process that `jumps`; None: at t, which is no jump.
             predict: in place of the method.
         """
+        return self.output_and_variance(x_t, t, condition, to, predict)[0]
+
+    def output_and_variance(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | None,
+        to: Tensor | None = None,
+        predict: Predict | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`output`, and where the variance of a step lies between its bounds, if that is learnt: (N, C, H, W), about 0
+        to 1."""
         if self.step is not None:
             told = self.step(t - (t if to is None else to))  # (N, D)
             condition = told if condition is None else condition + told
         predict = predict or self.predict
         found = predict(self.process.scale(t) * x_t, self.process.signal(t).view(-1), condition).float()
+        fraction = None
+        if found.shape[1] > x_t.shape[1]:
+            found, fraction = found.chunk(2, dim=1)
+            fraction = (fraction + 1) / 2
         if self.gaussian is None:
-            return found
+            return found, fraction
         with torch.autocast(x_t.device.type, enabled=False):
             if to is not None:
-                return found + self.gaussian.mean_velocity(x_t, t, to)
+                return found + self.gaussian.mean_velocity(x_t, t, to), fraction
             filtered = self.gaussian(x_t, self.process.alpha(t), self.process.sigma(t))
-            return found + self.process.output(filtered, x_t, t)
+            return found + self.process.output(filtered, x_t, t), fraction
 
     # ---- sampling ----
 
-    def denoiser(self, condition: Condition, options: DiffusionOptions, n: int, device: torch.device) -> Denoise:
-        """(x_t, t) -> x_0 under `condition`, guided as `options` say.
+    def denoiser(
+        self,
+        condition: Condition,
+        options: DiffusionOptions,
+        n: int,
+        device: torch.device,
+        fractions: list[Tensor] | None = None,
+    ) -> Denoise:
+        """(x_t, t) -> x_0 under `condition`, guided as `options` say. `fractions` gets what is learnt of the variance.
 
         Raises:
             ValueError: for guidance where there is nothing to be guided by.
         """
         o = options
-        own = self.unguided(condition, n, device)
+        own = self.unguided(condition, n, device, fractions)
         if o.guidance == 1:
             return self._clipped(own)
         if o.guide is not None:
@@ -232,13 +268,17 @@ class Diffusion(Generator, ABC):
         how = Guidance(o.guidance, o.guidance_low, o.guidance_high, o.guidance_rescale)
         return self._clipped(guided(own, other, how, self.process))
 
-    def unguided(self, condition: Condition, n: int, device: torch.device) -> Denoise:
-        """(x_t, t) -> x_0 under `condition` of n rows, t a number or (N, 1, 1, 1)."""
+    def unguided(
+        self, condition: Condition, n: int, device: torch.device, fractions: list[Tensor] | None = None
+    ) -> Denoise:
+        """(x_t, t) -> x_0 under `condition` of n rows, t a number or (N, 1, 1, 1). `fractions` as of `denoiser`."""
         embedded = self.embed(condition, n, device)
 
         def denoise(x_t: Tensor, *times: float | Tensor) -> Tensor:
             at = [t if isinstance(t, Tensor) else x_t.new_full((len(x_t), 1, 1, 1), t) for t in times]
-            found = self.output(x_t, at[0], embedded, to=at[1] if len(at) > 1 else None)
+            found, fraction = self.output_and_variance(x_t, at[0], embedded, to=at[1] if len(at) > 1 else None)
+            if fractions is not None and fraction is not None:
+                fractions.append(fraction)
             return self.process.x0(found, x_t, at[0])
 
         return denoise
@@ -364,9 +404,13 @@ class Diffusion(Generator, ABC):
     def _walk(
         self, x: Tensor, way: Schedule, noise: Noise | None, condition: Condition, options: DiffusionOptions
     ) -> Tensor:
-        denoise = self.denoiser(condition, options, len(x), x.device)
+        fractions: list[Tensor] = []
+        denoise = self.denoiser(condition, options, len(x), x.device, fractions)
         normal = _none if noise is None else self._normal(noise)
-        return self._finished(options.solver_for(self.process)(denoise, x, way, normal))
+        solver = options.solver_for(self.process)
+        if solver is solvers.ddpm and isinstance(self.process, DDPM) and self.process.learned_variance:
+            solver = partial(solvers.ddpm, fraction=fractions.pop)
+        return self._finished(solver(denoise, x, way, normal))
 
     def _start(self, noise: Noise, options: DiffusionOptions) -> Tensor:
         """What a walk begins with, at unit variance or the temperature's: (N, C, H, W)."""

@@ -259,9 +259,26 @@ def _posterior_step(x0: Tensor, x: Tensor, s: Schedule, i: int, eta: float, norm
     return x + fresh * normal() if fresh > 0 else x
 
 
-def ddpm(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal) -> Tensor:
-    """Ancestral sampling of DDPM (arXiv 2006.11239, algorithm 2) with the posterior's variance: DDIM at eta 1."""
-    return ddim(denoise, x, s, normal, eta=1.0)
+def ddpm(
+    denoise: Denoise, x: Tensor, s: Schedule, normal: Normal, fraction: Callable[[], Tensor] | None = None
+) -> Tensor:
+    """Ancestral sampling of DDPM (arXiv 2006.11239, algorithm 2) with the posterior's variance: DDIM at eta 1.
+
+    With `fraction` the variance is the learnt one (arXiv 2102.09672): what the network said of it in the evaluation
+    before, 0 for the posterior's to 1 for that of the step towards noise, like x.
+    """
+    if fraction is None:
+        return ddim(denoise, x, s, normal, eta=1.0)
+    for i in range(len(s)):
+        x0 = denoise(x, s.times[i])
+        if s.sigma[i + 1] == 0:
+            return s.alpha[i + 1] * x0
+        share = s.sigma[i + 1] * s.alpha[i] / (s.sigma[i] * s.alpha[i + 1])  # e^(-h)
+        low, high = s.sigma[i + 1] ** 2 * (1 - share**2), 1 - (s.alpha[i] / s.alpha[i + 1]) ** 2
+        spread = (low * (high / low) ** fraction()).sqrt()
+        eps = (x - s.alpha[i] * x0) / s.sigma[i]
+        x = s.alpha[i + 1] * x0 + math.sqrt(max(0.0, s.sigma[i + 1] ** 2 - low)) * eps + spread * normal()
+    return x
 
 
 def dpm_sde(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal) -> Tensor:

@@ -95,7 +95,7 @@ def network_settings(config: UNetConfig) -> dict[str, Any]:
     return {
         "sample_size": c.shape[1] // c.patch,
         "in_channels": c.shape[0] * c.patch**2,
-        "out_channels": c.shape[0] * c.patch**2,
+        "out_channels": c.outputs * c.patch**2,
         "layers_per_block": c.blocks,
         "block_out_channels": c.channels,
         "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],

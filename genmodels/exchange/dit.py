@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,8 +33,7 @@ def from_diffusers(
     """A DiT from the config and the weights of a DiTTransformer2DModel.
 
     Its last class is the null class, which stands for no label; here no label adds nothing, so that the null class's
-    vector becomes part of the time's. Of a learned variance (twice as many channels out as in), the half that predicts
-    the noise is taken.
+    vector becomes part of the time's. With twice as many channels out as in, it has learnt its variance.
 
     Args:
         settings: its config.json.
@@ -50,6 +50,7 @@ def from_diffusers(
     classes = settings["num_embeds_ada_norm"]
     latents = (channels, side, side)
     patch = settings["patch_size"]
+    process = replace(process, learned_variance=settings["out_channels"] == 2 * channels)
     model = DiT(vanilla(size=size, latents=latents, patch=patch, transformer=blocks, classes=classes, ddpm=process))
     source = dict(weights)
 
@@ -66,7 +67,7 @@ def from_diffusers(
         target[f"patches.{kind}"] = take(f"pos_embed.proj.{kind}")
         target[f"last_modulation.{kind}"] = take(f"proj_out_1.{kind}")
         last = take(f"proj_out_2.{kind}").unflatten(0, (model.config.patch**2, -1))  # (p^2, C or 2 C, ...)
-        target[f"head.{kind}"] = last[:, :channels].transpose(0, 1).flatten(0, 1)
+        target[f"head.{kind}"] = last.transpose(0, 1).flatten(0, 1)
     target["patches.weight"] = target["patches.weight"].flatten(1)  # (D, C p^2)
     embedding = [
         {name: take(f"transformer_blocks.{i}.{EMBEDDING}.{name}") for name in _embedding_names()} for i in range(depth)
@@ -99,7 +100,7 @@ def to_diffusers(model: DiT) -> Any:
         num_attention_heads=blocks.heads,
         attention_head_dim=blocks.head_dim,
         in_channels=c.shape[0],
-        out_channels=c.shape[0],
+        out_channels=c.outputs,
         num_layers=blocks.depth,
         sample_size=c.shape[1],
         patch_size=c.patch,
@@ -119,7 +120,7 @@ def to_diffusers(model: DiT) -> Any:
                 target[name] = source[f"time.{layer}.{kind}"]
         target[f"pos_embed.proj.{kind}"] = source[f"patches.{kind}"]
         target[f"proj_out_1.{kind}"] = source[f"last_modulation.{kind}"]
-        last = source[f"head.{kind}"].unflatten(0, (c.shape[0], -1))  # (C, p^2, ...)
+        last = source[f"head.{kind}"].unflatten(0, (c.outputs, -1))  # (C or 2 C, p^2, ...)
         target[f"proj_out_2.{kind}"] = last.transpose(0, 1).flatten(0, 1)
     target["pos_embed.proj.weight"] = target["pos_embed.proj.weight"].unflatten(1, (c.shape[0], c.patch, c.patch))
     labels = source["condition.labels.weight"]

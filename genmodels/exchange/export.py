@@ -45,6 +45,8 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
 
     scheduler = scheduler_for(prior.process)
     c = prior.config
+    if c.outputs > c.shape[0]:
+        raise ValueError("diffusers' pipelines of a U-Net know no learned variance: this unet has one")
     plain = isinstance(prior.process, DDPM) and c.patch == 1 and not c.gaussian and not prior.is_conditional
     if plain and codec is None:
         pipeline: Any = diffusers.DDIMPipeline(unet=prior.network, scheduler=scheduler)

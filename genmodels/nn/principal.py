@@ -1,4 +1,5 @@
-"""Principal components of images: the best linear autoencoder, known in closed form before training starts."""
+"""Principal components of images, whole or in squares: the best linear autoencoder, known in closed form before
+training starts."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ RANK_TOLERANCE = 1e-4
 """Singular values below this share of the largest are rounding noise, not components."""
 MIN_VALUE = 1e-6
 """Keeps a constant data set from dividing by zero."""
+
+
+MAX_SQUARES = 100_000
+"""How many squares are enough to know their components."""
 
 
 class PrincipalComponents(nn.Module):
@@ -82,3 +87,65 @@ class PrincipalComponents(nn.Module):
         if self.side != self.size:
             images = F.interpolate(images, size=(self.side, self.side), mode="area")
         return images.flatten(1)  # (N, 3 side^2)
+
+
+class PatchComponents(nn.Module):
+    """Coordinates of each square of a grid over the image along the first D principal components of all squares,
+    and back: the best linear autoencoder whose latents are a map.
+
+    The squares do not overlap and do not know of each other, so the linear reconstruction shows their borders, which a
+    network that is added to it mends.
+
+    Args:
+        size: side of the images.
+        grid: squares along a side.
+        components: D.
+        white: give every component unit variance; else only their mean, so that each weighs as much as it does in the
+            image, which is what choosing the nearest code needs.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    std: Tensor
+    scale: Tensor
+    residual: Tensor
+
+    def __init__(self, size: int, grid: int, components: int, white: bool = True):
+        super().__init__()
+        self.white = white
+        self.side = size // grid
+        values = 3 * self.side**2
+        if components > values:
+            raise ValueError(f"{components} principal components of {values} values: choose a smaller latent_dim")
+        self.register_buffer("mean", torch.zeros(values))
+        self.register_buffer("basis", torch.zeros(values, components))
+        self.register_buffer("std", torch.ones(components))
+        self.register_buffer("scale", torch.ones(components))  # what a coordinate of 1 stands for
+        self.register_buffer("residual", torch.tensor(1.0))  # mean squared error of the reconstruction
+
+    @torch.no_grad()
+    def fit(self, images: Iterable[Tensor]) -> None:
+        """PCA of the squares of `images`, in batches of (N, 3, size, size) in [-1, 1]; of those, evenly, that are
+        enough."""
+        squares = torch.cat([self._squares(batch).permute(0, 2, 3, 1).flatten(0, 2) for batch in images])
+        data = squares[:: max(1, len(squares) // MAX_SQUARES)].double()  # (M, 3 side^2)
+        self.mean.copy_(data.mean(0))
+        variance, basis = torch.linalg.eigh((data - data.mean(0)).T.cov(correction=0))  # rising
+        chosen = variance.flip(0)[: len(self.std)]
+        self.basis.copy_(basis.flip(1)[:, : len(self.std)])
+        self.std.copy_(chosen.clamp_min(MIN_VALUE**2).sqrt())
+        self.scale.copy_(self.std if self.white else self.std.square().mean().sqrt())
+        self.residual.copy_(((variance.sum() - chosen.sum()) / len(variance)).clamp_min(MIN_VALUE))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(N, 3, size, size) -> coordinates (N, D, grid, grid)."""
+        away = self._squares(images) - self.mean.view(-1, 1, 1)
+        return F.conv2d(away, (self.basis / self.scale).T[:, :, None, None])
+
+    def decode(self, coordinates: Tensor) -> Tensor:
+        """Coordinates (N, D, grid, grid) -> (N, 3, size, size)."""
+        squares = F.conv2d(coordinates, (self.basis * self.scale)[:, :, None, None]) + self.mean.view(-1, 1, 1)
+        return F.pixel_shuffle(squares, self.side)
+
+    def _squares(self, images: Tensor) -> Tensor:
+        return F.pixel_unshuffle(images, self.side)  # (N, 3 side^2, grid, grid)

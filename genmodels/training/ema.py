@@ -99,8 +99,13 @@ def drop_snapshots(folder: Path, after: int) -> None:
             file.unlink()
 
 
-def average_of(folder: Path, sigma_rel: float) -> tuple[dict[str, Tensor], float]:
-    """The average of width `sigma_rel` at the last snapshot in `folder`, and how far its profile is from that width's.
+def average_of(folder: Path, sigma_rel: float, at: float = 1.0) -> tuple[dict[str, Tensor], float]:
+    """The average of width `sigma_rel` at a snapshot in `folder`, and how far its profile is from that width's.
+
+    Args:
+        folder: of the snapshots of one run.
+        sigma_rel: relative to the length of the run until then.
+        at: until when, as a share of the steps of the last snapshot: the last one before that.
 
     Returns:
         Parameters by name, float32; and the miss, 0 to `LARGEST_MISS`.
@@ -112,6 +117,10 @@ def average_of(folder: Path, sigma_rel: float) -> tuple[dict[str, Tensor], float
     if not files:
         raise ValueError(f"{folder} holds no snapshots: train with --ema-snapshots 16")
     steps, widths = zip(*(_read_header(file) for file in files), strict=True)
+    count = sum(step <= at * max(steps) for step in steps)
+    if not count:
+        raise ValueError(f"the first snapshot in {folder} is from {steps[0] / max(steps):.1%} of the run, after {at:g}")
+    files, steps, widths = files[:count], steps[:count], widths[:count]
     weights, miss = combination(steps, widths, sigma_rel)
     if miss > LARGEST_MISS:
         near = [f"{w:.2f}" for w in np.arange(1, 29) / 100 if combination(steps, widths, float(w))[1] <= LARGEST_MISS]
