@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_diffusion import NETWORK
-from torch import Tensor, nn
+from torch import Tensor
 
 from genmodels.diffusion.gaussian import GaussianDenoiser
 from genmodels.diffusion.meanflow import mean_velocity_error
@@ -94,26 +94,14 @@ def _open():
     return Condition()
 
 
-class Known(nn.Module):
-    """A process's own mean velocity for data that are one point c: x_t = (1 - t) c + t eps moves straight, so that
-    u = (x_t - c) / t for every earlier time."""
-
-    process = ALL_JUMP
-
-    def __init__(self, point: Tensor):
-        super().__init__()
-        self.point = point
-
-    def output(self, x: Tensor, t: Tensor, condition: Tensor | None, to: Tensor | None = None, predict=None) -> Tensor:
-        return (x - self.point) / t
-
-
 def test_the_true_mean_velocity_has_no_error():
+    """For data that are one point c, x_t moves straight, and u = (x_t - c) / t for every earlier time."""
     generator = torch.Generator().manual_seed(0)
     point = torch.randn(1, 3, 2, 2, generator=generator)
     x0, eps = point.expand(16, -1, -1, -1), torch.randn(16, 3, 2, 2, generator=generator)
     t = torch.rand(16, 1, 1, 1, generator=generator) * 0.9 + 0.05
-    error, weight = mean_velocity_error(Known(point), None, x0, eps, t, Noise.for_images(0, range(16)), None)
+    noise = Noise.for_images(0, range(16))
+    error, weight = mean_velocity_error(ALL_JUMP, lambda x, at, to, rows: (x - point) / at, x0, eps, t, noise)
     assert error.max() < 1e-6
     assert torch.equal(weight, torch.ones(16))
 
@@ -142,7 +130,11 @@ def test_the_derivative_is_that_of_finite_differences():
     noise = Noise.for_images(0, range(4))
     r = torch.minimum(t, ALL_JUMP.draw(Noise.for_images(0, range(4)).uniform()).view(-1, 1, 1, 1).double())
     t = torch.maximum(t, ALL_JUMP.draw(Noise.for_images(0, range(4)).uniform()).view(-1, 1, 1, 1).double())
-    error, _ = mean_velocity_error(model, None, x0, eps, at(0.8, 4).double(), noise, None)
+
+    def velocity(x: Tensor, now: Tensor, to: Tensor | None, rows: slice) -> Tensor:
+        return model.output(x, now, None, to)
+
+    error, _ = mean_velocity_error(ALL_JUMP, velocity, x0, eps, at(0.8, 4).double(), noise)
     h = 1e-4
 
     def mean_velocity(time: Tensor) -> Tensor:

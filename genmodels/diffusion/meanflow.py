@@ -3,7 +3,7 @@ that ties it to the velocity at the later one."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -17,6 +17,9 @@ FREQUENCIES = 256
 """Sines and cosines that the length of a step is shown as."""
 FLOOR = 1e-3
 """Added to an image's mean squared error before it becomes a weight."""
+
+Velocity = Callable[[Tensor, Tensor, "Tensor | None", slice], Tensor]
+"""x_t (n, C, H, W), t (n, 1, 1, 1), r like t or None for t, and which of the batch these are -> u (n, C, H, W)."""
 
 
 class StepEmbedding(nn.Module):
@@ -35,7 +38,7 @@ class StepEmbedding(nn.Module):
 
 
 def mean_velocity_error(
-    model: Any, predict: Any, x0: Tensor, eps: Tensor, t: Tensor, noise: Noise, condition: Tensor | None
+    process: MeanFlow, velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
     """Squared errors (N, C, H, W) of the mean velocity u(x_t, r, t), and the weight (N,) of each image.
 
@@ -43,33 +46,27 @@ def mean_velocity_error(
     r = t, where that is flow matching; for the others du/dt comes from one forward-mode pass, without a gradient.
 
     Args:
-        model: a `Diffusion` whose process is a `MeanFlow`.
-        predict: its network.
+        process: says for how many.
+        velocity: what the network says.
         x0, eps: data and noise (N, C, H, W).
         t: drawn times (N, 1, 1, 1).
         noise: N streams, for the second times.
-        condition: embedded (N, D), or None.
     """
-    process: MeanFlow = model.process
     other = process.draw(noise.uniform()).view(-1, 1, 1, 1)
     same = len(x0) - max(1, round(process.share * len(x0)))
-    now, r = torch.maximum(t, other), torch.minimum(t, other)
-    now = torch.cat([t[:same], now[same:]])
-    x_t, velocity = process.noisy(x0, eps, now), eps - x0
     first, rest = slice(None, same), slice(same, None)
+    now = torch.cat([t[first], torch.maximum(t, other)[rest]])
+    r = torch.minimum(t, other)[rest]
+    x_t, v = process.noisy(x0, eps, now), eps - x0
     errors = []
     if same:
-        told = None if condition is None else condition[first]
-        found = model.output(x_t[first], now[first], told, predict=predict)
-        errors.append(found - velocity[first])
-    told = None if condition is None else condition[rest]
+        errors.append(velocity(x_t[first], now[first], None, first) - v[first])
 
-    def mean_velocity(x: Tensor, at: Tensor) -> Tensor:
-        return model.output(x, at, told, r[rest], predict=predict)
+    def along(x: Tensor, at: Tensor) -> Tensor:
+        return velocity(x, at, r, rest)
 
-    moving = (velocity[rest], torch.ones_like(now[rest]))
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward mode
-        found, change, *_ = torch.func.jvp(mean_velocity, (x_t[rest], now[rest]), moving)
-    errors.append(found - (velocity[rest] - (now[rest] - r[rest]) * change).detach())
+        u, change, *_ = torch.func.jvp(along, (x_t[rest], now[rest]), (v[rest], torch.ones_like(r)))
+    errors.append(u - (v[rest] - (now[rest] - r) * change).detach())
     error = torch.cat(errors).square()
     return error, (error.detach().mean((1, 2, 3)) + FLOOR).pow(-process.power)

@@ -166,7 +166,11 @@ class Diffusion(Generator, ABC):
         eps = batch.noise.normal(*x0.shape[1:])
         embedded, bound = self.embed(condition, len(x0), x0.device), None
         if isinstance(self.process, MeanFlow):
-            error, weight = mean_velocity_error(self, predict, x0, eps, t, batch.noise, embedded)
+
+            def velocity(x: Tensor, at: Tensor, to: Tensor | None, rows: slice) -> Tensor:
+                return self.output(x, at, None if embedded is None else embedded[rows], to, predict)
+
+            error, weight = mean_velocity_error(self.process, velocity, x0, eps, t, batch.noise)
         else:
             x_t = self.process.noisy(x0, eps, t)
             found, fraction = self.output_and_variance(x_t, t, embedded, predict=predict)
