@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps, get_2d_sincos_pos_embed
 from torch import Tensor, nn
 
+from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.ddpm import DDPM
-from genmodels.diffusion.model import Diffusion, DiffusionConfig
+from genmodels.diffusion.model import Diffusion
 from genmodels.nn.rope import grid_positions
 from genmodels.nn.transformer import Modulation, Transformer, TransformerConfig, block_matrices
 from genmodels.types import Batch
@@ -94,6 +95,8 @@ class DiTConfig(DiffusionConfig):
         depth = self.transformer.depth
         if self.masking.keep < 1 and self.masking.mixers >= depth:
             raise ValueError(f"masking: mixers must be fewer than the {depth} blocks, got {self.masking.mixers}")
+        if self.align.features and self.process == "meanflow":
+            raise ValueError("alignment is for processes that evaluate a batch at once, and meanflow does so in parts")
         if self.align.features and not self.first < self.align.after <= depth:
             raise ValueError(f"align: after must be {self.first + 1} to {depth} blocks, got {self.align.after}")
         _, height, width = self.shape
@@ -183,6 +186,7 @@ class DiT(Diffusion):
         the blocks that alignment looks at (N, K, D)."""
         c = self.config
         patch, positions = c.patch, self.positions
+        middle = max(c.first, c.align.after)
         tokens = F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)  # (N, T, C p^2)
         told = self.time(self.frequencies(signal).to(x.dtype))  # (N, D)
         told = F.silu(told if condition is None else told + condition).unsqueeze(1)  # (N, 1, D)
@@ -193,8 +197,8 @@ class DiT(Diffusion):
         tokens = self.transformer.through(tokens, positions, modulation, 0, c.first)
         if kept is not None:
             tokens, positions = tokens[:, kept], positions[kept]
-        inner = tokens = self.transformer.through(tokens, positions, modulation, c.first, c.align.after)
-        tokens = self.transformer.norm(self.transformer.through(tokens, positions, modulation, c.align.after))
+        inner = tokens = self.transformer.through(tokens, positions, modulation, c.first, middle)
+        tokens = self.transformer.norm(self.transformer.through(tokens, positions, modulation, middle))
         shift, scale = self.last_modulation(told).chunk(2, dim=-1)
         found = self.head(tokens * (1 + scale) + shift)  # (N, K, outputs p^2)
         if kept is not None:

@@ -43,12 +43,11 @@ class DiTRecipe(Recipe):
 def main(recipe: DiTRecipe) -> Path:
     device = processes().device
     codec = None if recipe.codec is None else load_codec(recipe.codec, recipe.size).to(device)
-    data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
+    settings = replace(recipe.model, size=recipe.size, latents=codec and learnt_shape(codec, codes=False))
+    data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)  # after what cannot be has been refused
     began = time.monotonic()
     data = with_features(data, recipe.align, device)
-    align = replace(recipe.model.align, features=data.feature_count)
-    latents = codec and learnt_shape(codec, codes=False)
-    model: Generator = DiT(replace(recipe.model, size=recipe.size, latents=latents, align=align))
+    model: Generator = DiT(replace(settings, align=replace(settings.align, features=data.feature_count)))
     if codec is not None:
         prepare_codec(codec, image_batches(data.split("train"), limit=2048, device=device, spread=True))
         model = latent = Latent.over(codec, model).to(device)

@@ -178,13 +178,16 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         (dict(masking=dict(keep=0.0)), "masking: keep must be in"),
         (dict(masking=dict(keep=0.5, mixers=2)), "masking: mixers must be fewer than the 2 blocks, got 2"),
         (dict(align=dict(features=4, after=3)), "align: after must be 1 to 2 blocks, got 3"),
+        (dict(align=dict(features=4, after=1), process="meanflow"), "meanflow does so in parts"),
         (dict(align=dict(weight=-1)), "align: features and weight must not be negative"),
     ],
 )
 def test_masking_and_alignment_that_cannot_be_are_refused(settings, message):
     kinds = {"masking": Masking, "align": Alignment}
     with pytest.raises(ValueError, match=message):
-        DiTConfig(size=16, patch=4, transformer=BLOCKS, **{name: kinds[name](**v) for name, v in settings.items()})
+        DiTConfig(
+            size=16, patch=4, transformer=BLOCKS, **{k: kinds[k](**v) if k in kinds else v for k, v in settings.items()}
+        )
 
 
 def test_heads_that_groups_do_not_divide_are_refused():
@@ -213,6 +216,15 @@ def test_masked_tokens_are_neither_seen_nor_asked_for_after_the_mixers():
         where = torch.zeros(16, dtype=torch.bool).index_fill(0, kept, True).view(4, 4)
         where = where.repeat_interleave(4, 0).repeat_interleave(4, 1)
         assert (one[:, :, ~where] == 0).all() and (one[:, :, where] != 0).any()
+
+
+def test_every_block_is_gone_through_once_however_many_mix():
+    calls = []
+    model = small(transformer=replace(BLOCKS, depth=4), masking=Masking(keep=0.5, mixers=3))
+    for i, block in enumerate(model.transformer.blocks):
+        block.register_forward_hook(lambda *_, i=i: calls.append(i))
+    model.loss(Batch(torch.randn(2, 3, 16, 16), Noise([1, 2])), "model")
+    assert calls == [0, 1, 2, 3]
 
 
 def test_the_masked_loss_is_that_of_the_kept_patches():
@@ -299,6 +311,8 @@ def test_compiled_blocks_compute_the_same_and_leave_an_ordinary_model():
         torch.testing.assert_close(model.predict(x, t, None), plain)
     assert len(graphs) == 1  # both blocks
     assert list(model.state_dict()) == names
+    with pytest.raises(ValueError, match="this model has none: leave it out"):
+        compile_blocks(torch.nn.Linear(2, 2))
 
 
 # ---- the recipe ----

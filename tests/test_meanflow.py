@@ -15,7 +15,7 @@ from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, DiTConfig
 from genmodels.exchange.scheduler import scheduler_for
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Batch, Noise
+from genmodels.types import Batch, Condition, Noise
 
 BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
 ALL_JUMP = MeanFlow(share=1.0, power=0.0)
@@ -81,17 +81,11 @@ def test_normal_data_are_sampled_in_any_number_of_steps(steps):
     noise = torch.randn(4000, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         drawn = model._walk(
-            noise, model.schedule(model.options(steps=steps)), None, _open(), model.options(steps=steps)
+            noise, model.schedule(model.options(steps=steps)), None, Condition(), model.options(steps=steps)
         )
     drawn, data = drawn.flatten(1), data.flatten(1).clamp(-1, 1)
     torch.testing.assert_close(drawn.mean(0), data.mean(0), rtol=0.1, atol=0.05)
     torch.testing.assert_close(drawn.T.cov(), data.T.cov(), rtol=0.2, atol=0.06)
-
-
-def _open():
-    from genmodels.types import Condition
-
-    return Condition()
 
 
 def test_the_true_mean_velocity_has_no_error():
@@ -132,13 +126,13 @@ def test_the_derivative_is_that_of_finite_differences():
     t = torch.maximum(t, ALL_JUMP.draw(Noise.for_images(0, range(4)).uniform()).view(-1, 1, 1, 1).double())
 
     def velocity(x: Tensor, now: Tensor, to: Tensor | None, rows: slice) -> Tensor:
-        return model.output(x, now, None, to)
+        return model.output(x, now, None, to)[0]
 
     error, _ = mean_velocity_error(ALL_JUMP, velocity, x0, eps, at(0.8, 4).double(), noise)
     h = 1e-4
 
     def mean_velocity(time: Tensor) -> Tensor:
-        return model.output((1 - time) * x0 + time * eps, time, None, to=r)
+        return model.output((1 - time) * x0 + time * eps, time, None, to=r)[0]
 
     with torch.no_grad():
         change = (mean_velocity(t + h) - mean_velocity(t - h)) / (2 * h)
@@ -153,6 +147,8 @@ def test_a_mean_flow_is_also_a_flow_and_jumps_only_where_it_can():
     assert type(model.options()).__name__ == "JumpOptions" and model.options().steps == 2
     with pytest.raises(ValueError, match="solver 'jump' needs a mean flow"):
         UNet(UNetConfig(**NETWORK)).eval().generate(1, solver="jump")
+    with pytest.raises(ValueError, match="to jump towards data and not back"):
+        model.invert(one, Condition(), model.options())
     with pytest.raises(ValueError, match="share must be in"):
         MeanFlow(share=0.0)
     with pytest.raises(ValueError, match="no counterpart of a mean flow"):

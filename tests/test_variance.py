@@ -18,7 +18,7 @@ from genmodels.diffusion.variance import variance_bound
 from genmodels.dit import DiT, DiTConfig, vanilla
 from genmodels.exchange.export import export_to_diffusers
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Batch, Noise
+from genmodels.types import Batch, Condition, Noise
 
 CHAIN = DDPM(prediction="eps", schedule="linear", min_snr=None, learned_variance=True)
 BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
@@ -125,7 +125,9 @@ def test_sampling_uses_it_and_a_u_net_can_have_it(tmp_path):
     model.network.conv_out.bias.data[3:] += 4  # far above the upper bound: much more fresh noise
     wild = model.generate(4, solver="ddpm", steps=20)
     assert calm.shape == (4, 3, 16, 16) and wild.std() > calm.std() + 0.03
-    torch.testing.assert_close(model.generate(2, steps=5), model.generate(2, steps=5))
+    options, noise = model.options(solver="ddpm", steps=6), [Noise.for_images(0, range(2)) for _ in range(2)]
+    seen, _ = model.trajectory(noise[0], Condition(), options)
+    torch.testing.assert_close(seen[-1].clamp(-1, 1), model.sample(noise[1], Condition(), options), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="know no learned variance"):
         export_to_diffusers(model, tmp_path / "out")
     assert DiT(DiTConfig(size=8, transformer=BLOCKS)).config.outputs == 3

@@ -6,22 +6,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from genmodels.base import Generator
 from genmodels.diffusion import likelihood, solvers
+from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.gaussian import GaussianDenoiser
 from genmodels.diffusion.guidance import Guidance, guided, load_guide
 from genmodels.diffusion.meanflow import StepEmbedding, mean_velocity_error
 from genmodels.diffusion.options import DiffusionOptions, JumpOptions
-from genmodels.diffusion.process import EDM, Flow, MeanFlow, Process
-from genmodels.diffusion.solvers import Denoise, Normal, Schedule
+from genmodels.diffusion.process import MeanFlow, Process
+from genmodels.diffusion.solvers import Denoise, Normal, Schedule, Solver
 from genmodels.diffusion.variance import variance_bound
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
 from genmodels.nn.interpolation import slerp
@@ -29,62 +28,6 @@ from genmodels.types import Batch, Codec, Condition, HasVectors, Noise
 
 Predict = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """A network, as `Diffusion.predict` describes it."""
-
-
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """The process, and what the model can be asked for. The network's settings come with the family."""
-
-    size: int = 64
-    """Side of the images in pixels; the recipe sets it from --size."""
-    latents: tuple[int, ...] | None = None
-    """Shape of the codec's latents, (channels, height, width), or (channels,) of a vector, which is a map of one
-    position; None: pixels. Set from --codec."""
-    process: Literal["flow", "meanflow", "edm", "ddpm"] = "flow"
-    """"flow", "meanflow", "edm" or "ddpm"; each has its settings below."""
-    flow: Flow = Flow()
-    meanflow: MeanFlow = MeanFlow()
-    edm: EDM = EDM()
-    ddpm: DDPM = DDPM()
-    gaussian: int = 0
-    """Principal components of the closed-form denoiser that the network corrects, at most as many as x has numbers;
-    0: there is none."""
-    attributes: tuple[str, ...] = ()
-    """Attributes it can be asked for, by their names in the data; none: unconditional."""
-    classes: int = 0
-    """Labels it can be asked for."""
-    drop: float = 0.1
-    """Share of the training images whose condition is hidden, so that it can also be left open."""
-    drop_each: float = 0.5
-    """Share of the others in which a coin decides for each attribute whether it is hidden, so that any can be left
-    open."""
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1 pixel, got {self.size}")
-        if self.latents is not None and (len(self.latents) not in (1, 3) or min(self.latents) < 1):
-            raise ValueError(f"latents must be (channels, height, width) or (channels,), got {self.latents}")
-        if self.process not in ("flow", "meanflow", "edm", "ddpm"):
-            raise ValueError(f"process must be flow, meanflow, edm or ddpm, got {self.process!r}")
-        if not (0 <= self.drop <= 1 and 0 <= self.drop_each <= 1):
-            raise ValueError(f"drop and drop_each must be shares in [0, 1], got {self.drop} and {self.drop_each}")
-        if self.classes < 0 or len(set(self.attributes)) < len(self.attributes):
-            raise ValueError("classes must not be negative, and each attribute can be named once")
-        if self.gaussian < 0:
-            raise ValueError(f"gaussian must not be a negative number of components, got {self.gaussian}")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of x."""
-        if self.latents is None:
-            return (3, self.size, self.size)
-        channels, height, width = (*self.latents, 1, 1)[:3]
-        return (channels, height, width)
-
-    @property
-    def outputs(self) -> int:
-        """Channels that the network gives: those of x, and as many again where it learns the variance."""
-        return self.shape[0] * (2 if self.process == "ddpm" and self.ddpm.learned_variance else 1)
 
 
 class Diffusion(Generator, ABC):
@@ -168,12 +111,12 @@ class Diffusion(Generator, ABC):
         if isinstance(self.process, MeanFlow):
 
             def velocity(x: Tensor, at: Tensor, to: Tensor | None, rows: slice) -> Tensor:
-                return self.output(x, at, None if embedded is None else embedded[rows], to, predict)
+                return self.output(x, at, None if embedded is None else embedded[rows], to, predict)[0]
 
             error, weight = mean_velocity_error(self.process, velocity, x0, eps, t, batch.noise)
         else:
             x_t = self.process.noisy(x0, eps, t)
-            found, fraction = self.output_and_variance(x_t, t, embedded, predict=predict)
+            found, fraction = self.output(x_t, t, embedded, predict=predict)
             error = (found - self.process.target(x0, eps, t)).square()
             weight = self.process.weight(t).view(-1)
             if fraction is not None:
@@ -195,8 +138,9 @@ class Diffusion(Generator, ABC):
         condition: Tensor | None,
         to: Tensor | None = None,
         predict: Predict | None = None,
-    ) -> Tensor:
-        """What is predicted at (x_t, t), in the process's parameterisation: (N, C, H, W), float32.
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is predicted at (x_t, t), in the process's parameterisation, (N, C, H, W), float32; and where a step's
+        variance lies between its bounds, about 0 to 1, (N, C, H, W), if that is learnt.
 
         Args:
             x_t: (N, C, H, W).
@@ -205,18 +149,6 @@ class Diffusion(Generator, ABC):
             to: where a jump ends (N, 1, 1, 1), for a process that `jumps`; None: at t, which is no jump.
             predict: in place of the method.
         """
-        return self.output_and_variance(x_t, t, condition, to, predict)[0]
-
-    def output_and_variance(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        condition: Tensor | None,
-        to: Tensor | None = None,
-        predict: Predict | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """`output`, and where the variance of a step lies between its bounds, if that is learnt: (N, C, H, W), about 0
-        to 1."""
         if self.step is not None:
             told = self.step(t - (t if to is None else to))  # (N, D)
             condition = told if condition is None else condition + told
@@ -280,7 +212,7 @@ class Diffusion(Generator, ABC):
 
         def denoise(x_t: Tensor, *times: float | Tensor) -> Tensor:
             at = [t if isinstance(t, Tensor) else x_t.new_full((len(x_t), 1, 1, 1), t) for t in times]
-            found, fraction = self.output_and_variance(x_t, at[0], embedded, to=at[1] if len(at) > 1 else None)
+            found, fraction = self.output(x_t, at[0], embedded, to=at[1] if len(at) > 1 else None)
             if fractions is not None and fraction is not None:
                 fractions.append(fraction)
             return self.process.x0(found, x_t, at[0])
@@ -302,7 +234,7 @@ class Diffusion(Generator, ABC):
     def trajectory(self, noise: Noise, condition: Condition, options: DiffusionOptions) -> tuple[Tensor, Tensor]:
         """Every evaluation on the way to `sample(noise, condition, options)`: x_t, scaled to where data are, and the
         data that the network expects; each (evaluations + 1, N, C, H, W), ending with the sample."""
-        denoise = self.denoiser(condition, options, len(noise), noise.device)
+        denoise, solver = self._denoiser_and_solver(condition, options, len(noise), noise.device)
         seen, expected = [], []
 
         def watched(x_t: Tensor, *times: float | Tensor) -> Tensor:
@@ -313,7 +245,7 @@ class Diffusion(Generator, ABC):
             return x0
 
         x = self.process.spread * self._start(noise, options)
-        x = options.solver_for(self.process)(watched, x, self.schedule(options), self._normal(noise))
+        x = solver(watched, x, self.schedule(options), self._normal(noise))
         shown, guessed = (torch.stack([self._as_latents(step) for step in (*steps, x)]) for steps in (seen, expected))
         return shown, guessed
 
@@ -331,6 +263,8 @@ class Diffusion(Generator, ABC):
     def invert(self, images: Tensor, condition: Condition, options: DiffusionOptions) -> Tensor:
         """The noise (N, C, H, W), of unit variance, from which `options` lead to `images`: the ODE walked backwards."""
         options.check_reversible("encoding an image as noise")
+        if options.solver == "jump":
+            raise ValueError("a mean flow has learnt to jump towards data and not back: use --solver unipc --steps 20")
         way = solvers.encoding(self.process, self.schedule(options))
         denoise = self.denoiser(condition, options, len(images), images.device)
         x = options.solver_for(self.process)(denoise, way.alpha[0] * self._as_map(images), way, _none)
@@ -408,13 +342,20 @@ class Diffusion(Generator, ABC):
     def _walk(
         self, x: Tensor, way: Schedule, noise: Noise | None, condition: Condition, options: DiffusionOptions
     ) -> Tensor:
-        fractions: list[Tensor] = []
-        denoise = self.denoiser(condition, options, len(x), x.device, fractions)
+        denoise, solver = self._denoiser_and_solver(condition, options, len(x), x.device)
         normal = _none if noise is None else self._normal(noise)
-        solver = options.solver_for(self.process)
-        if solver is solvers.ddpm and isinstance(self.process, DDPM) and self.process.learned_variance:
-            solver = partial(solvers.ddpm, fraction=fractions.pop)
         return self._finished(solver(denoise, x, way, normal))
+
+    def _denoiser_and_solver(
+        self, condition: Condition, options: DiffusionOptions, n: int, device: torch.device
+    ) -> tuple[Denoise, Solver]:
+        """What a walk is made with: the denoiser, and the solver, which is told the learnt variance if it uses it."""
+        if options.solver == "ddpm" and self.config.outputs > self.config.shape[0]:
+            fractions: list[Tensor] = []
+            return self.denoiser(condition, options, n, device, fractions), partial(
+                solvers.ddpm, fraction=fractions.pop
+            )
+        return self.denoiser(condition, options, n, device), options.solver_for(self.process)
 
     def _start(self, noise: Noise, options: DiffusionOptions) -> Tensor:
         """What a walk begins with, at unit variance or the temperature's: (N, C, H, W)."""

@@ -13,6 +13,7 @@ from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import Process
 from genmodels.diffusion.solvers import Solver
 
+SolverName = Literal["unipc", "dpm", "heun", "euler", "ddim", "ddpm", "dpm-sde", "jump"]
 SOLVERS: dict[str, Solver] = {
     "unipc": solvers.unipc,
     "dpm": solvers.dpm,
@@ -30,7 +31,7 @@ STOCHASTIC = ("ddpm", "dpm-sde")
 class DiffusionOptions:
     """The solver, its steps, and guidance."""
 
-    solver: Literal["unipc", "dpm", "heun", "euler", "ddim", "ddpm", "dpm-sde", "jump"] = "unipc"
+    solver: SolverName = "unipc"
     """unipc: UniPC-2. dpm: DPM-Solver++(2M). heun evaluates the network twice a step, the others once. ddim takes
     --eta; ddpm walks the chain that a DDPM was trained on; dpm-sde adds noise on the way; jump
     takes the steps that a mean flow has learnt, however long."""
@@ -117,6 +118,6 @@ class DiffusionOptions:
 class JumpOptions(DiffusionOptions):
     """The same for a mean flow, which needs few steps."""
 
-    solver: Literal["unipc", "dpm", "heun", "euler", "ddim", "ddpm", "dpm-sde", "jump"] = "jump"
+    solver: SolverName = "jump"
     steps: int = 2
     """Steps of the walk; "jump" needs 1 or 2."""

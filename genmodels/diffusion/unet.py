@@ -11,7 +11,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-from genmodels.diffusion.model import Diffusion, DiffusionConfig
+from genmodels.diffusion.config import DiffusionConfig
+from genmodels.diffusion.model import Diffusion
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,9 @@ def from_diffusers(
     classes = settings["num_embeds_ada_norm"]
     latents = (channels, side, side)
     patch = settings["patch_size"]
-    process = replace(process, learned_variance=settings["out_channels"] == 2 * channels)
+    if settings.get("out_channels") not in (None, channels, 2 * channels):
+        raise ValueError(f"{channels} channels in and {settings['out_channels']} out are not supported")
+    process = replace(process, learned_variance=settings.get("out_channels") == 2 * channels)
     model = DiT(vanilla(size=size, latents=latents, patch=patch, transformer=blocks, classes=classes, ddpm=process))
     source = dict(weights)
 

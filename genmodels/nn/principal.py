@@ -17,11 +17,29 @@ MIN_VALUE = 1e-6
 """Keeps a constant data set from dividing by zero."""
 
 
-MAX_SQUARES = 100_000
-"""How many squares are enough to know their components."""
+class Components(nn.Module):
+    """The first D principal components of vectors of so many values.
+
+    Raises:
+        ValueError: for more components than values.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    std: Tensor
+    residual: Tensor
+
+    def __init__(self, values: int, components: int):
+        super().__init__()
+        if components > values:
+            raise ValueError(f"{components} principal components of {values} values: choose a smaller latent_dim")
+        self.register_buffer("mean", torch.zeros(values))
+        self.register_buffer("basis", torch.zeros(values, components))
+        self.register_buffer("std", torch.ones(components))
+        self.register_buffer("residual", torch.tensor(1.0))  # mean squared error of the reconstruction
 
 
-class PrincipalComponents(nn.Module):
+class PrincipalComponents(Components):
     """White coordinates of images along their first D principal components, and back.
 
     These are the eigenfaces of Turk and Pentland (1991). Aligned faces are close to a linear subspace. A network added
@@ -33,22 +51,11 @@ class PrincipalComponents(nn.Module):
         components: D.
     """
 
-    mean: Tensor
-    basis: Tensor
-    std: Tensor
-    residual: Tensor
-
     def __init__(self, size: int, components: int):
-        super().__init__()
+        side = min(size, MAX_SIDE)
+        super().__init__(3 * side**2, components)
         self.size = size
-        self.side = min(size, MAX_SIDE)
-        values = 3 * self.side**2
-        if components > values:
-            raise ValueError(f"{components} principal components of {values} values: choose a smaller latent_dim")
-        self.register_buffer("mean", torch.zeros(values))
-        self.register_buffer("basis", torch.zeros(values, components))
-        self.register_buffer("std", torch.ones(components))
-        self.register_buffer("residual", torch.tensor(1.0))  # mean squared error of the reconstruction
+        self.side = side
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
@@ -89,7 +96,7 @@ class PrincipalComponents(nn.Module):
         return images.flatten(1)  # (N, 3 side^2)
 
 
-class PatchComponents(nn.Module):
+class PatchComponents(Components):
     """Coordinates of each square of a grid over the image along the first D principal components of all squares,
     and back: the best linear autoencoder whose latents are a map.
 
@@ -104,37 +111,31 @@ class PatchComponents(nn.Module):
             image, which is what choosing the nearest code needs.
     """
 
-    mean: Tensor
-    basis: Tensor
-    std: Tensor
-    scale: Tensor
-    residual: Tensor
-
     def __init__(self, size: int, grid: int, components: int, white: bool = True):
-        super().__init__()
+        side = size // grid
+        super().__init__(3 * side**2, components)
+        self.side = side
         self.white = white
-        self.side = size // grid
-        values = 3 * self.side**2
-        if components > values:
-            raise ValueError(f"{components} principal components of {values} values: choose a smaller latent_dim")
-        self.register_buffer("mean", torch.zeros(values))
-        self.register_buffer("basis", torch.zeros(values, components))
-        self.register_buffer("std", torch.ones(components))
-        self.register_buffer("scale", torch.ones(components))  # what a coordinate of 1 stands for
-        self.register_buffer("residual", torch.tensor(1.0))  # mean squared error of the reconstruction
+
+    @property
+    def scale(self) -> Tensor:
+        """What a coordinate of 1 stands for, (D,) or of one element."""
+        return self.std if self.white else self.std.square().mean().sqrt()
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
-        """PCA of the squares of `images`, in batches of (N, 3, size, size) in [-1, 1]; of those, evenly, that are
-        enough."""
-        squares = torch.cat([self._squares(batch).permute(0, 2, 3, 1).flatten(0, 2) for batch in images])
-        data = squares[:: max(1, len(squares) // MAX_SQUARES)].double()  # (M, 3 side^2)
-        self.mean.copy_(data.mean(0))
-        variance, basis = torch.linalg.eigh((data - data.mean(0)).T.cov(correction=0))  # rising
+        """PCA of all squares of `images`, in batches of (N, 3, size, size) in [-1, 1], which are seen one at a time."""
+        count, total = 0, torch.zeros_like(self.mean, dtype=torch.float64)
+        products = total.outer(total)
+        for batch in images:
+            squares = self._squares(batch).permute(0, 2, 3, 1).flatten(0, 2).double()  # (M, 3 side^2)
+            count, total, products = count + len(squares), total + squares.sum(0), products + squares.T @ squares
+        mean = total / count
+        variance, basis = torch.linalg.eigh(products / count - mean.outer(mean))  # rising
         chosen = variance.flip(0)[: len(self.std)]
+        self.mean.copy_(mean)
         self.basis.copy_(basis.flip(1)[:, : len(self.std)])
         self.std.copy_(chosen.clamp_min(MIN_VALUE**2).sqrt())
-        self.scale.copy_(self.std if self.white else self.std.square().mean().sqrt())
         self.residual.copy_(((variance.sum() - chosen.sum()) / len(variance)).clamp_min(MIN_VALUE))
 
     def encode(self, images: Tensor) -> Tensor:

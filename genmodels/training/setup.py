@@ -154,12 +154,20 @@ def write_config(model: Generator, recipe: Recipe) -> None:
 
 def compile_blocks(model: nn.Module, **settings: Any) -> None:
     """torch.compile, in place and with `settings`, for every block of `model` that stands in a list of its kind: one
-    compilation serves them all, and nothing outside them has to be compilable."""
+    compilation serves them all, and nothing outside them has to be compilable.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    found = 0
     for layers in model.modules():
         if is_repeated_blocks(layers):
             for block in layers.children():
                 if any(True for _ in block.children()):  # a single layer gains nothing
                     block.compile(**settings)
+                    found += 1
+    if not found:
+        raise ValueError("--compile compiles the repeated blocks of a network, and this model has none: leave it out")
 
 
 def prepare(accelerator: Accelerator, model: Generator) -> nn.Module:
