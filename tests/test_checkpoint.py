@@ -15,7 +15,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from genmodels.training import checkpoint
-from genmodels.training.checkpoint import State, load_checkpoint, newest_checkpoint, problem_with, save_checkpoint
+from genmodels.training.checkpoint import (
+    State,
+    load_checkpoint,
+    load_optimizers,
+    newest_checkpoint,
+    problem_with,
+    save_checkpoint,
+    training_tensors,
+)
 from genmodels.training.optim import OptimConfig, build_optimizer, learning_rate
 
 IDENTITY = {"family": "net", "model": {"width": 4, "shape": (1, 2)}, "seed": 0}
@@ -40,7 +48,7 @@ def save(folder: Path, steps: int, keep: int = 5) -> Path:
     for s in range(steps):
         step(model, optimizers, s)
     path = folder / f"step_{steps:08d}"
-    save_checkpoint(path, State(step=steps, elapsed=1.5), IDENTITY, model, model, optimizers, keep)
+    save_checkpoint(path, State(step=steps, elapsed=1.5), IDENTITY, training_tensors(model, model, optimizers), keep)
     return path
 
 
@@ -48,7 +56,8 @@ def test_everything_comes_back_also_in_another_memory_format(tmp_path: Path) -> 
     path = save(tmp_path, 3)
     model, optimizers = net(seed=1)
     ema = copy.deepcopy(model)
-    state = load_checkpoint(path, IDENTITY, model, ema, optimizers)
+    state = load_checkpoint(path, IDENTITY, model, ema)
+    load_optimizers(path, optimizers)
     assert (state.step, state.elapsed) == (3, 1.5)
     # The convolution is channels_last in memory and its moments were saved plain: one more step tells.
     expected, theirs = net()
@@ -118,15 +127,17 @@ def test_a_crash_while_saving_leaves_the_older_one(tmp_path: Path, monkeypatch: 
 
 def test_differences_are_named(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    model, optimizers = net()
+    model, _ = net()
     other = IDENTITY | {"model": {"width": 8, "shape": (1, 2), "depth": 1}}
     with pytest.raises(
         ValueError, match=r"model\.width is 8 here and 4 in the checkpoint; model\.depth is 1 here and None"
     ):
-        load_checkpoint(path, other, model, model, optimizers)
+        load_checkpoint(path, other, model, model)
     wider = nn.Sequential(nn.Conv2d(2, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 3))
     with pytest.raises(ValueError, match="weights do not fit this version of the model"):
-        load_checkpoint(path, IDENTITY, wider, wider, {"model": build_optimizer(wider.parameters(), OptimConfig())})
+        load_checkpoint(path, IDENTITY, wider, wider)
+    with pytest.raises(ValueError, match="weights do not fit this version of the model"):
+        load_optimizers(path, {"model": build_optimizer(wider.parameters(), OptimConfig())})
 
 
 def test_no_pickle_is_written(tmp_path: Path) -> None:
@@ -172,8 +183,10 @@ def test_muon_goes_on_from_a_checkpoint_as_if_uninterrupted(tmp_path: Path) -> N
     build = [build_optimizer(model.parameters(), config, [model[1].weight]) for model in (whole, half, rest)]
     train_mlp(whole, [build[0]], range(4))
     train_mlp(half, [build[1]], range(2))
-    save_checkpoint(tmp_path / "step_00000002", State(step=2), IDENTITY, half, half, {"model": build[1]}, 1)
-    load_checkpoint(tmp_path / "step_00000002", IDENTITY, rest, copy.deepcopy(rest), {"model": build[2]})
+    path = tmp_path / "step_00000002"
+    save_checkpoint(path, State(step=2), IDENTITY, training_tensors(half, half, {"model": build[1]}), 1)
+    load_checkpoint(path, IDENTITY, rest, copy.deepcopy(rest))
+    load_optimizers(path, {"model": build[2]})
     train_mlp(rest, [build[2]], range(2, 4))
     for one, other in zip(rest.parameters(), whole.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -50,8 +50,8 @@ def tensors(run: Path, step: int = 20) -> dict[str, dict[str, Tensor]]:
     return {name: load_file(run / "checkpoints" / f"step_{step:08d}" / name) for name in TENSORS}
 
 
-def assert_equal(first: Path, second: Path, tolerance: float = 0.0) -> None:
-    ours, theirs = tensors(first), tensors(second)
+def assert_equal(first: Path, second: Path, tolerance: float = 0.0, step: int = 20) -> None:
+    ours, theirs = tensors(first, step), tensors(second, step)
     for name in TENSORS:
         assert ours[name].keys() == theirs[name].keys()
         assert len(ours[name]) > 4

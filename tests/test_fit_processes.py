@@ -22,13 +22,14 @@ LAUNCHER = ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "
 LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
 
 
-def in_two_processes(script: Path, output: Path) -> list[str]:
-    """What the two processes said that ran `script OUTPUT` together, as a launcher starts them."""
+def in_two_processes(script: Path, output: Path, **extra: str) -> list[str]:
+    """What the two processes said that ran `script OUTPUT` together, as a launcher starts them, with `extra` in their
+    environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # what a launcher sets
+    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | extra  # what a launcher sets
     command = [sys.executable, str(script), str(output)]
     ranks = [
         subprocess.Popen(command, env=env | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
-from torch import nn
+from safetensors.torch import load_file, load_model, save_file
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genmodels.base import from_dict
 from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
+from genmodels.training.shard import whole
 
 FORMAT = 1
 STATE = "state.json"
@@ -48,14 +49,22 @@ class State:
     """State of the fp16 loss scaler."""
 
 
+def training_tensors(
+    model: nn.Module, ema: nn.Module, optimizers: dict[str, Optimizer]
+) -> dict[str, dict[str, Tensor]]:
+    """What of a run is tensors: those of "model", "ema" and "optimizer", by name. Every rank takes part.
+
+    Args:
+        model, ema: raw and averaged weights, whole or in shards.
+        optimizers: by turn.
+    """
+    states = {f"{turn}.{name}": t for turn, o in optimizers.items() for name, t in optimizer_tensors(o).items()}
+    found = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": states}
+    return {name: {key: whole(value) for key, value in content.items()} for name, content in found.items()}
+
+
 def save_checkpoint(
-    final: Path,
-    state: State,
-    identity: dict[str, Any],
-    model: nn.Module,
-    ema: nn.Module,
-    optimizers: dict[str, Optimizer],
-    keep: int,
+    final: Path, state: State, identity: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int
 ) -> None:
     """Writes checkpoint `final` and removes all but the `keep` newest up to it. Called on one rank.
 
@@ -63,8 +72,7 @@ def save_checkpoint(
         final: checkpoints/step_XXXXXXXX; until it is whole it has another name.
         state: where the run stands.
         identity: what a run that continues from here must have in common with this one (see `load_checkpoint`).
-        model, ema: raw and averaged weights.
-        optimizers: by turn.
+        tensors: by name, for each of the files, as `training_tensors` returns them.
         keep: how many checkpoints stay, this one included.
     """
     if final.is_dir() and problem_with(final) is None:
@@ -74,10 +82,8 @@ def save_checkpoint(
     for leftover in folder.glob(".step_*.partial"):
         shutil.rmtree(leftover)
     partial.mkdir(parents=True)
-    save_model(model, str(partial / "model.safetensors"))
-    save_model(ema, str(partial / "ema.safetensors"))
-    tensors = {f"{turn}.{name}": t for turn, o in optimizers.items() for name, t in optimizer_tensors(o).items()}
-    save_file({name: t.contiguous() for name, t in tensors.items()}, partial / "optimizer.safetensors")
+    for name, content in tensors.items():
+        save_file({key: value.contiguous() for key, value in content.items()}, partial / f"{name}.safetensors")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(partial.iterdir())}
     record = {"format": FORMAT, "state": dataclasses.asdict(state), "identity": identity, "files": files}
     (partial / STATE).write_text(json.dumps(record, indent=2) + "\n")
@@ -129,10 +135,8 @@ def problem_with(path: Path) -> str | None:
         return f"{STATE} is damaged"
 
 
-def load_checkpoint(
-    path: Path, identity: dict[str, Any], model: nn.Module, ema: nn.Module, optimizers: dict[str, Optimizer]
-) -> State:
-    """Restores a checkpoint that `newest_checkpoint` found whole into what the run has built.
+def load_checkpoint(path: Path, identity: dict[str, Any], model: nn.Module, ema: nn.Module) -> State:
+    """Restores the weights of a checkpoint that `newest_checkpoint` found whole, before they are sharded.
 
     Raises:
         ValueError: when `identity` differs from the checkpoint's, naming every difference.
@@ -147,14 +151,29 @@ def load_checkpoint(
     try:
         load_model(model, path / "model.safetensors")
         load_model(ema, path / "ema.safetensors")
+    except (SafetensorError, RuntimeError) as error:
+        raise _not_of_this_version(path, error) from None
+    return from_dict(State, record["state"], where=STATE)
+
+
+def load_optimizers(path: Path, optimizers: dict[str, Optimizer]) -> None:
+    """Restores the state of optimisers from the same checkpoint.
+
+    Raises:
+        ValueError: when it is of other parameters.
+    """
+    try:
         tensors = load_file(path / "optimizer.safetensors")
         for turn, optimizer in optimizers.items():
             own = {name.removeprefix(f"{turn}."): t for name, t in tensors.items() if name.startswith(f"{turn}.")}
             load_optimizer_tensors(optimizer, own)
     except (SafetensorError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"cannot resume {path}: its weights do not fit this version of the model ({reason})") from None
-    return from_dict(State, record["state"], where=STATE)
+        raise _not_of_this_version(path, error) from None
+
+
+def _not_of_this_version(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(f"cannot resume {path}: its weights do not fit this version of the model ({reason})")
 
 
 def flush(path: Path) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from genmodels.base import Generator
 from genmodels.data.packed import Packed
-from genmodels.training.checkpoint import save_checkpoint
+from genmodels.training.checkpoint import save_checkpoint, training_tensors
 from genmodels.training.clock import stop_on_signal
 from genmodels.training.ema import SNAPSHOTS, ema_decay, restore_buffers, save_snapshot, update_ema
 from genmodels.training.log import in_words
 from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
 from genmodels.training.setup import Run, start
+from genmodels.training.shard import gather_into, whole
 from genmodels.training.show import AT_THE_END, ON_THE_WAY, account, cost_of_end, measure, show
 from genmodels.types import Batch, mix_seed
 
@@ -110,7 +111,7 @@ def train_step(run: Run, batches: list[Batch], progress: float) -> None:
         state.skipped_in_a_row = 0
         run.log.add(values | {"lr": torch.tensor(lr, device=norm.device)}, recipe.batch_size)
     state.step += 1
-    update_ema(run.ema, run.model, ema_decay(state.step, recipe.ema))
+    update_ema(run.average, run.model, ema_decay(state.step, recipe.ema))
 
 
 def enable_only(run: Run, turn: str) -> None:
@@ -139,7 +140,8 @@ def gradients(run: Run, turn: str, batches: list[Batch]) -> tuple[dict[str, Tens
         accelerator.scaler.unscale_(run.optimizers[turn])
         accelerator.scaler.update()
     clip = run.recipe.optim.clip
-    return means, nn.utils.clip_grad_norm_(run.parameters[turn], float("inf") if clip is None else clip)
+    norm = nn.utils.clip_grad_norm_(run.parameters[turn], float("inf") if clip is None else clip)
+    return means, whole(norm)
 
 
 def is_finite(loss: Tensor, norm: Tensor) -> bool:
@@ -194,21 +196,25 @@ def save(run: Run) -> Path:
     if accelerator.scaler is not None:
         state.scaler = accelerator.scaler.state_dict()
     path = run.recipe.output / "checkpoints" / f"step_{state.step:08d}"
+    tensors = training_tensors(run.model, run.average, run.optimizers)
     if accelerator.is_main_process:
         now = replace(state, elapsed=run.clock.now())
-        save_checkpoint(path, now, run.identity, run.model, run.ema, run.optimizers, run.recipe.keep)
+        save_checkpoint(path, now, run.identity, tensors, run.recipe.keep)
     account(run, "save", began)
     return path
 
 
 def snapshot(run: Run) -> None:
-    """Keeps the average of now, for averages of other widths after training."""
+    """Keeps the average of now, for averages of other widths after training. Every rank takes part."""
+    gather_into(run.ema, run.average)
     if run.accelerator.is_main_process:
         save_snapshot(run.recipe.output / SNAPSHOTS, run.ema, run.model, run.state.step, run.recipe.ema)
 
 
 def release(run: Run) -> None:
-    """Gives the model back as an ordinary module: in eval mode, trainable as before, neither wrapped nor compiled."""
+    """Gives the model back as an ordinary module: in eval mode, trainable as before, neither wrapped nor compiled.
+
+    One in shards stays so: `run.ema` and the run folder hold it whole."""
     run.model.eval()
     for parameters in run.parameters.values():
         for parameter in parameters:

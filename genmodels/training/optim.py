@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from genmodels.training.shard import like
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -137,6 +139,6 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> 
             raise ValueError(f"optimizer state {name!r} of shape {tuple(value.shape)} does not belong to this model")
         if value.ndim:
             # The fused kernel walks memory, so the state must be laid out (channels_last or not) as its parameter is.
-            value = torch.empty_like(parameters[int(index)]).copy_(value)
+            value = like(parameters[int(index)], value)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -14,19 +14,20 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
-from accelerate.utils.other import is_repeated_blocks
 from torch import nn
 from torch.optim import Optimizer
 
 from genmodels.base import Generator
 from genmodels.data.batches import BatchReader, image_batches
 from genmodels.data.packed import Packed
-from genmodels.training.checkpoint import State, load_checkpoint, newest_checkpoint
+from genmodels.sampling import processes
+from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.clock import Clock
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
 from genmodels.training.recipe import Recipe, check_output, to_yaml
+from genmodels.training.shard import check_shardable, repeated_blocks, shard, sharding_wanted
 
 if TYPE_CHECKING:
     from genmodels.evaluation.monitor import Monitor
@@ -49,6 +50,8 @@ class Run:
     """The same model as accelerate wraps it, for several processes and mixed precision."""
     ema: Generator
     """The average of the weights: what is shown, exported and sampled from."""
+    average: nn.Module
+    """What each step averages into: `ema` itself, or, with FSDP, its shards, which `ema` is filled from when needed."""
     parameters: dict[str, list[nn.Parameter]]
     """What each turn updates."""
     optimizers: dict[str, Optimizer]
@@ -80,9 +83,6 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     monitor = build_monitor(data, recipe, device)
     reader = build_reader(model, train, recipe, accelerator)
     model.to(device).train()
-    parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
-    hidden = list(model.hidden_matrices())
-    optimizers = {turn: build_optimizer(own, recipe.optim, hidden) for turn, own in parameters.items()}
     began = time.monotonic()
     if not recipe.resume:
         with torch.no_grad():
@@ -92,16 +92,22 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     state = State()
     if recipe.resume:
         checkpoint = newest_checkpoint(recipe.output / "checkpoints", lambda line: print(line, file=sys.stderr))
-        state = load_checkpoint(checkpoint, identity, model, ema, optimizers)
+        state = load_checkpoint(checkpoint, identity, model, ema)
+    sharded = sharding_wanted(accelerator.num_processes)
+    if recipe.compile:
+        compile_blocks(model)
+    network, average = wrap_sharded(accelerator, model, ema) if sharded else (wrap(accelerator, model), ema)
+    parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
+    hidden = list(model.hidden_matrices())
+    optimizers = {turn: build_optimizer(own, recipe.optim, hidden) for turn, own in parameters.items()}
+    if recipe.resume:
+        load_optimizers(checkpoint, optimizers)
 
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
     if accelerator.is_main_process:
         write_config(model, recipe)
         drop_snapshots(recipe.output / SNAPSHOTS, state.step)
     broadcast(list(model.buffers()))  # from rank 0; DistributedDataParallel sees to the parameters
-    if recipe.compile:
-        compile_blocks(model)
-    network = prepare(accelerator, model)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     if recipe.tensorboard:
@@ -119,6 +125,7 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
         model=model,
         network=network,
         ema=ema,
+        average=average,
         parameters=parameters,
         optimizers=optimizers,
         reader=reader,
@@ -134,6 +141,8 @@ def check_fit(model: Generator, data: Packed, recipe: Recipe) -> None:
     """Raises ValueError when model, data, recipe and run folder do not fit together."""
     model.check_whole()
     check_output(recipe)
+    if sharding_wanted(processes().num_processes):
+        check_shardable(model)
     if data.size != model.config.size:
         raise ValueError(
             f"the images have {data.size} px a side and the model {model.config.size}: set --size to agree"
@@ -153,28 +162,36 @@ def write_config(model: Generator, recipe: Recipe) -> None:
 
 
 def compile_blocks(model: nn.Module, **settings: Any) -> None:
-    """torch.compile, in place and with `settings`, for every block of `model` that stands in a list of its kind: one
-    compilation serves them all, and nothing outside them has to be compilable.
+    """torch.compile, in place and with `settings`, for every repeated block of `model`: one compilation serves them
+    all, and nothing outside them has to be compilable.
 
     Raises:
         ValueError: when there is none.
     """
-    found = 0
-    for layers in model.modules():
-        if is_repeated_blocks(layers):
-            for block in layers.children():
-                if any(True for _ in block.children()):  # a single layer gains nothing
-                    block.compile(**settings)
-                    found += 1
-    if not found:
+    blocks = list(repeated_blocks(model))
+    if not blocks:
         raise ValueError("--compile compiles the repeated blocks of a network, and this model has none: leave it out")
+    for block in blocks:
+        block.compile(**settings)
 
 
-def prepare(accelerator: Accelerator, model: Generator) -> nn.Module:
+def wrap(accelerator: Accelerator, model: Generator) -> nn.Module:
     """`model` as accelerate wraps it."""
     with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; accelerate does not know the new name yet
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return accelerator.prepare_model(model)
+
+
+def wrap_sharded(accelerator: Accelerator, model: Generator, ema: Generator) -> tuple[nn.Module, nn.Module]:
+    """`model`, in place, and a copy of `ema`, both in shards (see training/shard.py)."""
+    broadcast(list(model.parameters()))
+    # accelerate shards models together with their optimisers, and on GPUs only; from it comes the precision.
+    network = accelerator.prepare_model(model, evaluation_mode=True)
+    average = copy.deepcopy(ema)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for module in (model, average):
+        shard(module, trained, accelerator.device)
+    return network, average
 
 
 def build_accelerator(model: Generator, recipe: Recipe) -> Accelerator:

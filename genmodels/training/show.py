@@ -13,6 +13,7 @@ from genmodels.sampling import sample, save_grid
 from genmodels.training.ema import restore_buffers
 from genmodels.training.export import export_model, model_card
 from genmodels.training.setup import Run
+from genmodels.training.shard import gather_into
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def measure(run: Run) -> None:
 
 
 def calibrate(run: Run, calibration: Calibration) -> None:
-    """Calibrates the EMA model on training images, as many as the budget affords. Every rank takes part."""
+    """Calibrates the EMA model of now on as many training images as the budget affords. Every rank takes part."""
+    gather_into(run.ema, run.average)
     began = time.monotonic()
     images = int(run.clock.agree(images_for(run, calibration))[0])
     with torch.no_grad():
