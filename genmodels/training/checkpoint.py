@@ -50,17 +50,24 @@ class State:
 
 
 def training_tensors(
-    model: nn.Module, ema: nn.Module, optimizers: dict[str, Optimizer]
+    model: nn.Module, ema: nn.Module, optimizers: dict[str, Optimizer], keep: bool = True
 ) -> dict[str, dict[str, Tensor]]:
     """What of a run is tensors: those of "model", "ema" and "optimizer", by name. Every rank takes part.
 
     Args:
         model, ema: raw and averaged weights, whole or in shards.
         optimizers: by turn.
+        keep: whether this rank wants them; one that does not holds one whole tensor at a time.
     """
     states = {f"{turn}.{name}": t for turn, o in optimizers.items() for name, t in optimizer_tensors(o).items()}
-    found = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": states}
-    return {name: {key: whole(value) for key, value in content.items()} for name, content in found.items()}
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, content in (("model", model.state_dict()), ("ema", ema.state_dict()), ("optimizer", states)):
+        found[name] = {}
+        for key, value in content.items():
+            gathered = whole(value)
+            if keep:
+                found[name][key] = gathered.cpu()
+    return found
 
 
 def save_checkpoint(

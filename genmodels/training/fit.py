@@ -130,7 +130,7 @@ def gradients(run: Run, turn: str, batches: list[Batch]) -> tuple[dict[str, Tens
     accelerator = run.accelerator
     means: dict[str, Tensor] = {}
     for batch in batches:
-        # Processes exchange gradients once per turn, with the last micro-batch.
+        # Processes exchange gradients once per turn, with the last micro-batch; those with shards, with each.
         with nullcontext() if batch is batches[-1] else accelerator.no_sync(run.network):
             loss, metrics = run.network(batch, turn)
             accelerator.backward(loss / len(batches))
@@ -196,7 +196,7 @@ def save(run: Run) -> Path:
     if accelerator.scaler is not None:
         state.scaler = accelerator.scaler.state_dict()
     path = run.recipe.output / "checkpoints" / f"step_{state.step:08d}"
-    tensors = training_tensors(run.model, run.average, run.optimizers)
+    tensors = training_tensors(run.model, run.average, run.optimizers, accelerator.is_main_process)
     if accelerator.is_main_process:
         now = replace(state, elapsed=run.clock.now())
         save_checkpoint(path, now, run.identity, tensors, run.recipe.keep)

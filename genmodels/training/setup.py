@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, patch_environment
 from torch import nn
 from torch.optim import Optimizer
 
@@ -94,9 +94,9 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
         checkpoint = newest_checkpoint(recipe.output / "checkpoints", lambda line: print(line, file=sys.stderr))
         state = load_checkpoint(checkpoint, identity, model, ema)
     sharded = sharding_wanted(accelerator.num_processes)
-    if recipe.compile:
-        compile_blocks(model)
-    network, average = wrap_sharded(accelerator, model, ema) if sharded else (wrap(accelerator, model), ema)
+    if sharded:
+        broadcast(list(model.parameters()))
+    average = shard(model, ema, device) if sharded else ema  # before the optimisers, which work on shards
     parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
     hidden = list(model.hidden_matrices())
     optimizers = {turn: build_optimizer(own, recipe.optim, hidden) for turn, own in parameters.items()}
@@ -108,6 +108,9 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
         write_config(model, recipe)
         drop_snapshots(recipe.output / SNAPSHOTS, state.step)
     broadcast(list(model.buffers()))  # from rank 0; DistributedDataParallel sees to the parameters
+    if recipe.compile:
+        compile_blocks(model)
+    network = prepare(accelerator, model, sharded)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     if recipe.tensorboard:
@@ -115,7 +118,7 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     spent = state.elapsed + recipe.startup + time.monotonic() - began
     clock = Clock(recipe.steps, recipe.minutes, spent, device, accelerator.is_main_process)
     log = RunLog(accelerator, recipe.output, state.step)
-    log.say(summary(model, train, recipe, accelerator, state))
+    log.say(summary(model, train, recipe, accelerator, state, sharded))
     if monitor is not None:
         log.say(monitor.describe())
     return Run(
@@ -168,44 +171,35 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
     Raises:
         ValueError: when there is none.
     """
-    blocks = list(repeated_blocks(model))
+    # A single layer gains nothing.
+    blocks = [block for block in repeated_blocks(model) if any(True for _ in block.children())]
     if not blocks:
         raise ValueError("--compile compiles the repeated blocks of a network, and this model has none: leave it out")
     for block in blocks:
         block.compile(**settings)
 
 
-def wrap(accelerator: Accelerator, model: Generator) -> nn.Module:
-    """`model` as accelerate wraps it."""
+def prepare(accelerator: Accelerator, model: Generator, sharded: bool) -> nn.Module:
+    """`model` as accelerate wraps it: for mixed precision and, when it is not `sharded`, for several processes."""
     with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; accelerate does not know the new name yet
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return accelerator.prepare_model(model)
-
-
-def wrap_sharded(accelerator: Accelerator, model: Generator, ema: Generator) -> tuple[nn.Module, nn.Module]:
-    """`model`, in place, and a copy of `ema`, both in shards (see training/shard.py)."""
-    broadcast(list(model.parameters()))
-    # accelerate shards models together with their optimisers, and on GPUs only; from it comes the precision.
-    network = accelerator.prepare_model(model, evaluation_mode=True)
-    average = copy.deepcopy(ema)
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for module in (model, average):
-        shard(module, trained, accelerator.device)
-    return network, average
+        return accelerator.prepare_model(model, evaluation_mode=sharded)
 
 
 def build_accelerator(model: Generator, recipe: Recipe) -> Accelerator:
     """Processes, device and precision."""
     AcceleratorState._reset_state()  # else a process could not train twice with different precisions
-    return Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        log_with="tensorboard" if recipe.tensorboard else None,
-        project_dir=recipe.output,
-        kwargs_handlers=[
-            # A turn leaves the other turns' parameters without gradients. Models share buffers in after_step.
-            DistributedDataParallelKwargs(find_unused_parameters=len(model.turns) > 1, broadcast_buffers=False)
-        ],
-    )
+    # Sharding is training/shard.py's. accelerate's own needs the optimiser together with the model, and a GPU.
+    with patch_environment(ACCELERATE_USE_FSDP="false"):
+        return Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            log_with="tensorboard" if recipe.tensorboard else None,
+            project_dir=recipe.output,
+            kwargs_handlers=[
+                # A turn leaves the other turns' parameters without gradients. Models share buffers in after_step.
+                DistributedDataParallelKwargs(find_unused_parameters=len(model.turns) > 1, broadcast_buffers=False)
+            ],
+        )
 
 
 def build_reader(model: Generator, train: Packed, recipe: Recipe, accelerator: Accelerator) -> BatchReader:
@@ -243,11 +237,14 @@ def identity_of(model: Generator, data: Packed, recipe: Recipe) -> dict[str, Any
     }
 
 
-def summary(model: Generator, data: Packed, recipe: Recipe, accelerator: Accelerator, state: State) -> str:
+def summary(
+    model: Generator, data: Packed, recipe: Recipe, accelerator: Accelerator, state: State, sharded: bool
+) -> str:
     """One line on what begins."""
     begin = f"continuing at step {state.step:,}" if recipe.resume else "training"
     count = sum(p.numel() for p in model.parameters())
     length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.minutes:g} minutes"
-    where = f"{accelerator.num_processes} x {accelerator.device.type}, precision {recipe.mixed_precision}"
+    shards = " in shards" if sharded else ""
+    where = f"{accelerator.num_processes} x {accelerator.device.type}{shards}, precision {recipe.mixed_precision}"
     images = f"{len(data):,} images of {data.source}"
     return f"{begin}: {model.family}, {count:,} parameters, {images}, {length}, {where}, into {recipe.output}"

@@ -1,12 +1,13 @@
 """FSDP (arXiv 2304.11277): weights, gradients, their average and the optimiser's state in shards, one on each process.
 
 torch's `fully_shard`, switched on by an accelerate config such as configs/fsdp.yaml. What is shown, saved and sampled
-from is whole: a checkpoint is the same however many processes wrote it.
+from is whole: the weights of a checkpoint are the same however many processes wrote it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import copy
+from collections.abc import Iterator
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
@@ -28,6 +29,9 @@ def check_shardable(model: Generator) -> None:
     """Raises ValueError when `model` or what the launcher was asked for cannot be sharded."""
     if FullyShardedDataParallelPlugin().fsdp_version != 2:
         raise ValueError("FSDP of version 1 was asked for: set fsdp_version to 2, as in configs/fsdp.yaml")
+    for name in ("fsdp_offload_params", "fsdp_activation_checkpointing"):
+        if parse_flag_from_env(name.upper()):
+            raise ValueError(f"{name} has no effect here: leave it out (--model.transformer.recompute saves memory)")
     if len(model.turns) > 1:
         # fully_shard decides once which weights have gradients; turns change that within a step.
         raise ValueError(
@@ -37,24 +41,42 @@ def check_shardable(model: Generator) -> None:
 
 
 def repeated_blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Every block of `model` that stands in a list of its kind, outer ones before what they contain."""
+    """Every module of `model` that stands in a list of its kind, outer ones before what they contain."""
     for layers in model.modules():
         if is_repeated_blocks(layers):
-            # A single layer is no block.
-            yield from (block for block in layers.children() if any(True for _ in block.children()))
+            yield from layers.children()
 
 
-def shard(model: nn.Module, trained: Collection[str], device: torch.device) -> None:
-    """Leaves on this process its shard of each parameter of `model` named in `trained`, and gathers a block's when the
-    block runs. In place. The others, a codec's, stay whole: they are used outside of forward() too."""
+def shard(model: nn.Module, ema: nn.Module, device: torch.device) -> nn.Module:
+    """Leaves on this process its shard of what is trained in `model`, in place. A block's weights are gathered when it
+    runs. What is frozen, a codec's weights, stays whole: it is used outside of forward() too.
+
+    Args:
+        model: the same on every process.
+        ema: a whole copy of it.
+        device: of this process.
+
+    Returns:
+        A copy of `ema` in the same shards.
+    """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # channels_last kernels cannot be sharded
-    rest = {parameter for name, parameter in model.named_parameters() if name not in trained}
     reshard = FullyShardedDataParallelPlugin().reshard_after_forward
-    for block in reversed(list(repeated_blocks(model))):  # inner ones first
-        fully_shard(block, mesh=mesh, reshard_after_forward=reshard, ignored_params=rest)
-    fully_shard(model, mesh=mesh, ignored_params=rest)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def shard_one(module: nn.Module) -> None:
+        own = [parameter for name, parameter in module.named_parameters() if name in trained]
+        for parameter in own:
+            parameter.data = parameter.data.contiguous()  # kernels in channels_last cannot be sharded
+        rest = {*module.parameters()} - {*own}
+        blocks = [block for block in repeated_blocks(module) if not rest.issuperset(block.parameters())]
+        for block in reversed(blocks):  # inner ones first
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, ignored_params=rest)
+        fully_shard(module, mesh=mesh, ignored_params=rest)
+
+    shard_one(model)  # before there is another whole copy
+    average = copy.deepcopy(ema)
+    shard_one(average)
+    return average
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -65,7 +87,8 @@ def whole(tensor: Tensor) -> Tensor:
 def like(tensor: Tensor, value: Tensor) -> Tensor:
     """A copy of `value`, the same on all processes, with the layout and the shards of `tensor`."""
     if isinstance(tensor, DTensor):
-        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+        # Every process has the whole value: none has to be sent.
+        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
     return torch.empty_like(tensor).copy_(value)
 
 
