@@ -60,7 +60,7 @@ def over_diffusers() -> Latent:
 def train_other(name: str, output: Path) -> Path:
     """Five steps of a family's smallest model."""
     model = make(name) if name in SMALL else over_diffusers()
-    settings = {"steps": 5, "log_every": 1, "size": model.config.size, "ema": 0.1}
+    settings = {"steps": 5, "log_every": 1, "sample_every": 10, "size": model.config.size, "ema": 0.1}
     return fit(model, faces(size=model.config.size), recipe(output / name, **settings))
 
 
@@ -69,7 +69,7 @@ def train(output: Path, process: str = "flow", **settings) -> Path:
     torch.manual_seed(0)
     blocks = TransformerConfig(width=12, depth=2, heads=3, causal=False)
     model = DiT(DiTConfig(size=8, patch=4, transformer=blocks, gaussian=16, process=process, meanflow=EVERY_ROW))
-    return fit(model, faces(), recipe(output, **({"ema": 0.1} | settings)))
+    return fit(model, faces(), recipe(output, **({"ema": 0.1, "sample_every": 50} | settings)))
 
 
 @pytest.fixture(scope="module")
