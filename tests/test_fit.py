@@ -19,6 +19,7 @@ from torch import Tensor
 
 from genmodels.training.checkpoint import STATE
 from genmodels.training.fit import fit
+from genmodels.training.optim import OptimConfig
 from genmodels.training.recipe import from_yaml
 from genmodels.types import Batch
 
@@ -61,6 +62,19 @@ def assert_equal(first: Path, second: Path, tolerance: float = 0.0, step: int = 
 
 def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compile": True}, "this model has none: leave it out"),
+        ({"optim": OptimConfig(name="muon")}, "no hidden matrices"),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused_before_the_folder_is_touched(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tiny(), faces(), recipe(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_writes_a_whole_run_folder(tmp_path: Path) -> None:

@@ -102,14 +102,14 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     optimizers = {turn: build_optimizer(own, recipe.optim, hidden) for turn, own in parameters.items()}
     if recipe.resume:
         load_optimizers(checkpoint, optimizers)
+    if recipe.compile:
+        compile_blocks(model)
 
     accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
     if accelerator.is_main_process:
         write_config(model, recipe)
         drop_snapshots(recipe.output / SNAPSHOTS, state.step)
     broadcast(list(model.buffers()))  # from rank 0; DistributedDataParallel sees to the parameters
-    if recipe.compile:
-        compile_blocks(model)
     network = prepare(accelerator, model, sharded)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
