@@ -17,6 +17,7 @@ FAMILIES = {
     "vae": "genmodels.vae:VAE",
     "vqvae": "genmodels.vqvae:VQVAE",
     "autoregressive": "genmodels.autoregressive:Autoregressive",
+    "gan": "genmodels.gan:GAN",
     "unet": "genmodels.diffusion.unet:UNet",
     "dit": "genmodels.dit:DiT",
     "latent": "genmodels.latent:Latent",

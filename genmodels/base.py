@@ -111,6 +111,17 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
         after training belong here. Deterministic: the same weights and images give the same result.
         """
 
+    def diagnose(self, seen: Tensor, held_out: Tensor) -> tuple[dict[str, float], list[str]]:
+        """Numbers that tell how training goes, for the curves, and a sentence for each thing that goes wrong. Optional.
+
+        The loop calls it with --evaluate-every, on the weights that are trained, in eval mode without gradients.
+
+        Args:
+            seen: images that the model is trained on, (N, 3, H, W) in [-1, 1].
+            held_out: images that it is not, likewise.
+        """
+        return {}, []
+
     # ---- the same for all ----
 
     @final  # type: ignore[misc]  # torch declares forward as a variable

@@ -133,6 +133,21 @@ class Autoencoder(Generator, ABC):
         ends = self._draw(first, options), self._draw(second, options)  # 2 x (1, *latent_shape)
         return self._decode(self._between(*ends, weights.to(ends[0]), options))
 
+    @final
+    def draw_latents(self, noise: Noise, options: object) -> Tensor:
+        """The raw latents of the samples of `noise`, (N, values)."""
+        return self._draw(noise, options).flatten(1)
+
+    @final
+    def find_latents(self, images: Tensor, exact: bool = True) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> raw latents (N, values)."""
+        return self._code(images).flatten(1)
+
+    @final
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """Raw latents (N, values) -> (N, 3, H, W) in [-1, 1]."""
+        return self._decode(latents.unflatten(1, self.latent_shape))
+
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
         """Fit the principal components, and start the networks as corrections of nothing to them."""

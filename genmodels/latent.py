@@ -24,6 +24,7 @@ from genmodels.types import (
     Condition,
     Denoises,
     Edits,
+    HasLatents,
     HasVectors,
     Inpaints,
     Interpolates,
@@ -201,6 +202,18 @@ class Latent(Generator):
         ends = (self.to_prior(self.encode(image)) for image in (first, second))
         return self.decode(self.prior.morph(*ends, weights, options))
 
+    def _draw_latents(self, noise: Noise, options: Any) -> Tensor:
+        """The prior's vectors (N, D) of the samples of `noise`."""
+        return self.prior.draw_latents(noise, options)
+
+    def _find_latents(self, images: Tensor, exact: bool = True) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> the prior's vectors (N, D)."""
+        return self.prior.find_latents(self.to_prior(self.encode(images)), exact)
+
+    def _from_latents(self, latents: Tensor) -> Tensor:
+        """The prior's vectors (N, D) -> (N, 3, H, W) in [-1, 1]."""
+        return self.decode(self.prior.from_latents(latents))
+
     def _edit(self, images: Tensor, strength: float, noise: Noise, condition: Condition, options: Any) -> Tensor:
         """Images (N, 3, H, W), redrawn by the prior."""
         return self.decode(self.prior.edit(self.to_prior(self.encode(images)), strength, noise, condition, options))
@@ -230,6 +243,9 @@ class Latent(Generator):
             self.vector_scale.copy_(1 / torch.cat(latents).std().clamp_min(1e-6))
         self.prior.initialise(self.to_prior(batch) for batch in latents)
 
+    def diagnose(self, seen: Tensor, held_out: Tensor) -> tuple[dict[str, float], list[str]]:
+        return self.prior.diagnose(*(self.to_prior(self.encode(images)) for images in (seen, held_out)))
+
     def calibrate(self, images: Iterable[Tensor]) -> None:
         self.prior.calibrate(self.to_prior(self.encode(batch)) for batch in images)
 
@@ -247,7 +263,16 @@ class Latent(Generator):
         return twin
 
 
-ABILITIES = {"inpaint": Inpaints, "interpolate": Interpolates, "morph": Morphs, "edit": Edits, "trajectory": Denoises}
+ABILITIES: dict[str, Any] = {
+    "inpaint": Inpaints,
+    "interpolate": Interpolates,
+    "morph": Morphs,
+    "edit": Edits,
+    "trajectory": Denoises,
+    "draw_latents": HasLatents,
+    "find_latents": HasLatents,
+    "from_latents": HasLatents,
+}
 """What a Latent can do when its prior can, by the name of the method."""
 
 

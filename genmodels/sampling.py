@@ -146,7 +146,7 @@ def reconstruct(model: Generator, images: np.ndarray, batch_size: int = 64) -> n
     parts = []
     with evaluating(model):
         for start in range(0, len(images), batch_size):
-            parts.append(to_uint8(model.reconstruct(_to_floats(model, images[start : start + batch_size]))))
+            parts.append(to_uint8(model.reconstruct(to_floats(model, images[start : start + batch_size]))))
     return np.concatenate(parts)
 
 
@@ -188,7 +188,7 @@ def inpaint(
     found = []
     with evaluating(model):
         for j, image in enumerate(images):
-            floats = _to_floats(model, image[None])[0]  # (3, H, W)
+            floats = to_floats(model, image[None])[0]  # (3, H, W)
             for start in range(j * n, (j + 1) * n, batch_size):
                 streams = range(start, min(start + batch_size, (j + 1) * n))
                 noise = Noise.for_images(seed, streams, device)
@@ -217,7 +217,7 @@ def morph(model: Generator, images: np.ndarray, frames: int, **options: Any) -> 
     if not isinstance(model, Morphs):
         raise ValueError(f"{_name(model)} models do not interpolate between given images")
     chosen = model.options(**options)
-    floats = _to_floats(model, images)
+    floats = to_floats(model, images)
     weights = torch.linspace(0, 1, frames, device=floats.device)
     with evaluating(model):
         legs = [to_uint8(model.morph(a[None], b[None], weights, chosen)) for a, b in _tour(floats)]
@@ -253,7 +253,7 @@ def edit(
     if not isinstance(model, Edits):
         raise ValueError(f"{_name(model)} models do not edit images")
     chosen = model.options(**options)
-    floats = _to_floats(model, images)
+    floats = to_floats(model, images)
     found = []
     with evaluating(model):
         for start in range(0, len(images), batch_size):
@@ -297,7 +297,7 @@ def _tour(stops: Sequence[Any] | Tensor) -> Iterator[tuple[Any, Any]]:
     return pairwise([*stops, stops[0]] if len(stops) > 2 else stops)
 
 
-def _to_floats(model: Generator, images: np.ndarray) -> Tensor:
+def to_floats(model: Generator, images: np.ndarray) -> Tensor:
     """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [-1, 1], where the model is."""
     device = next(model.parameters()).device
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2) / 127.5 - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -235,6 +235,21 @@ class Morphs(Protocol):
 
     def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
         """Images (len(weights), 3, H, W) on the way from `first` (1, 3, H, W) in [-1, 1] to `second`."""
+
+
+@runtime_checkable
+class HasLatents(Protocol):
+    """Makes an image from one vector, in whose space straight lines have a meaning."""
+
+    def draw_latents(self, noise: Noise, options: Any) -> Tensor:
+        """The vectors (N, D) of the samples of `noise`."""
+
+    def find_latents(self, images: Tensor, exact: bool = True) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> the vectors (N, D) of the nearest images. Not `exact`: a good guess will do, where
+        that is faster."""
+
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """Vectors (N, D) -> (N, 3, H, W) in [-1, 1]."""
 
 
 @runtime_checkable

@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "codec": CORE | {"nn"},
     "data": {"types"},
     "sampling": CORE,
+    "directions": CORE | {"sampling"},
     "evaluation": CORE | {"nn", "data", "sampling"},
     "training": CORE | {"nn", "data", "sampling", "evaluation", "usage"},
     "pretrained": CORE | {"nn"},

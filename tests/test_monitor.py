@@ -18,11 +18,13 @@ from genmodels.evaluation import monitor
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.monitor import Monitor
+from genmodels.evaluation.neighbours import manifold
 from genmodels.sampling import sample
 from genmodels.training.checkpoint import STATE
 from genmodels.training.fit import fit
 
 NAME = "fd_faces_n512"
+COVERAGE = "coverage_faces_n512"
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +51,12 @@ def test_distance_to_the_valid_split(batches: list[int]) -> None:
     watch = Monitor(data)
     assert watch.describe() == f"{NAME}: 512 samples against 256 images of the valid split"
     expected = frechet_distance(thumbnails(samples), thumbnails(data.images[768:]))
-    assert watch.distance(samples) == pytest.approx(expected, rel=1e-4)
+    found = watch.measure(samples)
+    assert found[NAME] == pytest.approx(expected, rel=1e-4)
     assert sum(batches) == 512 + 256
-    assert watch.distance(samples) == pytest.approx(expected, rel=1e-4)
+    covered = manifold(thumbnails(data.images[768:]), thumbnails(samples)).coverage
+    assert found[COVERAGE] == pytest.approx(covered, abs=0.02) and 0.2 < covered < 1
+    assert watch.measure(samples) == found
     assert sum(batches) == 512 + 256 + 512, "features of the real images are computed once"
 
 
@@ -63,14 +68,16 @@ def test_distance_to_the_train_split_where_there_is_no_other(batches: list[int])
     rows = np.arange(2048) * 2990 // 2048
     samples = faces(512, seed=1).images
     expected = frechet_distance(thumbnails(samples), thumbnails(data.images[rows]))
-    assert watch.distance(samples) == pytest.approx(expected, rel=1e-4)
+    assert watch.measure(samples)[NAME] == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match="--evaluate-every, train split of noise: 150 images are too few"):
+    with pytest.raises(
+        ValueError, match=r"--evaluate-every \(None: do without\), train split of noise: 150 images are too few"
+    ):
         Monitor(faces(200))
     with pytest.raises(ValueError, match="samples: all 512 images have the same features"):
-        Monitor(faces(1024)).distance(np.full((512, 8, 8, 3), 7, np.uint8))
+        Monitor(faces(1024)).measure(np.full((512, 8, 8, 3), 7, np.uint8))
 
 
 def test_measuring_does_not_change_what_is_trained(tmp_path: Path) -> None:
@@ -81,12 +88,13 @@ def test_measuring_does_not_change_what_is_trained(tmp_path: Path) -> None:
     ours, theirs = lines(watched), lines(plain)
     assert [line["step"] for line in ours] == [5, 10, 15, 20]
     values = [line.pop(NAME) for line in ours]
+    assert all(0 <= line.pop(COVERAGE) <= 1 for line in ours)
     assert len(set(values)) == 4
     assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
     assert all(line.keys() == other.keys() for line, other in zip(ours, theirs, strict=True))
     # The last one is that of the model in the folder: 768 images calibrate either.
     samples = sample(Tiny.from_pretrained(str(watched)), 512, progress=False)
-    assert values[-1] == pytest.approx(Monitor(data).distance(samples), rel=1e-6)
+    assert values[-1] == pytest.approx(Monitor(data).measure(samples)[NAME], rel=1e-6)
 
 
 def test_a_number_stands_in_the_line_of_its_step(tmp_path: Path) -> None:
@@ -130,14 +138,14 @@ def test_a_failed_measurement_is_null_and_one_line(tmp_path: Path, capsys: pytes
 def test_whatever_goes_wrong_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(self: Monitor, samples: np.ndarray) -> float:
+    def fail(self: Monitor, samples: np.ndarray) -> dict[str, float]:
         raise RuntimeError("no\nmemory")
 
-    monkeypatch.setattr(Monitor, "distance", fail)
+    monkeypatch.setattr(Monitor, "measure", fail)
     run = fit(tiny(), faces(1024), recipe(tmp_path / "run", evaluate_every=20))
     assert lines(run)[-1][NAME] is None
     assert f"no {NAME} at step 20: no memory\n" in capsys.readouterr().err
-    monkeypatch.setattr(Monitor, "distance", lambda self, samples: float("inf"))
+    monkeypatch.setattr(Monitor, "measure", lambda self, samples: {NAME: float("inf"), COVERAGE: 1.0})
     run = fit(tiny(), faces(1024), recipe(tmp_path / "other", evaluate_every=20))
     assert lines(run)[-1][NAME] is None
     assert f"no {NAME} at step 20: it is inf\n" in capsys.readouterr().err
@@ -146,11 +154,11 @@ def test_whatever_goes_wrong_the_run_goes_on(
 def test_its_time_is_within_the_minutes_and_out_of_images_per_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(self: Monitor, samples: np.ndarray) -> float:
+    def slow(self: Monitor, samples: np.ndarray) -> dict[str, float]:
         time.sleep(0.3)
-        return 1.0
+        return {NAME: 1.0, COVERAGE: 1.0}
 
-    monkeypatch.setattr(Monitor, "distance", slow)
+    monkeypatch.setattr(Monitor, "measure", slow)
     start = time.monotonic()
     settings = dict(steps=None, minutes=2 / 60, sample_every=10, evaluate_every=10, log_every=10)
     run = fit(tiny(), faces(1024), recipe(tmp_path / "run", **settings))
@@ -163,7 +171,43 @@ def test_its_time_is_within_the_minutes_and_out_of_images_per_second(
 
 
 def test_too_few_real_images_are_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=re.escape("--evaluate-every, train split of noise: 72 images are too few")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape("--evaluate-every (None: do without), train split of noise: 72 images are too few"),
+    ):
         fit(tiny(), faces(), recipe(tmp_path / "run", evaluate_every=5))
     assert not (tmp_path / "run").exists()
     assert len(tensors(fit(tiny(), faces(), recipe(tmp_path / "run")))) == 3
+
+
+class Diagnosed(Tiny):
+    """Says how bright what it is shown is, and complains at step 10."""
+
+    def diagnose(self, seen: Tensor, held_out: Tensor) -> tuple[dict[str, float], list[str]]:
+        assert not self.training and not torch.is_grad_enabled() and len(seen) == len(held_out) == 256
+        return {"seen": seen.mean().item(), "held_out": held_out.mean().item()}, ["all is lost"]
+
+
+def test_a_model_says_how_its_training_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = faces(1024)
+    run = fit(tiny(Diagnosed), data, recipe(tmp_path / "run", evaluate_every=10))
+    found = {line["step"]: line for line in lines(run) if "seen" in line}
+    assert list(found) == [10, 20]
+    every_third = data.images[:768][np.arange(256) * 3]
+    assert found[10]["seen"] == pytest.approx(every_third.mean() / 127.5 - 1, abs=1e-4)
+    assert found[10]["held_out"] == pytest.approx(data.images[768:].mean() / 127.5 - 1, abs=1e-4)
+    said = capsys.readouterr().err
+    assert "warning, step 10: all is lost\n" in said and "warning, step 20: all is lost\n" in said
+
+
+def test_lost_variety_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by a run that goes on: the best is in its log."""
+    covered = iter((0.4, 0.5, 0.26, 0.2))
+    monkeypatch.setattr(Monitor, "measure", lambda self, samples: {NAME: 1.0, COVERAGE: next(covered)})
+    fit(tiny(), faces(1024), recipe(tmp_path / "run", evaluate_every=5, keep=9))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(said) == 1 and said[0].startswith(
+        "warning, step 20: the samples have lost variety: 20% of real images have one near them, after 50%."
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import tyro
 from tyro.extras import SubcommandApp
 
-from genmodels.cli import commands, data, evaluation, exchange
+from genmodels.cli import commands, data, directions, evaluation, exchange
 from genmodels.usage import UsageError, one_line_refusals
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inpaint": commands.inpaint,
     "interpolate": commands.interpolate,
     "edit": commands.edit,
+    "traverse": directions.traverse,
     "trajectory": commands.trajectory,
     "evaluate": evaluation.evaluate,
     "compare": evaluation.compare,

@@ -149,7 +149,17 @@ def _name_and_value(setting: str, flag: str) -> tuple[str, str]:
 
 def describe(run: str, model: Generator) -> dict[str, str]:
     """What there is to say of a saved model, by topic."""
-    from genmodels.types import Codec, Denoises, Edits, Inpaints, Interpolates, Likelihood, Morphs, Reconstructs
+    from genmodels.types import (
+        Codec,
+        Denoises,
+        Edits,
+        HasLatents,
+        Inpaints,
+        Interpolates,
+        Likelihood,
+        Morphs,
+        Reconstructs,
+    )
 
     abilities = ["samples"]
     abilities += [f"codec with latents {model.latent_shape}"] if isinstance(model, Codec) else []
@@ -158,6 +168,7 @@ def describe(run: str, model: Generator) -> dict[str, str]:
     abilities += ["interpolates"] if isinstance(model, Interpolates) else []
     abilities += ["interpolates images"] if isinstance(model, Morphs) else []
     abilities += ["edits images"] if isinstance(model, Edits) else []
+    abilities += ["has latent directions"] if isinstance(model, HasLatents) else []
     abilities += ["shows its steps"] if isinstance(model, Denoises) else []
     if isinstance(model, Likelihood):
         abilities.append(

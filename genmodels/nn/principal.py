@@ -49,11 +49,12 @@ class PrincipalComponents(Components):
     Args:
         size: side of the images.
         components: D.
+        channels: of the images; other than 3 for the maps of a codec's latents.
     """
 
-    def __init__(self, size: int, components: int):
+    def __init__(self, size: int, components: int, channels: int = 3):
         side = min(size, MAX_SIDE)
-        super().__init__(3 * side**2, components)
+        super().__init__(channels * side**2, components)
         self.size = size
         self.side = side
 
@@ -85,7 +86,7 @@ class PrincipalComponents(Components):
     def decode(self, white: Tensor) -> Tensor:
         """White coordinates (N, D) -> (N, 3, size, size)."""
         flat = torch.addmm(self.mean, white * self.std, self.basis.T)
-        images = flat.unflatten(1, (3, self.side, self.side))
+        images = flat.unflatten(1, (-1, self.side, self.side))
         if self.side == self.size:
             return images
         return F.interpolate(images, size=(self.size, self.size), mode="bilinear", align_corners=False)

@@ -69,6 +69,11 @@ class RunLog:
         """Takes in a number of the present step that is no average; None where there should be one."""
         self._notes[name] = value
 
+    def largest(self, name: str) -> float:
+        """The largest value that `name` has had in the lines so far; 0 where it has had none."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return max((json.loads(line).get(name) or 0.0 for line in lines), default=0.0)
+
     def pause(self, seconds: float) -> None:
         """Leaves time not spent on steps out of images/s."""
         self._since += seconds

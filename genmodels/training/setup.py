@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 INITIALISATION = 8_192
 """Most training images that initialise() sees."""
+COMPILATIONS = 64
+"""Most that --compile makes of one kind of block."""
 
 
 @dataclass
@@ -175,6 +177,8 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
     blocks = [block for block in repeated_blocks(model) if any(True for _ in block.children())]
     if not blocks:
         raise ValueError("--compile compiles the repeated blocks of a network, and this model has none: leave it out")
+    # One for each size of block, with gradients and without.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
     for block in blocks:
         block.compile(**settings)
 

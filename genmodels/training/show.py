@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from genmodels.base import evaluating
 from genmodels.data.batches import image_batches
+from genmodels.data.packed import Packed
 from genmodels.sampling import sample, save_grid
 from genmodels.training.ema import restore_buffers
 from genmodels.training.export import export_model, model_card
 from genmodels.training.setup import Run
 from genmodels.training.shard import gather_into
+
+if TYPE_CHECKING:
+    from genmodels.evaluation.monitor import Monitor
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,10 @@ ON_THE_WAY = Calibration(most=2_048, fewest=256, share=0.01)
 AT_THE_END = Calibration(most=20_000, fewest=2_048, share=0.1)
 GRID = 64
 """Images of a sample grid, 8 x 8."""
+DIAGNOSED = 256
+"""Images of each kind that a model's own diagnosis sees."""
+COVERAGE_LOST = 0.5
+"""Below this share of the best coverage so far, modes have dropped."""
 
 
 def show(run: Run, calibration: Calibration) -> None:
@@ -52,9 +63,10 @@ def show(run: Run, calibration: Calibration) -> None:
 
 
 def measure(run: Run) -> None:
-    """Puts the distance between samples of the EMA model and real images into the next line of metrics.
+    """Puts into the next line of metrics how near samples of the EMA model are to real images, how many of those they
+    cover, and what the model says of its training; warns of what goes wrong.
 
-    It is None, with a word why, when it cannot be measured: a number is not worth a run. Every rank takes part. The
+    A number is None, with a word why, when it cannot be measured: it is not worth a run. Every rank takes part. The
     samples are always those of the run's seed, and the EMA model is left as it was.
     """
     if run.monitor is None:
@@ -64,17 +76,46 @@ def measure(run: Run) -> None:
     began = time.monotonic()
     samples = sample(run.ema, run.monitor.samples, run.recipe.seed, progress=False)
     restore_buffers(run.ema, buffers)
-    value = None
     if run.accelerator.is_main_process:
-        try:
-            found = run.monitor.distance(samples)
-            if not math.isfinite(found):
-                raise FloatingPointError(f"it is {found}")
-            value = found
-        except Exception as error:
-            run.log.say(f"no {run.monitor.name} at step {run.state.step:,}: {' '.join(str(error).split())}")
-    run.log.note(run.monitor.name, value)
+        score_samples(run, run.monitor, samples)
+        if run.monitor.held_out is not None:
+            diagnose(run, run.monitor.held_out)
     account(run, "measure", began)
+
+
+def score_samples(run: Run, monitor: Monitor, samples: np.ndarray) -> None:
+    """Notes what `monitor` makes of `samples`, and warns when they have lost variety."""
+    found: dict[str, float] = {}
+    try:
+        found = monitor.measure(samples)
+        if not all(math.isfinite(value) for value in found.values()):
+            raise FloatingPointError(f"it is {found[monitor.name]}")
+    except Exception as error:
+        found = {}
+        run.log.say(f"no {monitor.name} at step {run.state.step:,}: {' '.join(str(error).split())}")
+    for name in (monitor.name, monitor.coverage):
+        run.log.note(name, found.get(name))
+    best = run.log.largest(monitor.coverage)
+    if found and found[monitor.coverage] < COVERAGE_LOST * best:
+        run.log.say(
+            f"warning, step {run.state.step:,}: the samples have lost variety: {found[monitor.coverage]:.0%} of real "
+            f"images have one near them, after {best:.0%}. Modes have dropped; earlier sample grids and checkpoints "
+            "are kept"
+        )
+
+
+def diagnose(run: Run, held_out: Packed) -> None:
+    """Notes what the model says of its training, on as many images that it has seen as it has not."""
+    device = run.accelerator.device
+    seen, unseen = (
+        torch.cat(list(image_batches(d, limit=DIAGNOSED, device=device, spread=True))) for d in (run.data, held_out)
+    )
+    with torch.no_grad(), evaluating(run.model):
+        numbers, warnings = run.model.diagnose(seen, unseen)
+    for name, value in numbers.items():
+        run.log.note(name, value if math.isfinite(value) else None)
+    for warning in warnings:
+        run.log.say(f"warning, step {run.state.step:,}: {warning}")
 
 
 def calibrate(run: Run, calibration: Calibration) -> None:

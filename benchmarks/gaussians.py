@@ -1,0 +1,157 @@
+"""25 Gaussians on a grid in the plane: how many of them a GAN finds, R3GAN's game against the textbook's.
+
+python benchmarks/gaussians.py --out docs/results/gaussians.png
+
+Both games are played by the same networks from the same start, with the losses that genmodels/gan.py uses. A sample is
+good when it is within four standard deviations of a mode, and a mode is found when it has at least a quarter of its
+share of the good ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from genmodels.nn.adversarial import Game, critic_loss, generator_loss, squared_slope
+from genmodels.nn.r3gan import GAIN, SLOPE, variance_preserving
+
+SPACING, SPREAD = 2.0, 0.05
+
+
+def grid(side: int) -> Tensor:
+    """Means of the Gaussians, (side^2, 2)."""
+    return (torch.cartesian_prod(torch.arange(side), torch.arange(side)) - (side - 1) / 2) * SPACING
+
+
+MODES = grid(5)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A game, its penalty and its optimiser."""
+
+    name: str
+    game: Game
+    gamma: float
+    betas: tuple[float, float]
+
+
+SETTINGS = (
+    Setting("R3GAN", "relativistic", 0.2, (0.0, 0.99)),
+    Setting("textbook", "non-saturating", 0.0, (0.5, 0.999)),
+)
+
+
+class Points(nn.Module):
+    """(N, inputs) -> (N, outputs): a perceptron with residual blocks and no normalisation, as R3GAN's convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, width: int, depth: int):
+        super().__init__()
+        self.first, self.last = nn.Linear(inputs, width), nn.Linear(width, outputs)
+        self.inside, self.outside = nn.ModuleList(), nn.ModuleList()
+        for layer in (self.first, self.last):
+            variance_preserving(layer)
+        for _ in range(depth):
+            inside, outside = nn.Linear(width, width), nn.Linear(width, width)
+            variance_preserving(inside, GAIN)
+            variance_preserving(outside, 0.0)
+            self.inside.append(inside)
+            self.outside.append(outside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for inside, outside in zip(self.inside, self.outside, strict=True):
+            h = nn.functional.leaky_relu(inside(nn.functional.leaky_relu(x, SLOPE)), SLOPE)
+            x = x + outside(h)
+        return self.last(nn.functional.leaky_relu(x, SLOPE))
+
+
+def draw(n: int, modes: Tensor = MODES) -> Tensor:
+    """Real points (n, 2), in units of the modes' own spread, so that they are about as large as noise."""
+    return (modes[torch.randint(len(modes), (n,))] + SPREAD * torch.randn(n, 2)) / modes.std()
+
+
+def judge(points: Tensor, modes: Tensor = MODES) -> tuple[int, float]:
+    """How many of the modes `points` (n, 2) cover, and the share that is good."""
+    distance, mode = torch.cdist(points * modes.std(), modes).min(1)
+    good = distance < 4 * SPREAD
+    counts = torch.bincount(mode[good], minlength=len(modes))
+    return int((counts >= len(points) / len(modes) / 4).sum()), good.float().mean().item()
+
+
+def play(setting: Setting, steps: int, modes: Tensor = MODES) -> Tensor:
+    """Trains a generator from seed 0 and returns 10,000 of its samples (average of its weights)."""
+    batch, width, depth, lr = 256, 96, 2, 2e-3
+    torch.manual_seed(0)
+    generator, critic = Points(2, 2, width, depth), Points(2, 1, width, depth)
+    average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    optimizers = [torch.optim.Adam(network.parameters(), lr, setting.betas) for network in (critic, generator)]
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) for optimizer in optimizers]
+    for _ in range(steps):
+        real, fake = draw(batch, modes).requires_grad_(), generator(torch.randn(batch, 2)).detach().requires_grad_()
+        real_score, fake_score = critic(real)[:, 0], critic(fake)[:, 0]
+        loss = critic_loss(setting.game, real_score, fake_score)
+        if setting.gamma:
+            slopes = squared_slope(real, real_score) + squared_slope(fake, fake_score)
+            loss = loss + setting.gamma / 2 * slopes.mean()
+        optimizers[0].zero_grad()
+        loss.backward()
+        optimizers[0].step()
+
+        fake_score = critic(generator(torch.randn(batch, 2)))[:, 0]
+        loss = generator_loss(setting.game, critic(draw(batch, modes))[:, 0].detach(), fake_score)
+        optimizers[1].zero_grad()
+        loss.backward()
+        optimizers[1].step()
+        average.update_parameters(generator)
+        for schedule in schedules:
+            schedule.step()
+    with torch.no_grad():
+        return average(torch.randn(10_000, 2))
+
+
+def plot(samples: dict[str, Tensor], out: Path) -> None:
+    """A panel of real points, and one for each entry of `samples`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = {"real": draw(10_000)} | samples
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4.3), sharex=True, sharey=True)
+    for axis, (name, points) in zip(axes, panels.items(), strict=True):
+        axis.scatter(*(points[:5000] * MODES.std()).T, s=2, alpha=0.4, linewidths=0)
+        modes, good = judge(points)
+        axis.set_title(name if name == "real" else f"{name}: {modes} of 25 modes, {good:.0%} good")
+        axis.set(xlim=(-5.5, 5.5), ylim=(-5.5, 5.5), aspect="equal", xticks=[], yticks=[])
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=80)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # such small matrices are not faster on two cores
+    samples = {}
+    for setting in SETTINGS:
+        began = time.monotonic()
+        samples[setting.name] = play(setting, args.steps)
+        modes, good = judge(samples[setting.name])
+        print(
+            f"{setting.name:10} {modes:2} of 25 modes, {good:6.1%} good, {time.monotonic() - began:.0f} s", flush=True
+        )
+    if args.out:
+        plot(samples, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The subcommand that changes attributes of images. The signature and docstring are the command line's; slow imports
+stay inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from genmodels.cli.arguments import check_free, load, read_face
+from genmodels.cli.real_images import Measuring, real_images
+from genmodels.usage import UsageError
+
+
+def traverse(
+    run: Positional[str],
+    images: Positional[tuple[Path, ...]] = (),
+    attributes: tuple[str, ...] = ("Smiling", "Male", "Eyeglasses"),
+    reach: float = 2.0,
+    frames: int = 7,
+    n: int = 2,
+    seed: int = 0,
+    data: str | None = None,
+    root: Path | None = None,
+    out: Path = Path("directions.png"),
+    force: bool = False,
+) -> None:
+    """Change one attribute of faces, along a direction found in the latent space.
+
+    A direction leads from the mean latents of the training faces without the attribute to those of the faces with it.
+    The model need not have been trained with attributes. One row for each face and attribute, the face in the middle.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        images: image files to change; without any, samples of the model.
+        attributes: names, as the data has them.
+        reach: how far to go either way, in distances between the two means.
+        frames: pictures of a row.
+        n: how many samples to change.
+        seed: which samples.
+        data: labelled images to find the directions with: toyfaces, celeba, folder or a packed directory; default: what
+            the run was trained on.
+        root: where the images of celeba or folder lie; default: where the run found them.
+        out: the picture to write.
+        force: overwrite an existing file.
+    """
+    if not attributes or frames < 2 or n < 1 or not reach > 0:
+        raise UsageError("traverse needs --attributes, --frames of at least 2, --n of at least 1 and a --reach above 0")
+    check_free(out, force, ".png")
+    real = real_images([run], Measuring(data=data, root=root))
+
+    import numpy as np
+    import torch
+
+    from genmodels import sampling
+    from genmodels.data import open_data
+    from genmodels.directions import attribute_directions
+    from genmodels.directions import traverse as along
+
+    model = load(run)
+    size = model.config.size
+    labelled = open_data(real.data, real.root, size, real.crop).split("train")
+    if unknown := [name for name in attributes if name not in labelled.attribute_names]:
+        known = ", ".join(labelled.attribute_names) or "none"
+        raise UsageError(f"--attributes {unknown[0]}: {labelled.source} does not have it; it has: {known}")
+    labelled = labelled.with_attributes(attributes)
+    directions = attribute_directions(model, np.asarray(labelled.images), labelled.attributes, attributes)
+    starts = np.stack([read_face(path, size) for path in images]) if images else None
+    amounts = torch.linspace(-reach, reach, frames)
+    rows = along(model, starts, directions, amounts, n, seed)  # (N, K, frames, H, W, 3)
+    sampling.save_grid(out, rows.reshape(-1, *rows.shape[3:]), columns=frames)
+    print(f"{len(rows)} faces, each with {', '.join(attributes)} from less to more, one below the other, in {out}")

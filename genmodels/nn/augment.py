@@ -1,0 +1,63 @@
+"""Differentiable augmentation of what a critic sees (DiffAugment, arXiv 2006.10738), against its learning few images by
+heart."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genmodels.types import Noise
+
+SHIFT = 1 / 8
+"""Largest translation, as a share of the side."""
+HOLE = 1 / 2
+"""Side of the square that is cut out, likewise."""
+
+
+def augment(images: Tensor, noise: Noise, chance: float) -> Tensor:
+    """`images` (N, C, S, S), in which each kind of change (colours, translation, cutout) happens with probability
+    `chance`, on its own for each image. Gradients pass.
+
+    With a chance below 1 the generator cannot mistake what is left unchanged (ADA, arXiv 2006.06676).
+    """
+    u = noise.uniform(3, 4)  # (N, 3 kinds, whether and three amounts)
+    happens = (u[:, :, 0] < chance).to(images)  # (N, 3)
+    amounts = u[:, :, 1:].to(images)  # (N, 3, 3)
+    x = _colours(images, happens[:, 0], amounts[:, 0])
+    x = _translation(x, happens[:, 1], amounts[:, 1])
+    return _cutout(x, happens[:, 2], amounts[:, 2])
+
+
+def _colours(x: Tensor, happens: Tensor, amounts: Tensor) -> Tensor:
+    """Brightness within 1/2, saturation and contrast of 0 to 2 and 1/2 to 3/2 times."""
+    on, u = happens.view(-1, 1, 1, 1), amounts[:, :, None, None, None].unbind(1)  # (N, 1, 1, 1) each
+    x = x + on * (u[0] - 0.5)
+    grey = x.mean(1, keepdim=True)  # (N, 1, S, S)
+    x = torch.lerp(x, grey + (x - grey) * 2 * u[1], on)
+    mean = x.mean((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
+    return torch.lerp(x, mean + (x - mean) * (u[2] + 0.5), on)
+
+
+def _translation(x: Tensor, happens: Tensor, amounts: Tensor) -> Tensor:
+    """By whole pixels, up to SHIFT of the side; what enters is 0."""
+    n, side = len(x), x.shape[-1]
+    most = int(side * SHIFT + 0.5)
+    by = ((amounts[:, :2] * (2 * most + 1)).floor() - most) * happens[:, None]  # (N, 2): rows, columns
+    places = torch.arange(side, device=x.device)
+    rows = (places + by[:, :1].long() + 1).clamp(0, side + 1)  # (N, S), into the padded image
+    columns = (places + by[:, 1:].long() + 1).clamp(0, side + 1)
+    padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)  # (N, S + 2, S + 2, C)
+    index = torch.arange(n, device=x.device)[:, None, None]
+    return padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _cutout(x: Tensor, happens: Tensor, amounts: Tensor) -> Tensor:
+    """A square of HOLE of the side, centred anywhere, is 0."""
+    side = x.shape[-1]
+    half = int(side * HOLE + 0.5) // 2
+    centre = (amounts[:, :2] * side).floor()  # (N, 2)
+    places = torch.arange(side, device=x.device)
+    inside = ((places - centre[:, :, None]).abs() < half).to(x)  # (N, 2, S)
+    hole = inside[:, 0, :, None] * inside[:, 1, None, :]  # (N, S, S)
+    return x * (1 - happens[:, None, None] * hole)[:, None]

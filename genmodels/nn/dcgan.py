@@ -1,0 +1,60 @@
+"""The two networks of DCGAN (arXiv 1511.06434), as textbooks have them, but for the normalisation.
+
+Group norm in place of batch norm: an image depends on no other image of its batch, so that micro-batches and processes
+make no difference, and the penalties of a critic have a meaning.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from genmodels.nn.conv import norm
+
+INIT_STD = 0.02
+
+
+def _initialise(network: nn.Module) -> None:
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.normal_(layer.weight, std=INIT_STD)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class DCGenerator(nn.Module):
+    """Latents (N, inputs) -> images (N, 3, S, S) in [-1, 1]; S = 4 * 2^levels.
+
+    Args:
+        inputs: length of the latent vector, what is asked for included.
+        channels: width of each level, the coarsest (4 x 4) first, in multiples of 8.
+    """
+
+    def __init__(self, inputs: int, channels: tuple[int, ...]):
+        super().__init__()
+        layers: list[nn.Module] = [nn.ConvTranspose2d(inputs, channels[0], 4, bias=False)]
+        for before, width in pairwise(channels):
+            layers += [norm(before), nn.ReLU(), nn.ConvTranspose2d(before, width, 4, 2, 1, bias=False)]
+        layers += [norm(channels[-1]), nn.ReLU(), nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+        _initialise(self)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.layers(latents[:, :, None, None])
+
+
+class DCCritic(nn.Module):
+    """Images (N, 3, S, S) -> features (N, outputs): the generator's mirror image."""
+
+    def __init__(self, outputs: int, channels: tuple[int, ...]):
+        super().__init__()
+        widths = channels[::-1]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        for before, width in pairwise(widths):
+            layers += [nn.Conv2d(before, width, 4, 2, 1, bias=False), norm(width), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels[0], outputs, 4), nn.Flatten())
+        _initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
