@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_two_commands import QUICK, data, train  # noqa: F401  (a fixture)
+from test_two_commands import CODEC, QUICK, data, train  # noqa: F401  (a fixture)
 from tiny_model import OnlySamples, TinyConfig
 
+import genmodels
 from genmodels import sampling
 from genmodels.cli import main
 from genmodels.directions import attribute_directions, traverse
 from genmodels.gan import GAN, GANConfig
+from genmodels.latent import Latent
 from genmodels.vae import VAE, VAEConfig
 
 GAN_SMALL = ["--model.channels", "16", "16", "--model.patch", "2", "--model.latent-dim", "8", "--model.group", "8"]
@@ -114,3 +116,18 @@ def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[st
 def test_a_gan_of_few_images_is_told_how_to_go_on(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     assert train("gan", *data, *QUICK, *GAN_SMALL[:-2], "--steps", "4", "--output", "runs/gan") == 1
     assert "--evaluate-every (None: do without), train split of" in capsys.readouterr().err
+
+
+def test_the_commands_of_a_gan_over_a_codec(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    assert train("vqvae", *data, *QUICK, *CODEC, "--steps", "4", "--output", "runs/vq") == 0
+    over = ["--codec", "runs/vq", *GAN_SMALL, "--steps", "4", "--output", "runs/gan"]
+    assert train("gan", *data, *QUICK, *over, "--model.patch", "1") == 0
+    model = genmodels.load("runs/gan")
+    assert isinstance(model, Latent) and model.turns == ("critic", "generator")
+    assert main(["sample", "runs/gan", "--n", "3", "--truncation", "1"]) == 0
+    assert main(["traverse", "runs/gan", "faces/00.png", "--attributes", "Smiling"]) == 0
+    assert main(["interpolate", "runs/gan", "--images", "faces/00.png", "faces/01.png", "--frames", "3"]) == 0
+    capsys.readouterr()
+    other = ["--codec", "runs/vq", "--model.network", "dcgan", "--model.channels", "16", "--model.principal", "0"]
+    assert train("gan", *data, *QUICK, *other, "--steps", "4", "--output", "runs/other") > 0
+    assert "latents must be (channels, side, side), for network 'r3gan'" in capsys.readouterr().err
