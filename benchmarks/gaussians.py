@@ -2,7 +2,7 @@
 
 python benchmarks/gaussians.py --out docs/results/gaussians.png
 
-Both games are played by the same networks from the same start, with the losses that genmodels/gan.py uses. A sample is
+All games are played by the same networks from the same start, with the losses that genmodels/gan.py uses. A sample is
 good when it is within four standard deviations of a mode, and a mode is found when it has at least a quarter of its
 share of the good ones.
 """
@@ -44,6 +44,8 @@ class Setting:
 
 SETTINGS = (
     Setting("R3GAN", "relativistic", 0.2, (0.0, 0.99)),
+    Setting("R3GAN without penalties", "relativistic", 0.0, (0.0, 0.99)),
+    Setting("textbook with penalties", "non-saturating", 0.2, (0.0, 0.99)),
     Setting("textbook", "non-saturating", 0.0, (0.5, 0.999)),
 )
 
@@ -124,11 +126,11 @@ def plot(samples: dict[str, Tensor], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = {"real": draw(10_000)} | samples
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4.3), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.5), sharex=True, sharey=True)
     for axis, (name, points) in zip(axes, panels.items(), strict=True):
         axis.scatter(*(points[:5000] * MODES.std()).T, s=2, alpha=0.4, linewidths=0)
         modes, good = judge(points)
-        axis.set_title(name if name == "real" else f"{name}: {modes} of 25 modes, {good:.0%} good")
+        axis.set_title(f"{name}\n{modes} of 25 modes, {good:.0%} good", fontsize=11)
         axis.set(xlim=(-5.5, 5.5), ylim=(-5.5, 5.5), aspect="equal", xticks=[], yticks=[])
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +149,7 @@ def main() -> None:
         samples[setting.name] = play(setting, args.steps)
         modes, good = judge(samples[setting.name])
         print(
-            f"{setting.name:10} {modes:2} of 25 modes, {good:6.1%} good, {time.monotonic() - began:.0f} s", flush=True
+            f"{setting.name:24} {modes:2} of 25 modes, {good:6.1%} good, {time.monotonic() - began:.0f} s", flush=True
         )
     if args.out:
         plot(samples, args.out)

@@ -28,7 +28,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     """A generative model of images: a loss to train it, a way to sample it, and a whole copy of itself on disk.
 
     A family sets `family`, `Config` and `Options`, writes `loss` and `sample`, and may override the hooks
-    (`parameters_for`, `initialise`, `after_step`, `calibrate`). Everything marked final is the same for all of them.
+    (`parameters_for`, `initialise`, `after_step`, `calibrate`, `diagnose`). What is marked final is the same for all.
     """
 
     family: ClassVar[str]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genmodels.base import Generator, evaluating
-from genmodels.sampling import to_floats, to_uint8
+from genmodels.sampling import kind_of, to_floats, to_uint8
 from genmodels.types import HasLatents, Noise
 
 LEAST = 10
@@ -30,7 +30,7 @@ def attribute_directions(
     Raises:
         ValueError: when the model has no such space, or nearly all images are alike in an attribute.
     """
-    space = _with_latents(model)
+    space = with_latents(model)
     for name, column in zip(names, attributes.T, strict=True):
         if min((column > 0).sum(), (column < 0).sum()) < LEAST:
             raise ValueError(
@@ -62,7 +62,7 @@ def traverse(
     Raises:
         ValueError: when the model has no such space.
     """
-    space = _with_latents(model)
+    space = with_latents(model)
     with evaluating(model):
         if starts is None:
             device = next(model.parameters()).device
@@ -79,7 +79,9 @@ def _means(chosen: Tensor, latents: Tensor) -> Tensor:
     return chosen.T @ latents / chosen.sum(0)[:, None]
 
 
-def _with_latents(model: Generator) -> HasLatents:
+def with_latents(model: Generator) -> HasLatents:
+    """`model`, or ValueError when it makes no images, or not from one vector."""
+    model.check_whole()
     if not isinstance(model, HasLatents):
-        raise ValueError(f"{model.family} models do not make an image from one vector: they have no such directions")
+        raise ValueError(f"{kind_of(model)} models do not make an image from one vector: they have no such directions")
     return model

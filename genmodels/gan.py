@@ -22,18 +22,18 @@ from genmodels.nn.conv import NORM_GROUPS
 from genmodels.nn.dcgan import DCCritic, DCGenerator
 from genmodels.nn.interpolation import slerp
 from genmodels.nn.inversion import invert
-from genmodels.nn.principal import PrincipalComponents
+from genmodels.nn.principal import MAX_SIDE, PrincipalComponents
 from genmodels.nn.r3gan import GRID, R3Critic, R3Generator
 from genmodels.nn.regression import LinearMap
-from genmodels.types import Batch, Codec, Condition, HasVectors, Noise
+from genmodels.types import Batch, Codec, Condition, Noise, continuous_shape
 
 INVERSION_STEPS = 200
 ENCODER_SIDE = 16
 """The encoder looks at images averaged down to this side."""
-ENCODER_PAIRS = 8_192
-"""Most samples that it is fitted to."""
+ENCODER_PAIRS = (1_024, 8_192)
+"""Fewest and most samples that it is fitted to."""
 MEMORISED = 0.5
-"""Of the way from generated faces to training faces, by the critic's scores, that held-out faces fall short."""
+"""Of the way from training faces to generated ones, by the critic's scores, that held-out faces may lie."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class GANConfig:
     classes: int = 0
     """How many labels it can be asked for."""
     drop: float = 0.1
-    """Share of the images whose condition is hidden in training, so that it may also be left out."""
+    """Share of the images whose condition is hidden in training, so that it may also be left out; what asks for nothing
+    (interpolation, inversion, directions) needs it above 0."""
     drop_each: float = 0.5
     """Share of the others of which a random half of the attributes is hidden, so that a few can be asked for."""
 
@@ -113,6 +114,8 @@ class GANConfig:
             raise ValueError(f"principal {c.principal} must be at most latent_dim {c.latent_dim}, and 0 for 'dcgan'")
         if c.latents is not None and (len(c.latents) != 3 or c.latents[1] != c.latents[2] or c.network != "r3gan"):
             raise ValueError(f"latents must be (channels, side, side), for network 'r3gan', got {c.latents}")
+        if c.principal > math.prod(c.shape[:1] + (min(c.shape[1], MAX_SIDE),) * 2):
+            raise ValueError(f"principal {c.principal} is more than the numbers of an image of shape {c.shape}")
         if c.levels < 1 or GRID * 2 ** (c.levels - 1) * c.finest != c.shape[1]:
             what = "size" if c.latents is None else "the side of the latents"
             raise ValueError(
@@ -218,13 +221,14 @@ class GAN(Generator):
         found = self.critic(images).float()  # (N, 1), or (N, 1 + width)
         if self.judged is None:
             return found[:, 0]
-        wanted = self.judged(condition or Condition(), len(images), images.device)  # (N, width)
+        with torch.autocast(images.device.type, enabled=False):
+            wanted = self.judged(condition or Condition(), len(images), images.device)  # (N, width)
         return found[:, 0] + (found[:, 1:] * wanted).sum(1)
 
     # ---- training ----
 
     def check_codec(self, codec: Codec) -> None:
-        shape = tuple(codec.vector_shape if isinstance(codec, HasVectors) else codec.latent_shape)
+        shape = continuous_shape(codec)
         if self.config.latents != shape:
             raise ValueError(f"the prior was built for latents {self.config.latents}, the codec's have shape {shape}")
 
@@ -250,7 +254,8 @@ class GAN(Generator):
             with torch.no_grad():
                 fake = self.paint(z, condition)
             return self._critic_loss(batch, fake, condition)
-        real_score, fake_score = self._scores(batch.images, self.paint(z, condition), condition, noise)
+        real, fake = self._shown(batch.images, self.paint(z, condition), noise)
+        real_score, fake_score = self.score(real, condition), self.score(fake, condition)
         loss = generator_loss(c.loss, real_score, fake_score)
         return loss, {"fooled": (fake_score > real_score).float().mean().detach()}
 
@@ -259,8 +264,9 @@ class GAN(Generator):
         slopes = batch.step % c.penalty_every == 0
         real.requires_grad_(slopes and c.r1 > 0)
         fake.requires_grad_(slopes and c.r2 > 0)
+        shown_real, shown_fake = self._shown(real, fake, batch.noise)
         with uncompiled() if slopes else nullcontext():
-            real_score, fake_score = self._scores(real, fake, condition, batch.noise)
+            real_score, fake_score = self.score(shown_real, condition), self.score(shown_fake, condition)
         loss = critic_loss(c.loss, real_score, fake_score)
         metrics = {"real": real_score.mean(), "fake": fake_score.mean()}
         decay = c.penalty_end + (1 - c.penalty_end) * (1 + math.cos(math.pi * batch.progress)) / 2
@@ -271,7 +277,7 @@ class GAN(Generator):
                 loss = loss + decay * gamma / 2 * metrics[name]
         if slopes and c.slope_penalty:
             share = batch.noise.uniform()
-            middle = between(real.detach(), fake.detach(), share).requires_grad_()
+            middle = between(shown_real.detach(), shown_fake.detach(), share).requires_grad_()
             with uncompiled():
                 score = self.score(middle, condition)
             length = (squared_slope(middle, score) + 1e-12).sqrt()
@@ -279,17 +285,24 @@ class GAN(Generator):
             loss = loss + c.slope_penalty * metrics["slope"]
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def _scores(self, real: Tensor, fake: Tensor, condition: Condition, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Of real and generated images, each (N,), augmented where that is wanted."""
-        if self.config.augment:
-            real, fake = (augment(images, noise, self.config.augment) for images in (real, fake))
-        return self.score(real, condition), self.score(fake, condition)
+    def _shown(self, real: Tensor, fake: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """What the critic sees of real and generated images: changed, where augmentation is wanted."""
+        if not self.config.augment:
+            return real, fake
+        return augment(real, noise, self.config.augment), augment(fake, noise, self.config.augment)
 
     @torch.no_grad()
     def calibrate(self, images: Iterable[Tensor]) -> None:
-        """Fit the encoder, the best linear guess of z from a small picture of G(z), on as many samples as `images`."""
+        """Fit the encoder, the best linear guess of z from a small picture of G(z), to samples: about as many as there
+        are `images`, which says what is affordable."""
         device = next(self.parameters()).device
-        count = min(ENCODER_PAIRS, sum(len(batch) for batch in images))
+        fewest, most = ENCODER_PAIRS
+        seen = 0
+        for batch in images:
+            seen += len(batch)
+            if seen >= most:
+                break
+        count = min(max(seen, fewest), most)
         latents, views = [], []
         for start in range(0, count, 64):
             z = Noise.for_images(0, range(start, min(start + 64, count)), device).normal(self.config.latent_dim)
@@ -302,16 +315,18 @@ class GAN(Generator):
         short, as a share of the way to the generated ones (r_v of ADA, arXiv 2006.06676)."""
         z = Noise.for_images(0, range(len(seen)), seen.device).normal(self.config.latent_dim)
         kinds = {"seen": seen, "held_out": held_out, "generated": self.paint(z)}
-        scores = {f"critic/{kind}": self.score(images).mean().item() for kind, images in kinds.items()}
-        known, new, generated = scores.values()
-        share = (known - new) / max(known - generated, 1e-6)
+        scores = {kind: self.score(images) for kind, images in kinds.items()}
+        means = {f"critic/{kind}": values.mean().item() for kind, values in scores.items()}
+        known, new, generated = means.values()
+        share = (known - new) / (known - generated) if known > generated else float("nan")
+        error = math.sqrt(sum(scores[kind].var().item() / len(seen) for kind in ("seen", "held_out")))
         warnings = []
-        if share > MEMORISED:
+        if share > MEMORISED and known - new > 3 * error:
             warnings.append(
                 f"the critic knows its training images by heart: to it, held-out ones are {share:.0%} of the way to "
                 "generated ones. What it teaches from now on is those images: use --model.augment 0.3, or more of them"
             )
-        return scores | {"critic/memorised": share}, warnings
+        return means | {"critic/memorised": share}, warnings
 
     # ---- sampling, and the way back ----
 

@@ -31,6 +31,7 @@ from genmodels.types import (
     Morphs,
     Noise,
     Quantises,
+    continuous_shape,
 )
 
 
@@ -283,7 +284,7 @@ def learnt_shape(codec: Any, codes: bool) -> tuple[int, ...]:
         codec: as `load_codec` gives it.
         codes: whether the prior is one over codes.
     """
-    return tuple(codec.vector_shape if isinstance(codec, HasVectors) and not codes else codec.latent_shape)
+    return tuple(codec.latent_shape) if codes else continuous_shape(codec)
 
 
 def prepare_codec(codec: Any, images: Iterable[Tensor]) -> None:

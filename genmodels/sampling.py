@@ -122,7 +122,7 @@ def interpolate(model: Generator, seeds: Sequence[int], frames: int, **options: 
         ValueError: when the model does not interpolate.
     """
     if not isinstance(model, Interpolates):
-        raise ValueError(f"{_name(model)} models do not interpolate")
+        raise ValueError(f"{kind_of(model)} models do not interpolate")
     device = next(model.parameters()).device
     chosen = model.options(**options)
     weights = torch.linspace(0, 1, frames, device=device)
@@ -144,9 +144,11 @@ def reconstruct(model: Generator, images: np.ndarray, batch_size: int = 64) -> n
     if not isinstance(model, Reconstructs):
         raise ValueError(f"{model.family} models do not reconstruct images")
     parts = []
-    with evaluating(model):
+    with evaluating(model), tqdm(total=len(images), desc="reconstructing", unit=" images", disable=None) as bar:
         for start in range(0, len(images), batch_size):
-            parts.append(to_uint8(model.reconstruct(to_floats(model, images[start : start + batch_size]))))
+            part = images[start : start + batch_size]
+            parts.append(to_uint8(model.reconstruct(to_floats(model, part))))
+            bar.update(len(part))
     return np.concatenate(parts)
 
 
@@ -181,7 +183,7 @@ def inpaint(
         raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
     model.check_whole()
     if not isinstance(model, Inpaints):
-        raise ValueError(f"{_name(model)} models do not complete images")
+        raise ValueError(f"{kind_of(model)} models do not complete images")
     device = next(model.parameters()).device
     chosen = model.options(**options)
     mask = torch.from_numpy(known).to(device)
@@ -215,7 +217,7 @@ def morph(model: Generator, images: np.ndarray, frames: int, **options: Any) -> 
     """
     model.check_whole()
     if not isinstance(model, Morphs):
-        raise ValueError(f"{_name(model)} models do not interpolate between given images")
+        raise ValueError(f"{kind_of(model)} models do not interpolate between given images")
     chosen = model.options(**options)
     floats = to_floats(model, images)
     weights = torch.linspace(0, 1, frames, device=floats.device)
@@ -251,7 +253,7 @@ def edit(
     """
     model.check_whole()
     if not isinstance(model, Edits):
-        raise ValueError(f"{_name(model)} models do not edit images")
+        raise ValueError(f"{kind_of(model)} models do not edit images")
     chosen = model.options(**options)
     floats = to_floats(model, images)
     found = []
@@ -283,7 +285,7 @@ def trajectory(
     """
     model.check_whole()
     if not isinstance(model, Denoises):
-        raise ValueError(f"{_name(model)} models do not denoise step by step")
+        raise ValueError(f"{kind_of(model)} models do not denoise step by step")
     device = next(model.parameters()).device
     noise = Noise.for_images(seed, range(n), device)
     with evaluating(model):
@@ -303,7 +305,7 @@ def to_floats(model: Generator, images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def _name(model: Generator) -> str:
+def kind_of(model: Generator) -> str:
     """What kind of model it is; of one with a codec inside, the prior's kind."""
     return f"{model.get_prior().family} (over a codec)" if isinstance(model, HasPrior) else model.family
 

@@ -164,6 +164,12 @@ class HasVectors(Protocol):
         """(N, *vector_shape) -> (N, 3, H, W) in [-1, 1], through the nearest codes."""
 
 
+def continuous_shape(codec: Codec) -> tuple[int, ...]:
+    """Shape of what a prior of continuous latents learns of one image: the codec's latents, or the vectors behind its
+    codes."""
+    return tuple(codec.vector_shape if isinstance(codec, HasVectors) else codec.latent_shape)
+
+
 @runtime_checkable
 class Reconstructs(Protocol):
     """Maps an image to the nearest one it can express."""

@@ -1,7 +1,7 @@
 """Train a GAN: R3GAN, or the textbook's DCGAN; on pixels or, with --codec, in the space of a trained codec.
 
 accelerate launch recipes/gan.py --data celeba --root PATH --size 64 --output runs/gan --minutes 30
-genmodels train gan --data celeba --root PATH --codec runs/vqvae --model.principal 256 --output runs/latent-gan
+genmodels train gan --data celeba --root PATH --codec runs/vqvae --model.r1 1 --model.r2 1 --output runs/latent
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ class GANRecipe(Recipe):
     mixed_precision: Precision = "bf16"
     """Convolutions and matrix products in bf16; "no" on processors without it."""
     batch_size: int = 32
+    """Small: more steps teach more than smoother ones."""
     optim: OptimConfig = OptimConfig(lr=5e-4, betas=(0.0, 0.99), weight_decay=0.0)
     """Of both networks. Momentum would push on to where the other network has already left."""
     ema: float = 0.1
+    """Width of the average of the weights, relative to the length of the run."""
     evaluate_every: int | None = 500
     """Steps between looks at the game's health: distance and coverage of 512 samples, scores of held-out faces."""
 

@@ -44,7 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "autoregressive": dict(size=8, levels=16, transformer=TRANSFORMER),
     "unet": dict(size=16, patch=2, channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8, gaussian=16),
 }
-SMALL["gan"] = dict(size=16, channels=(16, 16, 8), blocks=1, group=8, latent_dim=8)
+SMALL["gan"] = dict(size=16, channels=(16, 16, 8), blocks=1, group=8, latent_dim=8, penalty_every=1)
 SMALL["gan:dcgan"] = dict(
     size=16, network="dcgan", loss="non-saturating", r1=0.0, r2=0.0, channels=(16, 8), latent_dim=8
 )

@@ -106,7 +106,7 @@ def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[st
             "--attributes Beard: folder faces (40 files) does not have it; it has: Smiling",
         ),
         (["--attributes", "Smiling"], 1, "directions.png exists"),
-        (["--frames", "1"], 2, "--frames of at least 2"),
+        (["--frames", "4"], 2, "an odd number of --frames"),
     ):
         assert main(["traverse", "runs/gan", *arguments]) == status
         assert message in capsys.readouterr().err

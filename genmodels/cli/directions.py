@@ -11,6 +11,9 @@ from genmodels.cli.arguments import check_free, load, read_face
 from genmodels.cli.real_images import Measuring, real_images
 from genmodels.usage import UsageError
 
+ENOUGH = 10_000
+"""Labelled images: a mean of more is hardly another."""
+
 
 def traverse(
     run: Positional[str],
@@ -44,26 +47,30 @@ def traverse(
         out: the picture to write.
         force: overwrite an existing file.
     """
-    if not attributes or frames < 2 or n < 1 or not reach > 0:
-        raise UsageError("traverse needs --attributes, --frames of at least 2, --n of at least 1 and a --reach above 0")
+    if not attributes or frames < 3 or frames % 2 == 0 or n < 1 or not reach > 0:
+        raise UsageError(
+            "traverse needs --attributes, an odd number of --frames from 3, --n from 1 and --reach above 0"
+        )
     check_free(out, force, ".png")
-    real = real_images([run], Measuring(data=data, root=root))
 
     import numpy as np
     import torch
 
     from genmodels import sampling
     from genmodels.data import open_data
-    from genmodels.directions import attribute_directions
+    from genmodels.directions import attribute_directions, with_latents
     from genmodels.directions import traverse as along
+    from genmodels.evaluation.reference import spread_rows
 
     model = load(run)
+    with_latents(model)
+    real = real_images([run], Measuring(data=data, root=root))
     size = model.config.size
     labelled = open_data(real.data, real.root, size, real.crop).split("train")
     if unknown := [name for name in attributes if name not in labelled.attribute_names]:
         known = ", ".join(labelled.attribute_names) or "none"
         raise UsageError(f"--attributes {unknown[0]}: {labelled.source} does not have it; it has: {known}")
-    labelled = labelled.with_attributes(attributes)
+    labelled = labelled.take(spread_rows(len(labelled), min(len(labelled), ENOUGH))).with_attributes(attributes)
     directions = attribute_directions(model, np.asarray(labelled.images), labelled.attributes, attributes)
     starts = np.stack([read_face(path, size) for path in images]) if images else None
     amounts = torch.linspace(-reach, reach, frames)

@@ -24,7 +24,7 @@ from genmodels.diffusion.solvers import Denoise, Normal, Schedule, Solver
 from genmodels.diffusion.variance import variance_bound
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
 from genmodels.nn.interpolation import slerp
-from genmodels.types import Batch, Codec, Condition, HasVectors, Noise
+from genmodels.types import Batch, Codec, Condition, Noise, continuous_shape
 
 Predict = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """A network, as `Diffusion.predict` describes it."""
@@ -77,7 +77,7 @@ class Diffusion(Generator, ABC):
     # ---- training ----
 
     def check_codec(self, codec: Codec) -> None:
-        shape = tuple(codec.vector_shape if isinstance(codec, HasVectors) else codec.latent_shape)
+        shape = continuous_shape(codec)
         if self.config.latents != shape:
             raise ValueError(f"the prior was built for latents {self.config.latents}, the codec's have shape {shape}")
 

@@ -28,6 +28,8 @@ from genmodels.evaluation.results import Score
 from genmodels.types import Batch, Condition, Noise
 
 Better = Literal["higher", "lower", "neither"]
+CYCLE = 4
+"""Steps that are averaged."""
 FEW = 4
 """Images of the batches whose operations are counted: numbers per image hardly depend on it, and counting is slow."""
 WATCH_SECONDS = 0.002
@@ -100,9 +102,10 @@ def reasons(absent: dict[str, str], *names: str) -> Iterator[None]:
 
 
 def training_operations(model: Generator, seed: int = 0) -> float:
-    """Floating-point operations per image of one training step: forward and backward of every turn.
+    """Floating-point operations per image of one training step: forward and backward of every turn, the mean of
+    `CYCLE` steps, since some losses have terms that are not computed in each.
 
-    A copy of the model takes the step, half-way through training, on random images.
+    A copy of the model takes the steps, half-way through training, on random images.
 
     Raises:
         ValueError: when none of a turn's parameters takes a gradient, or the loss misses something.
@@ -113,7 +116,7 @@ def training_operations(model: Generator, seed: int = 0) -> float:
     size = model.config.size
     levels = torch.randint(256, (FEW, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     noise = Noise.for_images(seed, range(FEW), device)
-    batch = Batch(to_float(levels, device), noise, unknown(model, FEW), step=1, progress=0.5)
+    batches = [Batch(to_float(levels, device), noise, unknown(model, FEW), step, progress=0.5) for step in range(CYCLE)]
     # Dropout draws from the global generators.
     with torch.random.fork_rng([device] if device.type == "cuda" else []), counting() as counter:
         for turn, own in parameters.items():
@@ -122,8 +125,9 @@ def training_operations(model: Generator, seed: int = 0) -> float:
             trained.requires_grad_(False)
             for parameter in own:
                 parameter.requires_grad_(True)
-            trained.loss(batch, turn)[0].backward()
-    return counter.get_total_flops() / FEW
+            for batch in batches:
+                trained.loss(batch, turn)[0].backward()
+    return counter.get_total_flops() / FEW / CYCLE
 
 
 def sampling_operations(model: nn.Module, sample: Callable[[], object]) -> tuple[int, int]:

@@ -50,7 +50,8 @@ class Monitor:
 
     def describe(self) -> str:
         """One line for people: what is compared with what."""
-        return f"{self.name}: {self.samples} samples against {len(self._images):,} {self._images.name}"
+        held_out = "" if self.held_out is not None else "; no images are held out to diagnose the model with"
+        return f"{self.name}: {self.samples} samples against {len(self._images):,} {self._images.name}{held_out}"
 
     @cached_property
     def _real(self) -> tuple[np.ndarray, Moments]:

@@ -55,9 +55,9 @@ def _translation(x: Tensor, happens: Tensor, amounts: Tensor) -> Tensor:
 def _cutout(x: Tensor, happens: Tensor, amounts: Tensor) -> Tensor:
     """A square of HOLE of the side, centred anywhere, is 0."""
     side = x.shape[-1]
-    half = int(side * HOLE + 0.5) // 2
-    centre = (amounts[:, :2] * side).floor()  # (N, 2)
-    places = torch.arange(side, device=x.device)
-    inside = ((places - centre[:, :, None]).abs() < half).to(x)  # (N, 2, S)
-    hole = inside[:, 0, :, None] * inside[:, 1, None, :]  # (N, S, S)
-    return x * (1 - happens[:, None, None] * hole)[:, None]
+    hole = int(side * HOLE + 0.5)
+    first = (amounts[:, :2] * (side + 1 - hole % 2)).floor() - hole // 2  # (N, 2)
+    places = torch.arange(side, device=x.device) - first[:, :, None]  # (N, 2, S)
+    inside = ((places >= 0) & (places < hole)).to(x)
+    hidden = inside[:, 0, :, None] * inside[:, 1, None, :]  # (N, S, S)
+    return x * (1 - happens[:, None, None] * hidden)[:, None]

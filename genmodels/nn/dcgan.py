@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from genmodels.nn.conv import norm
@@ -53,8 +54,11 @@ class DCCritic(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for before, width in pairwise(widths):
             layers += [nn.Conv2d(before, width, 4, 2, 1, bias=False), norm(width), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(channels[0], outputs, 4), nn.Flatten())
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Conv2d(channels[0], outputs, 4)
         _initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
+        x = self.layers(images)  # (N, C, 4, 4)
+        with torch.autocast(x.device.type, enabled=False):  # scores in full precision, as R3GAN's
+            return self.last(x.float()).flatten(1)

@@ -4,6 +4,7 @@ resampling."""
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -63,20 +64,24 @@ class Level(nn.Module):
         expansion, group, depth: as those of `ResidualBlock`.
     """
 
+    up: ClassVar[bool]
+    """Whether it comes from the coarser level, or goes to it."""
+
     def __init__(self, width: int, coarser: int | None, blocks: int, expansion: int, group: int, depth: int):
         super().__init__()
         self.blocks = nn.ModuleList(ResidualBlock(width, expansion, group, depth) for _ in range(blocks))
         self.coarsest = coarser is None
         self.mix: nn.Module = nn.Identity()
         if coarser is not None and coarser != width:
-            ends = (coarser, width) if isinstance(self, UpLevel) else (width, coarser)
-            conv = nn.Conv2d(*ends, 1, bias=False)
+            conv = nn.Conv2d(coarser, width, 1, bias=False) if self.up else nn.Conv2d(width, coarser, 1, bias=False)
             variance_preserving(conv)
             self.mix = conv
 
 
 class UpLevel(Level):
     """Of the generator: comes from the coarser level, (N, coarser, h, w) -> (N, width, 2h, 2w)."""
+
+    up = True
 
     def forward(self, x: Tensor, sketch: Tensor | None = None) -> Tensor:
         if not self.coarsest:
@@ -90,6 +95,8 @@ class UpLevel(Level):
 
 class DownLevel(Level):
     """Of the critic: goes to the coarser level, (N, width, 2h, 2w) -> (N, coarser, h, w)."""
+
+    up = False
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -188,4 +195,6 @@ class R3Critic(nn.Module):
         x = self.stem(images)
         for level in reversed(self.levels):
             x = level(x)  # (N, C, 4, 4) in the end
-        return self.mix(self.basis(x).flatten(1))
+        # Only differences of scores count, and nothing holds scores near zero: half precision would round those away.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.mix(self.basis(x.float()).flatten(1))

@@ -42,6 +42,8 @@ DIAGNOSED = 256
 """Images of each kind that a model's own diagnosis sees."""
 COVERAGE_LOST = 0.5
 """Below this share of the best coverage so far, modes have dropped."""
+COVERAGE_SEEN = 0.05
+"""Coverage that is more than the noise of a model that has hardly begun."""
 
 
 def show(run: Run, calibration: Calibration) -> None:
@@ -88,15 +90,16 @@ def score_samples(run: Run, monitor: Monitor, samples: np.ndarray) -> None:
     found: dict[str, float] = {}
     try:
         found = monitor.measure(samples)
-        if not all(math.isfinite(value) for value in found.values()):
-            raise FloatingPointError(f"it is {found[monitor.name]}")
+        for value in found.values():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"it is {value}")
     except Exception as error:
         found = {}
         run.log.say(f"no {monitor.name} at step {run.state.step:,}: {' '.join(str(error).split())}")
     for name in (monitor.name, monitor.coverage):
         run.log.note(name, found.get(name))
     best = run.log.largest(monitor.coverage)
-    if found and found[monitor.coverage] < COVERAGE_LOST * best:
+    if found and best >= COVERAGE_SEEN and found[monitor.coverage] < COVERAGE_LOST * best:
         run.log.say(
             f"warning, step {run.state.step:,}: the samples have lost variety: {found[monitor.coverage]:.0%} of real "
             f"images have one near them, after {best:.0%}. Modes have dropped; earlier sample grids and checkpoints "
@@ -110,8 +113,12 @@ def diagnose(run: Run, held_out: Packed) -> None:
     seen, unseen = (
         torch.cat(list(image_batches(d, limit=DIAGNOSED, device=device, spread=True))) for d in (run.data, held_out)
     )
-    with torch.no_grad(), evaluating(run.model):
-        numbers, warnings = run.model.diagnose(seen, unseen)
+    try:
+        with torch.no_grad(), evaluating(run.model):
+            numbers, warnings = run.model.diagnose(seen, unseen)
+    except Exception as error:
+        run.log.say(f"no diagnosis at step {run.state.step:,}: {' '.join(str(error).split())}")
+        return
     for name, value in numbers.items():
         run.log.note(name, value if math.isfinite(value) else None)
     for warning in warnings:
