@@ -44,7 +44,7 @@ def main() -> None:
         column[1].plot(minutes, [line.get("coverage_faces_n512") for line in lines], color="tab:purple")
         column[2].plot(minutes, [line["critic/memorised"] for line in lines], color="tab:red")
         column[0].set_title(run.name)
-        column[0].set_yscale("symlog", linthresh=1)
+        column[0].set_yscale("symlog", linthresh=0.1)
         column[2].set_xlabel("minutes")
     axes[0, 0].set_ylabel("critic's score")
     axes[0, 0].legend()
