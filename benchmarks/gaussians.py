@@ -134,7 +134,7 @@ def plot(samples: dict[str, Tensor], out: Path) -> None:
         axis.set(xlim=(-5.5, 5.5), ylim=(-5.5, 5.5), aspect="equal", xticks=[], yticks=[])
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=80)
+    figure.savefig(out, dpi=80, bbox_inches="tight")
 
 
 def main() -> None:
