@@ -28,6 +28,7 @@ from genmodels.nn.regression import LinearMap
 from genmodels.types import Batch, Codec, Condition, Noise, continuous_shape
 
 INVERSION_STEPS = 200
+"""Of Adam."""
 ENCODER_SIDE = 16
 """The encoder looks at images averaged down to this side."""
 ENCODER_PAIRS = (1_024, 8_192)

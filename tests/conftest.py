@@ -15,6 +15,7 @@ os.environ["MPLBACKEND"] = "Agg"
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,3 +33,19 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A folder of 40 smooth pictures with an attribute, as arguments of a recipe."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENMODELS_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    rows = ["name,Smiling"]
+    for i in range(40):
+        coarse = rng.integers(0, 256, (4, 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+        (tmp_path / "faces").mkdir(exist_ok=True)
+        Image.fromarray(coarse).save(tmp_path / "faces" / f"{i:02d}.png")
+        rows.append(f"{i:02d}.png,{1 if i % 2 else -1}")
+    (tmp_path / "faces" / "attributes.csv").write_text("\n".join(rows) + "\n")
+    return ["--data", "folder", "--root", str(tmp_path / "faces")]

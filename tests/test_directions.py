@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_two_commands import CODEC, QUICK, data, train  # noqa: F401  (a fixture)
+from test_two_commands import CODEC, QUICK, train
 from tiny_model import OnlySamples, TinyConfig
 
 import genmodels
@@ -83,7 +83,7 @@ def test_what_has_no_directions_is_refused() -> None:
         attribute_directions(linear_gan(), images, labels, ("Bald",))
 
 
-def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train("gan", *data, *QUICK, *GAN_SMALL, "--steps", "4", "--output", "runs/gan") == 0
     assert main(["info", "runs/gan"]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -113,12 +113,12 @@ def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[st
     assert not Path("x.png").exists()
 
 
-def test_a_gan_of_few_images_is_told_how_to_go_on(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_a_gan_of_few_images_is_told_how_to_go_on(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train("gan", *data, *QUICK, *GAN_SMALL[:-2], "--steps", "4", "--output", "runs/gan") == 1
     assert "--evaluate-every (None: do without), train split of" in capsys.readouterr().err
 
 
-def test_the_commands_of_a_gan_over_a_codec(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_the_commands_of_a_gan_over_a_codec(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train("vqvae", *data, *QUICK, *CODEC, "--steps", "4", "--output", "runs/vq") == 0
     over = ["--codec", "runs/vq", *GAN_SMALL, "--steps", "4", "--output", "runs/gan"]
     assert train("gan", *data, *QUICK, *over, "--model.patch", "1") == 0

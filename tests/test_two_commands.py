@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 import genmodels
 from genmodels.base import weights_hash
@@ -18,22 +17,6 @@ QUICK = ["--size", "16", "--batch-size", "8", "--no-tensorboard", "--mixed-preci
 CODEC = ["--model.patch", "2", "--model.channels", "16", "16", "--model.encoder-blocks", "1", "0"]
 CODEC += ["--model.decoder-blocks", "1", "0", "--model.codebook-size", "16", "--model.code-dim", "4"]
 PRIOR = ["--model.transformer.width", "16", "--model.transformer.depth", "1", "--model.transformer.heads", "2"]
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A folder of 40 smooth pictures with an attribute, as arguments of a recipe."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GENMODELS_CACHE", str(tmp_path / "cache"))
-    rng = np.random.default_rng(0)
-    rows = ["name,Smiling"]
-    for i in range(40):
-        coarse = rng.integers(0, 256, (4, 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)
-        (tmp_path / "faces").mkdir(exist_ok=True)
-        Image.fromarray(coarse).save(tmp_path / "faces" / f"{i:02d}.png")
-        rows.append(f"{i:02d}.png,{1 if i % 2 else -1}")
-    (tmp_path / "faces" / "attributes.csv").write_text("\n".join(rows) + "\n")
-    return ["--data", "folder", "--root", str(tmp_path / "faces")]
 
 
 def train(*arguments: str) -> int:
