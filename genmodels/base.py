@@ -55,6 +55,10 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     """Of a `Likelihood`, how it is computed, where it is neither exact nor an upper bound."""
     likelihood_images: int | None = None
     """Of a `Likelihood` that takes long, how many images an evaluation measures it on; None: all."""
+    reconstruction_by: str = ""
+    """Of what `Reconstructs` without an encoder, how; it becomes part of the scores' names."""
+    reconstruction_images: int | None = None
+    """Of what takes long to reconstruct, how many images an evaluation measures it on; None: all."""
 
     def __init__(self, config: Any):
         super().__init__()

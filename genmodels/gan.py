@@ -181,6 +181,8 @@ class GAN(Generator):
     Config = GANConfig
     Options = GANOptions
     turns = ("critic", "generator")
+    reconstruction_by = "inversion"
+    reconstruction_images = 256
 
     def __init__(self, config: GANConfig | None = None):
         c = config or GANConfig()

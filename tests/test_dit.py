@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from test_two_commands import CODEC, PRIOR, QUICK, data, train  # noqa: F401  (data is a fixture)
+from test_two_commands import CODEC, PRIOR, QUICK, train
 
 import genmodels
 from genmodels.cli import main
@@ -318,7 +318,7 @@ def test_compiled_blocks_compute_the_same_and_leave_an_ordinary_model():
 # ---- the recipe ----
 
 
-def test_aligned_with_an_extractor(data: list[str]) -> None:  # noqa: F811
+def test_aligned_with_an_extractor(data: list[str]) -> None:
     asked = ["--model.patch", "4", "--align", "faces", "--model.align.after", "1", "--model.masking.keep", "0.5"]
     asked += ["--model.masking.mixers", "0", "--steps", "4", "--output", "runs/dit"]
     assert train("dit", *data, *QUICK, *PRIOR, *asked) == 0
@@ -327,7 +327,7 @@ def test_aligned_with_an_extractor(data: list[str]) -> None:  # noqa: F811
     assert 0 < row["apart"] < 2
 
 
-def test_over_a_codec_and_over_pixels_with_either_optimiser(data: list[str]) -> None:  # noqa: F811
+def test_over_a_codec_and_over_pixels_with_either_optimiser(data: list[str]) -> None:
     assert train("vqvae", *data, *QUICK, *CODEC, "--steps", "4", "--output", "runs/vq") == 0
     asked = ["--codec", "runs/vq", "--model.patch", "1", "--model.attributes", "Smiling", "--optim.name", "muon"]
     assert train("dit", *data, *QUICK, *PRIOR, *asked, "--steps", "5", "--output", "runs/dit") == 0
@@ -342,7 +342,7 @@ def test_over_a_codec_and_over_pixels_with_either_optimiser(data: list[str]) -> 
     assert genmodels.load("runs/pixels").generate(2, steps=2).shape == (2, 3, 16, 16)
 
 
-def test_another_average_after_training(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_another_average_after_training(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """At the width it was trained with it is the model itself; at another it is not; what cannot be is refused."""
     small = [*QUICK, *PRIOR, "--model.patch", "4", "--model.gaussian", "16", "--steps", "32", "--output", "runs/dit"]
     assert train("dit", *data, *small, "--ema-snapshots", "8") == 0

@@ -13,11 +13,13 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.data.packed import Packed
+from genmodels.evaluation.columns import columns, reason
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.evaluate import evaluate, evaluate_images
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images, spread_rows
+from genmodels.evaluation.results import comparable
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
@@ -172,6 +174,21 @@ def test_reconstructions_are_compared_with_the_images_they_are_of() -> None:
         assert protocol.reference != found.scores["fd-colours"].protocol.reference
 
 
+def test_reconstructions_without_an_encoder_are_few_and_have_names_of_their_own() -> None:
+    """So that they stand beside an encoder's in a comparison, and not in its columns."""
+    data = reference_from(faces(), "valid")
+    searched = Tiny(TinyConfig())
+    searched.reconstruction_by, searched.reconstruction_images = "search", 256
+    found, other = (evaluate(model, data, [EXTRACTOR], n=300) for model in (searched, Tiny(TinyConfig())))
+    assert {"psnr-by-search", "ssim-by-search", "rfd-by-search-colours"} <= set(found.scores)
+    assert not {"psnr", "ssim", "rfd-colours"} & set(found.scores)
+    assert (found.scores["psnr-by-search"].protocol.n, other.scores["psnr"].protocol.n) == (256, 300)
+    shown = {column.title for column in columns(comparable([found, other]))}
+    assert {"PSNR (dB)", "PSNR by search (dB)", "RFD (colours)", "RFD by search (colours)"} <= shown
+    psnr = next(column for column in columns([other]) if column.name == "psnr")
+    assert "no encoder" in reason(found, psnr)
+
+
 def test_what_is_kept_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENMODELS_CACHE", str(tmp_path))
     calls = []
@@ -215,8 +232,8 @@ def test_bad_input_is_refused_in_one_line() -> None:
         (Images(pixels[:300], "x"), reference, Extractor("broken", broken), "broken.*not finite|finite.*broken"),
         (Images(pixels[:300], "x"), reference_from_images(Images(pixels[:9], "nine")), EXTRACTOR, "nine: 9 images"),
     ]
-    for images, real, extractor, reason in cases:
-        with pytest.raises(ValueError, match=reason) as caught:
+    for images, real, extractor, message in cases:
+        with pytest.raises(ValueError, match=message) as caught:
             evaluate_images(images, real, [extractor])
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="two extractors are called 'colours'"):

@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from test_contract import faces
-from test_two_commands import CODEC, QUICK, data, train  # noqa: F401  (data is a fixture)
+from test_two_commands import CODEC, QUICK, train
 
 import genmodels
 from genmodels.base import weights_hash
@@ -137,7 +137,7 @@ def test_a_kl_autoencoder_is_measured_before_use() -> None:
 
 
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "VQModel"])
-def test_a_folder_of_diffusers_is_a_codec_of_the_recipe(kind: str, data: list[str]) -> None:  # noqa: F811
+def test_a_folder_of_diffusers_is_a_codec_of_the_recipe(kind: str, data: list[str]) -> None:
     import diffusers
 
     torch.manual_seed(0)
@@ -152,7 +152,7 @@ def test_a_folder_of_diffusers_is_a_codec_of_the_recipe(kind: str, data: list[st
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "vae"])
-def test_codec_then_diffusion(kind: str, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_codec_then_diffusion(kind: str, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     first = CODEC if kind == "vqvae" else [*CODEC[:-4], "--model.spatial", "--model.latent-dim", "4"]
     assert train(kind, *data, *QUICK, *first, "--steps", "4", "--output", "runs/codec") == 0
     asked = ["--model.attributes", "Smiling", "--codec", "runs/codec"]
@@ -172,7 +172,7 @@ def test_codec_then_diffusion(kind: str, data: list[str], capsys: pytest.Capture
     assert train("ldm", "--output", "runs/ldm", "--resume", "--steps", "8") == 0
 
 
-def test_pixels_and_every_command(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_pixels_and_every_command(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train("unet", *data, *QUICK, *UNET, "--model.patch", "2", "--steps", "4", "--output", "runs/unet") == 0
     quick = ["--steps", "3"]
     run = "runs/unet"
@@ -249,7 +249,7 @@ def test_what_cannot_be_is_one_line(
     ],
 )
 def test_training_that_cannot_work_is_one_line(
-    data: list[str],  # noqa: F811
+    data: list[str],
     arguments: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],

@@ -143,21 +143,23 @@ def _reconstruction(
     """PSNR, SSIM, LPIPS, rFD and the use of a codebook, where the model can; adds to `pictures`."""
     if not isinstance(model, Reconstructs):
         return {}, {"psnr": f"{model.family} does not reconstruct images"}
-    originals = spread(reference.images, n)
+    originals = spread(reference.images, min(n, model.reconstruction_images or n))
     pixels = sampling.reconstruct(model, np.asarray(originals.pixels), batch_size)
     rebuilt = Images(pixels, f"reconstructions of {model.family}")
     pictures |= {"originals": np.asarray(originals.pixels[:PAIRS]), "reconstructions": pixels[:PAIRS]}
     protocol = _of(originals, reference)
-    scores = pair_scores(np.asarray(originals.pixels), pixels, lpips, protocol, batch_size)
+    by = f"-by-{model.reconstruction_by}" if model.reconstruction_by else ""  # another quantity, with another name
+    pairs = pair_scores(np.asarray(originals.pixels), pixels, lpips, protocol, batch_size)
+    scores = {name + by: score for name, score in pairs.items()}
     for extractor in extractors:
         value = frechet_distance(*(extract(part, extractor, batch_size=batch_size) for part in (rebuilt, originals)))
         how = "Frechet distance between real images and their reconstructions"
         score = Score(value, "lower", how, by_extractor(extractor, protocol), group="reconstruction")
-        scores[extractor.measure("rfd")] = score
+        scores[extractor.measure("rfd" + by)] = score
     if isinstance(model, Quantises):
         with evaluating(model), torch.inference_mode():
             scores |= codebook_scores(model, _batches(model, originals, batch_size, "codes"), protocol)
-    return scores, {}
+    return scores, {"psnr, ssim, lpips, rfd": f"there is no encoder: see those{by}"} if by else {}
 
 
 def _likelihood(model: Generator, reference: Reference, n: int, seed: int, batch_size: int) -> Part:
