@@ -267,7 +267,8 @@ class GAN(Generator):
         slopes = batch.step % c.penalty_every == 0
         real.requires_grad_(slopes and c.r1 > 0)
         fake.requires_grad_(slopes and c.r2 > 0)
-        shown_real, shown_fake = self._shown(real, fake, batch.noise)
+        # As views: what counts operations (evaluate) hooks a module's inputs, and may not where the graph begins.
+        shown_real, shown_fake = self._shown(real.view_as(real), fake.view_as(fake), batch.noise)
         with uncompiled() if slopes else nullcontext():
             real_score, fake_score = self.score(shown_real, condition), self.score(shown_fake, condition)
         loss = critic_loss(c.loss, real_score, fake_score)
@@ -282,7 +283,7 @@ class GAN(Generator):
             share = batch.noise.uniform()
             middle = between(shown_real.detach(), shown_fake.detach(), share).requires_grad_()
             with uncompiled():
-                score = self.score(middle, condition)
+                score = self.score(middle.view_as(middle), condition)
             length = (squared_slope(middle, score) + 1e-12).sqrt()
             metrics["slope"] = c.penalty_every * (length - 1).square().mean()
             loss = loss + c.slope_penalty * metrics["slope"]

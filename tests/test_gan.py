@@ -14,6 +14,7 @@ from test_fit_processes import in_two_processes
 from tiny import faces, recipe
 from torch import Tensor, nn
 
+from genmodels.evaluation.cost import training_operations
 from genmodels.gan import GAN, GANConfig
 from genmodels.latent import Latent
 from genmodels.nn.dcgan import DCCritic, DCGenerator
@@ -413,3 +414,13 @@ def test_resuming_goes_on_as_if_uninterrupted(tmp_path: Path) -> None:
         replace(settings, resume=True),
     )
     assert_equal(whole, part, tolerance=0, step=6)
+
+
+@pytest.mark.parametrize("options", [{"r1": 1.0, "r2": 1.0}, {"r1": 0.0, "r2": 0.0, "slope_penalty": 10.0}])
+def test_the_cost_of_penalties_is_counted(options: dict[str, float]) -> None:
+    """Second derivatives under the counter of operations; a step without penalties costs less."""
+
+    def operations(**more: float) -> float:
+        return training_operations(small(**options, **more).eval(), seed=0)
+
+    assert operations(penalty_every=1) > 1.1 * operations(penalty_every=4)
