@@ -1,7 +1,7 @@
 """What a model's latent space is good for: how well a real face survives the way into it and back, and whether
 attributes can be changed along directions found in it.
 
-python benchmarks/control.py runs/ae runs/vae runs/gan runs/ldm --data celeba --root PATH --json control.json
+python benchmarks/control.py runs/ae runs/vae runs/gan runs/ldm --data celeba --root PATH > control.jsonl
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from torch import Tensor
 from tyro.conf import Positional
 
 from genmodels.base import Generator, evaluating
-from genmodels.cli.arguments import check_free, load
+from genmodels.cli.arguments import load
 from genmodels.data import open_data
 from genmodels.data.packed import Packed
 from genmodels.directions import attribute_directions
 from genmodels.evaluation.conditional import attribute_accuracy
-from genmodels.evaluation.extractors import Extractor, load_extractor
+from genmodels.evaluation.extractors import load_extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.pairs import psnr
@@ -45,44 +44,31 @@ class Settings:
     attributes: tuple[str, ...] = ("Smiling", "Male", "Eyeglasses", "Blond_Hair")
     reach: tuple[float, ...] = (1.0, 2.0)
     """How far to go each way, in distances between the means of faces with and without an attribute."""
-    json: Path | None = None
-    """Write the numbers here."""
-    force: bool = False
-    """Overwrite it."""
 
 
 def main(settings: Settings) -> None:
-    s = settings
-    try:
-        if s.json is not None:
-            check_free(s.json, s.force, ".json")
-        models = {Path(run).name: load(run) for run in s.runs}
-        sizes = {model.config.size for model in models.values()}
-        if len(sizes) != 1:
-            raise ValueError(f"give runs of one size, these have {sorted(sizes)}")
-        data = open_data(s.data, s.root, sizes.pop()).with_attributes(s.attributes)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from None
-    extractor = load_extractor("faces")
-    found: dict[str, dict[str, Any]] = {}
-    for name, model in models.items():
-        found[name] = {**copies(model, data.split("valid"), s.copies), **changes(model, data, extractor, s)}
-        print(name, json.dumps(found[name]), flush=True)
-    if s.json is not None:
-        s.json.parent.mkdir(parents=True, exist_ok=True)
-        s.json.write_text(json.dumps(found, indent=2) + "\n")
+    for run in settings.runs:
+        try:
+            model = load(run)
+            data = open_data(settings.data, settings.root, model.config.size).with_attributes(settings.attributes)
+            found = copies(model, data.split("valid"), settings.copies)
+            if isinstance(model, HasLatents):
+                found |= changes(model, data, settings)
+        except (ValueError, OSError) as error:
+            raise SystemExit(f"{run}: {error}") from None
+        print(json.dumps({"run": Path(run).name, **found}), flush=True)
 
 
 @torch.no_grad()
 def copies(model: Generator, held: Packed, count: int) -> dict[str, Any]:
     """PSNR of faces that were never seen, by way of what the model makes images from."""
-    pixels = np.asarray(held.images[spread_rows(len(held), count)])
     with evaluating(model):
-        faces = to_floats(model, pixels)
+        faces = to_floats(model, held.images[spread_rows(len(held), count)])
         if isinstance(model, HasLatents):
             way, again = "one vector", model.from_latents(model.find_latents(faces))
-        elif isinstance(model, Morphs):
-            way, again = "noise", torch.cat([_start(model, face[None]) for face in faces])
+        elif isinstance(model, Morphs):  # the way from a face to itself begins at the face
+            options, begin = model.options(), torch.zeros(1)
+            way, again = "noise", torch.cat([model.morph(one, one, begin, options) for one in faces.split(1)])
         elif isinstance(model, Reconstructs):
             way, again = "the codec alone", model.reconstruct(faces)
         else:
@@ -91,36 +77,25 @@ def copies(model: Generator, held: Packed, count: int) -> dict[str, Any]:
     return {"by way of": way, "psnr": round(psnr(rebuilt, faces).mean().item(), 2)}
 
 
-def _start(model: Any, face: Tensor) -> Tensor:
-    """Where the way from `face` (1, 3, H, W) to itself begins."""
-    return model.morph(face, face, torch.zeros(1), model.options())
-
-
 @torch.inference_mode()
-def changes(model: Generator, data: Packed, extractor: Extractor, s: Settings) -> dict[str, Any]:
+def changes(model: Any, data: Packed, settings: Settings) -> dict[str, Any]:
     """Balanced accuracy of a linear probe of real faces, for samples moved along directions that the model was never
     told of: half of them towards the attribute, half away."""
-    if not isinstance(model, HasLatents):
-        return {}
+    names, extractor = settings.attributes, load_extractor("faces")
     train, held = data.split("train"), data.split("valid")
     seen, real = (extract(Images(part.images, name), extractor) for part, name in ((train, "train"), (held, "valid")))
-    directions = attribute_directions(model, np.asarray(train.images), np.asarray(train.attributes), s.attributes)
-    sign = torch.where(torch.arange(s.n) % 2 == 0, 1.0, -1.0)
-    with evaluating(model):
-        z = model.draw_latents(Noise.for_images(0, range(s.n), directions.device), model.options())
+    directions = attribute_directions(model, np.asarray(train.images), train.attributes, names)  # (K, D)
+    sign = np.where(np.arange(settings.n) % 2, -1, 1)
+    asked = np.kron(np.eye(len(names), dtype=int), sign[:, None])  # (K n, K): of each sample, one attribute
     result: dict[str, Any] = {}
-    for reach in s.reach:
-        each: dict[str, float] = {}
-        for k, name in enumerate(s.attributes):
-            with evaluating(model):
-                moved = z + reach * sign.to(z)[:, None] * directions[k]
-                images = np.concatenate([to_uint8(model.from_latents(part)) for part in moved.split(64)])
-            features = extract(Images(images, f"{name} {reach}"), extractor, progress=False, cached=False)
-            asked = sign.numpy().astype(np.int8)[:, None]
-            labels = np.asarray(train.attributes)[:, [k]], np.asarray(held.attributes)[:, [k]]
-            accuracy = attribute_accuracy(features, asked, seen, labels[0], real, labels[1], (name,))
-            each[name] = round(accuracy.mean, 3)
-        result[f"directions, reach {reach:g}"] = each
+    with evaluating(model):
+        z = model.draw_latents(Noise.for_images(0, range(settings.n), directions.device), model.options())
+        for reach in settings.reach:
+            moved = [z + reach * torch.from_numpy(sign).to(z)[:, None] * direction for direction in directions]
+            images = np.concatenate([to_uint8(model.from_latents(part)) for part in torch.cat(moved).split(64)])
+            features = extract(Images(images, f"reach {reach}"), extractor, progress=False, cached=False)
+            found = attribute_accuracy(features, asked, seen, train.attributes, real, held.attributes, names)
+            result[f"directions, reach {reach:g}"] = {name: round(v, 3) for name, v in found.samples.items()}
     return result
 
 

@@ -221,7 +221,8 @@ class GAN(Generator):
 
     def score(self, images: Tensor, condition: Condition | None = None) -> Tensor:
         """Images (N, C, H, W) -> how real each looks to the critic, (N,), float32; only differences have a meaning."""
-        found = self.critic(images).float()  # (N, 1), or (N, 1 + width)
+        # A view: what counts operations hooks a module's inputs, and may not where a penalty's graph begins.
+        found = self.critic(images.view_as(images)).float()  # (N, 1), or (N, 1 + width)
         if self.judged is None:
             return found[:, 0]
         with torch.autocast(images.device.type, enabled=False):
@@ -267,8 +268,7 @@ class GAN(Generator):
         slopes = batch.step % c.penalty_every == 0
         real.requires_grad_(slopes and c.r1 > 0)
         fake.requires_grad_(slopes and c.r2 > 0)
-        # As views: what counts operations (evaluate) hooks a module's inputs, and may not where the graph begins.
-        shown_real, shown_fake = self._shown(real.view_as(real), fake.view_as(fake), batch.noise)
+        shown_real, shown_fake = self._shown(real, fake, batch.noise)
         with uncompiled() if slopes else nullcontext():
             real_score, fake_score = self.score(shown_real, condition), self.score(shown_fake, condition)
         loss = critic_loss(c.loss, real_score, fake_score)
@@ -283,7 +283,7 @@ class GAN(Generator):
             share = batch.noise.uniform()
             middle = between(shown_real.detach(), shown_fake.detach(), share).requires_grad_()
             with uncompiled():
-                score = self.score(middle.view_as(middle), condition)
+                score = self.score(middle, condition)
             length = (squared_slope(middle, score) + 1e-12).sqrt()
             metrics["slope"] = c.penalty_every * (length - 1).square().mean()
             loss = loss + c.slope_penalty * metrics["slope"]

@@ -159,7 +159,8 @@ def _reconstruction(
     if isinstance(model, Quantises):
         with evaluating(model), torch.inference_mode():
             scores |= codebook_scores(model, _batches(model, originals, batch_size, "codes"), protocol)
-    return scores, {"psnr, ssim, lpips, rfd": f"there is no encoder: see those{by}"} if by else {}
+    why = f"there is no encoder: see psnr{by} and its like"
+    return scores, {", ".join([*pairs, "rfd"]): why} if by else {}
 
 
 def _likelihood(model: Generator, reference: Reference, n: int, seed: int, batch_size: int) -> Part:
