@@ -134,6 +134,13 @@ class Autoencoder(Generator, ABC):
         return self._decode(self._between(*ends, weights.to(ends[0]), options))
 
     @final
+    def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
+        """Images (len(weights), 3, H, W) on the way between the reconstructions of `first` and `second`, each
+        (1, 3, H, W)."""
+        ends = self._code(first), self._code(second)  # 2 x (1, *latent_shape)
+        return self._decode(self._between(*ends, weights.to(ends[0]), options))
+
+    @final
     def draw_latents(self, noise: Noise, options: object) -> Tensor:
         """The raw latents of the samples of `noise`, (N, values)."""
         return self._draw(noise, options).flatten(1)

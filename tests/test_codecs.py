@@ -144,6 +144,17 @@ def test_temperature_zero_of_the_ae_is_its_mean_face():
         torch.testing.assert_close(cold[:1], model.decode(torch.zeros(1, 4)), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [AE, VAE])
+def test_the_way_between_two_images_begins_and_ends_at_their_reconstructions(kind):
+    torch.manual_seed(0)
+    model = kind(kind.Config(**TINY)).eval()
+    ends = batch(2).images
+    with torch.no_grad():
+        way = model.morph(ends[:1], ends[1:], torch.tensor([0.0, 0.5, 1.0]), model.options())
+        torch.testing.assert_close(way[[0, 2]], model.reconstruct(ends), rtol=0, atol=1e-5)
+    assert (way[1] - way[0]).abs().max() > 1e-3 and (way[1] - way[2]).abs().max() > 1e-3
+
+
 def test_slerp_keeps_the_norm_and_lerp_does_not():
     a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
     w = torch.tensor([0.0, 0.5, 1.0])

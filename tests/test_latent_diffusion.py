@@ -207,7 +207,7 @@ def test_pixels_and_every_command(data: list[str], capsys: pytest.CaptureFixture
         (["trajectory", "VAE"], "vae models do not denoise step by step"),
         (["trajectory", "RUN", "--frames", "1"], "--frames at least 2"),
         (["interpolate", "RUN", "--images", "face.png"], "at least 2 --seeds or --images"),
-        (["interpolate", "VAE", "--images", "face.png", "face.png"], "do not interpolate between given images"),
+        (["interpolate", "VQVAE", "--images", "face.png", "face.png"], "do not interpolate between given images"),
         (["interpolate", "RUN", "--solver", "dpm-sde"], "interpolation needs a solver without fresh noise"),
         (["inpaint", "RUN", "face.png", "--mask", "small.png"], "is 8 x 8 pixels, the model's images are 16 x 16"),
         (["inpaint", "RUN", "face.png", "--mask", "black.png"], "is black: paint white what shall be made up"),
@@ -229,6 +229,7 @@ def test_what_cannot_be_is_one_line(
     torch.manual_seed(0)
     UNet(UNetConfig(size=16, channels=(16,), attention=(False,), blocks=1, groups=8)).save_pretrained(tmp_path / "RUN")
     codec("map").save_pretrained(tmp_path / "VAE")
+    codec("vqvae").save_pretrained(tmp_path / "VQVAE")
     for name, value, size in (("face", 90, 16), ("small", 255, 8), ("black", 0, 16)):
         Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(f"{name}.png")
     Path("text.png").write_text("no picture")
