@@ -130,15 +130,13 @@ class Autoencoder(Generator, ABC):
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: object) -> Tensor:
         """Images (len(weights), 3, H, W) on the way from the sample of `first` (weight 0) to that of `second`
         (weight 1)."""
-        ends = self._draw(first, options), self._draw(second, options)  # 2 x (1, *latent_shape)
-        return self._decode(self._between(*ends, weights.to(ends[0]), options))
+        return self._way(self._draw(first, options), self._draw(second, options), weights, options)
 
     @final
     def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
         """Images (len(weights), 3, H, W) on the way between the reconstructions of `first` and `second`, each
         (1, 3, H, W)."""
-        ends = self._code(first), self._code(second)  # 2 x (1, *latent_shape)
-        return self._decode(self._between(*ends, weights.to(ends[0]), options))
+        return self._way(self._code(first), self._code(second), weights, options)
 
     @final
     def draw_latents(self, noise: Noise, options: object) -> Tensor:
@@ -185,6 +183,11 @@ class Autoencoder(Generator, ABC):
     @abstractmethod
     def _between(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
         """Raw latents (len(weights), *latent_shape) on the path between two (1, *latent_shape)."""
+
+    @final
+    def _way(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
+        """Images (len(weights), 3, H, W) on the path between two raw latents (1, *latent_shape)."""
+        return self._decode(self._between(first, second, weights.to(first), options))
 
     @final
     def _mean_image(self, raw: Tensor) -> Tensor:

@@ -144,15 +144,19 @@ def test_temperature_zero_of_the_ae_is_its_mean_face():
         torch.testing.assert_close(cold[:1], model.decode(torch.zeros(1, 4)), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [AE, VAE])
-def test_the_way_between_two_images_begins_and_ends_at_their_reconstructions(kind):
+@pytest.mark.parametrize(
+    ("kind", "options", "path"),
+    [(AE, {}, lerp), (VAE, dict(latents="mixture"), lerp), (VAE, dict(latents="prior"), slerp)],
+)
+def test_the_way_between_two_images_is_that_between_their_latents(kind, options, path):
     torch.manual_seed(0)
     model = kind(kind.Config(**TINY)).eval()
-    ends = batch(2).images
+    ends, middle = batch(2).images, torch.tensor([0.5])
     with torch.no_grad():
-        way = model.morph(ends[:1], ends[1:], torch.tensor([0.0, 0.5, 1.0]), model.options())
+        way = model.morph(ends[:1], ends[1:], torch.tensor([0.0, 0.5, 1.0]), model.options(**options))
         torch.testing.assert_close(way[[0, 2]], model.reconstruct(ends), rtol=0, atol=1e-5)
-    assert (way[1] - way[0]).abs().max() > 1e-3 and (way[1] - way[2]).abs().max() > 1e-3
+        between = path(*model.find_latents(ends).split(1), middle)
+        torch.testing.assert_close(way[1:2], model.from_latents(between), rtol=0, atol=1e-5)
 
 
 def test_slerp_keeps_the_norm_and_lerp_does_not():

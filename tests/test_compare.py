@@ -234,9 +234,10 @@ def test_the_page_tells_how_the_numbers_came_to_be(page: Element) -> None:
     assert '<script>alert("A&B")</script> has the lowest FD (faces)' in lead
 
 
-def test_the_page_says_what_fd_faces_cannot_see_where_it_stands(page: Element, tmp_path: Path) -> None:
+def test_the_page_says_what_our_extractor_cannot_see_where_it_judges(page: Element, tmp_path: Path) -> None:
     assert "lets sharp but broken faces pass" in section(page, "Results").text
-    without = evaluation(without=("fd-faces",))
+    judged = ("fd-faces", "kd-faces", "precision-faces", "recall-faces", "nearest-train-faces")
+    without = evaluation(without=judged)
     root = Page(write_report([without, without], tmp_path).read_text()).root
     assert "An arrow says" in section(root, "Results").text and "broken" not in section(root, "Results").text
 

@@ -191,7 +191,7 @@ def interpolate(
     Args:
         run: run or model folder, or an id on the Hub.
         seeds: where from and where to (image 0 of these seeds of `genmodels sample`); three or more make a closed tour.
-        images: image files to walk through instead, for models that encode images as noise.
+        images: image files to walk through instead, for models that find the vector or noise behind an image.
         frames: pictures from one seed to the next, both included.
         out: NAME.png for a strip, one row for each leg, or NAME.gif for an animation.
         options: the family's own options as NAME=VALUE; --NAME VALUE is short for it.

@@ -108,13 +108,13 @@ def _how_to_read(found: Sequence[Column]) -> list[str]:
     text = "An arrow says whether a higher or a lower number is better, and what stands after ± is the standard error."
     if any(column.best is not None for column in found):
         text += " The best of a column is bold, be it ever so close. Click a heading to sort by it."
-    if all(column.name != "fd-faces" for column in found):
-        return [text]
-    return [
-        text,
-        "FD (faces) minds blur above all, and lets sharp but broken faces pass: where models are not smoothed alike, "
-        "judge by their samples, or by another extractor.",
-    ]
+    paragraphs = [text]
+    if any(column.first.protocol.extractor == "faces" for column in found):
+        paragraphs.append(
+            "The extractor faces minds blur above all and lets sharp but broken faces pass, in FD and in its other "
+            "measures: where samples are not smoothed alike, judge by looking at them, or by another extractor."
+        )
+    return paragraphs
 
 
 def _samples(evaluations: Sequence[Evaluation]) -> Section | None:
