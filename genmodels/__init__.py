@@ -50,7 +50,7 @@ def load(path_or_hub_id: str | Path, **hub: Any) -> Generator:
     """
     from huggingface_hub import hf_hub_download
 
-    from genmodels.base import read_header
+    from genmodels.saving import read_header
 
     where = Path(path_or_hub_id)
     if (where / "model_index.json").is_file():

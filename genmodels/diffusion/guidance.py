@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 import genmodels
 from genmodels.diffusion.process import Process
 from genmodels.diffusion.solvers import Denoise
-from genmodels.types import HasPrior
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,6 @@ def load_guide(folder: Path) -> nn.Module:
 @lru_cache(maxsize=1)
 def _load(folder: Path, changed: int) -> nn.Module:
     with torch.inference_mode(False):  # its weights outlive the call they are first needed in
-        found = genmodels.load(folder)
-    prior: nn.Module = found.get_prior() if isinstance(found, HasPrior) else found
+        found: Any = genmodels.load(folder)
+    prior: nn.Module = found.prior if found.can("prior") else found
     return prior.eval().requires_grad_(False)

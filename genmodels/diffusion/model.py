@@ -6,12 +6,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from genmodels.base import Generator
+from genmodels.codecs import prior_shape
 from genmodels.diffusion import likelihood, solvers
 from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.ddpm import DDPM
@@ -24,13 +26,15 @@ from genmodels.diffusion.solvers import Denoise, Normal, Schedule, Solver
 from genmodels.diffusion.variance import variance_bound
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
 from genmodels.nn.interpolation import slerp
-from genmodels.types import Batch, Codec, Condition, Noise, continuous_shape
+from genmodels.nn.likelihood import LikelihoodKind
+from genmodels.prior import Prior
+from genmodels.types import Batch, Condition, Noise
 
 Predict = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """A network, as `Diffusion.predict` describes it."""
 
 
-class Diffusion(Generator, ABC):
+class Diffusion(Prior, ABC):
     """Learns to undo noise, and samples by undoing it step by step.
 
     Over a codec's latents it is a prior, which makes images as part of `Latent`; its "images" are then latents.
@@ -41,33 +45,53 @@ class Diffusion(Generator, ABC):
     """
 
     Options = DiffusionOptions
-    likelihood_is_exact = False
-    likelihood_levels = 256
 
     def __init__(self, config: DiffusionConfig, width: int):
         super().__init__(config)
         c = config
         self.process: Process = {"flow": c.flow, "meanflow": c.meanflow, "edm": c.edm, "ddpm": c.ddpm}[c.process]
-        self.needs_codec = c.latents is not None
-        if c.process != "ddpm":  # whose likelihood is a bound, and takes no gradients
-            self.likelihood_name = "bits-per-dim-by-ode"
-            self.likelihood_by = "an estimate through the probability-flow ODE, no bound"
-            self.likelihood_images = 256
         self.condition = ConditionEmbedding(len(c.attributes), c.classes, width) if self.is_conditional else None
         self.gaussian = GaussianDenoiser(c.shape, min(c.gaussian, math.prod(c.shape))) if c.gaussian else None
         self.step = StepEmbedding(width) if self.process.jumps else None
-        if self.process.jumps:
-            self.Options = JumpOptions
 
     @property
     def is_conditional(self) -> bool:
         """Whether it can be asked for something."""
-        return bool(self.attributes or self.classes)
+        return not self.conditions.is_empty
+
+    @property
+    def options_class(self) -> type:
+        return JumpOptions if self.process.jumps else DiffusionOptions
+
+    @property
+    def over_latents(self) -> bool:
+        return self.config.latents is not None
+
+    @classmethod
+    def config_over(cls, config: Any, codec: Any) -> Any:
+        return replace(config, latents=prior_shape(codec, codes=False))
+
+    def can(self, name: str) -> bool:
+        return super().can(name) and (name != "bits_per_dim" or not self.over_latents)
+
+    @property
+    def likelihood_kind(self) -> LikelihoodKind:
+        """What `bits_per_dim` computes: a bound for a DDPM, an estimate for the others."""
+        if self.config.process == "ddpm":
+            return LikelihoodKind()
+        how = "an estimate through the probability-flow ODE, no bound"
+        return LikelihoodKind(name="bits-per-dim-by-ode", estimator=how, images=256)
 
     @property
     def space(self) -> tuple[object, ...]:
         """What two models must share for their estimates to be compared."""
-        return (self.process.path, self.config.shape, self.attributes, self.classes, self.codec_weights)
+        return (
+            self.process.path,
+            self.config.shape,
+            self.conditions.attributes,
+            self.conditions.classes,
+            self.codec_weights,
+        )
 
     @abstractmethod
     def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
@@ -75,11 +99,6 @@ class Diffusion(Generator, ABC):
         (N, `outputs`, H, W)."""
 
     # ---- training ----
-
-    def check_codec(self, codec: Codec) -> None:
-        shape = continuous_shape(codec)
-        if self.config.latents != shape:
-            raise ValueError(f"the prior was built for latents {self.config.latents}, the codec's have shape {shape}")
 
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
@@ -325,7 +344,7 @@ class Diffusion(Generator, ABC):
         Raises:
             ValueError: for a prior over latents, whose likelihood is not that of images.
         """
-        if self.needs_codec:
+        if self.over_latents:
             raise ValueError("a prior over latents has no bits per dimension of an image")
         with torch.inference_mode(False):
             images = images.clone()
@@ -366,7 +385,7 @@ class Diffusion(Generator, ABC):
 
     def _finished(self, x: Tensor) -> Tensor:
         """Pixels stay in [-1, 1]; latents are the codec's business."""
-        return self._as_latents(x) if self.needs_codec else x.clamp(-1, 1)
+        return self._as_latents(x) if self.over_latents else x.clamp(-1, 1)
 
     def _as_map(self, latents: Tensor) -> Tensor:
         """(N, *latents) -> (N, C, H, W)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -28,6 +29,22 @@ def block_dct() -> Tensor:
     colour = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)  # light, red-blue, green-magenta
     colour = colour / colour.norm(dim=1, keepdim=True)
     return torch.einsum("ai,bj,cr->cabrij", dct, dct, colour).reshape(3 * BLOCK**2, 3, BLOCK, BLOCK).float()
+
+
+@dataclass(frozen=True)
+class LikelihoodKind:
+    """What the `bits_per_dim` of a model computes. Numbers of different kinds cannot be compared."""
+
+    levels: int = 256
+    """Number of values of a colour. Models that round images have fewer than 256."""
+    exact: bool = False
+    """Whether it is the likelihood itself. Otherwise it is an upper bound on the bits, or an estimate."""
+    name: str = "bits-per-dim"
+    """Name of the metric."""
+    estimator: str = ""
+    """How it is estimated, if it is neither exact nor a bound."""
+    images: int | None = None
+    """Number of images that an evaluation measures it on, if it is slow; None for all."""
 
 
 class CalibratedGaussian(nn.Module):

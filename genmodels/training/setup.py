@@ -144,7 +144,7 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
 
 def check_fit(model: Generator, data: Packed, recipe: Recipe) -> None:
     """Raises ValueError when model, data, recipe and run folder do not fit together."""
-    model.check_whole()
+    model.check_complete()
     check_output(recipe)
     if sharding_wanted(processes().num_processes):
         check_shardable(model)
@@ -152,8 +152,10 @@ def check_fit(model: Generator, data: Packed, recipe: Recipe) -> None:
         raise ValueError(
             f"the images have {data.size} px a side and the model {model.config.size}: set --size to agree"
         )
-    if model.classes:
-        raise ValueError(f"{data.source} has no labels to train {model.classes} classes on: leave out --model.classes")
+    if model.conditions.classes:
+        raise ValueError(
+            f"{data.source} has no labels to train {model.conditions.classes} classes on: leave out --model.classes"
+        )
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
         raise ValueError(f"--minutes {recipe.minutes:g}: start-up alone took {recipe.startup:.0f} seconds; give more")
 
@@ -209,7 +211,7 @@ def build_accelerator(model: Generator, recipe: Recipe) -> Accelerator:
 def build_reader(model: Generator, train: Packed, recipe: Recipe, accelerator: Accelerator) -> BatchReader:
     """This process's share of the batches, with the attributes that `model` can be asked for and no others."""
     return BatchReader(
-        train.with_attributes(model.attributes),
+        train.with_attributes(model.conditions.attributes),
         recipe.batch_size,
         recipe.seed,
         rank=accelerator.process_index,

@@ -13,7 +13,8 @@ import torch
 from genmodels.base import evaluating
 from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
-from genmodels.sampling import sample, save_grid
+from genmodels.pictures import save_grid
+from genmodels.sampling import sample
 from genmodels.training.ema import restore_buffers
 from genmodels.training.export import export_model, model_card
 from genmodels.training.setup import Run
