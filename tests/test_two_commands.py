@@ -31,7 +31,7 @@ def test_codec_then_prior(data: list[str], capsys: pytest.CaptureFixture[str]) -
 
     model = genmodels.load("runs/ar")
     assert isinstance(model, Latent) and model.attributes == ("Smiling",)
-    assert weights_hash(model.codec) == weights_hash(genmodels.load("runs/vq")) == model.codec_weights
+    assert weights_hash(model.codec) == weights_hash(genmodels.load("runs/vq")) == model.config.codec_weights
     settings = yaml.safe_load(Path("runs/ar/config.yaml").read_text())
     assert settings["family"] == "autoregressive" and settings["codec"] == "runs/vq"
     card = Path("runs/ar/README.md").read_text()
@@ -65,7 +65,7 @@ def test_a_codec_trained_again_is_not_taken_for_the_old_one(
     capsys.readouterr()
     assert train("autoregressive", "--resume", "--steps", "8", "--output", "runs/ar") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "cannot resume" in error and "model.codec_weights is" in error
+    assert "cannot resume" in error and "model.config.codec_weights is" in error
     Path("runs/vq").rename("runs/other")
     assert train("autoregressive", "--resume", "--steps", "8", "--output", "runs/ar") == 1
     assert "--codec runs/vq: no such folder" in capsys.readouterr().err
