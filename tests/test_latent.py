@@ -222,7 +222,7 @@ def test_against_diffusers_autoencoderkl(tmp_path: Path) -> None:
     images = faces(12, size=16)
     with pytest.raises(ValueError, match=r"are unknown: call prepare\(images\)"):
         codec.encode(images)
-    codec.calibrate([images[:6], images[6:]])
+    codec.prepare([images[:6], images[6:]])
     latents = codec.encode(images)
     assert latents.shape == (12, 4, 8, 8) == (12, *codec.latent_shape)
     flat = latents.transpose(0, 1).flatten(1)
@@ -333,7 +333,7 @@ def test_it_trains_on_computed_codes_as_on_images(tmp_path: Path) -> None:
 def test_a_run_does_not_go_on_with_a_codec_that_has_changed(tmp_path: Path) -> None:
     data = tiny.faces(40, size=16)
     run(tmp_path / "r", make(make_codec()), data)
-    with pytest.raises(ValueError, match="cannot resume .*model.config.codec_weights is '.*' here and '.*' in the checkpoint"):
+    with pytest.raises(ValueError, match="cannot resume .*model.codec_weights is '.*' here and '.*' in the checkpoint"):
         fit(
             make(make_codec(seed=5)),
             data,
