@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import genmodels
 from genmodels.base import Generator, from_dict, weights_hash
-from genmodels.nn.precision import full_precision
-from genmodels.nn.regions import continued, known_cells
+from genmodels.inpainting import continued, known_cells
+from genmodels.precision import full_precision
 from genmodels.pretrained import PRETRAINED, PretrainedCodec, is_pretrained, load_pretrained
 from genmodels.types import (
     Batch,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.distributed import all_reduce_sum
 from genmodels.nn.conv import NORM_GROUPS, norm
-from genmodels.nn.distributed import all_reduce_sum
 
 MAX_WEIGHT = 1e4
 """Of the adaptive weight: a discriminator without gradients is not worth an infinite one."""

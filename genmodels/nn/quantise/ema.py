@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmodels.nn.distributed import all_gather_rows, all_reduce_sum, broadcast_first
+from genmodels.distributed import all_gather_rows, all_reduce_sum, broadcast_first
 from genmodels.nn.quantise.base import DECAY, RARE, Estimator, Quantiser, estimate
 from genmodels.nn.quantise.codebook import k_means, nearest
 from genmodels.types import Noise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genmodels.nn.choice import draw, filtered
+from genmodels.token_sampling import draw, filtered
 
 LOGITS = 3 * torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
 
