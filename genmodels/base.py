@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import types
 import typing
@@ -256,15 +255,6 @@ class evaluating:  # noqa: N801  (a context manager that reads as a word)
     def __exit__(self, *_: object) -> None:
         for module, mode in self._modes:
             module.training = mode
-
-
-def weights_hash(module: Any) -> str:
-    """16 hex digits that identify a model or codec: the beginning of the SHA-256 of its config, weights and buffers."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(module.config), sort_keys=True).encode())
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def read_json(path: Path) -> Any:

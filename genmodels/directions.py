@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from genmodels.base import Generator, evaluating
-from genmodels.sampling import kind_of, to_floats, to_uint8
+from genmodels.pixels import to_uint8
+from genmodels.sampling import kind_of, to_floats
 from genmodels.types import HasLatents, Noise
 
 LEAST = 10

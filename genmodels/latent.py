@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import genmodels
-from genmodels.base import Generator, from_dict, weights_hash
+from genmodels.base import Generator, from_dict
+from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
 from genmodels.precision import full_precision
 from genmodels.pretrained import PRETRAINED, PretrainedCodec, is_pretrained, load_pretrained

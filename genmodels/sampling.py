@@ -21,6 +21,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from genmodels.base import Generator, evaluating
+from genmodels.pixels import to_float, to_uint8
 from genmodels.types import (
     Condition,
     Denoises,
@@ -48,12 +49,6 @@ def processes() -> PartialState:
 def _part_at_exit() -> None:
     """Leave the process group before the interpreter ends: else its threads may outlive it and abort the process."""
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """Float (N, 3, H, W) in [-1, 1] -> uint8 (N, H, W, 3), rounded to the nearest level and clamped."""
-    levels = images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).cpu().contiguous().numpy()  # (N, H, W, 3)
 
 
 @torch.inference_mode()
@@ -301,8 +296,7 @@ def _tour(stops: Sequence[Any] | Tensor) -> Iterator[tuple[Any, Any]]:
 
 def to_floats(model: Generator, images: np.ndarray) -> Tensor:
     """uint8 (N, H, W, 3) -> float (N, 3, H, W) in [-1, 1], where the model is."""
-    device = next(model.parameters()).device
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2) / 127.5 - 1
+    return to_float(images, next(model.parameters()).device)
 
 
 def kind_of(model: Generator) -> str:

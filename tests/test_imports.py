@@ -23,7 +23,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # file. Only __init__.py (lazily) and the commands may import everything; no room imports those.
 CORE = {"types", "base"}
 # Small modules that import torch (or only the standard library) and nothing of ours: everything may use them.
-SHARED = {"distributed", "files", "inpainting", "precision", "token_sampling"}
+SHARED = {"distributed", "hashing", "inpainting", "pixels", "precision", "token_sampling"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     **{name: set() for name in SHARED},

@@ -17,9 +17,9 @@ from test_contract import faces
 
 import genmodels
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
-from genmodels.base import weights_hash
 from genmodels.data.batches import BatchReader
 from genmodels.data.latents import DONE, LATENTS, with_latents
+from genmodels.hashing import weights_hash
 from genmodels.latent import Latent, load_codec
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.training.fit import fit

@@ -14,9 +14,9 @@ from test_contract import faces
 from test_two_commands import CODEC, QUICK, train
 
 import genmodels
-from genmodels.base import weights_hash
 from genmodels.cli import main
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.hashing import weights_hash
 from genmodels.latent import Latent, learnt_shape, load_codec, prepare_codec
 from genmodels.pretrained import PretrainedConfig, PretrainedKL
 from genmodels.types import Condition, Denoises, Edits, Inpaints, Interpolates, Morphs, Noise, Quantises

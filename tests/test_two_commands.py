@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 import genmodels
-from genmodels.base import weights_hash
 from genmodels.cli import main
+from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 
 QUICK = ["--size", "16", "--batch-size", "8", "--no-tensorboard", "--mixed-precision", "no"]

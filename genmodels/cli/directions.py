@@ -58,9 +58,9 @@ def traverse(
 
     from genmodels import sampling
     from genmodels.data import open_data
+    from genmodels.data.packed import spread_rows
     from genmodels.directions import attribute_directions, with_latents
     from genmodels.directions import traverse as along
-    from genmodels.evaluation.reference import spread_rows
 
     model = load(run)
     with_latents(model)

@@ -4,6 +4,7 @@ training starts."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,41 @@ RANK_TOLERANCE = 1e-4
 """Singular values below this share of the largest are rounding noise, not components."""
 MIN_VALUE = 1e-6
 """Keeps a constant data set from dividing by zero."""
+
+
+class PCA(NamedTuple):
+    """Principal components of N vectors of D values.
+
+    Attributes:
+        mean: (D,).
+        centred: the vectors minus their mean, (N, D).
+        basis: one column per component, (D, K).
+        singular: singular values of `centred`, in decreasing order, (K,). Their squares divided by N are
+            the variances along the components.
+    """
+
+    mean: Tensor
+    centred: Tensor
+    basis: Tensor
+    singular: Tensor
+
+
+def randomised_pca(data: Tensor, components: int) -> PCA:
+    """Compute the first K principal components of `data` by randomised PCA (arXiv 0909.4061).
+
+    The result is deterministic: the same data give the same basis.
+
+    Args:
+        data: float (N, D).
+        components: K; at most min(N, D) are returned.
+    """
+    mean = data.mean(0)
+    centred = data - mean
+    count = min(components, *data.shape)
+    with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
+        torch.manual_seed(0)
+        _, singular, basis = torch.svd_lowrank(centred, q=min(count + 32, *data.shape), niter=2)
+    return PCA(mean, centred, basis[:, :count], singular[:count])
 
 
 class Components(nn.Module):
@@ -66,18 +102,14 @@ class PrincipalComponents(Components):
         components, say) stay zero.
         """
         data = torch.cat([self._flat(batch) for batch in images])  # (N, 3 side^2)
-        self.mean.copy_(data.mean(0))
-        data = data - self.mean
-        found = min(len(self.std), *data.shape)
-        with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
-            torch.manual_seed(0)
-            _, singular, basis = torch.svd_lowrank(data, q=min(found + 32, *data.shape), niter=2)
-        found = int((singular[:found] > RANK_TOLERANCE * singular[0]).sum())
+        mean, centred, basis, singular = randomised_pca(data, len(self.std))
+        rank = int((singular > RANK_TOLERANCE * singular[0]).sum())
+        self.mean.copy_(mean)
         self.basis.zero_()
-        self.basis[:, :found] = basis[:, :found]
+        self.basis[:, :rank] = basis[:, :rank]
         self.std.fill_(1.0)
-        self.std[:found] = (singular[:found] / max(1, len(data) - 1) ** 0.5).clamp_min(MIN_VALUE)
-        self.residual.copy_((data - data @ self.basis @ self.basis.T).square().mean().clamp_min(MIN_VALUE))
+        self.std[:rank] = (singular[:rank] / max(1, len(data) - 1) ** 0.5).clamp_min(MIN_VALUE)
+        self.residual.copy_((centred - centred @ self.basis @ self.basis.T).square().mean().clamp_min(MIN_VALUE))
 
     def encode(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> white coordinates (N, D)."""
