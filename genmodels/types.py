@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -67,35 +67,59 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Condition:
-    """What a sample is asked to be. A field left None is not conditioned on.
+class Text:
+    """Tokenized sentences, padded to one length.
 
     Attributes:
-        attributes: (N, K) in {-1, 0, +1}: no, unknown, yes. Dropping a condition is multiplying by 0.
+        ids: (N, L) int64.
+        mask: (N, L) bool, True where a token is real and False where it is padding.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Text:
+        """Apply `function` to each tensor."""
+        return Text(function(self.ids), function(self.mask))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is asked of N samples, one row each. A field that is None is not conditioned on.
+
+    Attributes:
+        attributes: (N, K) in {-1, 0, +1}: no, unknown, yes.
         labels: (N,) int64; -1 is unknown.
+        text: N sentences.
     """
 
     attributes: Tensor | None = None
     labels: Tensor | None = None
+    text: Text | None = None
 
-    def __getitem__(self, index: slice) -> Condition:
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is conditioned on."""
+        return self.attributes is None and self.labels is None and self.text is None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """Apply `function` to every tensor. It must keep the first axis, N, the same for all of them."""
         return Condition(
-            None if self.attributes is None else self.attributes[index],
-            None if self.labels is None else self.labels[index],
+            None if self.attributes is None else function(self.attributes),
+            None if self.labels is None else function(self.labels),
+            None if self.text is None else self.text.map(function),
         )
+
+    def __getitem__(self, rows: slice) -> Condition:
+        return self.map(lambda tensor: tensor[rows])
 
     def repeat(self, n: int) -> Condition:
-        """Every row `n` times, one after another."""
-        return Condition(
-            None if self.attributes is None else self.attributes.repeat_interleave(n, 0),
-            None if self.labels is None else self.labels.repeat_interleave(n, 0),
-        )
+        """Repeat every row `n` times, one after another."""
+        return self.map(lambda tensor: tensor.repeat_interleave(n, 0))
 
     def to(self, device: torch.device | str) -> Condition:
-        return Condition(
-            None if self.attributes is None else self.attributes.to(device),
-            None if self.labels is None else self.labels.to(device),
-        )
+        """Move every tensor to `device`."""
+        return self.map(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)
