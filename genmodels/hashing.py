@@ -27,10 +27,10 @@ def weights_hash(weights: nn.Module | Mapping[str, Tensor], names: bool = True) 
     """Return 16 hex digits that identify weights: a hash of types, shapes and values.
 
     Args:
-        weights: tensors by name, or a module, whose `config` (a dataclass, where there is one) and buffers
-            are included.
-        names: include the names of the tensors. Pass False for weights from another library, which may
-            rename its layers between versions.
+        weights: tensors by name, or a module, whose `config` (a dataclass, where there is one) and
+            buffers are included.
+        names: include the names of the tensors. Pass False for weights from another library, which
+            may rename its layers between versions.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""From scores to a choice: temperature, top-k, top-p and min-p, and a draw that uses one uniform number."""
+"""Sampling of tokens: temperature, top-k, top-p and min-p, and a draw from one uniform number."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ def filtered(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> Tensor:
-    """Probabilities (..., V) of choices with scores (..., V), the unlikely ones left out; float32.
+    """Convert logits to probabilities without the unlikely tokens; float32 (..., V).
 
-    In this order, each on what the ones before left: scores are divided by the temperature; the k best are kept; of
-    these the fewest that hold a probability of p together (nucleus, arXiv 1904.09751); and those at least min_p as
-    likely as the best (arXiv 2407.01082). Choices as good as the k-th are kept too.
+    The filters are applied in the order of the arguments, each to the result of the previous one.
+    Tokens as likely as the k-th are also kept.
 
     Args:
-        logits: scores.
-        temperature: above 0; 1 leaves the distribution as it is, less makes it sharper.
-        top_k: at least 1; None: all.
-        top_p: in (0, 1].
-        min_p: in [0, 1].
+        logits: (..., V).
+        temperature: positive divisor of the logits; values below 1 make the distribution sharper.
+        top_k: keep the k most likely tokens, at least 1; None keeps all.
+        top_p: keep the fewest tokens whose total probability is at least p (nucleus sampling, arXiv
+            1904.09751), in (0, 1].
+        min_p: keep tokens that are at least min_p times as likely as the most likely one (arXiv
+            2407.01082), in [0, 1].
 
     Raises:
-        ValueError: for scores that are not finite.
+        ValueError: if a logit is not finite.
     """
     logits = logits.float()
     if not logits.isfinite().all():
-        raise ValueError("the model's scores are not finite numbers: it is broken, or guidance is too large")
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the difference cannot overflow upwards
+        raise ValueError("the model's logits are not finite: its weights are broken, or guidance is too large")
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # cannot overflow
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p < 1:
         ordered, places = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities  # what the better ones hold together
+        before = probabilities.cumsum(-1) - probabilities  # total of the more likely tokens
         beyond = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, places, before >= top_p)
         logits = logits.masked_fill(beyond, -torch.inf)
     probabilities = logits.softmax(-1)
@@ -51,10 +52,15 @@ def filtered(
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The choice (...) where the cumulated `probabilities` (..., V) exceed `uniform` (...) in [0, 1).
+    """Return the first token whose cumulative probability exceeds `uniform`: int64 (...).
 
-    One number decides, whatever else is drawn: image i's choices depend on its own stream alone.
+    Each draw uses one uniform number, so the tokens of an image depend only on its own random
+    stream.
+
+    Args:
+        probabilities: (..., V).
+        uniform: (...) in [0, 1).
     """
     cumulated = probabilities.double().cumsum(-1)
-    wanted = uniform.double().unsqueeze(-1) * cumulated[..., -1:]  # below the total, so the choice has probability > 0
+    wanted = uniform.double().unsqueeze(-1) * cumulated[..., -1:]  # below the total, so the token has probability > 0
     return torch.searchsorted(cumulated, wanted, right=True).squeeze(-1)

@@ -32,16 +32,18 @@ def open_data(
 ) -> Packed:
     """Open a data set by name. It is packed into the cache first if it is not there yet.
 
-    The cache ($GENMODELS_CACHE, or ~/.cache/genmodels) is keyed by names, sizes and modification times of the
-    files, so a changed source is packed again. If several processes call this at the same time, one packs
-    and the others wait.
+    The cache ($GENMODELS_CACHE, or ~/.cache/genmodels) is keyed by names, sizes and modification
+    times of the files, so a changed source is packed again. If several processes call this at the
+    same time, one packs and the others wait.
 
     Args:
-        data: "toyfaces" (procedural faces, the default), "celeba", "folder", or the path of a packed directory.
-        root: for celeba, the folder with the official layout; for folder, the folder or .zip of images.
+        data: "toyfaces" (procedural faces, the default), "celeba", "folder", or the path of a
+            packed directory.
+        root: for celeba, the folder with the official layout; for folder, the folder or .zip of
+            images.
         size: side of the images in pixels; None uses the size of a packed directory.
-        crop: for celeba "178" (default), "148", "140" or "128"; for folder "centre" (default) or a number of
-            pixels.
+        crop: for celeba "178" (default), "148", "140" or "128"; for folder "centre" (default) or a
+            number of pixels.
 
     Raises:
         ValueError, OSError: with one line that says what is wrong, where, and what to do.
@@ -63,7 +65,7 @@ def pack(
     crop: str | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Decode celeba or a folder once, on all cores, into a packed directory, and return that directory.
+    """Decode celeba or a folder into a packed directory, on all cores, and return that directory.
 
     After an interruption, the same call continues where the previous one stopped.
 
@@ -98,7 +100,7 @@ def pack(
 
 
 def cache_folder() -> Path:
-    """Return the folder of packs without an explicit path: $GENMODELS_CACHE, or ~/.cache/genmodels."""
+    """Return the default folder of packs: $GENMODELS_CACHE, or ~/.cache/genmodels."""
     return Path(os.environ.get("GENMODELS_CACHE") or Path.home() / ".cache" / "genmodels")
 
 
@@ -118,7 +120,7 @@ def _open_directory(data: str, root: Path | None, size: int | None, crop: str | 
 
 
 def _pack_toyfaces(size: int) -> Path:
-    """Draw the procedural faces into the cache, in a folder named after the version of their code."""
+    """Draw the procedural faces into the cache. The folder is named after a hash of their code."""
     from genmodels.data import toyfaces
 
     if size < 8:

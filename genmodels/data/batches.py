@@ -1,4 +1,4 @@
-"""Training batches, whose order is a pure function of (seed, epoch, offset), and images in file order."""
+"""Training batches in an order that depends only on the seed, and images in file order."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ Tokenize = Callable[[Sequence[str]], Text]
 class BatchReader:
     """Reads training batches in random order.
 
-    A batch depends only on (seed, step): not on what was read before, and not on the number of processes.
+    A batch depends only on (seed, step): not on what was read before, and not on the number of
+    processes.
 
-    Image j of step s has position s * batch_size + j in an endless stream. Epoch e of the stream is a
-    permutation of the data seeded by (seed, e), so each image occurs once per epoch. Rank r reads rows
-    [r * share, (r + 1) * share) of each global batch, share = batch_size / world_size, in `accumulate`
-    micro-batches of equal size.
+    Image j of step s has position s * batch_size + j in an endless stream. Epoch e of the stream is
+    a permutation of the data seeded by (seed, e), so each image occurs once per epoch. Rank r reads
+    rows [r * share, (r + 1) * share) of each global batch, share = batch_size / world_size, in
+    `accumulate` micro-batches of equal size.
 
     Args:
         data: data to read, usually one split.
@@ -35,12 +36,13 @@ class BatchReader:
         accumulate: micro-batches per step and process.
         flip: mirror each image with probability 1/2.
         device: device of the batches. Images are moved there as bytes and converted there.
-        tokenize: converts captions to token ids, all padded to one length. If it is given and the data
-            have captions, each batch has one caption per image, drawn from its seed, in `condition.text`.
+        tokenize: converts captions to token ids, all padded to one length. If it is given and the
+            data have captions, each batch has one caption per image, drawn from its seed, in
+            `condition.text`.
 
     Raises:
-        ValueError: if batch_size is not divisible by world_size * accumulate, if there are no images, or if
-            `flip` is set and the data have no latents of mirrored images.
+        ValueError: if batch_size is not divisible by world_size * accumulate, if there are no
+            images, or if `flip` is set and the data have no latents of mirrored images.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class BatchReader:
         return self.tokenize([row[mix_seed(seed) % len(row)] for row, seed in zip(rows, seeds, strict=True)])
 
     def _lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which image is at each position of the stream, and whether it is mirrored there."""
+        """Return the image at each position of the stream, and whether it is mirrored."""
         epochs, offsets = np.divmod(positions, len(self.data))
         index, flips = np.empty(len(positions), np.int64), np.empty(len(positions), bool)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
@@ -127,7 +129,8 @@ class BatchReader:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
             order = torch.randperm(len(self.data), generator=generator).numpy()
             flips = (torch.rand(len(self.data), generator=generator) < 0.5).numpy() & self.flip
-            # Keep the previous epoch: a batch rarely spans more than two. Older ones can be recomputed.
+            # Keep the previous epoch: a batch rarely spans more than two. Older ones can be
+            # recomputed.
             self._epochs = {e: kept for e, kept in self._epochs.items() if e == epoch - 1} | {epoch: (order, flips)}
         return self._epochs[epoch]
 
@@ -146,8 +149,8 @@ def image_batches(
         batch_size: n; the last batch may be smaller.
         limit: maximum number of images.
         device: device of the images.
-        spread: take the images at even intervals from all of `data`, which may be sorted, instead of the
-            first ones.
+        spread: take the images at even intervals from all of `data`, which may be sorted, instead
+            of the first ones.
     """
     count = len(data) if limit is None else min(limit, len(data))
     rows = spread_rows(len(data), count) if spread else np.arange(count)
@@ -156,7 +159,7 @@ def image_batches(
 
 
 def _gather(images: np.ndarray, index: np.ndarray, mirrored: np.ndarray) -> Tensor:
-    """Return rows `index` of uint8 (N, H, W, 3), with the rows `mirrored` of the result flipped horizontally."""
+    """Return rows `index` of uint8 (N, H, W, 3); rows `mirrored` of the result are flipped."""
     # numpy copies whole rows quickly and torch flips channels_last bytes quickly: together they are
     # 5 times as fast as either alone.
     batch = images[index]  # (n, H, W, 3)

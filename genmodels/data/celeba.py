@@ -77,8 +77,8 @@ def download_celeba(via: Literal["torchvision", "hub"], root: Path, repo_id: str
     """Download CelebA in its official layout and return the folder to pass as --root.
 
     Args:
-        via: "torchvision" uses torchvision's downloader; "hub" uses a data set repository with the official
-            files.
+        via: "torchvision" uses torchvision's downloader; "hub" uses a data set repository with the
+            official files.
         root: folder to download into.
         repo_id: repository on the Hub (user/name), for via="hub".
 

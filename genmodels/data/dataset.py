@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PackedDataset(Dataset[dict[str, Any]]):
-    """Items are dicts that the default collate function can batch. Obtain one with `Packed.dataset`.
+    """Returns dicts that the default collate function can batch. See `Packed.dataset`.
 
     Each item has these keys:
 
@@ -25,9 +25,10 @@ class PackedDataset(Dataset[dict[str, Any]]):
     - attributes: float32 (K,) in {-1, 0, +1}, in the order of `Packed.attribute_names`.
     - name: name of the source file.
     - identity: int, if the data have identities.
-    - text: one caption, if the data have captions. If the image has several, one is drawn with torch's
-      generator; if it has none, the caption is empty.
-    - latents, features: float tensors, if the data have them. Latents are those of the image as it is.
+    - text: one caption, if the data have captions. If the image has several, one is drawn with
+      torch's generator; if it has none, the caption is empty.
+    - latents, features: float tensors, if the data have them. Latents are those of the image as it
+      is.
 
     Args:
         data: packed data, usually one split.

@@ -1,4 +1,4 @@
-"""Decode an image file into a square of uint8 pixels; defines the crops, conversions and refusals."""
+"""Decoding of image files into squares of uint8 pixels: crops, conversions, refusals."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ CELEBA_CROPS: dict[str, Box] = {
 
 "178": the largest centred square; keeps most of the background. The default.
 "148": the centred 148 x 148 of DFC-VAE (arXiv 1610.00291) and later VAE libraries.
-"140": the centred 140 x 140 of WAE (arXiv 1711.01558), RAE (arXiv 1903.12436) and score SDE (arXiv 2011.13456).
-"128": 128 x 128 about (89, 121), from progressive GAN (arXiv 1710.10196) and DDIM (arXiv 2010.02502).
+"140": the centred 140 x 140 of WAE (arXiv 1711.01558), RAE (arXiv 1903.12436) and score SDE (arXiv
+2011.13456).
+"128": 128 x 128 about (89, 121), from progressive GAN (arXiv 1710.10196) and DDIM (arXiv
+2010.02502).
 """
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -53,7 +55,10 @@ class RefusedError(Exception):
 
 
 def known_formats() -> list[str]:
-    """Return the accepted formats that this Pillow reads. Others run programs (EPS) or have no pixels (PDF)."""
+    """Return the accepted formats that this Pillow reads.
+
+    Other formats run programs (EPS) or have no pixels (PDF).
+    """
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 
@@ -69,7 +74,8 @@ def decode(file: BinaryIO, crop: str, size: int, aligned: bool, formats: list[st
         formats: accepted formats, from `known_formats`.
 
     Returns:
-        uint8 (size, size, 3), and the names of the conversions made ("grey", "palette", "alpha", ...).
+        uint8 (size, size, 3), and the names of the conversions made ("grey", "palette", "alpha",
+        ...).
 
     Raises:
         RefusedError: if the image cannot be used; the message is the reason.

@@ -1,8 +1,9 @@
-"""Folders and zip archives of images, with optional labels and captions; export of packs in the same layout.
+"""Folders and zip archives of images, with labels and captions; export of packs as such archives.
 
-attributes.csv has a header. Its first column is the file (relative path or bare name). The other columns are
-attributes in {-1, 0, 1}, where an empty cell means 0 (unknown), except for two special names: `split` (train,
-valid, test) and `identity`. captions.csv has the columns file and caption; a file may have several rows.
+attributes.csv has a header. Its first column is the file (relative path or bare name). The other
+columns are attributes in {-1, 0, 1}, where an empty cell means 0 (unknown), except for two special
+names: `split` (train, valid, test) and `identity`. captions.csv has the columns file and caption; a
+file may have several rows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def folder_source(root: Path) -> Source:
 
     Raises:
         FileNotFoundError: if `root` does not exist.
-        ValueError: if it is empty or not an archive, or if attributes.csv or captions.csv is malformed.
+        ValueError: if it is empty or not an archive, or if attributes.csv or captions.csv is
+            malformed.
     """
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder or .zip of images")
@@ -67,10 +69,10 @@ def folder_source(root: Path) -> Source:
 
 
 def export(data: Packed, out: Path, kind: Literal["jpeg", "webp"] = "jpeg", quality: int = 92) -> Path:
-    """Write a pack as a .zip of compressed images for `--data folder --root OUT.zip`, and return `out`.
+    """Write a pack as a .zip of images for `--data folder --root OUT.zip`, and return `out`.
 
-    Names, labels, splits, captions and the manifest are included. The compression is lossy, so pixels change
-    slightly.
+    Names, labels, splits, captions and the manifest are included. The compression is lossy, so
+    pixels change slightly.
 
     Raises:
         ValueError: if `out` exists or does not end in .zip.
@@ -120,8 +122,8 @@ class _Table:
         names: relative paths of all images.
 
     Raises:
-        ValueError: if the header is missing or has a name twice, if a row has another number of columns, or
-            if no row belongs to an image.
+        ValueError: if the header is missing or has a name twice, if a row has another number of
+            columns, or if no row belongs to an image.
     """
 
     def __init__(self, root: Path, file: str, text: str, names: list[str]):

@@ -1,4 +1,4 @@
-"""Cached latents: the outputs of a frozen codec for a data set, computed once, also for mirrored images."""
+"""Cached latents: outputs of a frozen codec for images and mirrored images, computed once."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def with_latents(
 ) -> Packed:
     """Return `data` with the column `latents`, read from `cache` or else computed and stored there.
 
-    The cache entry is named after the images, the weights of the codec and `flip`, so latents of other images
-    or of other weights are never used by mistake. If several processes call this at the same time, one
-    computes the latents and the others wait.
+    The cache entry is named after the images, the weights of the codec and `flip`, so latents of
+    other images or of other weights are never used by mistake. If several processes call this at
+    the same time, one computes the latents and the others wait.
 
     Args:
         data: all splits.
-        encode: method of a frozen codec: images (N, 3, H, W) in [-1, 1] -> latents (N, *latent_shape).
+        encode: method of a frozen codec: images (N, 3, H, W) in [-1, 1] -> latents (N,
+            *latent_shape).
         weights: identifies the weights of the codec and the output that `encode` returns.
         cache: folder of all cached latents.
         flip: also compute the latents of mirrored images. They differ from mirrored latents.
@@ -65,7 +66,7 @@ def with_latents(
 
 
 def _write(place: Path, data: Packed, encode: Callable[[Tensor], Tensor], flip: bool, device: torch.device) -> None:
-    """Write the latents to `place`. The record is written last, so an interrupted call starts again."""
+    """Write the latents to `place`. Their record is written last: it marks them as complete."""
     out: np.memmap | None = None
     with progress_bar("encoding") as progress:
         bar = progress.add_task("", total=len(data))
@@ -94,7 +95,7 @@ def _kind(latents: Tensor) -> type[np.generic]:
 
 
 def _read(place: Path, count: int) -> np.ndarray | None:
-    """Return the latents in `place`; None if there are none or if they are damaged, which is reported."""
+    """Return the latents in `place`, or None if they are absent or damaged."""
     try:
         record = json.loads((place / DONE).read_text())
         if record["count"] != count or record["sha256"] != file_sha256(place / LATENTS):

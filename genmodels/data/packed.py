@@ -41,7 +41,8 @@ LABEL_COLUMNS = ("attributes", "names", "splits", "identities", "text")
 class Packed:
     """A data set: images and what is known about each of them.
 
-    A column is a field with one row per image; `COLUMNS` lists them. A column that is None is absent.
+    A column is a field with one row per image; `COLUMNS` lists them. A column that is None is
+    absent.
 
     Attributes:
         images: uint8 (N, H, W, 3), H = W; memory-mapped if loaded from disk.
@@ -50,9 +51,10 @@ class Packed:
         names: N names of source files.
         splits: uint8 (N,): 0 train, 1 valid, 2 test.
         identities: int32 (N,), a number for each person, -1 if unknown.
-        manifest: origin of the images: source, crop, size, filter, count, checksums, converted, skipped ...
-        latents: outputs of a codec for each image and, if the second axis is 2, for the mirrored image:
-            (N, 1 or 2, *latent_shape). See `genmodels.data.latents`.
+        manifest: origin of the images: source, crop, size, filter, count, checksums, converted,
+            skipped ...
+        latents: outputs of a codec for each image and, if the second axis is 2, for the mirrored
+            image: (N, 1 or 2, *latent_shape). See `genmodels.data.latents`.
         features: outputs of a feature extractor for each image, (N, F).
         text: captions of each image, any number of them.
     """
@@ -83,7 +85,7 @@ class Packed:
 
     @property
     def crop(self) -> str | None:
-        """Name of the crop that was applied to the source images, also if they were exported in between."""
+        """Name of the crop that was applied to the original images, before any export."""
         return (self.manifest.get("origin") or self.manifest).get("crop")
 
     @property
@@ -117,7 +119,7 @@ class Packed:
         return self.take(slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows)
 
     def take(self, rows: slice | np.ndarray) -> Packed:
-        """Return some of the images: a view for a slice, a copy in memory for an array of indices."""
+        """Return some of the images: a view for a slice, a copy for an array of indices."""
         return replace(self, **{name: take_rows(getattr(self, name), rows) for name in COLUMNS})
 
     def with_attributes(self, names: Sequence[str]) -> Packed:
@@ -223,7 +225,8 @@ def save_labels(
 ) -> None:
     """Complete a pack whose images are in place: write labels, then checksums, then the manifest.
 
-    The manifest appears in one rename, so that an interrupted pack is never mistaken for a complete one.
+    The manifest appears in one rename, so that an interrupted pack is never mistaken for a complete
+    one.
     """
     arrays: dict[str, Any] = {"attributes": attributes.astype(np.int8), "splits": splits.astype(np.uint8)}
     if identities is not None:
@@ -309,6 +312,7 @@ def _is_checked(folder: Path) -> bool:
 
 
 def _remember_checked(folder: Path) -> None:
-    # Hashing gigabytes at every start takes seconds. It is repeated only if the size or modification time changed.
+    # Hashing gigabytes at every start takes seconds. It is repeated only if the size or
+    # modification time changed.
     with suppress(OSError):  # a read-only pack is checked every time
         (folder / CHECKED).write_text(_state(folder))

@@ -1,4 +1,4 @@
-"""Packing: decode every image of a source once, on all cores, into a directory for `load_packed`."""
+"""Packing: decode all images of a source once, on all cores, for `load_packed`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from genmodels.data.packed import (
 from genmodels.data.source import Files, Source
 
 CHUNK = 128
-"""Images per unit of work and per line of the journal: the most that each core can lose if it is killed."""
+"""Images per unit of work and per line of the journal."""
 LOCK = ".lock"
 
 
@@ -62,9 +62,9 @@ class Chunk:
 def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, workers: int | None = None) -> Path:
     """Pack `source` into directory `out`, or complete a partial pack there, and return `out`.
 
-    Pixels are written in chunks with a journal, and the manifest is written last. After an interruption, the
-    same call continues where the previous one stopped. If two processes call this at the same time, the
-    second one waits for the first.
+    Pixels are written in chunks with a journal, and the manifest is written last. After an
+    interruption, the same call continues where the previous one stopped. If two processes call this
+    at the same time, the second one waits for the first.
 
     Args:
         source: images to pack.
@@ -72,7 +72,8 @@ def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, w
         size: side of the packed images in pixels.
         crop: name of the crop.
         aligned: whether the images are aligned CelebA images.
-        workers: number of threads; None means one per core. (Decoding and resizing release the GIL.)
+        workers: number of threads; None means one per core. (Decoding and resizing release the
+            GIL.)
 
     Raises:
         ValueError: if no image can be read, or if `out` holds something else.
@@ -158,8 +159,8 @@ def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chu
     if done and partial.exists():
         images = open_memmap(partial, "r+")  # (N, H, W, 3)
         return images, {start: c for start, c in done.items() if _checksum(images, start) == c.checksum}
-    if found := sorted(item.name for item in out.iterdir() if item.name not in (LOCK, PARTIAL, JOURNAL)):
-        raise ValueError(f"{out} is not empty ({found[0]}): choose a new directory for the pack")
+    if others := sorted(item.name for item in out.iterdir() if item.name not in (LOCK, PARTIAL, JOURNAL)):
+        raise ValueError(f"{out} is not empty ({others[0]}): choose a new directory for the pack")
     # Twice the size: dropping rows or sorting them by split needs a second file.
     needed, free = 2 * header["count"] * header["size"] ** 2 * 3, shutil.disk_usage(out).free
     if needed > free:

@@ -28,8 +28,8 @@ class Source:
         names: names of the images, sorted.
         paths: paths of the images in the folder or archive.
         attributes, attribute_names, splits, identities, text: one row per name, as in `Packed`.
-        stamp: hash of names, sizes and modification times; it changes if a file changes. No image is opened
-            to compute it.
+        stamp: hash of names, sizes and modification times; it changes if a file changes. No image
+            is opened to compute it.
         left_out: (name, reason) of files that are skipped without opening them.
         origin: manifest of the pack of which this source is an export.
     """
@@ -50,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file that may be an image: relative path with forward slashes, size in bytes, modification time or CRC."""
+    """A file that may be an image: relative path, size in bytes, and modification time or CRC."""
 
     name: str
     size: int
@@ -58,7 +58,7 @@ class Entry:
 
 
 class Files:
-    """Reads files of a folder or a zip archive by relative path. It can be used from several threads.
+    """Reads files of a folder or a zip archive by relative path, also from several threads.
 
     Raises:
         FileNotFoundError: if `where` does not exist.
@@ -110,7 +110,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 
 def fingerprint(entries: Iterable[Entry], *texts: str) -> str:
-    """Return 32 hex digits that identify names, sizes, modification times and the text of label files."""
+    """Return 32 hex digits that identify a list of files and the text of label files."""
     digest = hashlib.sha256()
     for entry in entries:
         digest.update(f"{entry.name}\0{entry.size}\0{entry.changed}\0".encode("utf-8", "surrogateescape"))

@@ -1,8 +1,8 @@
 """Procedural faces: the built-in data set, a pure function of (seed, index, size).
 
-The attributes of a face, and all other numbers that determine it, come from a counter-based hash of seed and
-index (`face_traits`); toypaint.py draws it. Nothing is read from disk and no generator has a state, so the
-pixels of a face do not depend on which other faces are drawn, or in which order.
+The attributes of a face, and all other numbers that determine it, come from a counter-based hash of
+seed and index (`face_traits`); toypaint.py draws it. Nothing is read from disk and no generator has
+a state, so the pixels of a face do not depend on which other faces are drawn, or in which order.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def draw(seed: int, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndar
         size: height and width in pixels, 16 to 1024. The same face is drawn at any size.
 
     Returns:
-        Images uint8 (N, size, size, 3), and attributes int8 (N, K) in {-1, +1} in the order of ATTRIBUTES.
+        Images uint8 (N, size, size, 3), and attributes int8 (N, K) in {-1, +1} in the order of
+        ATTRIBUTES.
 
     Raises:
         ValueError: if indices is not a vector of non-negative integers, or if size is out of range.
@@ -92,10 +93,19 @@ def draw(seed: int, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndar
 
 
 def face_traits(seed: int, indices: np.ndarray) -> Traits:
-    """Draw consistent attributes with frequencies similar to CelebA's, and the uniform numbers for everything else."""
+    """Draw attributes with frequencies similar to CelebA's, and uniform numbers for the rest."""
     world = splitmix(np.zeros(1, np.uint64), np.uint64(seed & (2**64 - 1)))
     state = splitmix(world, indices.astype(np.uint64))  # (N,)
-    draws = iter(uniforms(state, 0, 40))
+    flags, tone = _draw_flags(uniforms(state, 0, 40))
+    names = (*ATTRIBUTES, "full beard")
+    numbers = uniforms(state, 64, Traits.LAYERS * Traits.NUMBERS)
+    planes = np.stack([flags[name] for name in names]).astype(np.float32)[:, :, None, None]
+    return Traits(names, planes, tone, numbers[:, :, None, None])
+
+
+def _draw_flags(numbers: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return attributes by name, each bool (N,), and skin tones (N,), from numbers (40, N)."""
+    draws = iter(numbers)
 
     def chance(probability: np.ndarray | float) -> np.ndarray:
         return next(draws) < probability
@@ -119,7 +129,7 @@ def face_traits(seed: int, indices: np.ndarray) -> Traits:
     mustache = moustache | (goatee & chance(0.5)) | beard
     bushy = chance(np.where(male, 0.3, 0.06))
     chubby = chance(np.where(young, 0.06, 0.16))
-    flags = {
+    return {
         "5_o_Clock_Shadow": shadow,
         "Arched_Eyebrows": ~bushy & chance(np.where(male, 0.1, 0.44)),
         "Bald": bald,
@@ -152,8 +162,4 @@ def face_traits(seed: int, indices: np.ndarray) -> Traits:
         "Wearing_Necktie": male & chance(0.2),
         "Young": young,
         "full beard": beard,  # not an attribute of CelebA, but needed to draw the face
-    }
-    names = (*ATTRIBUTES, "full beard")
-    numbers = uniforms(state, 64, Traits.LAYERS * Traits.NUMBERS)
-    planes = np.stack([flags[name] for name in names]).astype(np.float32)[:, :, None, None]
-    return Traits(names, planes, tone, numbers[:, :, None, None])
+    }, tone
