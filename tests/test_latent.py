@@ -278,7 +278,7 @@ def test_codes_are_those_of_each_image_and_of_its_mirror_image(tmp_path: Path) -
     for b in BatchReader(data.split("train"), 8, 0).read(5, 0.0):
         assert torch.equal(b.latents.long(), codec.encode(b.images))
     assert encoded(tmp_path, codec, flip=False).latents.shape == (40, 1, 4, 4)
-    with pytest.raises(ValueError, match="compute those of mirrored ones, or use --no-flip"):
+    with pytest.raises(ValueError, match="compute them too, or use --no-flip"):
         BatchReader(encoded(tmp_path, codec, flip=False), 8, 0, flip=True)
 
 

@@ -65,9 +65,7 @@ class BatchReader:
         if len(data) == 0:
             raise ValueError(f"no images to train on in {data.source}")
         if flip and data.latents is not None and data.latents.shape[1] < 2:
-            raise ValueError(
-                "the latents do not include those of mirrored images: compute them with flip=True, or use --no-flip"
-            )
+            raise ValueError("the latents do not include those of mirrored images: compute them too, or use --no-flip")
         self.data = data
         self.batch_size = batch_size
         self.seed = seed
