@@ -9,14 +9,10 @@ model: a DiT over a VAE.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-import numpy as np
-import torch
 
 import genmodels
 

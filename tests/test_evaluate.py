@@ -12,13 +12,13 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
-from genmodels.data.packed import Packed
+from genmodels.data.packed import Packed, spread_rows
 from genmodels.evaluation.columns import columns, reason
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.evaluate import evaluate, evaluate_images
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
-from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images, spread_rows
+from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images
 from genmodels.evaluation.results import comparable
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig

@@ -20,9 +20,9 @@ from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.codecs import load_codec
 from genmodels.data.batches import BatchReader
 from genmodels.data.latents import DONE, LATENTS, with_latents
+from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.saving import weights_hash
 from genmodels.training.fit import fit
 from genmodels.types import Batch, Condition, Noise
 from genmodels.vae import VAE, VAEConfig
@@ -279,7 +279,7 @@ def test_codes_are_those_of_each_image_and_of_its_mirror_image(tmp_path: Path) -
     for b in BatchReader(data.split("train"), 8, 0).read(5, 0.0):
         assert torch.equal(b.latents.long(), codec.encode(b.images))
     assert encoded(tmp_path, codec, flip=False).latents.shape == (40, 1, 4, 4)
-    with pytest.raises(ValueError, match="compute those of mirrored ones, or use --no-flip"):
+    with pytest.raises(ValueError, match="compute them too, or use --no-flip"):
         BatchReader(encoded(tmp_path, codec, flip=False), 8, 0, flip=True)
 
 

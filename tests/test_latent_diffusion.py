@@ -17,9 +17,9 @@ import genmodels
 from genmodels.cli import main
 from genmodels.codecs import load_codec, prior_shape
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 from genmodels.pretrained import PretrainedConfig, PretrainedKL
-from genmodels.saving import weights_hash
 from genmodels.types import Condition, Noise
 from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
@@ -83,7 +83,9 @@ def test_vectors_are_learnt_before_they_are_quantised_and_decoded_after() -> Non
 
 def test_vectors_and_codes_of_one_codec_are_cached_apart() -> None:
     model = over(codec("vqvae"))
-    assert model.latents_name != model.config.codec_weights and model.latents_name.startswith(model.config.codec_weights)
+    assert model.latents_name != model.config.codec_weights and model.latents_name.startswith(
+        model.config.codec_weights
+    )
     assert over(codec("map")).latents_name == over(codec("map")).config.codec_weights
 
 

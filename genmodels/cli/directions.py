@@ -58,9 +58,9 @@ def traverse(
 
     from genmodels import pictures, sampling
     from genmodels.data import open_data
+    from genmodels.data.packed import spread_rows
     from genmodels.directions import attribute_directions
     from genmodels.directions import traverse as along
-    from genmodels.evaluation.reference import spread_rows
 
     model = load(run)
     sampling.require(model, "latent_directions")
