@@ -113,6 +113,14 @@ def test_captions_of_a_folder_are_packed_exported_and_read_again(tmp_path: Path)
     assert list(again.text) == list(first.text)
 
 
+def test_data_whose_images_have_no_caption_are_exported_without_captions(tmp_path: Path) -> None:
+    first = load_packed(pack("folder", write_tree(tmp_path / "tree"), tmp_path / "a", 16))
+    assert first.text is not None
+    uncaptioned = first.take(np.flatnonzero([not row for row in first.text]))
+    again = load_packed(pack("folder", export(uncaptioned, tmp_path / "small.zip"), tmp_path / "b", 16))
+    assert len(again) == 1 and again.text is None
+
+
 def test_a_pack_without_captions_has_no_text_file(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree")
     (tree / "captions.csv").unlink()

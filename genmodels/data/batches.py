@@ -90,27 +90,28 @@ class BatchReader:
     def _micro_batch(self, rows: np.ndarray, step: int, progress: float) -> Batch:
         index, flips = self._lookup(step * self.batch_size + rows)
         noise = Noise([mix_seed(self.seed, step, int(j)) for j in rows], self.device)
-        condition = Condition(self._attributes(index), text=self._text(index, noise.seeds)).to(self.device)
+        condition = self._condition(index, noise.seeds)
         images = _gather(self._images, index, np.flatnonzero(flips))
-        latents = None
-        if self.data.latents is not None:
-            latents = torch.from_numpy(self.data.latents[index, flips.astype(np.int64)]).to(self.device)
-        features = None
-        if self.data.features is not None:
-            features = torch.from_numpy(self.data.features[index]).to(self.device)
+        latents = self._column(self.data.latents, (index, flips.astype(np.int64)))
+        features = self._column(self.data.features, index)
         return Batch(to_float(images, self.device), noise, condition, step, progress, latents, features)
 
-    def _attributes(self, index: np.ndarray) -> Tensor | None:
-        if not self.data.attributes.shape[1]:
-            return None
-        return torch.from_numpy(self.data.attributes[index]).float()  # (n, K)
+    def _column(self, column: np.ndarray | None, rows: np.ndarray | tuple[np.ndarray, ...]) -> Tensor | None:
+        return None if column is None else torch.from_numpy(column[rows]).to(self.device)
+
+    def _condition(self, index: np.ndarray, seeds: Sequence[int]) -> Condition:
+        attributes = None
+        if self.data.attributes.shape[1]:
+            attributes = torch.from_numpy(self.data.attributes[index]).to(self.device).float()  # (n, K)
+        return Condition(attributes, text=self._text(index, seeds))
 
     def _text(self, index: np.ndarray, seeds: Sequence[int]) -> Text | None:
         """Tokenize one caption of each image; an image without captions gets the empty string."""
         if self.data.text is None or self.tokenize is None:
             return None
         rows = [self.data.text[i] or ("",) for i in index]
-        return self.tokenize([row[mix_seed(seed) % len(row)] for row, seed in zip(rows, seeds, strict=True)])
+        captions = [row[mix_seed(seed) % len(row)] for row, seed in zip(rows, seeds, strict=True)]
+        return self.tokenize(captions).map(lambda tensor: tensor.to(self.device))
 
     def _lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the image at each position of the stream, and whether it is mirrored."""

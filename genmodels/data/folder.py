@@ -99,7 +99,7 @@ def export(data: Packed, out: Path, kind: Literal["jpeg", "webp"] = "jpeg", qual
             writer.writerow([stored, SPLITS[data.splits[i]], *who, *data.attributes[i].tolist()])
             if data.text is not None:
                 caption_writer.writerows([stored, caption] for caption in data.text[i])
-        if data.text is not None:
+        if data.text is not None and any(data.text):
             archive.writestr(CAPTIONS, captions.getvalue(), zipfile.ZIP_DEFLATED)
         archive.writestr(LABELS, table.getvalue(), zipfile.ZIP_DEFLATED)
         origin = {**data.manifest, "export": f"{kind}, quality {quality}"}
