@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from rich.console import Console
 from genmodels.data.celeba import celeba_source, download_celeba
 from genmodels.data.decode import check_crop
 from genmodels.data.folder import export, folder_source
-from genmodels.data.packed import IMAGES, PARTIAL, Packed, is_packed, load_packed, save_labels
+from genmodels.data.packed import IMAGES, PARTIAL, Origin, Packed, is_packed, load_packed, save_labels
 from genmodels.data.packing import lock, progress_bar, write_pack
 from genmodels.data.sheet import save_sheet
 
@@ -28,7 +29,7 @@ TOYFACES = (16_384, 2_048)
 
 
 def open_data(
-    data: str = "toyfaces", root: Path | None = None, size: int | None = 64, crop: str | None = None
+    data: str | Path = "toyfaces", root: str | Path | None = None, size: int | None = 64, crop: str | None = None
 ) -> Packed:
     """Open a data set by name. It is packed into the cache first if it is not there yet.
 
@@ -48,13 +49,16 @@ def open_data(
     Raises:
         ValueError, OSError: with one line that says what is wrong, where, and what to do.
     """
+    data, root = str(data), None if root is None else Path(root)
     if data == "toyfaces":
         if root is not None or crop is not None:
             raise ValueError("toyfaces are drawn, not read from files: leave out --root and --crop")
-        return load_packed(_pack_toyfaces(64 if size is None else size))
-    if data not in ("celeba", "folder"):
-        return _open_directory(data, root, size, crop)
-    return load_packed(pack(data, root, None, 64 if size is None else size, crop))
+        packed = load_packed(_pack_toyfaces(64 if size is None else size))
+    elif data in ("celeba", "folder"):
+        packed = load_packed(pack(data, root, None, 64 if size is None else size, crop))
+    else:
+        packed = _open_directory(data, root, size, crop)
+    return replace(packed, origin=Origin(data, root, crop))
 
 
 def pack(

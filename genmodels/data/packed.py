@@ -37,6 +37,15 @@ LABEL_COLUMNS = ("attributes", "names", "splits", "identities", "text")
 """Columns that a source has before its images are decoded, and that `save_labels` writes."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The arguments of `open_data` that opened a data set."""
+
+    data: str
+    root: Path | None = None
+    crop: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """A data set: images and what is known about each of them.
@@ -57,6 +66,7 @@ class Packed:
             image: (N, 1 or 2, *latent_shape). See `genmodels.data.latents`.
         features: outputs of a feature extractor for each image, (N, F).
         text: captions of each image, any number of them.
+        origin: how to open the data again, or None if they were made in memory.
     """
 
     images: np.ndarray
@@ -69,6 +79,7 @@ class Packed:
     latents: np.ndarray | None = None
     features: np.ndarray | None = None
     text: Sequence[tuple[str, ...]] | None = None
+    origin: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -209,6 +220,7 @@ def load_packed(path: Path) -> Packed:
         splits=splits,
         identities=identities,
         manifest=manifest,
+        origin=Origin(str(path)),
         text=text,
     )
 

@@ -116,11 +116,12 @@ class PrincipalComponents(Components):
 
     def encode(self, images: Tensor) -> Tensor:
         """Map images (N, 3, size, size) to whitened coordinates (N, D)."""
-        return (self._flat(images) - self.mean) @ self.basis / self.std
+        return (self._flat(images) - self.mean.float()) @ self.basis.float() / self.std.float()
 
     def decode(self, white: Tensor) -> Tensor:
         """Map whitened coordinates (N, D) to images (N, 3, size, size)."""
-        flat = torch.addmm(self.mean, white * self.std, self.basis.T)
+        # Buffers of a model in half precision are used in float32.
+        flat = torch.addmm(self.mean.float(), white.float() * self.std.float(), self.basis.float().T)
         images = flat.unflatten(1, (-1, self.side, self.side))
         if self.side == self.size:
             return images
