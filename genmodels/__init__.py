@@ -4,13 +4,17 @@ faces."""
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genmodels.base import Generator
+    from genmodels.base import Model
 
 __version__ = "0.1.0"
+
+ENTRY_POINTS = "genmodels.families"
+"""Entry-point group under which other packages register families."""
 
 FAMILIES = {
     "ae": "genmodels.ae:AE",
@@ -25,19 +29,35 @@ FAMILIES = {
 """Every family, by the name that commands and config.json use: where its class is. Imported when first asked for."""
 
 
-def family(name: str) -> type[Generator]:
-    """The class of family `name`.
+def families() -> dict[str, str]:
+    """Return the place of the class of every family, by name: "module:Class".
+
+    Families of other packages are registered under the entry-point group `genmodels.families`. They
+    cannot replace those of this package.
+    """
+    others = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    return others | FAMILIES
+
+
+def family(name: str) -> type[Model]:
+    """Import the class of a family.
 
     Raises:
-        ValueError: for a name that is not in FAMILIES.
+        ValueError: if there is no such family, or the package that registers it cannot be imported.
     """
-    if name not in FAMILIES:
-        raise ValueError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
-    module, _, attribute = FAMILIES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    place = FAMILIES.get(name) or families().get(name)
+    if place is None:
+        raise ValueError(f"unknown family {name!r}; known: {', '.join(families())}")
+    module, _, attribute = place.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if name in FAMILIES:
+            raise
+        raise ValueError(f"family {name!r} is registered as {place}, which cannot be imported: {error}") from None
 
 
-def load(path_or_hub_id: str | Path, **hub: Any) -> Generator:
+def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
     """A saved model of any family: a run or model folder, or the id of a repository on the Hub; or the folder of a
     pipeline of diffusers, where it has a counterpart here (DDPMPipeline, DDIMPipeline, LDMPipeline).
 
