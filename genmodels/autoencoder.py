@@ -17,6 +17,7 @@ from genmodels.nn.conv import NORM_GROUPS, Decoder, Encoder, coarsest_grid, zero
 from genmodels.nn.density import GaussianMixture, Whitening
 from genmodels.nn.perceptual import PerceptualLoss
 from genmodels.nn.principal import PatchComponents, PrincipalComponents
+from genmodels.saving import Derived
 from genmodels.types import Noise
 
 
@@ -24,8 +25,8 @@ from genmodels.types import Noise
 class NetworksConfig:
     """The encoder, the decoder and the loss that every codec has."""
 
-    size: int = 64
-    """Side of the images in pixels; the recipes set it from --size."""
+    size: Derived[int] = 64
+    """Side of the images in pixels. Training sets it from --size."""
     patch: int = 4
     """Side of the patches the image is cut into; no convolution runs at a higher resolution than size / patch."""
     channels: tuple[int, ...] = (64, 128, 256)

@@ -273,3 +273,17 @@ class Latent(Generator):
     def bits_per_token(self, images: Tensor) -> Tensor:
         """Compute the bits per code of the codes of images (N, 3, H, W) in [-1, 1]: (N,)."""
         return self.prior.bits_per_token(self.encode(images))
+
+
+def over_codec(codec: Any, prior: Prior, images: Iterable[Tensor]) -> Latent:
+    """Prepare a codec and combine it with a prior to be trained on its latents.
+
+    It is defined here and not in `genmodels.codecs`, which this module imports.
+
+    Args:
+        codec: as `load_codec` returns it.
+        prior: with a config from `config_over(config, codec)`.
+        images: batches of training images (N, 3, H, W) in [-1, 1] for `codec.prepare`.
+    """
+    codec.prepare(images)
+    return Latent.over(codec, prior)
