@@ -1,6 +1,7 @@
 """genmodels: every family of generative model behind one interface.
 
-The names in `__all__` are imported when they are first used: `import genmodels` does not import torch.
+The names in `__all__` are imported when they are first used, so `import genmodels` does not import
+torch.
 """
 
 from __future__ import annotations
