@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all; what is damaged is passed over; optimisers come back exactly."""
+"""Checkpoints: atomic writes, damaged checkpoints are skipped, optimisers are restored exactly."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def test_everything_comes_back_also_in_another_memory_format(tmp_path: Path) -> 
     state = load_checkpoint(path, IDENTITY, model, ema)
     load_optimizers(path, optimizers)
     assert (state.step, state.elapsed) == (3, 1.5)
-    # The convolution is channels_last in memory and its moments were saved plain: one more step tells.
+    # The convolution is channels_last in memory, but its moments were saved as contiguous tensors.
+    # One more step shows whether they are restored correctly.
     expected, theirs = net()
     for s in range(4):
         step(expected, theirs, s)
@@ -95,17 +96,17 @@ def test_damaged_ones_are_passed_over(tmp_path: Path, damage: Callable[[Path], o
     assert len(said) == 1
     assert str(bad) in said[0]
     assert reason in said[0]
-    # Training on from the older one replaces the damaged one.
+    # Training that resumes from the older checkpoint replaces the damaged one.
     assert problem_with(save(tmp_path, 2)) is None
     assert newest_checkpoint(tmp_path, said.append) == bad
 
 
 def test_none_that_is_whole_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(ValueError, match="contains no checkpoint"):
         newest_checkpoint(tmp_path, print)
     for steps in (1, 2):
         (save(tmp_path, steps) / "state.json").unlink()
-    with pytest.raises(ValueError, match=r"none of the 2 checkpoints .* is whole"):
+    with pytest.raises(ValueError, match=r"none of the 2 checkpoints .* is complete"):
         newest_checkpoint(tmp_path, print)
 
 
