@@ -46,7 +46,7 @@ def measure(
         torch.compiler.reset()
         compile_blocks(model)
     parts = {turn: list(model.parameters_for(turn)) for turn in model.turns}
-    optimizers = {turn: build_optimizer(own, OptimConfig(betas=(0.0, 0.99))) for turn, own in parts.items()}
+    optimizers = {turn: build_optimizer(own, OptimConfig(betas=(0.0, 0.99)), model) for turn, own in parts.items()}
     images = torch.rand(n, 3, config.size, config.size, device=device).mul(2).sub(1).contiguous(memory_format=layout)
 
     def eight() -> float:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from genmodels.base import Generator
 from genmodels.nn.alphabet import Alphabet, Codes, Shades
@@ -17,7 +16,7 @@ from genmodels.nn.choice import draw, filtered
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
 from genmodels.nn.decoder import GridDecoder
 from genmodels.nn.regions import known_rows
-from genmodels.nn.transformer import TransformerConfig, block_matrices
+from genmodels.nn.transformer import TransformerConfig
 from genmodels.types import Batch, Codec, Condition, Noise, Quantises
 
 
@@ -127,9 +126,6 @@ class Autoregressive(Generator):
                 f"the prior was built for codes {c.codes} of {c.codebook_size}, the codec has latents "
                 f"{codec.latent_shape} and a codebook of {size}"
             )
-
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        return block_matrices(self)
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config

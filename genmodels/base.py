@@ -94,10 +94,6 @@ class Generator(nn.Module, PyTorchModelHubMixin, ABC):
     def check_codec(self, codec: Codec) -> None:
         """Raises ValueError when this prior was not built for the latents of `codec`."""
 
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        """The matrices inside the network, neither its first layers nor its last, that Muon may train; none here."""
-        return iter(())
-
     def after_step(self) -> None:
         """Commit statistics stashed during the step's forwards (all-reduced here, so that all ranks agree)."""
 

@@ -229,10 +229,6 @@ class Latent(Generator):
         """The prior's."""
         return self.prior.parameters_for(turn)
 
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        """The prior's."""
-        return self.prior.hidden_matrices()
-
     def after_step(self) -> None:
         self.prior.after_step()
 

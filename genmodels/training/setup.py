@@ -100,8 +100,7 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
         broadcast(list(model.parameters()))
     average = shard(model, ema, device) if sharded else ema  # before the optimisers, which work on shards
     parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
-    hidden = list(model.hidden_matrices())
-    optimizers = {turn: build_optimizer(own, recipe.optim, hidden) for turn, own in parameters.items()}
+    optimizers = {turn: build_optimizer(own, recipe.optim, model) for turn, own in parameters.items()}
     if recipe.resume:
         load_optimizers(checkpoint, optimizers)
     if recipe.compile:
