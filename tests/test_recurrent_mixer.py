@@ -29,6 +29,7 @@ from genmodels.training.optim import OptimConfig, build_optimizer
 PATTERNS = [("recurrence",), ("attention", "recurrence"), ("attention",)]
 RECURRENT = PATTERNS[:2]
 RUNS = [(family, name) for family in ("autoregressive", "dit") for name in ("adamw", "muon")]
+SHARDED_RUNS = [("autoregressive", "muon"), ("dit", "adamw")]
 
 
 @pytest.fixture(autouse=True)
@@ -40,17 +41,17 @@ def blocks(mixers=("recurrence",), width=16, depth=2, **settings) -> Transformer
     return TransformerConfig(width=width, depth=depth, heads=2, mixers=mixers, **settings)
 
 
-def randomised(model: torch.nn.Module) -> torch.nn.Module:
+def randomised(model: torch.nn.Module, std: float = 0.3) -> torch.nn.Module:
     """Weights large enough for every part to matter."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0.0 if parameter.ndim > 1 else 1.0, 0.3, generator=generator)
+            parameter.normal_(0.0 if parameter.ndim > 1 else 1.0, std, generator=generator)
     return model.eval()
 
 
-def stack(mixers, causal=True, **settings) -> Transformer:
-    return randomised(Transformer(blocks(mixers, **settings), causal=causal))
+def stack(mixers, causal=True, std=0.3, **settings) -> Transformer:
+    return randomised(Transformer(blocks(mixers, **settings), causal=causal), std)
 
 
 def tokens(n: int = 2, length: int = 18, seed: int = 0) -> torch.Tensor:
@@ -138,12 +139,18 @@ def test_a_compiled_step_is_compiled_once():
 
 @pytest.mark.parametrize("mixers", PATTERNS)
 def test_the_first_patch_sees_the_last_and_the_last_the_first(mixers):
-    model = randomised(DiT(DiTConfig(size=8, patch=2, transformer=blocks(mixers), gaussian=0)))
+    model = randomised(DiT(DiTConfig(size=8, patch=4, transformer=blocks(mixers), gaussian=0)), std=0.1)
     x = torch.randn(1, 3, 8, 8, requires_grad=True)
-    out = model.predict(x, torch.full((1,), 0.5), None)
-    for source, target in ((slice(0, 2), slice(6, 8)), (slice(6, 8), slice(0, 2))):
-        (gradient,) = torch.autograd.grad(out[:, :, source, source].sum(), x, retain_graph=True)
-        assert gradient[:, :, target, target].abs().max() > 1e-3
+    first, last = (..., slice(0, 4), slice(0, 4)), (..., slice(4, 8), slice(4, 8))
+
+    def influence(source, target) -> float:
+        out = model.predict(x, torch.full((1,), 0.5), None)
+        (gradient,) = torch.autograd.grad(out[target].sum(), x)
+        return gradient[source].abs().max().item()
+
+    assert influence(last, first) > 1e-3 and influence(first, last) > 1e-3
+    model.transformer = randomised(Transformer(blocks(mixers), causal=True), std=0.1)
+    assert influence(last, first) == 0 and influence(first, last) > 1e-3
 
 
 def test_a_mixer_that_is_causal_by_nature_is_refused(monkeypatch):
@@ -192,26 +199,26 @@ def make(family: str) -> Autoregressive | DiT:
 
 
 def train(output: Path, family: str, name: str, **settings) -> Path:
-    """Twenty steps."""
-    optim = OptimConfig(name, schedule="constant")
-    return fit(make(family), faces(size=4), recipe(output, size=4, sample_every=50, optim=optim, **settings))
+    """Six steps."""
+    settings = {"steps": 6, "size": 4, "sample_every": 50, "optim": OptimConfig(name, schedule="constant")} | settings
+    return fit(make(family), faces(size=4), recipe(output, **settings))
 
 
 @pytest.mark.parametrize(("family", "name"), RUNS)
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, family, name):
     whole = train(tmp_path / "whole", family, name)
-    train(tmp_path / "parts", family, name, steps=10)
+    train(tmp_path / "parts", family, name, steps=3)
     parts = train(tmp_path / "parts", family, name, resume=True)
-    assert_equal(whole, parts)
+    assert_equal(whole, parts, step=6)
 
 
 @pytest.mark.slow
 def test_shards_train_to_what_one_process_does(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_: x)  # masks depend on the process
     in_two_processes(Path(__file__), tmp_path / "two", **SHARDED)
-    for family, name in RUNS:
+    for family, name in SHARDED_RUNS:
         one = train(tmp_path / "one" / f"{family}-{name}", family, name)
-        assert_equal(one, tmp_path / "two" / f"{family}-{name}", tolerance=2e-4)
+        assert_equal(one, tmp_path / "two" / f"{family}-{name}", tolerance=2e-4, step=6)
 
 
 # ---- several sequences in a row, and padding ----
@@ -223,7 +230,7 @@ LENGTHS = [[5, 9, 4], [1, 11, 6]]
 @pytest.mark.parametrize("mixers", PATTERNS)
 @pytest.mark.parametrize("causal", [True, False])
 def test_packed_sequences_equal_separate_ones(mixers, causal):
-    model, weight = stack(mixers, causal), tokens(seed=2)
+    model, weight = stack(mixers, causal, std=0.15), tokens(seed=2)
     packed, separate = tokens().requires_grad_(), tokens().requires_grad_()
     starts = torch.zeros(2, 18, dtype=torch.bool)
     for row, lengths in enumerate(LENGTHS):
@@ -315,5 +322,5 @@ if __name__ == "__main__":
     transformer.MIXERS["recurrence"] = Recurrence
     torch.nn.functional.dropout = lambda x, *_: x
     loop.train_step = InShards()
-    for family, name in RUNS:
+    for family, name in SHARDED_RUNS:
         train(Path(sys.argv[1]) / f"{family}-{name}", family, name)
