@@ -104,8 +104,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
         broadcast(list(model.parameters()))
     average = shard(model, ema, device) if sharded else ema  # before building the optimisers, which use shards
     parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
-    hidden = list(model.hidden_matrices())
-    optimizers = {turn: build_optimizer(group, recipe.optim, hidden) for turn, group in parameters.items()}
+    optimizers = {turn: build_optimizer(group, recipe.optim, model) for turn, group in parameters.items()}
     if recipe.resume:
         load_optimizers(checkpoint, optimizers)
     if recipe.compile:
