@@ -82,8 +82,7 @@ def evaluate(
 def compare(
     runs: Positional[tuple[str, ...]], how: OmitArgPrefixes[Measuring] = DEFAULTS, out: Path = Path("report")
 ) -> None:
-    """Score several models or sets of images under one protocol and write a page that compares
-    them.
+    """Score several models or sets of images and write a page that compares them.
 
     The folder gets index.html (one self-contained page), results.json, results.csv and
     figures/*.png.

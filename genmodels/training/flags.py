@@ -44,7 +44,8 @@ def show_common_flags(recipe: Any, prog: str, description: str) -> None:
             fields.insert(0, ("config", Annotated[Path | None, tyro.conf.arg(help=CONFIG)], field(default=None)))
         group: Any = make_dataclass(title, fields, frozen=True)
         group.__doc__ = ""
-        groups.append((title, tyro.conf.OmitArgPrefixes[group], field(default=group())))
+        omit: Any = tyro.conf.OmitArgPrefixes
+        groups.append((title, omit[group], field(default=group())))
     everything: Any = make_dataclass("Flags", groups, frozen=True)
     text = f"{description} This lists the common flags; --help-all lists all of them."
     with suppress(SystemExit):

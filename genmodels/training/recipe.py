@@ -34,8 +34,7 @@ NOT_SAVED = ("resume", "startup", "name")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of a training run. The recipe of a family adds `model`, its config, and its own
-    defaults."""
+    """Settings of a training run. A family adds its config, `model`, and its own defaults."""
 
     shown: ClassVar[tuple[str, ...]] = ()
     """Flags of the model that --help shows in addition to those of `genmodels.training.flags`."""
