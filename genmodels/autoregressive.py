@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.inpainting import known_rows
 from genmodels.nn.alphabet import Alphabet, Codes, Shades
-from genmodels.nn.choice import draw, filtered
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
 from genmodels.nn.decoder import GridDecoder
 from genmodels.nn.likelihood import LikelihoodKind
-from genmodels.nn.regions import known_rows
 from genmodels.nn.transformer import TransformerConfig, block_matrices
 from genmodels.prior import Prior
+from genmodels.token_sampling import draw, filtered
 from genmodels.types import Batch, Condition, Noise
 
 

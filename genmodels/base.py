@@ -328,7 +328,8 @@ class Generator(Model):
 
         The arguments are those of `generate`.
         """
-        from genmodels.pictures import ImageList, to_uint8
+        from genmodels.pictures import ImageList
+        from genmodels.pixels import to_uint8
 
         return ImageList.from_arrays(to_uint8(self.generate(n, seed, condition, **how)))
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 import genmodels
 from genmodels.base import Generator
 from genmodels.codecs import prior_shape
-from genmodels.nn.precision import full_precision
-from genmodels.nn.regions import continued, known_cells
+from genmodels.hashing import weights_hash
+from genmodels.inpainting import continued, known_cells
+from genmodels.precision import full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
-from genmodels.saving import from_dict, weights_hash
+from genmodels.saving import from_dict
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 OWN = ("sample", "prior", "reconstruct")

@@ -1,10 +1,9 @@
-"""Reading and checking what is saved as JSON: typed configs, model headers, hashes."""
+"""Reading and checking what is saved as JSON: typed configs and headers of saved models."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import types
 import typing
@@ -19,17 +18,6 @@ FORMAT = 2
 T = TypeVar("T")
 Derived = Annotated[T, tyro.conf.Suppress]
 """Type of a config field that is computed from other settings. It is saved, and it is not a flag."""
-
-
-def weights_hash(module: Any) -> str:
-    """Return 16 hex digits that identify a model: the start of the SHA-256 of config, weights and buffers."""
-    import torch
-
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(module.config), sort_keys=True).encode())
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def read_json(path: Path) -> Any:

@@ -1,7 +1,7 @@
 """Variational autoencoder (VAE): a codec with a normal prior, trained on a likelihood bound.
 
-    accelerate launch recipes/vae.py --data celeba --root PATH --output runs/vae --minutes 10
-    genmodels train vae --output runs/vae --steps 5000    # in one process, on procedural faces
+accelerate launch recipes/vae.py --data celeba --root PATH --output runs/vae --minutes 10
+genmodels train vae --output runs/vae --steps 5000    # in one process, on procedural faces
 """
 
 from __future__ import annotations

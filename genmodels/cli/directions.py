@@ -61,9 +61,9 @@ def traverse(
 
     from genmodels import pictures
     from genmodels.data import open_data
+    from genmodels.data.packed import spread_rows
     from genmodels.directions import attribute_directions
     from genmodels.directions import traverse as along
-    from genmodels.evaluation.reference import spread_rows
 
     model = open_model(run, "latent_directions")
     real = real_images([run], Measuring(data=data, root=root))

@@ -175,8 +175,7 @@ def _measure(
 
 
 def _load_extractors(specs: tuple[str, ...]) -> Callable[[], list[Extractor]]:
-    """Return a function that loads the extractors when it is first called: after everything else
-    has been checked."""
+    """Return a function that loads the extractors at its first call, after all checks."""
     from functools import cache
 
     from genmodels.evaluation.extractors import check_spec, load_extractor
@@ -207,8 +206,7 @@ def _kept_result(run: str) -> Path | None:
 
 
 def _read_kept(path: Path) -> Evaluation:
-    """Read metrics of an earlier evaluation, with the grid of samples beside them if there is
-    one."""
+    """Read metrics of an earlier evaluation, with the grid of samples if there is one."""
     from genmodels import pictures
     from genmodels.evaluation.results import read_evaluation
 

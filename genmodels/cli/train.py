@@ -63,8 +63,7 @@ def train_family(name: str, arguments: list[str]) -> None:
 
 
 def recipes() -> dict[str, Path]:
-    """Return the recipes of this package by name. They are beside it in a checkout, and inside it
-    when installed."""
+    """Return the recipes by name: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).parent.parent
     folders = [package / "recipes", package.parent / "recipes"]
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])

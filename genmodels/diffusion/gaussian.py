@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genmodels.nn.principal import randomised_pca
+
 MIN_VARIANCE = 1e-8
 
 
@@ -39,19 +41,14 @@ class GaussianDenoiser(nn.Module):
     @torch.no_grad()
     def fit(self, data: Tensor) -> None:
         """Measure `data` (N, C, H, W), by randomised PCA (arXiv 0909.4061). The same data give the same basis."""
-        flat = data.float().flatten(1)  # (N, D)
-        self.mean.copy_(flat.mean(0))
-        flat = flat - self.mean
-        total = flat.square().sum() / len(flat)
-        found = min(len(self.variance), *flat.shape)
-        with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
-            torch.manual_seed(0)
-            _, singular, basis = torch.svd_lowrank(flat, q=min(found + 32, *flat.shape), niter=2)
+        mean, centred, basis, singular = randomised_pca(data.float().flatten(1), len(self.variance))
+        count, total = len(singular), centred.square().sum() / len(centred)
+        self.mean.copy_(mean)
         self.basis.zero_()
-        self.basis[:, :found] = basis[:, :found]
+        self.basis[:, :count] = basis
         self.variance.fill_(MIN_VARIANCE)
-        self.variance[:found] = (singular[:found].square() / len(flat)).clamp_min(MIN_VARIANCE)
-        others = flat.shape[1] - found
+        self.variance[:count] = (singular.square() / len(centred)).clamp_min(MIN_VARIANCE)
+        others = len(mean) - count
         self.rest.copy_(((total - self.variance.sum()) / max(1, others)).clamp_min(MIN_VARIANCE))
 
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
