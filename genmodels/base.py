@@ -104,10 +104,6 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         """
         return {}, []
 
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        """Return the matrices inside the network that Muon may train; none by default."""
-        return iter(())
-
     def prepare(self, images: Iterable[Tensor]) -> None:
         """Measure what the saved model lacks before it is used as a codec. Only imported codecs need it.
 

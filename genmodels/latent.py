@@ -166,10 +166,6 @@ class Latent(Generator):
         """Return the parameters of the prior that `turn` updates."""
         return self.prior.parameters_for(turn)
 
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        """The prior's."""
-        return self.prior.hidden_matrices()
-
     def after_step(self) -> None:
         self.prior.after_step()
 

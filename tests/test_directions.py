@@ -80,7 +80,7 @@ def test_what_has_no_directions_is_refused() -> None:
         traverse(OnlySamples(TinyConfig()), None, torch.eye(2), torch.zeros(1))
     images, labels = np.zeros((60, 8, 8, 3), np.uint8), np.full((60, 1), -1, np.int8)
     labels[:9] = 1
-    with pytest.raises(ValueError, match="Bald: 9 images have it and 51 have not; a direction needs at least 10 of ea"):
+    with pytest.raises(ValueError, match="Bald: 9 images have it and 51 do not; a direction needs at least 10 of ea"):
         attribute_directions(linear_gan(), images, labels, ("Bald",))
 
 

@@ -20,7 +20,7 @@ from genmodels.nn.transformer import TransformerConfig
 from genmodels.training.setup import compile_blocks
 from genmodels.types import Batch, Condition, Noise
 
-BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
+BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 THEIRS = dict(
     num_attention_heads=4,
     attention_head_dim=8,
@@ -159,10 +159,9 @@ def test_sizes_are_those_of_the_paper(name, millions):
     [
         (dict(patch=5), "patch must divide the sides of the input, got 5 for 16 x 16"),
         (dict(patch=0), "patch must divide"),
-        (dict(transformer=TransformerConfig(width=32, heads=4)), "transformer.causal must be False"),
-        (dict(transformer=TransformerConfig(width=24, heads=4, causal=False)), "heads of a multiple of 4 .* got 6"),
+        (dict(transformer=TransformerConfig(width=24, heads=4)), "heads of a multiple of 4 .* got 6"),
         (
-            dict(transformer=TransformerConfig(width=30, heads=3, causal=False, rotary=False)),
+            dict(transformer=TransformerConfig(width=30, heads=3, rotary=False)),
             "tokens of a multiple of 4 channels, got 30",
         ),
     ],

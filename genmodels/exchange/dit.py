@@ -45,7 +45,7 @@ def from_diffusers(
         ValueError: when a weight is missing or has no place here, or the blocks' embeddings differ; it is named.
     """
     heads, depth = settings["num_attention_heads"], settings["num_layers"]
-    blocks = TransformerConfig(width=heads * settings["attention_head_dim"], depth=depth, heads=heads, causal=False)
+    blocks = TransformerConfig(width=heads * settings["attention_head_dim"], depth=depth, heads=heads)
     channels, side = settings["in_channels"], settings["sample_size"]
     classes = settings["num_embeds_ada_norm"]
     latents = (channels, side, side)
