@@ -1,9 +1,8 @@
 """Autoregressive model: a transformer over raw pixels or, with --codec, over the codes of a VQ-VAE.
 
 genmodels train autoregressive --size 32 --output runs/pixels --minutes 20
-genmodels train vqvae --data celeba --root PATH --output runs/vqvae --minutes 10
-genmodels train autoregressive --data celeba --root PATH --codec runs/vqvae --output runs/ar
---minutes 20
+genmodels train vqvae --output runs/vqvae --minutes 10
+genmodels train autoregressive --codec runs/vqvae --output runs/ar --minutes 20
 """
 
 from __future__ import annotations

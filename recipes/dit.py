@@ -1,7 +1,7 @@
 """Diffusion transformer (DiT): diffusion on pixels or, with --codec, on the latents of a codec.
 
-genmodels train vqvae --data celeba --root PATH --output runs/vqvae --minutes 10
-genmodels train dit --data celeba --root PATH --codec runs/vqvae --output runs/dit --minutes 20
+genmodels train vqvae --output runs/vqvae --minutes 10
+genmodels train dit --codec runs/vqvae --output runs/dit --minutes 20
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """GAN: R3GAN or DCGAN, on pixels or, with --codec, on the latents of a codec.
 
-accelerate launch recipes/gan.py --data celeba --root PATH --size 64 --output runs/gan --minutes 30
-genmodels train gan --data celeba --root PATH --codec runs/vqvae --model.r1 1 --model.r2 1 --output
-runs/latent
+accelerate launch recipes/gan.py --data celeba --root PATH --output runs/gan --minutes 30
+genmodels train gan --codec runs/vqvae --model.r1 1 --model.r2 1 --output runs/latent
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Latent diffusion: `genmodels train unet --codec CODEC` under a name of its own.
 
-genmodels train vqvae --data celeba --root PATH --output runs/vqvae --minutes 10
-genmodels train ldm --data celeba --root PATH --codec runs/vqvae --output runs/ldm --minutes 20
+genmodels train vqvae --output runs/vqvae --minutes 10
+genmodels train ldm --codec runs/vqvae --output runs/ldm --minutes 20
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Diffusion with a U-Net: on pixels or, with --codec, on the latents of a codec (latent diffusion).
 
-accelerate launch recipes/unet.py --data celeba --root PATH --size 64 --output runs/unet --minutes
-30 genmodels train unet --output runs/unet --model.process ddpm --model.ddpm.prediction eps
-genmodels train unet --data celeba --root PATH --codec runs/vqvae --output runs/ldm --minutes 20
+accelerate launch recipes/unet.py --data celeba --root PATH --output runs/unet --minutes 30
+genmodels train unet --output runs/unet --model.process ddpm --model.ddpm.prediction eps
+genmodels train unet --codec runs/vqvae --output runs/ldm --minutes 20
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Recipes: everything that determines a training run, as a typed dataclass, a command line and a
-YAML file."""
+"""Recipes: all settings of a training run, as a dataclass, a command line and a YAML file."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ NOT_SAVED = ("resume", "startup", "name")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of a training run. The recipe of a family adds `model`, its config, and its own
-    defaults."""
+    """Settings of a training run. A family adds its config, `model`, and its own defaults."""
 
     shown: ClassVar[tuple[str, ...]] = ()
     """Flags of the model that --help shows in addition to those of `genmodels.training.flags`."""
@@ -188,8 +186,7 @@ def check_output(recipe: Recipe) -> None:
 
 
 def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = ()) -> str:
-    """Return the text of config.yaml, which `parse` reads through --config: the family, then all
-    settings.
+    """Return the text of config.yaml, which --config reads: the family, then all settings.
 
     Args:
         recipe: the settings.
@@ -232,8 +229,7 @@ def from_yaml(recipe: type[R], family: str, path: Path) -> R:
 
 
 def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
-    """Return the recipe that a command line describes: the defaults, then the file of --config,
-    then the flags.
+    """Return the recipe of a command line: defaults, then the file of --config, then flags.
 
     With --resume and without --config, the file is config.yaml of the run to continue.
 
@@ -275,8 +271,7 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
 
 
 def _for_size(recipe: R, size: str | None) -> R:
-    """Return `recipe` with the derived fields of its model reset and the size set to that of the
-    flag, if it is one.
+    """Return `recipe` with the derived fields of its model reset, and its size that of --size.
 
     The flags of the model are then checked against the size of this run.
     """
