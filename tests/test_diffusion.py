@@ -118,7 +118,7 @@ def test_the_loss_is_the_weighted_error_of_the_target(process):
     eps = same.normal(3, 16, 16)
     x_t = model.process.alpha(t) * x + model.process.sigma(t) * eps
     with torch.no_grad():
-        output = model.network(model.process.scale(t) * x_t, model.process.signal(t).flatten()).sample
+        output = model.network(model.process.scale(t) * x_t, model.process.time_input(t).flatten()).sample
     error = (output - model.process.target(x, eps, t)).square().mean((1, 2, 3))
     torch.testing.assert_close(loss, (model.process.weight(t).flatten() * error).mean())
     torch.testing.assert_close(metrics["mse"], error.mean())

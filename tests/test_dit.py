@@ -236,7 +236,7 @@ def test_the_masked_loss_is_that_of_the_kept_patches():
     noise.uniform(16)  # what chose them
     t, eps = model.process.draw(noise.uniform()).view(-1, 1, 1, 1), noise.normal(3, 16, 16)
     x_t = model.process.noisy(images, eps, t)
-    found = model.network(x_t, model.process.signal(t).view(-1), None, kept)[0]
+    found = model.network(x_t, model.process.time_input(t).view(-1), None, kept)[0]
     error = F.pixel_unshuffle((found - (eps - images)).square(), 4).flatten(2)[:, :, kept]
     loss, _ = model.loss(Batch(images, Noise(seeds), progress=0.2), "model")
     torch.testing.assert_close(loss, error.mean())

@@ -166,7 +166,7 @@ def our_denoiser(process: Process, told: dict[float, float] | None = None):
 
     def denoise(x_t: Tensor, t: float) -> Tensor:
         at = torch.full((1, 1, 1, 1), t, dtype=torch.float64)
-        signal = float(process.signal(at).flatten()[0]) if told is None else told[t]
+        signal = float(process.time_input(at).flatten()[0]) if told is None else told[t]
         return process.x0(network(x_t, signal), x_t, at)
 
     return denoise

@@ -148,7 +148,7 @@ class DDPM(Process):
     def path(self) -> tuple[object, ...]:
         return (type(self), self.schedule, self.beta_start, self.beta_end, self.timesteps)
 
-    def signal(self, t: Tensor) -> Tensor:
+    def time_input(self, t: Tensor) -> Tensor:
         return t.clamp_min(0)  # -1 is for solvers only
 
     def x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

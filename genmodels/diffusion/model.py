@@ -70,7 +70,7 @@ class Diffusion(Generator, ABC):
         return (self.process.path, self.config.shape, self.attributes, self.classes, self.codec_weights)
 
     @abstractmethod
-    def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, time_input: Tensor, condition: Tensor | None) -> Tensor:
         """The network: (N, C, H, W), what it is told of the time (N,), the embedded condition (N, D) or None ->
         (N, `outputs`, H, W)."""
 
@@ -153,7 +153,7 @@ class Diffusion(Generator, ABC):
             told = self.step(t - (t if to is None else to))  # (N, D)
             condition = told if condition is None else condition + told
         predict = predict or self.predict
-        found = predict(self.process.scale(t) * x_t, self.process.signal(t).view(-1), condition).float()
+        found = predict(self.process.scale(t) * x_t, self.process.time_input(t).view(-1), condition).float()
         fraction = None
         if found.shape[1] > x_t.shape[1]:
             found, fraction = found.chunk(2, dim=1)

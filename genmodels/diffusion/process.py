@@ -77,7 +77,7 @@ class Process(ABC):
         return (type(self),)
 
     @abstractmethod
-    def signal(self, t: Tensor) -> Tensor:
+    def time_input(self, t: Tensor) -> Tensor:
         """What the network is told of the time: a number of the order of 0 to 1000."""
 
     @abstractmethod
@@ -175,7 +175,7 @@ class Flow(Process):
         both = self.shift * shift  # one shift after another is their product
         return both * times / (1 + (both - 1) * times)
 
-    def signal(self, t: Tensor) -> Tensor:
+    def time_input(self, t: Tensor) -> Tensor:
         return 1000 * t
 
     def x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ class MeanFlow(Flow):
                 f"meanflow: share must be in (0, 1] and power not negative, got {self.share} and {self.power}"
             )
 
-    def signal(self, t: Tensor) -> Tensor:
+    def time_input(self, t: Tensor) -> Tensor:
         return SLOW * t
 
 
@@ -251,7 +251,7 @@ class EDM(Process):
     def scale(self, t: Tensor) -> Tensor:
         return 1 / (t.square() + self.data**2).sqrt()
 
-    def signal(self, t: Tensor) -> Tensor:
+    def time_input(self, t: Tensor) -> Tensor:
         return 250 * t.clamp_min(1e-8).log()
 
     def _skip_and_out(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,9 +84,9 @@ class UNet(Diffusion):
             start_small(self.network)
         self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in
 
-    def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, time_input: Tensor, condition: Tensor | None) -> Tensor:
         x = F.pixel_unshuffle(x, self.config.patch)  # (N, C p^2, H/p, W/p)
-        return F.pixel_shuffle(self.network(x, signal, condition).sample, self.config.patch)
+        return F.pixel_shuffle(self.network(x, time_input, condition).sample, self.config.patch)
 
 
 def network_settings(config: UNetConfig) -> dict[str, Any]:
