@@ -14,6 +14,7 @@ from genmodels.cli import main
 from genmodels.diffusion import solvers
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import EDM, Flow
+from genmodels.diffusion.sampler import make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, vanilla
 from genmodels.exchange.export import export_to_diffusers
@@ -228,7 +229,7 @@ def test_a_ddpm_pipeline_runs_behind_our_interface(old_layout, tmp_path):
     expected = theirs(2, torch.Generator().manual_seed(3), num_inference_steps=20, output_type="np").images
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, 3, 16, 16, generator=generator)
-    denoise = model.denoiser(Condition(), model.options(), 2, x.device)
+    denoise = make_denoiser(model, Condition(), model.options(), 2, x.device)
     with torch.no_grad():
         found = solvers.ddpm(
             denoise, x, solvers.schedule(model.process, 20), lambda: torch.randn(x.shape, generator=generator)

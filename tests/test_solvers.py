@@ -93,7 +93,7 @@ def test_the_reversed_walk_gives_back_the_data(name, solver):
     up = solvers.encoding(process, s)
     noise = solver(exact_denoiser(process), up.alpha[0] * data, up, never)
     torch.testing.assert_close(
-        noise, exact_flow(process, up.alpha[0] * data, up), rtol=0.02, atol=0.02 * process.spread
+        noise, exact_flow(process, up.alpha[0] * data, up), rtol=0.02, atol=0.02 * process.noise_scale
     )
     back = solver(exact_denoiser(process), noise, s, never)
     tolerance = 0.03 if solver is solvers.euler else 3e-3
@@ -106,7 +106,7 @@ def test_stochastic_solvers_reach_the_distribution(name, solver):
     process = PROCESSES[name]
     s = schedule(process, 1000)
     generator = torch.Generator().manual_seed(2)
-    x = process.spread * draw(20_000, 2, 1, 1)
+    x = process.noise_scale * draw(20_000, 2, 1, 1)
     found = solver(exact_denoiser(process), x, s, lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype))
     torch.testing.assert_close(found.mean(0, keepdim=True), MEAN, rtol=0, atol=0.02)
     torch.testing.assert_close(found.var(0, keepdim=True), VARIANCE, rtol=0.05, atol=0)

@@ -34,7 +34,7 @@ def scheduler_for(process: Process) -> Any:
     if isinstance(process, Flow):
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=process.shift)
     if isinstance(process, EDM):
-        return diffusers.EDMEulerScheduler(sigma_min=process.first, sigma_max=process.start, sigma_data=process.data)
+        return diffusers.EDMEulerScheduler(sigma_min=process.min_time, sigma_max=process.start, sigma_data=process.data)
     assert isinstance(process, DDPM)
     return diffusers.DDIMScheduler(
         num_train_timesteps=process.timesteps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,6 +15,23 @@ from genmodels.nn.distributed import all_reduce_sum
 BLOCK = 8
 MIN_VARIANCE = 5e-6
 """About the quantisation of 8-bit images, (2 / 255)^2 / 12 = 5e-6: a constant image must not divide by zero."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How a family's `bits_per_dim` is computed, and how an evaluation reports it."""
+
+    levels: int = 256
+    """Levels per colour that the likelihood refers to; fewer than 256 where images are rounded first.
+    Bits per dimension of different levels cannot be compared."""
+    exact: bool = False
+    """True: the likelihood itself. False: an upper bound on the bits per dimension, or an estimate."""
+    name: str = "bits-per-dim"
+    """Name of the score: values of different kinds have different names."""
+    estimator: str = ""
+    """How it is estimated, where it is neither exact nor an upper bound."""
+    images: int | None = None
+    """Number of images that an evaluation measures, where each takes long; None: all."""
 
 
 def block_dct() -> Tensor:
