@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 import genmodels
-from genmodels import sampling
+from genmodels import pictures, sampling
 from genmodels.cli.arguments import check_free
 from genmodels.types import Condition
 
@@ -41,21 +41,21 @@ def main(settings: Settings) -> None:
         model = genmodels.load(settings.run)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
-    if not model.attributes:
+    if not model.conditions.attributes:
         raise SystemExit(f"{settings.run}: this {model.family} was trained without attributes")
     options: dict[str, Any] = {"guidance": settings.guidance} | (
         {"temperature": t} if (t := settings.temperature) != 1 else {}
     )
     rows = []
-    for k, name in enumerate(model.attributes):
+    for k, name in enumerate(model.conditions.attributes):
         for value in (-1.0, 1.0):
-            attributes = torch.zeros(settings.columns, len(model.attributes))
+            attributes = torch.zeros(settings.columns, len(model.conditions.attributes))
             attributes[:, k] = value
             wanted = Condition(attributes)
             images = sampling.sample(model, settings.columns, settings.seed, wanted, **options)
             rows.append(images)
         print(f"rows {len(rows) - 1} and {len(rows)}: without and with {name}")
-    sampling.save_grid(settings.out, np.concatenate(rows), columns=settings.columns)
+    pictures.save_grid(settings.out, np.concatenate(rows), columns=settings.columns)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from genmodels.base import Generator, evaluating
+from genmodels.base import evaluating
 from genmodels.cli.arguments import load
 from genmodels.data import open_data
 from genmodels.data.packed import Packed
@@ -27,8 +27,9 @@ from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.pairs import psnr
 from genmodels.evaluation.reference import spread_rows
-from genmodels.sampling import to_floats, to_uint8
-from genmodels.types import HasLatents, Morphs, Noise, Reconstructs
+from genmodels.pictures import to_uint8
+from genmodels.sampling import to_floats
+from genmodels.types import Noise
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def main(settings: Settings) -> None:
             model = load(run)
             data = open_data(settings.data, settings.root, model.config.size).with_attributes(settings.attributes)
             found = copies(model, data.split("valid"), settings.copies)
-            if isinstance(model, HasLatents):
+            if model.can("latent_directions"):
                 found |= changes(model, data, settings)
         except (ValueError, OSError) as error:
             raise SystemExit(f"{run}: {error}") from None
@@ -60,16 +61,16 @@ def main(settings: Settings) -> None:
 
 
 @torch.no_grad()
-def copies(model: Generator, held: Packed, count: int) -> dict[str, Any]:
+def copies(model: Any, held: Packed, count: int) -> dict[str, Any]:
     """PSNR of faces that were never seen, by way of what the model makes images from."""
     with evaluating(model):
         faces = to_floats(model, held.images[spread_rows(len(held), count)])
-        if isinstance(model, HasLatents):
+        if model.can("latent_directions"):
             way, again = "one vector", model.from_latents(model.find_latents(faces))
-        elif isinstance(model, Morphs):  # the way from a face to itself begins at the face
+        elif model.can("morph"):  # the way from a face to itself begins at the face
             options, begin = model.options(), torch.zeros(1)
             way, again = "noise", torch.cat([model.morph(one, one, begin, options) for one in faces.split(1)])
-        elif isinstance(model, Reconstructs):
+        elif model.can("reconstruct"):
             way, again = "the codec alone", model.reconstruct(faces)
         else:
             return {}

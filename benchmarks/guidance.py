@@ -55,9 +55,9 @@ def main(settings: Settings) -> None:
         if s.save is not None and s.save.exists() and any(s.save.iterdir()) and not s.force:
             raise ValueError(f"{s.save} is not empty: choose another --save, or overwrite with --force")
         model = load(s.run)
-        if not model.attributes:
+        if not model.conditions.attributes:
             raise ValueError(f"{s.run}: this {model.family} was trained without attributes")
-        data = open_data(s.data, s.root, model.config.size).with_attributes(model.attributes)
+        data = open_data(s.data, s.root, model.config.size).with_attributes(model.conditions.attributes)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     train, held = data.split("train"), data.split("valid")
@@ -81,7 +81,7 @@ def main(settings: Settings) -> None:
             np.asarray(train.attributes),
             real,
             np.asarray(held.attributes),
-            model.attributes,
+            model.conditions.attributes,
         )
         distance = frechet_distance(features, real)
         found.append({"guidance": scale, "fd_faces": distance, "accuracy": accuracy.samples, "real": accuracy.real})

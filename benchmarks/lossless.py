@@ -28,7 +28,6 @@ from genmodels.data import open_data
 from genmodels.data.batches import image_batches
 from genmodels.evaluation.pairs import likelihood_score
 from genmodels.evaluation.protocol import Protocol
-from genmodels.types import Likelihood
 
 WEBP_SIDE = 16_383
 """No WebP image is longer."""
@@ -64,10 +63,10 @@ def as_webp(pixels: np.ndarray) -> bytes:
 
 
 def main(settings: Settings) -> None:
-    model = genmodels.load(settings.run)
-    if not isinstance(model, Likelihood):
+    model: Any = genmodels.load(settings.run)
+    if not model.can("bits_per_dim"):
         raise SystemExit(f"{settings.run}: a {model.family} has no likelihood")
-    size, levels = model.config.size, model.likelihood_levels
+    size, levels = model.config.size, model.likelihood_kind.levels
     images = open_data(settings.data, settings.root, size).split(settings.split)
     shades = (np.asarray(images.images).astype(np.int32) * levels // 256).astype(np.uint8)  # (N, H, W, 3)
     strips = np.array_split(shades, -(-len(shades) * size // WEBP_SIDE))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from genmodels.codec import Autoencoder, AutoencoderConfig
+from genmodels.autoencoder import Autoencoder, AutoencoderConfig
 from genmodels.nn.interpolation import lerp
 from genmodels.types import Batch, Condition, Noise
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.base import Generator
 from genmodels.nn.alphabet import Alphabet, Codes, Shades
 from genmodels.nn.choice import draw, filtered
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
 from genmodels.nn.decoder import GridDecoder
+from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.nn.regions import known_rows
 from genmodels.nn.transformer import TransformerConfig, block_matrices
-from genmodels.types import Batch, Codec, Condition, Noise, Quantises
+from genmodels.prior import Prior
+from genmodels.types import Batch, Condition, Noise
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class AutoregressiveOptions:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
 
 
-class Autoregressive(Generator):
+class Autoregressive(Prior):
     """A decoder over sequences of symbols, trained on the cross-entropy: maximum likelihood, and exact.
 
     Pixels are read row by row from the top left, and in each the colours in the order red, green, blue; every colour is
@@ -107,26 +109,35 @@ class Autoregressive(Generator):
     family = "autoregressive"
     Config = AutoregressiveConfig
     Options = AutoregressiveOptions
-    needs_codes = True
-    likelihood_is_exact = True
+    learns_codes = True
 
     def __init__(self, config: AutoregressiveConfig | None = None):
         c = config or AutoregressiveConfig()
         super().__init__(c)
         self.alphabet = c.alphabet()
-        self.needs_codec = c.codes is not None
-        self.likelihood_levels = self.alphabet.size
         self.decoder = GridDecoder(*self.alphabet.grid, self.alphabet.size, c.transformer)
         self.condition = ConditionEmbedding(len(c.attributes), c.classes, c.transformer.width)
 
-    def check_codec(self, codec: Codec) -> None:
-        c = self.config
-        size = codec.codebook_size if isinstance(codec, Quantises) else None
-        if c.codes != codec.latent_shape or c.codebook_size != size:
+    @property
+    def over_latents(self) -> bool:
+        return self.config.codes is not None
+
+    @classmethod
+    def config_over(cls, config: AutoregressiveConfig, codec: Any) -> AutoregressiveConfig:
+        if not codec.can("quantise"):
             raise ValueError(
-                f"the prior was built for codes {c.codes} of {c.codebook_size}, the codec has latents "
-                f"{codec.latent_shape} and a codebook of {size}"
+                f"an autoregressive prior learns codes, and the latents of this {codec.family} are not codes"
             )
+        return replace(config, codes=tuple(codec.latent_shape), codebook_size=codec.codebook_size)
+
+    def can(self, name: str) -> bool:
+        likelihoods = {"bits_per_dim": not self.over_latents, "bits_per_token": self.over_latents}
+        return super().can(name) and likelihoods.get(name, True)
+
+    @property
+    def likelihood_kind(self) -> LikelihoodKind:
+        """What `bits_per_dim` computes."""
+        return LikelihoodKind(levels=self.alphabet.size, exact=True)
 
     def hidden_matrices(self) -> Iterator[nn.Parameter]:
         return block_matrices(self)
@@ -149,7 +160,7 @@ class Autoregressive(Generator):
         Raises:
             ValueError: for a prior over codes, whose likelihood is not that of images.
         """
-        if self.needs_codec:
+        if self.over_latents:
             raise ValueError("a prior over codes has bits per token, and they are not bits per dimension of an image")
         return self.nats(self.alphabet.spell(images), Condition()).mean((1, 2)) / math.log(2)
 
@@ -181,7 +192,7 @@ class Autoregressive(Generator):
     def _continue(self, prefix: Tensor, noise: Noise, condition: Condition, options: AutoregressiveOptions) -> Tensor:
         """Images or codes that begin with `prefix` (N, P, S)."""
         o = options
-        if o.guidance != 1 and not (self.attributes or self.classes):
+        if o.guidance != 1 and self.conditions.is_empty:
             raise ValueError(f"guidance {o.guidance:g} needs a condition, and this {self.family} was trained without")
         probabilities = partial(filtered, temperature=o.temperature, top_k=o.top_k, top_p=o.top_p, min_p=o.min_p)
         tokens = self.decoder.generate(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import genmodels
-from genmodels import sampling
+from genmodels import pictures, sampling
 from genmodels.base import Generator, evaluating
 from genmodels.data import Packed, open_data
 from genmodels.data.batches import image_batches
@@ -23,7 +23,6 @@ from genmodels.evaluation.pairs import likelihood_score, pair_scores
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import Figure, Section, curves, embedded, page, tiles
 from genmodels.evaluation.results import Score
-from genmodels.types import Likelihood
 
 SIZE = 64
 MADE = {"index.html", "grid.png", "reconstructions.png", "interpolation.png", "interpolation.gif", "vae", "ae"}
@@ -109,23 +108,23 @@ def _train(family: str, out: Path, minutes: float) -> None:
 def _draw(vae: Generator, ae: Generator, data: Packed, out: Path) -> dict[str, np.ndarray]:
     """Everything that is shown, as uint8 (N, H, W, 3); the files are written on the way."""
     real = np.asarray(data.split("valid").images[:16])
-    pictures = {
+    shown = {
         "real": np.asarray(data.split("train").images[:32]),
         "vae": sampling.sample(vae, 64, progress=False),
         "vae prior": sampling.sample(vae, 32, latents="prior", progress=False),
         "ae": sampling.sample(ae, 32, progress=False),
-        "pairs": sampling.in_pairs(real, sampling.reconstruct(vae, real), 8),
-        "ae pairs": sampling.in_pairs(real, sampling.reconstruct(ae, real), 8),
+        "pairs": pictures.in_pairs(real, sampling.reconstruct(vae, real), 8),
+        "ae pairs": pictures.in_pairs(real, sampling.reconstruct(ae, real), 8),
     }
     tours = [sampling.interpolate(vae, seeds, 16) for seeds in TOURS]  # each (3, 16, H, W, 3)
-    gap = np.full((45, pictures["real"].shape[1], 2, 3), 128, np.uint8)  # grey: on light and dark pages
-    columns = [part for tour in tours for part in (sampling.animation_frames(tour), gap)]
-    sampling.save_animation(out / "interpolation.gif", np.concatenate(columns[:-1], axis=2))
-    pictures["tour"] = tours[0].reshape(-1, *tours[0].shape[2:])
-    sampling.save_grid(out / "grid.png", pictures["vae"])
-    sampling.save_grid(out / "reconstructions.png", pictures["pairs"], columns=8)
-    sampling.save_grid(out / "interpolation.png", pictures["tour"], columns=16)
-    return pictures
+    gap = np.full((45, shown["real"].shape[1], 2, 3), 128, np.uint8)  # grey: on light and dark pages
+    columns = [part for tour in tours for part in (pictures.animation_frames(tour), gap)]
+    pictures.save_animation(out / "interpolation.gif", np.concatenate(columns[:-1], axis=2))
+    shown["tour"] = tours[0].reshape(-1, *tours[0].shape[2:])
+    pictures.save_grid(out / "grid.png", shown["vae"])
+    pictures.save_grid(out / "reconstructions.png", shown["pairs"], columns=8)
+    pictures.save_grid(out / "interpolation.png", shown["tour"], columns=16)
+    return shown
 
 
 def _measure(model: Generator, held_out: Packed) -> dict[str, Score]:
@@ -134,7 +133,7 @@ def _measure(model: Generator, held_out: Packed) -> dict[str, Score]:
     protocol = Protocol(data=faces.source, split="valid", size=faces.size, n=MEASURED)
     originals = np.asarray(faces.images)
     scores = pair_scores(originals, sampling.reconstruct(model, originals), None, protocol)
-    if isinstance(model, Likelihood):
+    if model.can("bits_per_dim"):
         with evaluating(model):
             scores["bits-per-dim"] = likelihood_score(model, image_batches(faces), 0, protocol)
     return scores

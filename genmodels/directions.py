@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from genmodels.base import Generator, evaluating
-from genmodels.sampling import kind_of, to_floats, to_uint8
-from genmodels.types import HasLatents, Noise
+from genmodels.base import evaluating
+from genmodels.pictures import to_uint8
+from genmodels.sampling import require, to_floats
+from genmodels.types import Noise
 
 LEAST = 10
 """Images that must have an attribute, and that must not."""
@@ -16,7 +19,7 @@ LEAST = 10
 
 @torch.inference_mode()
 def attribute_directions(
-    model: Generator, images: np.ndarray, attributes: np.ndarray, names: tuple[str, ...], batch_size: int = 64
+    model: Any, images: np.ndarray, attributes: np.ndarray, names: tuple[str, ...], batch_size: int = 64
 ) -> Tensor:
     """For each attribute the way from the mean latents of the images without it to those of the images with it, (K, D).
 
@@ -30,7 +33,7 @@ def attribute_directions(
     Raises:
         ValueError: when the model has no such space, or nearly all images are alike in an attribute.
     """
-    space = with_latents(model)
+    require(model, "latent_directions")
     for name, column in zip(names, attributes.T, strict=True):
         if min((column > 0).sum(), (column < 0).sum()) < LEAST:
             raise ValueError(
@@ -39,7 +42,7 @@ def attribute_directions(
             )
     with evaluating(model):
         parts = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-        latents = torch.cat([space.find_latents(to_floats(model, part), exact=False) for part in parts])  # (N, D)
+        latents = torch.cat([model.find_latents(to_floats(model, part), exact=False) for part in parts])  # (N, D)
     with_it = torch.from_numpy(attributes > 0).to(latents)  # (N, K)
     without = torch.from_numpy(attributes < 0).to(latents)
     return _means(with_it, latents) - _means(without, latents)
@@ -47,7 +50,7 @@ def attribute_directions(
 
 @torch.inference_mode()
 def traverse(
-    model: Generator, starts: np.ndarray | None, directions: Tensor, amounts: Tensor, n: int = 4, seed: int = 0
+    model: Any, starts: np.ndarray | None, directions: Tensor, amounts: Tensor, n: int = 4, seed: int = 0
 ) -> np.ndarray:
     """Images changed along each direction, uint8 (N, K, len(amounts), H, W, 3).
 
@@ -60,28 +63,20 @@ def traverse(
         seed: which.
 
     Raises:
-        ValueError: when the model has no such space.
+        ValueError: when the model has no such model.
     """
-    space = with_latents(model)
+    require(model, "latent_directions")
     with evaluating(model):
         if starts is None:
             device = next(model.parameters()).device
-            latents = space.draw_latents(Noise.for_images(seed, range(n), device), model.options())
+            latents = model.draw_latents(Noise.for_images(seed, range(n), device), model.options())
         else:
-            latents = space.find_latents(to_floats(model, starts))
+            latents = model.find_latents(to_floats(model, starts))
         ways = amounts.to(latents)[None, :, None] * directions[:, None]  # (K, A, D)
-        rows = [to_uint8(space.from_latents((each + ways).flatten(0, 1))) for each in latents]  # N x (K A, H, W, 3)
+        rows = [to_uint8(model.from_latents((each + ways).flatten(0, 1))) for each in latents]  # N x (K A, H, W, 3)
     return np.stack(rows).reshape(len(latents), *ways.shape[:2], *rows[0].shape[1:])
 
 
 def _means(chosen: Tensor, latents: Tensor) -> Tensor:
     """(N, K) of 0 and 1, (N, D) -> means of the chosen latents, (K, D)."""
     return chosen.T @ latents / chosen.sum(0)[:, None]
-
-
-def with_latents(model: Generator) -> HasLatents:
-    """`model`, or ValueError when it makes no images, or not from one vector."""
-    model.check_whole()
-    if not isinstance(model, HasLatents):
-        raise ValueError(f"{kind_of(model)} models do not make an image from one vector: they have no such directions")
-    return model

@@ -6,15 +6,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.base import Generator
+from genmodels.codecs import prior_shape
 from genmodels.nn.adversarial import Game, between, critic_loss, generator_loss, squared_slope, uncompiled
 from genmodels.nn.augment import augment
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
@@ -25,7 +25,8 @@ from genmodels.nn.inversion import invert
 from genmodels.nn.principal import MAX_SIDE, PrincipalComponents
 from genmodels.nn.r3gan import GRID, R3Critic, R3Generator
 from genmodels.nn.regression import LinearMap
-from genmodels.types import Batch, Codec, Condition, Noise, continuous_shape
+from genmodels.prior import Prior
+from genmodels.types import Batch, Condition, Noise
 
 INVERSION_STEPS = 200
 """Of Adam."""
@@ -170,7 +171,7 @@ class GANOptions:
             raise ValueError(f"truncation must be above 0 (None: none), got {self.truncation}")
 
 
-class GAN(Generator):
+class GAN(Prior):
     """x = G(z), z ~ N(0, I); and D, whose score says which of two images is the real one.
 
     The critic's turn lowers softplus(D(G(z)) - D(x)) + gamma / 2 (|grad D(x)|^2 + |grad D(G(z))|^2), the generator's
@@ -180,9 +181,6 @@ class GAN(Generator):
     family = "gan"
     Config = GANConfig
     Options = GANOptions
-    turns = ("critic", "generator")
-    reconstruction_by = "inversion"
-    reconstruction_images = 256
 
     def __init__(self, config: GANConfig | None = None):
         c = config or GANConfig()
@@ -203,7 +201,6 @@ class GAN(Generator):
         self.judged = ConditionEmbedding(len(c.attributes), c.classes, width) if conditional else None
         self.principal = PrincipalComponents(c.shape[1], c.principal, c.shape[0]) if c.principal else None
         self.encoder = LinearMap(c.shape[0] * min(c.shape[1], ENCODER_SIDE) ** 2, c.latent_dim)
-        self.needs_codec = c.latents is not None
         self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in
 
     # ---- both networks ----
@@ -231,10 +228,17 @@ class GAN(Generator):
 
     # ---- training ----
 
-    def check_codec(self, codec: Codec) -> None:
-        shape = continuous_shape(codec)
-        if self.config.latents != shape:
-            raise ValueError(f"the prior was built for latents {self.config.latents}, the codec's have shape {shape}")
+    @property
+    def turns(self) -> tuple[str, ...]:
+        return ("critic", "generator")
+
+    @property
+    def over_latents(self) -> bool:
+        return self.config.latents is not None
+
+    @classmethod
+    def config_over(cls, config: GANConfig, codec: Any) -> GANConfig:
+        return replace(config, latents=prior_shape(codec, codes=False))
 
     def parameters_for(self, turn: str) -> Iterator[nn.Parameter]:
         """The critic's or the generator's, with its embedding of the condition."""

@@ -1,4 +1,4 @@
-"""Autoencoders in the format of diffusers, as codecs: AutoencoderKL (Stable Diffusion's) and VQModel."""
+"""Autoencoders of diffusers as codecs: AutoencoderKL, the one of Stable Diffusion, and VQModel."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from genmodels.base import read_json
+from genmodels.base import Model
 from genmodels.nn.density import Whitening
+from genmodels.saving import read_json
+from genmodels.types import Batch
 
 FOLDERS = (".", "vae", "vqvae")
-"""Where an autoencoder lies: by itself, or in the folder of a pipeline."""
+"""Places of an autoencoder: its own folder, or the folder of a pipeline."""
 
 
 @dataclass(frozen=True)
@@ -25,27 +27,25 @@ class PretrainedConfig:
     size: int
     """Side of the images in pixels."""
     settings: dict[str, Any]
-    """What its own config.json says."""
+    """Settings in its own config.json."""
 
 
-class PretrainedCodec(nn.Module, ABC):
-    """A network of diffusers behind our protocols. It is used, never trained.
+class PretrainedCodec(Model, ABC):
+    """A network of diffusers as a codec. It is used as it is and cannot be trained.
 
     Args:
-        config: what it is.
+        config: the network and the size of the images.
 
     Raises:
-        ValueError: when it is for other images than three colours of that size.
+        ValueError: if it is not for RGB images of that size.
     """
 
-    family: ClassVar[str]
     Config = PretrainedConfig
 
     def __init__(self, config: PretrainedConfig):
-        super().__init__()
+        super().__init__(config)
         import diffusers
 
-        self.config = config
         try:
             self.network: Any = getattr(diffusers, self.family).from_config(dict(config.settings))
         except (TypeError, ValueError) as error:
@@ -53,39 +53,40 @@ class PretrainedCodec(nn.Module, ABC):
             raise ValueError(f"not the config of a diffusers {self.family}: {reason}") from None
         settings = self.network.config
         if settings.in_channels != 3 or settings.out_channels != 3:
-            raise ValueError(f"this {self.family} is for images of {settings.in_channels} channels, not of 3 colours")
+            raise ValueError(f"this {self.family} is for images of {settings.in_channels} channels, not of 3")
         factor = 2 ** (len(settings.block_out_channels) - 1)
         if config.size % factor:
-            raise ValueError(f"{self.family} reduces images {factor} times: {config.size} px do not divide by that")
+            raise ValueError(f"{self.family} downsamples by {factor}, which does not divide {config.size} px")
         self.grid = config.size // factor
 
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one image's latents."""
+        """Shape of the latents of one image."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> (N, *latent_shape)."""
+        """Encode (N, 3, H, W) in [-1, 1] as latents (N, *latent_shape)."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """(N, *latent_shape) -> (N, 3, H, W) in [-1, 1]."""
+        """Decode latents (N, *latent_shape) to (N, 3, H, W) in [-1, 1]."""
 
-    def calibrate(self, images: Iterable[Tensor]) -> None:
-        """Measure what is not in its folder, on training images in batches of (N, 3, H, W) in [-1, 1]. Optional."""
+    def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
+        raise ValueError(f"an imported {self.family} is a codec and is not trained here")
 
     @final
     def reconstruct(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> the same."""
+        """Reconstruct images (N, 3, H, W) in [-1, 1]."""
         return self.decode(self.encode(images))
 
 
 class PretrainedKL(PretrainedCodec):
-    """AutoencoderKL. Latents are posterior means, whitened channel by channel by what the training images have.
+    """AutoencoderKL. Its latents are posterior means, normalised per channel over the training images.
 
-    The published `scaling_factor` is one number, measured on other images; `calibrate` measures these. A prior that was
-    trained with it needs `set_scale`.
+    The published `scaling_factor` is a single number that was measured on other images; `prepare`
+    measures the training images instead. A prior that was trained with the published number needs
+    `set_scale`.
     """
 
     family = "AutoencoderKL"
@@ -103,33 +104,36 @@ class PretrainedKL(PretrainedCodec):
 
     def encode(self, images: Tensor) -> Tensor:
         if not self.calibrated:
-            raise ValueError("the mean and spread of this AutoencoderKL's latents are unknown: call calibrate(images)")
+            raise ValueError(
+                "the mean and standard deviation of this AutoencoderKL's latents are unknown: call prepare(images)"
+            )
         return self.whitening.whiten(self.network.encode(images).latent_dist.mode())
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.network.decode(self.whitening.unwhiten(latents)).sample.float().clamp(-1, 1)
 
     @torch.no_grad()
-    def calibrate(self, images: Iterable[Tensor]) -> None:
-        """Measure mean and spread of the latents of `images`, in batches of (N, 3, H, W) in [-1, 1]."""
+    def prepare(self, images: Iterable[Tensor]) -> None:
+        """Measure the mean and standard deviation of the latents of training images."""
         self.whitening.fit(torch.cat([self.network.encode(batch).latent_dist.mode() for batch in images]))
         self.calibrated.fill_(True)
 
     def set_scale(self, factor: float) -> None:
-        """Scale latents by `factor`, and do not centre them."""
+        """Multiply latents by `factor` without centring them."""
         self.whitening.mean.zero_()
         self.whitening.std.fill_(1 / factor)
         self.calibrated.fill_(True)
 
 
 class PretrainedVQ(PretrainedCodec):
-    """VQModel. Its latents are codes, (grid, grid)."""
+    """VQModel. Its latents are codes (grid, grid)."""
 
     family = "VQModel"
 
-    def __init__(self, config: PretrainedConfig):
-        super().__init__(config)
-        self.codebook_size: int = self.network.config.num_vq_embeddings
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return self.network.config.num_vq_embeddings
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -142,53 +146,53 @@ class PretrainedVQ(PretrainedCodec):
     def decode(self, latents: Tensor) -> Tensor:
         network = self.network
         if len(latents) and (latents.min() < 0 or latents.max() >= self.codebook_size):
-            raise ValueError(f"codes go from 0 to {self.codebook_size - 1:,}: these are of another codec")
+            raise ValueError(f"codes must be in [0, {self.codebook_size:,}): these are of another codec")
         vectors = network.quantize.embedding(latents.long()).permute(0, 3, 1, 2)  # (N, dim, h, w)
-        # VQModel.decode without its quantisation: vectors of the book stand for themselves.
+        # As VQModel.decode, without quantising again.
         given = vectors if network.config.norm_type == "spatial" else None
         return network.decoder(network.post_quant_conv(vectors), given).float().clamp(-1, 1)
 
     @property
     def vector_shape(self) -> tuple[int, ...]:
-        """Shape of one image's vectors, (dim, grid, grid)."""
+        """Shape of the vectors of one image, (dim, grid, grid)."""
         settings = self.network.config
         return (settings.vq_embed_dim or settings.latent_channels, self.grid, self.grid)
 
     def vectors(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> vectors before they are quantised, (N, *vector_shape)."""
+        """Encode (N, 3, H, W) in [-1, 1] as vectors before quantisation, (N, *vector_shape)."""
         return self.network.encode(images).latents
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
-        """(N, *vector_shape), not quantised -> (N, 3, H, W) in [-1, 1], through the nearest codes."""
+        """Quantise vectors (N, *vector_shape) and decode them to (N, 3, H, W) in [-1, 1]."""
         return self.network.decode(vectors).sample.float().clamp(-1, 1)
 
 
 PRETRAINED: dict[str, type[PretrainedCodec]] = {kind.family: kind for kind in (PretrainedKL, PretrainedVQ)}
-"""By the name of their class in diffusers."""
+"""Codecs by the name of their class in diffusers."""
 
 
 def is_pretrained(path: Path) -> bool:
-    """Whether folder `path` is diffusers': its config names a class, and ours a family."""
+    """Return whether folder `path` was written by diffusers, whose configs name a class."""
     return _folder(path) is not None or (path / "model_index.json").is_file()
 
 
 def load_pretrained(path: Path, size: int) -> PretrainedCodec:
-    """The autoencoder in folder `path`, its own or that of a pipeline. Only safetensors are read, never a pickle.
+    """Load the autoencoder in folder `path`, or in the pipeline there, from safetensors only.
 
     Args:
         path: the folder.
         size: side of the images in pixels.
 
     Raises:
-        ValueError: when it is none, damaged, or for other images.
+        ValueError: if there is no autoencoder, or it is damaged or for other images.
     """
     place = _folder(path)
     if place is None:
-        raise ValueError(f"{path} is a pipeline of diffusers without an autoencoder in {' or '.join(FOLDERS[1:])}/")
+        raise ValueError(f"{path} is a diffusers pipeline without an autoencoder in {' or '.join(FOLDERS[1:])}/")
     settings = read_json(place / "config.json")
     kind = settings["_class_name"]
     if kind not in PRETRAINED:
-        raise ValueError(f"{place} holds a {kind} of diffusers; codecs can be {' or '.join(PRETRAINED)}")
+        raise ValueError(f"{place} holds a diffusers {kind}; a codec can be {' or '.join(PRETRAINED)}")
     plain = {name: value for name, value in settings.items() if not name.startswith("_")}
     codec = PRETRAINED[kind](PretrainedConfig(size, plain))
     codec.network = read_network(place, codec.network)
@@ -196,10 +200,14 @@ def load_pretrained(path: Path, size: int) -> PretrainedCodec:
 
 
 def read_network(place: Path, like: Any) -> Any:
-    """The network of diffusers in folder `place`, of the class of `like`. Only safetensors are read, never a pickle.
+    """Load a diffusers network from safetensors only.
+
+    Args:
+        place: the folder.
+        like: a network of the same class.
 
     Raises:
-        ValueError: when its weights are absent, damaged or not whole.
+        ValueError: if weights are missing, damaged or incomplete.
     """
     kind = type(like).__name__
     try:
@@ -215,7 +223,7 @@ def read_network(place: Path, like: Any) -> Any:
     if absent := [*loaded["missing_keys"], *loaded["mismatched_keys"]]:
         raise ValueError(f"{place} lacks weights of this {kind}, such as {absent[0]}: the file is damaged or mixed up")
     if extra := loaded["unexpected_keys"]:
-        raise ValueError(f"{place} holds weights that this {kind} has no place for: {', '.join(sorted(extra))}")
+        raise ValueError(f"{place} holds weights that this {kind} does not have: {', '.join(sorted(extra))}")
     return network
 
 

@@ -1,22 +1,21 @@
-"""What every room of the package agrees on: a batch, a condition, a source of noise, and what a model can do."""
+"""Data that every part of the package exchanges: noise, text, a condition, a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _MASK = (1 << 64) - 1
 
 
 def mix_seed(*parts: int) -> int:
-    """One well-spread 63-bit seed from several integers (the splitmix64 finaliser, applied to each in turn).
+    """Combine several integers into one 63-bit seed (the splitmix64 finaliser, applied to each in turn).
 
-    Neighbouring (seed, step, index) triples give unrelated seeds, so generators seeded with them can stand side by
-    side.
+    Neighbouring (seed, step, index) triples give unrelated seeds.
     """
     state = 0
     for part in parts:
@@ -28,14 +27,14 @@ def mix_seed(*parts: int) -> int:
 
 
 class Noise:
-    """One random stream per image, drawn on the CPU.
+    """One stream of random numbers per image, drawn on the CPU.
 
-    Image i's numbers depend on its own seed and on how often it was drawn from before, and on nothing else: neither the
-    batch it sits in, nor the number of processes, nor the device. Draws advance the streams.
+    The numbers of an image depend on its own seed and on the earlier draws from its stream, and on nothing else:
+    not on the batch, the number of processes or the device.
 
     Args:
         seeds: one 63-bit seed per image.
-        device: where draws are placed (they are made on the CPU).
+        device: device of the returned tensors. Numbers are drawn on the CPU and moved there.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
@@ -45,71 +44,176 @@ class Noise:
 
     @classmethod
     def for_images(cls, seed: int, indices: Iterable[int], device: torch.device | str = "cpu") -> Noise:
-        """The streams of images `indices` of sampling seed `seed`."""
+        """Return the streams of the images with these `indices` under sampling seed `seed`."""
         return cls([mix_seed(seed, i) for i in indices], device)
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def _generators(self) -> list[torch.Generator]:
-        """Made at the first draw: a model that draws nothing pays nothing."""
+        """Create the streams at the first draw: a model that draws nothing pays nothing."""
         if self._streams is None:
             self._streams = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         return self._streams
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal draws, float32 (N, *shape)."""
+        """Draw standard normal numbers, float32 (N, *shape)."""
         return torch.stack([torch.randn(shape, generator=g) for g in self._generators()]).to(self.device)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform draws in [0, 1), float32 (N, *shape)."""
+        """Draw uniform numbers in [0, 1), float32 (N, *shape)."""
         return torch.stack([torch.rand(shape, generator=g) for g in self._generators()]).to(self.device)
 
 
 @dataclass(frozen=True)
-class Condition:
-    """What a sample is asked to be. A field left None is not conditioned on.
+class Text:
+    """Tokenized sentences, padded to one length.
 
     Attributes:
-        attributes: (N, K) in {-1, 0, +1}: no, unknown, yes. Dropping a condition is multiplying by 0.
+        ids: (N, L) int64.
+        mask: (N, L) bool, True where a token is real and False where it is padding.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Text:
+        """Apply `function` to each tensor."""
+        return Text(function(self.ids), function(self.mask))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is asked of N samples, one row each. A field that is None is not conditioned on.
+
+    Attributes:
+        attributes: (N, K) in {-1, 0, +1}: no, unknown, yes.
         labels: (N,) int64; -1 is unknown.
+        text: N sentences.
     """
 
     attributes: Tensor | None = None
     labels: Tensor | None = None
+    text: Text | None = None
 
-    def __getitem__(self, index: slice) -> Condition:
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is conditioned on."""
+        return self.attributes is None and self.labels is None and self.text is None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """Apply `function` to every tensor. It must keep the first axis, N, the same for all of them."""
         return Condition(
-            None if self.attributes is None else self.attributes[index],
-            None if self.labels is None else self.labels[index],
+            None if self.attributes is None else function(self.attributes),
+            None if self.labels is None else function(self.labels),
+            None if self.text is None else self.text.map(function),
         )
+
+    def __getitem__(self, rows: slice) -> Condition:
+        return self.map(lambda tensor: tensor[rows])
 
     def repeat(self, n: int) -> Condition:
-        """Every row `n` times, one after another."""
-        return Condition(
-            None if self.attributes is None else self.attributes.repeat_interleave(n, 0),
-            None if self.labels is None else self.labels.repeat_interleave(n, 0),
-        )
+        """Repeat every row `n` times, one after another."""
+        return self.map(lambda tensor: tensor.repeat_interleave(n, 0))
 
     def to(self, device: torch.device | str) -> Condition:
-        return Condition(
-            None if self.attributes is None else self.attributes.to(device),
-            None if self.labels is None else self.labels.to(device),
-        )
+        """Move every tensor to `device`."""
+        return self.map(lambda tensor: tensor.to(device))
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Token sequences that a model can be conditioned on."""
+
+    vocabulary: int = 0
+    """Number of tokens in the vocabulary. 0 disables text."""
+    length: int = 64
+    """Largest number of tokens in a sentence."""
+
+
+@dataclass(frozen=True)
+class ConditionConfig:
+    """What a model can be conditioned on, and how often training hides it."""
+
+    attributes: tuple[str, ...] = ()
+    """Names of the attributes in the data that samples can be asked to have or not to have."""
+    classes: int = 0
+    """Number of labels that samples can be asked for."""
+    text: TextConfig = TextConfig()
+    """Sentences that samples can be asked to match."""
+    drop: float = 0.1
+    """Fraction of the training images whose condition is hidden, for classifier-free guidance."""
+    drop_each: float = 0.5
+    """Fraction of the other images in which each attribute is hidden with probability 1/2, so that
+    any subset of the attributes can be asked for."""
+
+    def __post_init__(self) -> None:
+        if self.classes < 0 or self.text.vocabulary < 0 or self.text.length < 1:
+            raise ValueError(
+                "condition: classes and text.vocabulary must not be negative and text.length must be at least 1, got "
+                f"{self.classes}, {self.text.vocabulary} and {self.text.length}"
+            )
+        if len(set(self.attributes)) < len(self.attributes):
+            raise ValueError(f"condition: each attribute can be named once, got {', '.join(self.attributes)}")
+        if not (0 <= self.drop <= 1 and 0 <= self.drop_each <= 1):
+            raise ValueError(f"condition: drop and drop_each must be in [0, 1], got {self.drop} and {self.drop_each}")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the model is unconditional."""
+        return not (self.attributes or self.classes or self.text.vocabulary)
+
+    def condition(self, wanted: Mapping[str, Any], n: int) -> Condition:
+        """Build the condition of `n` samples that are all asked for the same.
+
+        Args:
+            wanted: values by attribute name: True, 1 or "yes"; False, -1 or "no"; None or 0 for
+                unknown. The key "label" takes the number of a class.
+            n: number of samples.
+
+        Raises:
+            ValueError: if the model has no such attribute or label, or a value is none of these.
+        """
+        given = dict(wanted)
+        labels = None
+        label = given.pop("label", None)
+        if label is not None:
+            if not isinstance(label, int) or not 0 <= label < self.classes:
+                known = f"it has labels 0 to {self.classes - 1}" if self.classes else "it was trained without labels"
+                raise ValueError(f"label {label!r}: this model does not know it; {known}")
+            labels = torch.full((n,), label)
+        if unknown := [name for name in given if name not in self.attributes]:
+            known = ", ".join(self.attributes) or "none: it was trained without attributes"
+            raise ValueError(f"unknown attribute {unknown[0]!r}; this model knows: {known}")
+        attributes = None
+        if given:
+            signs = [_sign(name, given.get(name)) for name in self.attributes]
+            attributes = torch.tensor(signs).expand(n, -1).clone()  # (N, K)
+        return Condition(attributes, labels)
+
+
+def _sign(name: str, value: Any) -> float:
+    """Return the value of one attribute as -1, 0 or +1."""
+    if isinstance(value, bool):
+        return 1.0 if value else -1.0
+    signs = {"yes": 1.0, "no": -1.0, None: 0.0, 1: 1.0, -1: -1.0, 0: 0.0}
+    if value in signs:
+        return signs[value]
+    raise ValueError(f"{name}={value!r}: use True, False or None, or 1, -1 or 0")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All that a training step may depend on. A loss uses no other randomness and no other clock.
+    """Everything a training step may depend on. A loss uses no other random numbers and no other clock.
 
     Attributes:
         images: float (N, 3, H, W) in [-1, 1].
-        condition: what is known of the images.
+        condition: labels of the images.
         noise: one stream per image, seeded by run seed, step and global index.
-        step: the optimiser step, from 0.
-        progress: the share of training done, in [0, 1]; schedules inside a loss follow it.
-        latents: what a codec makes of the images, where it was computed before training: (N, *latent_shape).
-        features: what an extractor makes of them, for a model that is aligned with it: (N, F).
+        step: optimiser step, from 0.
+        progress: fraction of the training that is done, in [0, 1]. Schedules inside a loss follow it.
+        latents: the images encoded by a frozen codec before training, (N, *latent_shape), or None.
+        features: features of the images by an extractor, (N, F), for models that are aligned with it, or None.
     """
 
     images: Tensor
@@ -119,161 +223,3 @@ class Batch:
     progress: float = 0.0
     latents: Tensor | None = None
     features: Tensor | None = None
-
-
-@runtime_checkable
-class Codec(Protocol):
-    """Turns images into a smaller space and back.
-
-    Latents have zero mean and unit variance per channel; those of a codec that `Quantises` are its codes.
-    """
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one image's latents, without the batch axis."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> (N, *latent_shape)."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """(N, *latent_shape) -> (N, 3, H, W) in [-1, 1]."""
-
-
-@runtime_checkable
-class Quantises(Protocol):
-    """Turns images into codes of a finite book."""
-
-    codebook_size: int
-
-    def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> codes (N, ...), int64 in [0, codebook_size)."""
-
-
-@runtime_checkable
-class HasVectors(Protocol):
-    """Has, behind its codes, a map of continuous vectors that a prior of continuous latents can learn."""
-
-    @property
-    def vector_shape(self) -> tuple[int, ...]:
-        """Shape of one image's vectors, (channels, height, width)."""
-
-    def vectors(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> vectors before they are quantised, (N, *vector_shape)."""
-
-    def decode_vectors(self, vectors: Tensor) -> Tensor:
-        """(N, *vector_shape) -> (N, 3, H, W) in [-1, 1], through the nearest codes."""
-
-
-def continuous_shape(codec: Codec) -> tuple[int, ...]:
-    """Shape of what a prior of continuous latents learns of one image: the codec's latents, or the vectors behind its
-    codes."""
-    return tuple(codec.vector_shape if isinstance(codec, HasVectors) else codec.latent_shape)
-
-
-@runtime_checkable
-class Reconstructs(Protocol):
-    """Maps an image to the nearest one it can express."""
-
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> the same."""
-
-
-@runtime_checkable
-class Likelihood(Protocol):
-    """Can say how probable an image is."""
-
-    likelihood_is_exact: bool
-    """True: the number is the likelihood. False: it is a bound, and the true bits per dimension are at most this, or an
-    estimate, as the model's `likelihood_by` says."""
-    likelihood_levels: int
-    """Shades per colour that the likelihood is about: 256, or fewer where the model rounds images first. Bits per
-    dimension of different levels cannot be compared."""
-
-    def bits_per_dim(self, images: Tensor, noise: Noise) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] holding 8-bit values -> bits per dimension, (N,)."""
-
-
-@runtime_checkable
-class TokenLikelihood(Protocol):
-    """Can say how probable the symbols are that an image is spelled with, which is not how probable the image is."""
-
-    def bits_per_token(self, codes: Tensor) -> Tensor:
-        """Codes (N, *latent_shape) -> bits per code, (N,)."""
-
-
-@runtime_checkable
-class HasPrior(Protocol):
-    """Is a prior trained in the space of a frozen codec."""
-
-    codec_weights: str
-    """16 hex digits that identify the codec's weights: codes mean nothing to another."""
-
-    def get_prior(self) -> nn.Module:
-        """What is trained. (A method: runtime protocols do not see submodules.)"""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> what the prior learns, (N, *latent_shape)."""
-
-
-@runtime_checkable
-class Inpaints(Protocol):
-    """Can finish an image of which a part is known."""
-
-    def inpaint(self, images: Tensor, known: Tensor, noise: Noise, condition: Condition, options: object) -> Tensor:
-        """Images (N, 3, H, W) in [-1, 1] and where they are known, bool (H, W) -> the same, completed.
-
-        Raises:
-            ValueError: for a region that the model cannot complete.
-        """
-
-
-@runtime_checkable
-class Interpolates(Protocol):
-    """Has a continuous path from one sample to another."""
-
-    def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: object) -> Tensor:
-        """Samples on the way from `first` (one image, weight 0) to `second` (weight 1): (len(weights), 3, H, W)."""
-
-
-@runtime_checkable
-class Morphs(Protocol):
-    """Has a continuous path from one given image to another."""
-
-    def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
-        """Images (len(weights), 3, H, W) on the way from `first` (1, 3, H, W) in [-1, 1] to `second`."""
-
-
-@runtime_checkable
-class HasLatents(Protocol):
-    """Makes an image from one vector, in whose space straight lines have a meaning."""
-
-    def draw_latents(self, noise: Noise, options: Any) -> Tensor:
-        """The vectors (N, D) of the samples of `noise`."""
-
-    def find_latents(self, images: Tensor, exact: bool = True) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> the vectors (N, D) of the nearest images. Not `exact`: a good guess will do, where
-        that is faster."""
-
-    def from_latents(self, latents: Tensor) -> Tensor:
-        """Vectors (N, D) -> (N, 3, H, W) in [-1, 1]."""
-
-
-@runtime_checkable
-class Edits(Protocol):
-    """Can redraw a given image."""
-
-    def edit(self, images: Tensor, strength: float, noise: Noise, condition: Condition, options: object) -> Tensor:
-        """Images (N, 3, H, W) in [-1, 1] -> the same, redrawn: hardly near strength 0, wholly at 1.
-
-        Raises:
-            ValueError: for a strength that is not in (0, 1].
-        """
-
-
-@runtime_checkable
-class Denoises(Protocol):
-    """Makes an image step by step, and can show the steps."""
-
-    def trajectory(self, noise: Noise, condition: Condition, options: object) -> tuple[Tensor, Tensor]:
-        """Two (evaluations + 1, N, 3, H, W), to be clamped to [-1, 1]: what the image is at each evaluation of the
-        network, and what the model expects it to become. Both end with the sample."""

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genmodels.codec import Autoencoder, AutoencoderConfig
+from genmodels.autoencoder import Autoencoder, AutoencoderConfig
 from genmodels.nn.conv import output_layer
 from genmodels.nn.interpolation import lerp, slerp
-from genmodels.nn.likelihood import CalibratedGaussian, nats_to_bits_per_dim
+from genmodels.nn.likelihood import CalibratedGaussian, LikelihoodKind, nats_to_bits_per_dim
 from genmodels.types import Batch, Condition, Noise
 
 LOG_VARIANCE_RANGE = (-12.0, 4.0)
@@ -74,13 +74,16 @@ class VAE(Autoencoder):
     family = "vae"
     Config = VAEConfig
     Options = VAEOptions
-    likelihood_is_exact = False
-    likelihood_levels = 256
 
     def __init__(self, config: VAEConfig | None = None):
         config = config or VAEConfig()
         super().__init__(config, encoder_outputs=2, components=config.mixture)
         self.likelihood = CalibratedGaussian(config.variance)
+
+    @property
+    def likelihood_kind(self) -> LikelihoodKind:
+        """What `bits_per_dim` computes."""
+        return LikelihoodKind()
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z | x), each (N, *latent_shape), float32."""

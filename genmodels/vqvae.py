@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from genmodels.autoencoder import NetworksConfig
 from genmodels.base import Generator
-from genmodels.codec import NetworksConfig
 from genmodels.nn.conv import Decoder, Encoder, coarsest_grid, output_layer, zero_output
 from genmodels.nn.discriminator import AdaptiveWeight, PatchDiscriminator, discriminator_hinge, generator_hinge
 from genmodels.nn.perceptual import PerceptualLoss
@@ -125,7 +125,6 @@ class VQVAE(Generator):
         c = config or VQVAEConfig()
         super().__init__(c)
         self.quantiser = build_quantiser(c)
-        self.codebook_size = self.quantiser.codebook_size
         grid, values = c.tokens is None, self.quantiser.dim * (c.tokens or 1)
         self.principal: PrincipalComponents | PatchComponents | None = None
         if not grid:
@@ -140,10 +139,18 @@ class VQVAE(Generator):
         self.discriminator: PatchDiscriminator | None = None
         self.balance: AdaptiveWeight | None = None
         if c.discriminator:
-            self.turns = ("model", "discriminator")
             self.discriminator = PatchDiscriminator(c.discriminator_channels)
             self.balance = AdaptiveWeight(output_layer(self.decoder).weight.numel())
         self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        return ("model", "discriminator") if self.config.discriminator else ("model",)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return self.quantiser.codebook_size
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
+from genmodels.codecs import load_codec
 from genmodels.data import cache_folder, open_data
 from genmodels.data.latents import with_latents
-from genmodels.latent import Latent, load_codec
+from genmodels.latent import Latent
 from genmodels.sampling import processes
 from genmodels.training.fit import fit
 from genmodels.training.recipe import OptimConfig, Precision, Recipe, run

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from genmodels.base import Generator
+from genmodels.codecs import load_codec, prior_shape
 from genmodels.data import cache_folder, open_data
 from genmodels.data.batches import image_batches
 from genmodels.data.latents import with_latents
 from genmodels.gan import GAN, GANConfig
-from genmodels.latent import Latent, learnt_shape, load_codec, prepare_codec
+from genmodels.latent import Latent
 from genmodels.sampling import processes
 from genmodels.training.fit import fit
 from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
@@ -46,11 +47,11 @@ class GANRecipe(Recipe):
 def main(recipe: GANRecipe) -> Path:
     device = processes().device
     codec = None if recipe.codec is None else load_codec(recipe.codec, recipe.size).to(device)
-    model: Generator = GAN(replace(recipe.model, size=recipe.size, latents=codec and learnt_shape(codec, codes=False)))
+    model: Any = GAN(replace(recipe.model, size=recipe.size, latents=codec and prior_shape(codec, codes=False)))
     data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)  # after what cannot be has been refused
     began = time.monotonic()
     if codec is not None:
-        prepare_codec(codec, image_batches(data.split("train"), limit=2048, device=device, spread=True))
+        codec.prepare(image_batches(data.split("train"), limit=2048, device=device, spread=True))
         model = latent = Latent.over(codec, model).to(device)
         data = with_latents(data, latent.encode, latent.latents_name, cache_folder(), recipe.flip, device)
     return fit(model, data, replace(recipe, startup=recipe.startup + time.monotonic() - began))

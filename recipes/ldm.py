@@ -10,11 +10,12 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from genmodels.codecs import load_codec, prior_shape
 from genmodels.data import cache_folder, open_data
 from genmodels.data.batches import image_batches
 from genmodels.data.latents import with_latents
 from genmodels.diffusion.unet import UNet, UNetConfig
-from genmodels.latent import Latent, learnt_shape, load_codec, prepare_codec
+from genmodels.latent import Latent
 from genmodels.sampling import processes
 from genmodels.training.fit import fit
 from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
@@ -42,11 +43,11 @@ class LDMRecipe(Recipe):
 
 def main(recipe: LDMRecipe) -> None:
     codec = load_codec(recipe.codec, recipe.size).to(device := processes().device)
-    shape = learnt_shape(codec, codes=False)
+    shape = prior_shape(codec, codes=False)
     prior = UNet(replace(recipe.model, size=recipe.size, latents=shape))
     data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)  # after what cannot be has been refused
     began = time.monotonic()
-    prepare_codec(codec, image_batches(data.split("train"), limit=2048, device=device, spread=True))
+    codec.prepare(image_batches(data.split("train"), limit=2048, device=device, spread=True))
     model = Latent.over(codec, prior).to(device)
     if recipe.cache:
         data = with_latents(data, model.encode, model.latents_name, cache_folder(), recipe.flip, device)

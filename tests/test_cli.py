@@ -17,6 +17,7 @@ from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.cli import COMMANDS, DATA_COMMANDS, fold_options, main
 from genmodels.nn.transformer import TransformerConfig
+from genmodels.pictures import save_grid
 from genmodels.types import Condition
 
 ROOT = Path(__file__).parent.parent
@@ -130,13 +131,13 @@ def test_train_hands_the_rest_to_the_recipe(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_sample_writes_all_three_forms(run: Path) -> None:
-    expected = sampling.to_uint8(genmodels.load(run).generate(5, seed=3, temperature=0.5, latents="mixture", steps=2))
+    expected = pictures.to_uint8(genmodels.load(run).generate(5, seed=3, temperature=0.5, latents="mixture", steps=2))
     options = ["--temperature", "0.5", "--latents", "mixture", "--steps=2"]
     for out in ("a.npy", "b/", "c.png"):
         assert main(["sample", str(run), "--n", "5", "--seed", "3", "--out", out, *options]) == 0
     assert np.array_equal(np.load("a.npy"), expected)
     assert np.array_equal([np.asarray(Image.open(path)) for path in sorted(Path("b").iterdir())], expected)
-    sampling.save_grid("d.png", expected)
+    save_grid("d.png", expected)
     assert Path("c.png").read_bytes() == Path("d.png").read_bytes()
 
 
@@ -163,7 +164,7 @@ def test_sample_with_conditions(run: Path, capsys: pytest.CaptureFixture[str]) -
     asked = run.parent / "asked"
     assert main(["sample", str(asked), "--n", "3", "--out", "a.npy", "--attributes", "Eyeglasses=no, Smiling=yes"]) == 0
     condition = Condition(attributes=torch.tensor([[1.0, -1.0]] * 3))
-    expected = sampling.to_uint8(genmodels.load(asked).generate(3, condition=condition))
+    expected = pictures.to_uint8(genmodels.load(asked).generate(3, condition=condition))
     assert np.array_equal(np.load("a.npy"), expected)
     assert main(["sample", str(asked), "--n", "2", "--out", "b.npy", "--label", "2"]) == 0
     for arguments, message in [

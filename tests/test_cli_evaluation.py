@@ -11,7 +11,7 @@ from PIL import Image
 from test_cli import fails, run
 from test_evaluate import EXTRACTOR, faces
 
-from genmodels import sampling
+from genmodels import pictures
 from genmodels.cli import main
 from genmodels.cli.evaluation import _read_kept
 
@@ -54,7 +54,7 @@ def test_the_data_a_run_was_trained_on_is_the_default(run: Path, capsys: pytest.
 
 
 def test_two_sets_of_images_against_each_other(capsys: pytest.CaptureFixture[str]) -> None:
-    sampling.save_images("folder", faces(1).images[:260])
+    pictures.save_images("folder", faces(1).images[:260])
     assert main(["evaluate", "folder", "--data", "real.npy", "--json", "folder.json"]) == 0
     assert main(["evaluate", "one.npy", "--data", "real.npy", "--json", "array.json"]) == 0
     folder, array = (json.loads(Path(f"{name}.json").read_text()) for name in ("folder", "array"))
@@ -82,7 +82,7 @@ def test_bad_input_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_compare_writes_a_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "two.npy", "--data", "real.npy", "--n", "256", "--json", "two/metrics.json"]) == 0
-    sampling.save_grid("two/samples.png", faces(2).images[:64])
+    pictures.save_grid("two/samples.png", faces(2).images[:64])
     command = ["compare", str(run), "one.npy", "two", "--data", "real.npy", "--n", "256", "--out", "report"]
     assert main(command) == 0
     assert "report/index.html" in capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_compare_takes_as_many_of_each_as_the_smallest_set_has(capsys: pytest.Ca
 
 def test_a_kept_result_shows_its_own_grid_only(run: Path) -> None:
     assert main(["evaluate", "two.npy", "--data", "real.npy", "--json", "two/metrics.json"]) == 0
-    sampling.save_grid("two/samples.png", faces(2).images[:10])  # four rows of three, two places white
+    pictures.save_grid("two/samples.png", faces(2).images[:10])  # four rows of three, two places white
     assert np.array_equal(_read_kept(Path("two/metrics.json")).pictures["samples"], faces(2).images[:10])
     Path("two/other.json").write_text(Path("two/metrics.json").read_text())
     assert not _read_kept(Path("two/other.json")).pictures

@@ -16,13 +16,13 @@ import pytest
 from evaluations import FEATURES, MACHINE, evaluation
 from PIL import Image
 
-from genmodels.base import from_dict
 from genmodels.evaluation.columns import Column, amount, columns, numbers, with_training
 from genmodels.evaluation.compare import told_apart, write_report
 from genmodels.evaluation.figures import file_names, plot, points, samples_shown, trade_offs
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import drawn_in
 from genmodels.evaluation.results import Evaluation, Score, Subject
+from genmodels.saving import from_dict
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "wbr"}
 

@@ -17,8 +17,8 @@ from genmodels.diffusion.options import DiffusionOptions
 from genmodels.diffusion.process import EDM, Flow
 from genmodels.diffusion.sampler import Denoiser, make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig, network_settings
-from genmodels.nn.likelihood import Likelihood as LikelihoodOf
-from genmodels.types import Batch, Condition, Denoises, Edits, Inpaints, Interpolates, Likelihood, Morphs, Noise
+from genmodels.nn.likelihood import LikelihoodKind
+from genmodels.types import Batch, Condition, Noise
 
 NETWORK = dict(size=16, channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
 PROCESSES = {"flow": Flow(), "edm": EDM(), "ddpm": DDPM()}
@@ -231,8 +231,8 @@ def test_noise_to_image_and_back(process):
 
 def test_it_keeps_every_promise_of_the_protocols():
     model = unet()
-    for promise in (Likelihood, Inpaints, Interpolates, Morphs, Edits, Denoises):
-        assert isinstance(model, promise)
+    for promise in ("bits_per_dim", "inpaint", "interpolate", "morph", "edit", "trajectory"):
+        assert model.can(promise)
 
 
 def test_a_little_editing_changes_little():
@@ -368,12 +368,13 @@ def test_bits_per_dim_of_the_model_in_inference_mode():
     )
     exact = (nats / 768 + math.log(127.5)) / math.log(2)
     assert bits.shape == (8,) and abs(bits.mean() - exact.mean()) < 0.06, (bits.mean(), exact.mean())
-    assert model.likelihood.name == "bits-per-dim-by-ode" and "no bound" in model.likelihood.estimator
-    assert unet(process="ddpm").likelihood == LikelihoodOf(levels=256, exact=False, name="bits-per-dim")
+    assert model.likelihood_kind.name == "bits-per-dim-by-ode" and "no bound" in model.likelihood_kind.estimator
+    assert unet(process="ddpm").likelihood_kind == LikelihoodKind(levels=256, exact=False, name="bits-per-dim")
 
 
 def test_a_prior_over_latents_has_no_likelihood_of_images():
     model = unet(latents=(4, 8, 8))
+    assert not model.can("bits_per_dim")
     with pytest.raises(ValueError, match="no bits per dimension of an image"):
         model.bits_per_dim(torch.zeros(1, 3, 16, 16), noises(1))
 

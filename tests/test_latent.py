@@ -17,13 +17,14 @@ from test_contract import faces
 
 import genmodels
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
-from genmodels.base import weights_hash
+from genmodels.codecs import load_codec
 from genmodels.data.batches import BatchReader
 from genmodels.data.latents import DONE, LATENTS, with_latents
-from genmodels.latent import Latent, load_codec
+from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
+from genmodels.saving import weights_hash
 from genmodels.training.fit import fit
-from genmodels.types import Batch, Codec, Condition, HasPrior, Noise, Quantises, Reconstructs, TokenLikelihood
+from genmodels.types import Batch, Condition, Noise
 from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
 
@@ -106,8 +107,8 @@ def test_a_saved_model_is_whole(tmp_path: Path) -> None:
 
 def test_what_it_can_do() -> None:
     model = make()
-    assert isinstance(model, HasPrior) and isinstance(model.get_prior(), TokenLikelihood)
-    assert isinstance(model, Reconstructs) and not isinstance(model, Quantises)
+    assert model.can("prior") and model.get_prior().can("bits_per_token")
+    assert model.can("reconstruct") and not model.can("quantise")
     bits = model.get_prior().bits_per_token(model.encode(faces(3, size=16)))
     assert bits.tolist() == pytest.approx([4.0] * 3, abs=1e-5)  # a new prior: all 16 codes alike
 
@@ -197,7 +198,7 @@ def test_against_diffusers_vqmodel(settings: dict[str, Any], tmp_path: Path) -> 
     network = diffusers_vq(**settings)
     network.save_pretrained(tmp_path / "pipeline" / "vqvae")
     codec = load_codec(tmp_path / "pipeline", 16, codes=True)  # as in the folder of an LDMPipeline
-    assert isinstance(codec, Codec) and codec.latent_shape == (8, 8) and codec.codebook_size == 20
+    assert codec.can("encode") and codec.latent_shape == (8, 8) and codec.codebook_size == 20
     images = faces(3, size=16)
     codes = codec.encode(images)
     assert codes.shape == (3, 8, 8) and codes.unique().numel() > 3
@@ -228,7 +229,7 @@ def test_against_diffusers_autoencoderkl(tmp_path: Path) -> None:
     assert flat.mean(1).abs().max() < 1e-4 and (flat.std(1) - 1).abs().max() < 1e-3
     expected = network.decode(network.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
     torch.testing.assert_close(codec.decode(latents), expected, atol=1e-5, rtol=0)
-    assert not isinstance(codec, Quantises)
+    assert not codec.can("quantise")
     with pytest.raises(ValueError, match="the latents of this AutoencoderKL are no codes"):
         load_codec(tmp_path / "vae", 16, codes=True)
 

@@ -14,12 +14,13 @@ from test_contract import faces
 from test_two_commands import CODEC, QUICK, train
 
 import genmodels
-from genmodels.base import weights_hash
 from genmodels.cli import main
+from genmodels.codecs import load_codec, prior_shape
 from genmodels.diffusion.unet import UNet, UNetConfig
-from genmodels.latent import Latent, learnt_shape, load_codec, prepare_codec
+from genmodels.latent import Latent
 from genmodels.pretrained import PretrainedConfig, PretrainedKL
-from genmodels.types import Condition, Denoises, Edits, Inpaints, Interpolates, Morphs, Noise, Quantises
+from genmodels.saving import weights_hash
+from genmodels.types import Condition, Noise
 from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
 
@@ -49,7 +50,7 @@ def codec(kind: str) -> Any:
 
 def over(codec: Any, **settings: Any) -> Latent:
     torch.manual_seed(1)
-    shape = learnt_shape(codec, codes=False)
+    shape = prior_shape(codec, codes=False)
     network: dict[str, Any] = dict(channels=(16,), attention=(True,), head=8, groups=8, blocks=1, gaussian=4)
     model = Latent.over(codec, UNet(UNetConfig(**(dict(size=16, latents=shape) | network | settings))))
     model.initialise([faces(24, seed=3, size=16)])
@@ -68,7 +69,7 @@ def test_what_the_prior_sees_has_unit_variance(kind: str) -> None:
 
 def test_vectors_are_learnt_before_they_are_quantised_and_decoded_after() -> None:
     vq = codec("vqvae")
-    assert isinstance(vq, Quantises)
+    assert vq.can("quantise")
     model, images = over(vq), faces(4, size=16)
     with torch.no_grad():
         assert torch.equal(model.encode(images), vq.vectors(images))
@@ -88,14 +89,14 @@ def test_vectors_and_codes_of_one_codec_are_cached_apart() -> None:
 
 def test_a_latent_model_can_do_what_its_prior_can() -> None:
     model = over(codec("map"))
-    for ability in (Inpaints, Interpolates, Morphs, Edits, Denoises):
-        assert isinstance(model, ability)
+    for ability in ("inpaint", "interpolate", "morph", "edit", "trajectory"):
+        assert model.can(ability)
     from test_latent import make
 
     tokens = make()
-    assert isinstance(tokens, Inpaints)
-    for ability in (Interpolates, Morphs, Edits, Denoises):
-        assert not isinstance(tokens, ability)
+    assert tokens.can("inpaint")
+    for ability in ("interpolate", "morph", "edit", "trajectory"):
+        assert not tokens.can(ability)
 
 
 def test_any_region_is_completed_through_a_map_and_none_through_a_vector() -> None:
@@ -127,12 +128,12 @@ def test_a_prior_for_other_latents_is_refused() -> None:
 def test_a_kl_autoencoder_is_measured_before_use() -> None:
     torch.manual_seed(0)
     kl = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
-    prepare_codec(kl, [faces(24, seed=3, size=16)])
+    kl.prepare([faces(24, seed=3, size=16)])
     model = over(kl)
     assert abs(model.encode(faces(24, seed=3, size=16)).std() - 1) < 0.1
     untouched = codec("map")
     before = weights_hash(untouched)
-    prepare_codec(untouched, [faces(4, size=16)])
+    untouched.prepare([faces(4, size=16)])
     assert weights_hash(untouched) == before
 
 

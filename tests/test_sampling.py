@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageSequence
 from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
-from genmodels import sampling
+from genmodels import pictures, sampling
 from genmodels.types import Condition
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 def test_to_uint8_rounds_and_clamps() -> None:
     levels = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5, 100 / 127.5 - 1, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1])
     images = levels.reshape(8, 1, 1, 1).expand(8, 3, 2, 4)
-    result = sampling.to_uint8(images)
+    result = pictures.to_uint8(images)
     assert result.shape == (8, 2, 4, 3)
     assert result.dtype == np.uint8
     # 0.0 lies between two levels, 127 and 128; round-half-even takes 128
@@ -33,7 +33,7 @@ def test_sample_is_generate_whatever_the_batch_size() -> None:
     model = Tiny(TinyConfig())
     whole = sampling.sample(model, 5, seed=3, steps=3, progress=False)
     parts = sampling.sample(model, 5, seed=3, steps=3, batch_size=2, progress=False)
-    assert np.array_equal(whole, sampling.to_uint8(model.generate(5, seed=3, steps=3)))
+    assert np.array_equal(whole, pictures.to_uint8(model.generate(5, seed=3, steps=3)))
     assert np.array_equal(whole, parts)
     assert model.training  # the mode is as it was
 
@@ -42,7 +42,7 @@ def test_sample_gives_each_image_its_condition() -> None:
     wanted = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
     model = Asked(AskedConfig())
     images = sampling.sample(model, 5, condition=Condition(wanted), batch_size=2, progress=False)
-    assert np.array_equal(images, sampling.to_uint8(model.generate(5, condition=Condition(wanted))))
+    assert np.array_equal(images, pictures.to_uint8(model.generate(5, condition=Condition(wanted))))
     assert not np.array_equal(images, sampling.sample(model, 5, progress=False))
 
 
@@ -79,12 +79,12 @@ def test_two_processes_sample_what_one_does(tmp_path: Path) -> None:
 
 def test_save_images_in_three_forms(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    sampling.save_images(tmp_path / "new" / "all.npy", images)
+    pictures.save_images(tmp_path / "new" / "all.npy", images)
     assert np.array_equal(np.load(tmp_path / "new" / "all.npy"), images)
-    sampling.save_images(tmp_path / "files", images)
+    pictures.save_images(tmp_path / "files", images)
     assert sorted(path.name for path in (tmp_path / "files").iterdir()) == [f"{i:06d}.png" for i in range(5)]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "files" / "000003.png")), images[3])
-    sampling.save_images(tmp_path / "grid.png", images)
+    pictures.save_images(tmp_path / "grid.png", images)
     sheet = np.asarray(Image.open(tmp_path / "grid.png"))
     assert sheet.shape == (2 * 10 + 2, 3 * 10 + 2, 3)  # 5 images: 3 columns, 2 rows, gaps of 2
     assert np.array_equal(sheet[12:20, 12:20], images[4])
@@ -106,15 +106,15 @@ def test_interpolation_starts_and_ends_at_the_seeds() -> None:
 
 def test_animation_never_stands_still() -> None:
     one = np.arange(4, dtype=np.uint8).reshape(1, 4, 1, 1, 1)
-    assert sampling.animation_frames(one).ravel().tolist() == [0, 1, 2, 3, 2, 1]
+    assert pictures.animation_frames(one).ravel().tolist() == [0, 1, 2, 3, 2, 1]
     tour = np.array([[0, 1, 2], [2, 3, 4], [4, 5, 0]], np.uint8)[..., None, None, None]
-    assert sampling.animation_frames(tour).ravel().tolist() == [0, 1, 2, 3, 4, 5]
+    assert pictures.animation_frames(tour).ravel().tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_pairs_stand_above_each_other() -> None:
     above = np.arange(1, 6, dtype=np.uint8).reshape(5, 1, 1, 1)
     below = above + 10
-    assert sampling.in_pairs(above, below, 3).ravel().tolist() == [1, 2, 3, 11, 12, 13, 4, 5, 255, 14, 15, 255]
+    assert pictures.in_pairs(above, below, 3).ravel().tolist() == [1, 2, 3, 11, 12, 13, 4, 5, 255, 14, 15, 255]
 
 
 def test_reconstruct_in_batches() -> None:
@@ -128,7 +128,7 @@ def test_reconstruct_in_batches() -> None:
 
 def test_save_animation(tmp_path: Path) -> None:
     frames = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (0, 100, 200)])
-    sampling.save_animation(tmp_path / "a.gif", frames)
+    pictures.save_animation(tmp_path / "a.gif", frames)
     with Image.open(tmp_path / "a.gif") as image:
         assert len(list(ImageSequence.Iterator(image))) == 3
         assert image.info["loop"] == 0
@@ -138,7 +138,7 @@ def test_save_animation(tmp_path: Path) -> None:
 
 def test_a_grid_is_cut_into_what_it_was_made_of(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 255, (10, 8, 8, 3), np.uint8)
-    sampling.save_grid(tmp_path / "grid.png", images)  # four columns, two places left white
-    np.testing.assert_array_equal(sampling.cut_grid(tmp_path / "grid.png", 8), images)
+    pictures.save_grid(tmp_path / "grid.png", images)  # four columns, two places left white
+    np.testing.assert_array_equal(pictures.cut_grid(tmp_path / "grid.png", 8), images)
     with pytest.raises(ValueError, match="no grid of images of 9 px"):
-        sampling.cut_grid(tmp_path / "grid.png", 9)
+        pictures.cut_grid(tmp_path / "grid.png", 9)

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 import genmodels
-from genmodels.base import weights_hash
 from genmodels.cli import main
 from genmodels.latent import Latent
+from genmodels.saving import weights_hash
 
 QUICK = ["--size", "16", "--batch-size", "8", "--no-tensorboard", "--mixed-precision", "no"]
 CODEC = ["--model.patch", "2", "--model.channels", "16", "16", "--model.encoder-blocks", "1", "0"]

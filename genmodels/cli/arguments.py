@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import genmodels
+from genmodels.abilities import ABILITIES
 from genmodels.cli.run_folder import last_metrics, read_recipe
 from genmodels.usage import UsageError, one_line_refusals
 
@@ -98,7 +99,7 @@ def chosen_options(model: Generator, settings: tuple[str, ...]) -> dict[str, Any
     import tyro
 
     given = dict(_name_and_value(setting, "--options") for setting in settings)
-    known = [field.name for field in dataclasses.fields(model.Options)]
+    known = [field.name for field in dataclasses.fields(model.options_class)]
     unknown = [name for name in given if name not in known]
     if unknown:
         raise UsageError(
@@ -107,7 +108,11 @@ def chosen_options(model: Generator, settings: tuple[str, ...]) -> dict[str, Any
     flags = [f"--{name}={value}" for name, value in given.items()]
     with one_line_refusals():
         options: Any = tyro.cli(
-            model.Options, args=flags, prog="genmodels sample", add_help=False, config=(tyro.conf.FlagConversionOff,)
+            model.options_class,
+            args=flags,
+            prog="genmodels sample",
+            add_help=False,
+            config=(tyro.conf.FlagConversionOff,),
         )
     return {name: getattr(options, name) for name in given}
 
@@ -120,7 +125,7 @@ def condition_for(model: Generator, n: int, attributes: str, label: int | None) 
 
     wanted, labels = None, None
     if attributes:
-        names = model.attributes
+        names = model.conditions.attributes
         if not names:
             raise UsageError(f"--attributes: this {model.family} was trained without attributes")
         wanted = torch.zeros(n, len(names))
@@ -132,7 +137,7 @@ def condition_for(model: Generator, n: int, attributes: str, label: int | None) 
                 raise UsageError(f"--attributes {part}: write yes or no, and leave out what is open")
             wanted[:, names.index(name)] = 1 if value == "yes" else -1
     if label is not None:
-        classes = model.classes
+        classes = model.conditions.classes
         if not 0 <= label < classes:
             known = f"has classes 0 to {classes - 1}" if classes else "was trained without labels"
             raise UsageError(f"--label {label}: this {model.family} {known}")
@@ -149,37 +154,13 @@ def _name_and_value(setting: str, flag: str) -> tuple[str, str]:
 
 def describe(run: str, model: Generator) -> dict[str, str]:
     """What there is to say of a saved model, by topic."""
-    from genmodels.types import (
-        Codec,
-        Denoises,
-        Edits,
-        HasLatents,
-        Inpaints,
-        Interpolates,
-        Likelihood,
-        Morphs,
-        Reconstructs,
-    )
 
-    abilities = ["samples"]
-    abilities += [f"codec with latents {model.latent_shape}"] if isinstance(model, Codec) else []
-    abilities += ["reconstructs"] if isinstance(model, Reconstructs) else []
-    abilities += ["completes images"] if isinstance(model, Inpaints) else []
-    abilities += ["interpolates"] if isinstance(model, Interpolates) else []
-    abilities += ["interpolates images"] if isinstance(model, Morphs) else []
-    abilities += ["edits images"] if isinstance(model, Edits) else []
-    abilities += ["has latent directions"] if isinstance(model, HasLatents) else []
-    abilities += ["shows its steps"] if isinstance(model, Denoises) else []
-    if isinstance(model, Likelihood):
-        abilities.append(
-            "likelihood, " + (model.likelihood_by or ("exact" if model.likelihood_is_exact else "a bound"))
-        )
     facts = {
         "family": model.family,
-        "capabilities": "; ".join(abilities),
+        "capabilities": "; ".join(row.description for row in ABILITIES if model.can(row.name)),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "config": _listed(dataclasses.asdict(model.config)),
-        "sampling options": _listed(dataclasses.asdict(model.Options())) or "none",
+        "sampling options": _listed(dataclasses.asdict(model.options_class())) or "none",
     }
     folder = Path(run)
     if folder.is_dir():

@@ -80,7 +80,7 @@ def sample(
             raise UsageError(f"--out {out}: end it in .png or .npy, or in / for a folder of files")
         check_free(target, force)
 
-    from genmodels import sampling
+    from genmodels import pictures, sampling
 
     model = load(run)
     images = sampling.sample(
@@ -92,7 +92,7 @@ def sample(
         **chosen_options(model, options),
     )
     if sampling.processes().is_main_process:
-        sampling.save_images(target, images)
+        pictures.save_images(target, images)
         print(f"{n} images of seed {seed} in {target}")
 
 
@@ -113,12 +113,12 @@ def reconstruct(
 
     import numpy as np
 
-    from genmodels import sampling
+    from genmodels import pictures, sampling
 
     model = load(run)
     shown = np.stack([read_face(path, model.config.size) for path in images])  # (N, H, W, 3)
     columns = min(len(shown), 16)
-    sampling.save_grid(out, sampling.in_pairs(shown, sampling.reconstruct(model, shown), columns), columns)
+    pictures.save_grid(out, pictures.in_pairs(shown, sampling.reconstruct(model, shown), columns), columns)
     print(f"{len(shown)} images, each above its reconstruction, in {out}")
 
 
@@ -160,7 +160,7 @@ def inpaint(
 
     import numpy as np
 
-    from genmodels import sampling
+    from genmodels import pictures, sampling
 
     model = load(run)
     size = model.config.size
@@ -173,7 +173,7 @@ def inpaint(
     ways = sampling.inpaint(model, shown, visible, n, seed, condition, **chosen_options(model, options))
     seen = np.where(visible[:, :, None], shown, np.uint8(127))
     rows = np.concatenate([shown[:, None], seen[:, None], ways], axis=1)  # (N, 2 + n, H, W, 3)
-    sampling.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
     print(f"{len(shown)} images, each completed in {n} ways, in {out}")
 
 
@@ -206,7 +206,7 @@ def interpolate(
 
     import numpy as np
 
-    from genmodels import sampling
+    from genmodels import pictures, sampling
 
     model = load(run)
     chosen = chosen_options(model, options)
@@ -216,9 +216,9 @@ def interpolate(
     else:
         legs = sampling.interpolate(model, seeds, frames, **chosen)
     if out.suffix == ".gif":
-        sampling.save_animation(out, sampling.animation_frames(legs))
+        pictures.save_animation(out, pictures.animation_frames(legs))
     else:
-        sampling.save_grid(out, legs.reshape(-1, *legs.shape[2:]), columns=frames)
+        pictures.save_grid(out, legs.reshape(-1, *legs.shape[2:]), columns=frames)
     through = f"{len(images)} images" if images else f"seeds {', '.join(map(str, seeds))}"
     print(f"{len(legs)} x {frames} pictures through {through} in {out}")
 
@@ -257,7 +257,7 @@ def edit(
 
     import numpy as np
 
-    from genmodels import sampling
+    from genmodels import pictures, sampling
 
     model = load(run)
     shown = np.stack([read_face(path, model.config.size) for path in images])  # (N, H, W, 3)
@@ -265,7 +265,7 @@ def edit(
     chosen = chosen_options(model, options)
     redrawn = [sampling.edit(model, shown, each, seed, condition, **chosen) for each in strength]
     rows = np.stack([shown, *redrawn], axis=1)  # (N, 1 + strengths, H, W, 3)
-    sampling.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
     print(f"{len(shown)} images, each redrawn with strength {', '.join(f'{each:g}' for each in strength)}, in {out}")
 
 
@@ -301,7 +301,7 @@ def trajectory(
 
     import numpy as np
 
-    from genmodels import sampling
+    from genmodels import pictures, sampling
 
     model = load(run)
     steps = sampling.trajectory(
@@ -311,9 +311,9 @@ def trajectory(
     steps = steps[:, :, kept]  # (N, 2, frames, H, W, 3)
     if out.suffix == ".gif":
         every = steps.transpose(2, 1, 0, 3, 4, 5).reshape(len(kept), -1, *steps.shape[3:])  # (frames, 2 N, H, W, 3)
-        sampling.save_animation(out, np.stack([np.asarray(sampling.grid(frame, n)) for frame in every]), 150)
+        pictures.save_animation(out, np.stack([np.asarray(pictures.grid(frame, n)) for frame in every]), 150)
     else:
-        sampling.save_grid(out, steps.reshape(-1, *steps.shape[3:]), columns=len(kept))
+        pictures.save_grid(out, steps.reshape(-1, *steps.shape[3:]), columns=len(kept))
     print(f"{n} images of seed {seed}, {len(kept)} pictures of each on its way, in {out}")
 
 

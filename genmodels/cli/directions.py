@@ -56,14 +56,14 @@ def traverse(
     import numpy as np
     import torch
 
-    from genmodels import sampling
+    from genmodels import pictures, sampling
     from genmodels.data import open_data
-    from genmodels.directions import attribute_directions, with_latents
+    from genmodels.directions import attribute_directions
     from genmodels.directions import traverse as along
     from genmodels.evaluation.reference import spread_rows
 
     model = load(run)
-    with_latents(model)
+    sampling.require(model, "latent_directions")
     real = real_images([run], Measuring(data=data, root=root))
     size = model.config.size
     labelled = open_data(real.data, real.root, size, real.crop).split("train")
@@ -75,5 +75,5 @@ def traverse(
     starts = np.stack([read_face(path, size) for path in images]) if images else None
     amounts = torch.linspace(-reach, reach, frames)
     rows = along(model, starts, directions, amounts, n, seed)  # (N, K, frames, H, W, 3)
-    sampling.save_grid(out, rows.reshape(-1, *rows.shape[3:]), columns=frames)
+    pictures.save_grid(out, rows.reshape(-1, *rows.shape[3:]), columns=frames)
     print(f"{len(rows)} faces, each with {', '.join(attributes)} from less to more, one below the other, in {out}")

@@ -201,7 +201,7 @@ def _kept_result(run: str) -> Path | None:
 
 def _read_kept(path: Path) -> Evaluation:
     """Numbers measured earlier, with the grid of samples beside them if there is one."""
-    from genmodels import sampling
+    from genmodels import pictures
     from genmodels.evaluation.results import read_evaluation
 
     result = read_evaluation(path)
@@ -210,7 +210,7 @@ def _read_kept(path: Path) -> Evaluation:
     if path.name != "metrics.json" or not grid.is_file() or len(sizes) != 1:
         return result
     try:
-        return replace(result, pictures={"samples": sampling.cut_grid(grid, sizes.pop())})
+        return replace(result, pictures={"samples": pictures.cut_grid(grid, sizes.pop())})
     except (ValueError, OSError) as error:
         print(f"{grid} is left out: {error}")
         return result

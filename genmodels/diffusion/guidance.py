@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 import genmodels
-from genmodels.types import HasPrior
 
 if TYPE_CHECKING:
     from genmodels.diffusion.model import Diffusion
@@ -68,6 +67,6 @@ def load_guide(folder: Path) -> nn.Module:
 @lru_cache(maxsize=1)
 def _load(folder: Path, modified: int) -> nn.Module:
     with torch.inference_mode(False):  # the cached weights outlive the call that loads them
-        model = genmodels.load(folder)
-    prior: nn.Module = model.get_prior() if isinstance(model, HasPrior) else model
+        model: Any = genmodels.load(folder)
+    prior: nn.Module = model.prior if model.can("prior") else model
     return prior.eval().requires_grad_(False)

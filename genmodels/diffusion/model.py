@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genmodels.base import Generator
+from genmodels.codecs import prior_shape
 from genmodels.diffusion import editing, likelihood, sampler
 from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.ddpm import DDPM
@@ -24,14 +26,15 @@ from genmodels.diffusion.options import DiffusionOptions, JumpOptions
 from genmodels.diffusion.process import MeanFlow, Process
 from genmodels.diffusion.variance import variance_bound
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
-from genmodels.nn.likelihood import Likelihood
-from genmodels.types import Batch, Codec, Condition, Noise, continuous_shape
+from genmodels.nn.likelihood import LikelihoodKind
+from genmodels.prior import Prior
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 Predict = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """A network with the signature of `Diffusion.predict`."""
 
 
-class Diffusion(Generator, ABC):
+class Diffusion(Prior, ABC):
     """Learns to remove noise from data, and samples by removing it step by step.
 
     With `config.latents` it is a prior over a codec's latents, to be decoded by `Latent`; what is
@@ -42,8 +45,7 @@ class Diffusion(Generator, ABC):
         width: D, size of the embedded condition.
     """
 
-    likelihood_is_exact = False
-    likelihood_levels = 256
+    Options = DiffusionOptions
 
     def __init__(self, config: DiffusionConfig, width: int):
         super().__init__(config)
@@ -56,26 +58,35 @@ class Diffusion(Generator, ABC):
     @property
     def is_conditional(self) -> bool:
         """Whether samples can be conditioned on anything."""
-        return bool(self.attributes or self.classes)
+        return not self.conditions.is_empty
+
+    @property
+    def conditions(self) -> ConditionConfig:
+        c = self.config
+        return ConditionConfig(c.attributes, c.classes, drop=c.drop, drop_each=c.drop_each)
 
     @property
     def over_latents(self) -> bool:
-        """Whether it is a prior over the latents of a codec."""
         return self.config.latents is not None
+
+    @classmethod
+    def config_over(cls, config: Any, codec: Any) -> Any:
+        return replace(config, latents=prior_shape(codec, codes=False))
+
+    def can(self, name: str) -> bool:
+        return super().can(name) and (name != "bits_per_dim" or not self.over_latents)
 
     @property
     def options_class(self) -> type[DiffusionOptions]:
-        """The dataclass of sampling options; a mean flow has other defaults."""
         return JumpOptions if self.process.jumps else DiffusionOptions
 
     @property
-    def likelihood(self) -> Likelihood:
-        """How `bits_per_dim` is computed."""
+    def likelihood_kind(self) -> LikelihoodKind:
+        """What `bits_per_dim` computes: a bound for a DDPM, an estimate for the others."""
         if isinstance(self.process, DDPM):
-            return Likelihood()
-        return Likelihood(
-            name="bits-per-dim-by-ode", estimator="an estimate through the probability-flow ODE, no bound", images=256
-        )
+            return LikelihoodKind()
+        estimator = "an estimate through the probability-flow ODE, no bound"
+        return LikelihoodKind(name="bits-per-dim-by-ode", estimator=estimator, images=256)
 
     @abstractmethod
     def predict(self, x: Tensor, time_input: Tensor, condition: Tensor | None) -> Tensor:
@@ -91,11 +102,6 @@ class Diffusion(Generator, ABC):
         """
 
     # ---- training ----
-
-    def check_codec(self, codec: Codec) -> None:
-        shape = continuous_shape(codec)
-        if self.config.latents != shape:
-            raise ValueError(f"the prior was built for latents {self.config.latents}, the codec's have shape {shape}")
 
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
@@ -215,7 +221,8 @@ class Diffusion(Generator, ABC):
 
     @property
     def _space(self) -> tuple[object, ...]:
-        return (self.process.path, self.config.shape, self.attributes, self.classes, self.codec_weights)
+        conditions = replace(self.conditions, drop=0.0, drop_each=0.0)
+        return (self.process.path, self.config.shape, conditions, self.codec_weights)
 
     def as_map(self, latents: Tensor) -> Tensor:
         """(N, *latents) or images -> (N, C, H, W)."""
@@ -261,25 +268,3 @@ class Diffusion(Generator, ABC):
 
     def bits_per_dim(self, images: Tensor, noise: Noise, steps: int = 20) -> Tensor:
         return likelihood.bits_per_dim(self, images, noise, steps)
-
-    # ---- former names of the properties above, which the base class still reads ----
-
-    @property
-    def Options(self) -> type[DiffusionOptions]:  # type: ignore[override]  # noqa: N802
-        return self.options_class
-
-    @property
-    def needs_codec(self) -> bool:  # type: ignore[override]
-        return self.over_latents
-
-    @property
-    def likelihood_name(self) -> str:  # type: ignore[override]
-        return self.likelihood.name
-
-    @property
-    def likelihood_by(self) -> str:  # type: ignore[override]
-        return self.likelihood.estimator
-
-    @property
-    def likelihood_images(self) -> int | None:  # type: ignore[override]
-        return self.likelihood.images

@@ -107,7 +107,7 @@ def make_denoiser(
             f"guidance {o.guidance:g} needs a condition, and this {model.family} was trained without; a weaker "
             "model can guide it instead: --guide RUN"
         )
-    elif condition.attributes is None and condition.labels is None:
+    elif condition.is_empty:
         return denoise  # equal to the reference, so guidance has no effect
     else:
         guide, reference = model, model.null_condition(n, device)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
-from genmodels.types import Quantises
 
 
 @torch.inference_mode()
-def codebook_scores(model: Quantises, batches: Iterable[Tensor], protocol: Protocol) -> dict[str, Score]:
+def codebook_scores(model: Any, batches: Iterable[Tensor], protocol: Protocol) -> dict[str, Score]:
     """How many codes stand for images at all, and how evenly.
 
     Args:

@@ -238,6 +238,6 @@ def unknown(model: Generator, n: int) -> Condition:
     """`n` images of which nothing is known, in the form that the model was trained with."""
     device = next(model.parameters()).device
     return Condition(
-        torch.zeros(n, len(model.attributes), device=device) if model.attributes else None,
-        torch.full((n,), -1, device=device) if model.classes else None,
+        torch.zeros(n, len(model.conditions.attributes), device=device) if model.conditions.attributes else None,
+        torch.full((n,), -1, device=device) if model.conditions.classes else None,
     )

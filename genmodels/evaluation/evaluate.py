@@ -30,14 +30,16 @@ from genmodels.evaluation.reference import Reference, spread, spread_rows
 from genmodels.evaluation.results import Evaluation, Score, Subject
 from genmodels.evaluation.samples import by_extractor, fingerprint_of, sample_scores
 from genmodels.nn.perceptual import Distance, load_lpips
-from genmodels.types import Condition, HasPrior, Likelihood, Quantises, Reconstructs, TokenLikelihood
+from genmodels.types import Condition
 
+INVERTED = 256
+"""Images that are reconstructed by a search, which is slow."""
 PAIRS = 16
 """Reconstructions that are kept to be looked at."""
 
 
 def evaluate(
-    model: Generator,
+    model: Any,
     reference: Reference,
     extractors: Sequence[Extractor] = (),
     *,
@@ -132,7 +134,7 @@ Part = tuple[dict[str, Score], dict[str, str]]
 
 
 def _reconstruction(
-    model: Generator,
+    model: Any,
     reference: Reference,
     extractors: Sequence[Extractor],
     lpips: Distance | None,
@@ -141,14 +143,14 @@ def _reconstruction(
     pictures: dict[str, np.ndarray],
 ) -> Part:
     """PSNR, SSIM, LPIPS, rFD and the use of a codebook, where the model can; adds to `pictures`."""
-    if not isinstance(model, Reconstructs):
+    if not model.can("reconstruct"):
         return {}, {"psnr": f"{model.family} does not reconstruct images"}
-    originals = spread(reference.images, min(n, model.reconstruction_images or n))
+    originals = spread(reference.images, min(n, INVERTED if model.can("invert") else n))
     pixels = sampling.reconstruct(model, np.asarray(originals.pixels), batch_size)
     rebuilt = Images(pixels, f"reconstructions of {model.family}")
     pictures |= {"originals": np.asarray(originals.pixels[:PAIRS]), "reconstructions": pixels[:PAIRS]}
     protocol = _of(originals, reference)
-    by = f"-by-{model.reconstruction_by}" if model.reconstruction_by else ""  # another quantity, with another name
+    by = "-by-inversion" if model.can("invert") else ""  # another quantity, with another name
     pairs = pair_scores(np.asarray(originals.pixels), pixels, lpips, protocol, batch_size)
     scores = {name + by: score for name, score in pairs.items()}
     for extractor in extractors:
@@ -156,29 +158,29 @@ def _reconstruction(
         how = "Frechet distance between real images and their reconstructions"
         score = Score(value, "lower", how, by_extractor(extractor, protocol), group="reconstruction")
         scores[extractor.measure("rfd" + by)] = score
-    if isinstance(model, Quantises):
+    if model.can("quantise"):
         with evaluating(model), torch.inference_mode():
             scores |= codebook_scores(model, _batches(model, originals, batch_size, "codes"), protocol)
     why = f"there is no encoder: see psnr{by} and its like"
     return scores, {", ".join([*pairs, "rfd"]): why} if by else {}
 
 
-def _likelihood(model: Generator, reference: Reference, n: int, seed: int, batch_size: int) -> Part:
-    images = spread(reference.images, min(n, model.likelihood_images or n))
+def _likelihood(model: Any, reference: Reference, n: int, seed: int, batch_size: int) -> Part:
+    kind = model.likelihood_kind if model.can("bits_per_dim") else None
+    images = spread(reference.images, min(n, (kind and kind.images) or n))
     protocol = _of(images, reference)
-    if isinstance(model, HasPrior) and isinstance(prior := model.get_prior(), TokenLikelihood):
+    if model.can("bits_per_token"):
         with evaluating(model), torch.inference_mode():
-            codes = (model.encode(part) for part in _batches(model, images, batch_size, "bits/token"))
-            score = token_score(prior, codes, model.codec_weights, protocol)
+            parts = _batches(model, images, batch_size, "bits/token")
+            score = token_score(model, parts, model.config.codec_weights, protocol)
         return {"bits-per-token": score}, {"bits-per-dim": "it is the codes that have a likelihood, not the images"}
-    if not isinstance(model, Likelihood):
+    if kind is None:
         return {}, {"bits-per-dim": f"{model.family} has no likelihood"}
     # Of fewer shades it is another quantity, under a name of its own.
-    levels = model.likelihood_levels
-    name = model.likelihood_name if levels == 256 else f"{model.likelihood_name}-of-{levels}-levels"
+    name = kind.name if kind.levels == 256 else f"{kind.name}-of-{kind.levels}-levels"
     with evaluating(model):
         batches = _batches(model, images, batch_size, "bits/dim")
-        return {name: likelihood_score(model, batches, seed, protocol, model.likelihood_by)}, {}
+        return {name: likelihood_score(model, batches, seed, protocol)}, {}
 
 
 def _of(images: Images, reference: Reference) -> Protocol:
@@ -187,7 +189,7 @@ def _of(images: Images, reference: Reference) -> Protocol:
 
 
 def _attributes(
-    model: Generator,
+    model: Any,
     reference: Reference,
     extractor: Extractor,
     n: int,
@@ -196,7 +198,7 @@ def _attributes(
     options: dict[str, Any],
 ) -> Part:
     """Whether samples have the attributes they were asked for, as a probe trained on real images sees it."""
-    wanted = model.attributes
+    wanted = model.conditions.attributes
     measure = extractor.measure("attributes")
     if not wanted:
         return {}, {measure: f"this {model.family} takes no attributes"}

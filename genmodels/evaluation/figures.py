@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from genmodels import sampling
+from genmodels import pictures
 from genmodels.evaluation.columns import FLOOR, Column, amount
 from genmodels.evaluation.report import COLOURS, drawn_in
 from genmodels.evaluation.results import Evaluation
@@ -182,7 +182,7 @@ def write_figures(evaluations: Sequence[Evaluation], found: Sequence[Column], fo
             strips(originals_first(together)).savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.05)
     for e, name in zip(evaluations, file_names(names), strict=True):
         if "samples" in e.pictures:
-            enlarged(sampling.grid(*samples_shown(e.pictures["samples"], 528))).save(folder / f"samples-{name}.png")
+            enlarged(pictures.grid(*samples_shown(e.pictures["samples"], 528))).save(folder / f"samples-{name}.png")
 
 
 def strips(rows: Sequence[tuple[str, np.ndarray]]) -> Canvas:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.reference import spread_rows
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance
-from genmodels.types import Likelihood, Noise, TokenLikelihood
+from genmodels.types import Noise
 
 LPIPS = "LPIPS v0.1, AlexNet"
 LPIPS_WEIGHTS = "lpips 0.1, alexnet-owt-7be5be79"
@@ -112,9 +112,7 @@ def pair_scores(
 
 
 @torch.inference_mode()
-def likelihood_score(
-    model: Likelihood, batches: Iterable[Tensor], seed: int, protocol: Protocol, by: str = ""
-) -> Score:
+def likelihood_score(model: Any, batches: Iterable[Tensor], seed: int, protocol: Protocol) -> Score:
     """Bits per dimension of images, marked as exact, as an upper bound, or as `by` says.
 
     Args:
@@ -122,7 +120,6 @@ def likelihood_score(
         batches: images (N, 3, H, W) in [-1, 1] holding 8-bit values, on that device.
         seed: of the noise the estimate may need.
         protocol: what the images are.
-        by: how it is computed, where it is neither exact nor a bound.
     """
     found: list[Tensor] = []
     position = 0
@@ -130,25 +127,26 @@ def likelihood_score(
         noise = Noise.for_images(seed, range(position, position + len(images)), images.device)
         found.append(model.bits_per_dim(images, noise))
         position += len(images)
-    how = "exact" if model.likelihood_is_exact else "an upper bound; the true value is at most this"
-    how = by or how
-    if model.likelihood_levels < 256:
-        how += f"; of images rounded to {model.likelihood_levels} shades of each colour"
+    kind = model.likelihood_kind
+    how = "exact" if kind.exact else "an upper bound; the true value is at most this"
+    how = kind.estimator or how
+    if kind.levels < 256:
+        how += f"; of images rounded to {kind.levels} shades of each colour"
     value, error = _mean(found)
     return Score(value, "lower", how, protocol, "bits/dim", error, group="likelihood")
 
 
 @torch.inference_mode()
-def token_score(model: TokenLikelihood, batches: Iterable[Tensor], weights: str, protocol: Protocol) -> Score:
+def token_score(model: Any, batches: Iterable[Tensor], weights: str, protocol: Protocol) -> Score:
     """Bits per code of what a codec makes of images. Not bits per dimension: many images share their codes.
 
     Args:
         model: a prior over codes, in the mode and on the device it shall run on.
-        batches: codes (N, *latent_shape) of images.
+        batches: images (N, 3, H, W) in [-1, 1].
         weights: what identifies the codec.
         protocol: what the images are.
     """
-    value, error = _mean([model.bits_per_token(codes) for codes in batches])
+    value, error = _mean([model.bits_per_token(images) for images in batches])
     how = "exact, of the codes; says nothing of what the codec leaves out"
     of = replace(protocol, alphabet=weights)
     return Score(value, "lower", how, of, "bits/token", error, group="likelihood")

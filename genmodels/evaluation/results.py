@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from genmodels.base import from_dict, read_json
 from genmodels.evaluation.protocol import Protocol, check_equal
+from genmodels.saving import from_dict, read_json
 
 FORMAT = 2
 """Version of the JSON. A reader refuses another one."""

@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from genmodels.base import from_dict
 from genmodels.evaluation.distances import check_varied, frechet_distance, kernel_distance
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.features import cache_place, extract, say
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.neighbours import diversity, manifold
 from genmodels.evaluation.protocol import DEFINITIONS
+from genmodels.saving import from_dict
 
 
 @dataclass(frozen=True)

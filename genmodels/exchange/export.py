@@ -128,11 +128,11 @@ def parts_of(model: Generator) -> tuple[UNet | DiT, PretrainedCodec | None]:
     Raises:
         ValueError: for anything else.
     """
-    prior: Any = model.get_prior() if isinstance(model, Latent) else model
+    prior: Any = model.prior if isinstance(model, Latent) else model
     if not isinstance(prior, UNet | DiT):
         raise ValueError(f"diffusers has no counterpart of {prior.family} models here: a unet or dit can be exported")
     if not isinstance(model, Latent):
-        prior.check_whole()
+        prior.check_complete()
         return prior, None
     if not isinstance(model.codec, PretrainedCodec):
         raise ValueError(

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from genmodels.base import Generator, read_json
+from genmodels.base import Generator
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.exchange.dit import from_diffusers
 from genmodels.exchange.scheduler import process_of
 from genmodels.latent import Latent
 from genmodels.pretrained import PretrainedKL, PretrainedVQ, load_pretrained, read_network
+from genmodels.saving import read_json
 
 IN_PIXELS = ("DDPMPipeline", "DDIMPipeline")
 IN_LATENTS = ("LDMPipeline", "LatentDiffusionUncondPipeline")

@@ -17,23 +17,6 @@ MIN_VARIANCE = 5e-6
 """About the quantisation of 8-bit images, (2 / 255)^2 / 12 = 5e-6: a constant image must not divide by zero."""
 
 
-@dataclass(frozen=True)
-class Likelihood:
-    """How a family's `bits_per_dim` is computed, and how an evaluation reports it."""
-
-    levels: int = 256
-    """Levels per colour that the likelihood refers to; fewer than 256 where images are rounded first.
-    Bits per dimension of different levels cannot be compared."""
-    exact: bool = False
-    """True: the likelihood itself. False: an upper bound on the bits per dimension, or an estimate."""
-    name: str = "bits-per-dim"
-    """Name of the score: values of different kinds have different names."""
-    estimator: str = ""
-    """How it is estimated, where it is neither exact nor an upper bound."""
-    images: int | None = None
-    """Number of images that an evaluation measures, where each takes long; None: all."""
-
-
 def block_dct() -> Tensor:
     """Orthonormal filters (192, 3, 8, 8): the type-II DCT of 8x8 blocks in an orthonormal opponent colour space.
 
@@ -46,6 +29,22 @@ def block_dct() -> Tensor:
     colour = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)  # light, red-blue, green-magenta
     colour = colour / colour.norm(dim=1, keepdim=True)
     return torch.einsum("ai,bj,cr->cabrij", dct, dct, colour).reshape(3 * BLOCK**2, 3, BLOCK, BLOCK).float()
+
+
+@dataclass(frozen=True)
+class LikelihoodKind:
+    """What the `bits_per_dim` of a model computes. Numbers of different kinds cannot be compared."""
+
+    levels: int = 256
+    """Number of values of a colour. Models that round images have fewer than 256."""
+    exact: bool = False
+    """Whether it is the likelihood itself. Otherwise it is an upper bound on the bits, or an estimate."""
+    name: str = "bits-per-dim"
+    """Name of the metric."""
+    estimator: str = ""
+    """How it is estimated, if it is neither exact nor a bound."""
+    images: int | None = None
+    """Number of images that an evaluation measures it on, if it is slow; None for all."""
 
 
 class CalibratedGaussian(nn.Module):

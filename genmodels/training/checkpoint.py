@@ -22,7 +22,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genmodels.base import from_dict
+from genmodels.saving import from_dict
 from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
 from genmodels.training.shard import whole
 

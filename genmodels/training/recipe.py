@@ -18,7 +18,7 @@ import torch
 import tyro
 import yaml
 
-from genmodels.base import from_dict
+from genmodels.saving import from_dict
 from genmodels.training.ema import MAX_SIGMA_REL
 from genmodels.training.launch import spread_over_cpu, use_every_core
 from genmodels.training.optim import OptimConfig

@@ -1,0 +1,47 @@
+"""The model card: README.md of a saved model, with the metadata that the Hub reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCardData
+
+if TYPE_CHECKING:
+    from genmodels.base import Model
+
+NO_LICENCE = "other"
+"""Licence of a model whose training data is not known."""
+
+
+def model_card(
+    model: Model, licence: str = NO_LICENCE, picture: str = "", training: str = "", sections: str = ""
+) -> str:
+    """Write the card of a model.
+
+    Args:
+        model: the model, for its family, size and abilities.
+        licence: licence of the weights, as the Hub names it.
+        picture: Markdown of a picture under the title.
+        training: a paragraph on how the model was trained.
+        sections: Markdown after the section on use.
+    """
+    size = model.config.size
+    samples = model.can("sample")
+    front = ModelCardData(
+        library_name="genmodels",
+        pipeline_tag="unconditional-image-generation" if samples else None,
+        license=licence,
+        tags=["genmodels", model.family, *(["image-generation"] if samples else []), "faces"],
+    )
+    use = [f"images = model.generate(16, seed=0)  # (16, 3, {size}, {size}) in [-1, 1]"] if samples else []
+    code = "\n".join(["from genmodels import load", "", 'model = load("PATH_OR_HUB_ID")', *use])
+    parameters = sum(p.numel() for p in model.parameters())
+    parts = [
+        f"---\n{front.to_yaml()}\n---",
+        f"# {model.kind}, {size} x {size} pixels",
+        picture,
+        training or f"{parameters:,} parameters.",
+        f"## Use\n\n```python\n{code}\n```",
+        sections,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"

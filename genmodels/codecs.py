@@ -1,0 +1,47 @@
+"""Codecs: find one on disk and load it. Ours are models that encode; those of diffusers are imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import genmodels
+from genmodels.pretrained import is_pretrained, load_pretrained
+
+
+def load_codec(path: Path, size: int, codes: bool = False) -> Any:
+    """Load a codec.
+
+    Args:
+        path: a run or model folder, or the folder of a diffusers AutoencoderKL or VQModel.
+        size: side of the images in pixels.
+        codes: whether its latents must be codes of a finite codebook.
+
+    Raises:
+        ValueError: if it is missing or damaged, is not such a codec, or is for images of another size.
+    """
+    if not path.is_dir():
+        raise ValueError(f"--codec {path}: no such folder; train a codec first: genmodels train vqvae --output {path}")
+    codec: Any = load_pretrained(path, size) if is_pretrained(path) else genmodels.load(path)
+    family, trained_on = codec.family, codec.config.size
+    if not codec.can("encode"):
+        raise ValueError(f"--codec {path}: {family} is not a codec: it does not encode and decode")
+    if codes and not codec.can("quantise"):
+        raise ValueError(f"--codec {path}: the latents of this {family} are not codes: give a vqvae, or a VQModel")
+    if trained_on != size:
+        raise ValueError(
+            f"--codec {path}: it was trained on images of {trained_on} px, --size is {size}: set --size {trained_on}, "
+            "or train another codec"
+        )
+    return codec
+
+
+def prior_shape(codec: Any, codes: bool) -> tuple[int, ...]:
+    """Return the shape of what a prior over `codec` learns of one image.
+
+    Args:
+        codec: as `load_codec` returns it.
+        codes: whether the prior learns codes; otherwise it learns continuous latents, or the vectors
+            behind the codes of a codec that quantises.
+    """
+    return tuple(codec.vector_shape if not codes and codec.can("vectors") else codec.latent_shape)

@@ -1,0 +1,118 @@
+"""Images as arrays, grids and files: uint8 (N, H, W, 3) on the outside, floats in [-1, 1] inside."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+
+class ImageList(list[Image.Image]):
+    """A list of PIL images of one size that a notebook displays as a grid."""
+
+    @classmethod
+    def from_arrays(cls, images: Iterable[np.ndarray]) -> ImageList:
+        """Build the list from uint8 images (H, W, 3)."""
+        return cls(Image.fromarray(image) for image in images)
+
+    def grid(self, columns: int | None = None) -> Image.Image:
+        """Return one image with all of them, row by row; as square as possible by default."""
+        return grid(np.stack([np.asarray(image) for image in self]), columns)
+
+    def _repr_png_(self) -> bytes | None:
+        if not self:
+            return None
+        file = io.BytesIO()
+        self.grid().save(file, "PNG")
+        return file.getvalue()
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Convert float (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3), rounded and clamped."""
+    levels = images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().contiguous().numpy()  # (N, H, W, 3)
+
+
+def animation_frames(legs: np.ndarray) -> np.ndarray:
+    """Arrange legs of `sampling.interpolate` as frames of an endless animation. One leg goes back and forth."""
+    if len(legs) == 1:
+        return np.concatenate([legs[0], legs[0][-2:0:-1]])
+    return legs[:, :-1].reshape(-1, *legs.shape[2:])  # a the last frame of a leg is the first of the next one
+
+
+def in_pairs(above: np.ndarray, below: np.ndarray, columns: int = 16) -> np.ndarray:
+    """Interleave two sets of N images for a grid of `columns`: each row of `above` over its row of `below`.
+
+    The last pair of rows is padded with white images if `columns` does not divide N.
+    """
+    missing = -len(above) % columns
+    white = np.full((missing, *above.shape[1:]), 255, np.uint8)
+    rows = [np.concatenate([part, white]).reshape(-1, columns, *above.shape[1:]) for part in (above, below)]
+    # (rows, 2, columns, H, W, 3) -> (2 * rows * columns, H, W, 3)
+    return np.stack(rows, axis=1).reshape(-1, *above.shape[1:])
+
+
+def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
+    """Draw uint8 images (N, H, W, 3) into one image, row by row on white; as square as possible by default."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    tiles = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)  # (N, 3, H, W)
+    return Image.fromarray(make_grid(tiles, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0).numpy())
+
+
+def cut_grid(path: str | Path, size: int) -> np.ndarray:
+    """Cut a grid that `save_grid` wrote into its images, uint8 (N, size, size, 3), without the padding.
+
+    Args:
+        path: the file.
+        size: side of each image in pixels.
+
+    Raises:
+        ValueError: if it is not a grid of such images, or holds none.
+        OSError: if it is not an image file.
+    """
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    step = size + 2  # 2 pixels before, between and after
+    if any(side % step != 2 for side in pixels.shape[:2]):
+        raise ValueError(f"{path} is not a grid of images of {size} px")
+    rows, columns = (side // step for side in pixels.shape[:2])
+    cells = pixels[2:, 2:].reshape(rows, step, columns, step, 3).swapaxes(1, 2)  # (rows, columns, step, step, 3)
+    images = cells.reshape(-1, step, step, 3)[:, :size, :size]
+    images = images[(images != 255).any(axis=(1, 2, 3))]  # the last row is padded with white
+    if len(images) == 0:
+        raise ValueError(f"{path} is blank: it holds no images")
+    return images
+
+
+def save_grid(path: str | Path, images: np.ndarray, columns: int | None = None) -> None:
+    """Save `grid(images, columns)`. The ending of `path` gives the format. Missing folders are created."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    grid(images, columns).save(path)
+
+
+def save_animation(path: str | Path, images: np.ndarray, milliseconds: int = 80) -> None:
+    """Save uint8 images (N, H, W, 3) as an endless animated GIF with one palette per frame."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    first, *rest = (Image.fromarray(image) for image in images)
+    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+
+
+def save_images(path: str | Path, images: np.ndarray) -> None:
+    """Save uint8 images (N, H, W, 3): .npy as an array, .png as a grid, otherwise as a folder of PNG files."""
+    path = Path(path)
+    if path.suffix == ".npy":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, images)
+    elif path.suffix == ".png":
+        save_grid(path, images)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(path / f"{index:06d}.png")

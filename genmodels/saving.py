@@ -1,0 +1,122 @@
+"""Reading and checking what is saved as JSON: typed configs, model headers, hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+FORMAT = 2
+"""Version of config.json. A folder of another version is refused."""
+
+T = TypeVar("T")
+Derived = Annotated[T, tyro.conf.Suppress]
+"""Type of a config field that is computed from other settings. It is saved, and it is not a flag."""
+
+
+def weights_hash(module: Any) -> str:
+    """Return 16 hex digits that identify a model: the start of the SHA-256 of config, weights and buffers."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(module.config), sort_keys=True).encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from None
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read and check config.json of a model folder: {"format", "family", "model"}.
+
+    Raises:
+        ValueError: if it is missing, damaged, not written by genmodels, or of another version.
+    """
+    try:
+        header = read_json(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} is not a saved model: it has no config.json") from None
+    if not isinstance(header, dict) or not {"format", "family", "model"} <= header.keys():
+        raise ValueError(f"{path} was not written by genmodels: it lacks format, family or model")
+    version = header["format"]
+    if version != FORMAT:
+        newer = isinstance(version, int) and version > FORMAT
+        remedy = "upgrade genmodels" if newer else "load it with the genmodels that wrote it, or train it again"
+        raise ValueError(f"{path} has format {version}; this genmodels reads format {FORMAT}: {remedy}")
+    return header
+
+
+def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
+    """Build a typed value from plain JSON or YAML.
+
+    Nested dataclasses, tuples, Path, Literal and Optional are restored. A whole float given for an
+    integer is converted, and an integer given for a float too.
+
+    Args:
+        kind: the type, such as a dataclass.
+        value: what JSON or YAML holds.
+        where: what to call the value in an error.
+
+    Raises:
+        ValueError: if a field is unknown or a value has another type.
+    """
+    origin = typing.get_origin(kind)
+    if origin is Annotated:
+        return from_dict(typing.get_args(kind)[0], value, where)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return from_dict(next(k for k in typing.get_args(kind) if k is not type(None)), value, where)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_from(kind, value, where)
+    if origin is tuple or kind is tuple:
+        inner = typing.get_args(kind) or (Any, ...)
+        count = None if inner[-1] is ... else len(inner)
+        if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
+            raise ValueError(f"{where}: expected a list{f' of {count}' if count else ''}, got {value!r}")
+        return tuple(from_dict(inner[0], item, where) for item in value)
+    if kind in (int, float):
+        return _number(kind, value, where)
+    if kind in (str, Path) and not isinstance(value, str):
+        raise ValueError(f"{where}: expected text, got {value!r}")
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{where}: expected true or false, got {value!r}")
+    if origin is typing.Literal and value not in typing.get_args(kind):
+        raise ValueError(f"{where}: expected one of {', '.join(map(repr, typing.get_args(kind)))}, got {value!r}")
+    return Path(value) if kind is Path else value
+
+
+def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a group of settings, got {value!r}")
+    hints = typing.get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            raise ValueError(f"{where}: unknown setting {name!r}; known: {', '.join(hints)}")
+    return kind(**{name: from_dict(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+
+
+def _number(kind: type, value: Any, where: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{where}: expected a number, got {value!r}")
+    if kind is int and not float(value).is_integer():
+        raise ValueError(f"{where}: expected a whole number, got {value!r}")
+    return kind(value)
