@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from genmodels.nn.precision import full_precision
 from genmodels.nn.regions import continued, known_cells
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
-from genmodels.saving import from_dict, weights_hash
+from genmodels.saving import from_dict, to_dict, weights_hash
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 OWN = ("sample", "prior", "reconstruct")
@@ -42,7 +41,7 @@ class Part:
     @classmethod
     def of(cls, module: Any) -> Part:
         """Describe `module`."""
-        return cls(module.family, dataclasses.asdict(module.config))
+        return cls(module.family, to_dict(module.config))
 
     def build(self) -> Any:
         """Build a module with this config and random weights."""

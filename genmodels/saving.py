@@ -24,7 +24,7 @@ def weights_hash(module: Any) -> str:
     """Return 16 hex digits that identify a model: the start of the SHA-256 of config, weights and buffers."""
     import torch
 
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(module.config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(to_dict(module.config), sort_keys=True).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -62,6 +62,27 @@ def read_header(path: Path) -> dict[str, Any]:
         remedy = "upgrade genmodels" if newer else "load it with the genmodels that wrote it, or train it again"
         raise ValueError(f"{path} has format {version}; this genmodels reads format {FORMAT}: {remedy}")
     return header
+
+
+def to_dict(value: Any) -> Any:
+    """Return a config as dicts, tuples and plain values: the inverse of `from_dict`.
+
+    It is `dataclasses.asdict`, except that a dataclass may have a property `unused_fields`: the names
+    of fields that have no effect given the others. They are left out, so that what is recorded is
+    what was used; `from_dict` gives them their defaults.
+
+    Args:
+        value: a dataclass, which may contain others.
+    """
+    if dataclasses.is_dataclass(value):
+        unused = getattr(value, "unused_fields", ())
+        names = [field.name for field in dataclasses.fields(value) if field.name not in unused]
+        return {name: to_dict(getattr(value, name)) for name in names}
+    if isinstance(value, dict):
+        return {key: to_dict(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_dict(item) for item in value)
+    return value
 
 
 def from_dict(kind: Any, value: Any, where: str = "config") -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from genmodels.cli import main
@@ -18,10 +21,18 @@ from genmodels.diffusion.process import EDM, Flow
 from genmodels.diffusion.sampler import Denoiser, make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig, network_settings
 from genmodels.nn.likelihood import LikelihoodKind
+from genmodels.saving import from_dict
+from genmodels.training.recipe import Recipe, parse, to_yaml
 from genmodels.types import Batch, Condition, Noise
+from genmodels.usage import UsageError
 
 NETWORK = dict(size=16, channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
 PROCESSES = {"flow": Flow(), "edm": EDM(), "ddpm": DDPM()}
+
+
+@dataclass(frozen=True)
+class UNetRecipe(Recipe):
+    model: UNetConfig = UNetConfig(**NETWORK)
 
 
 def unet(**settings) -> UNet:
@@ -401,6 +412,35 @@ def test_a_prior_over_latents_has_no_likelihood_of_images():
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         UNetConfig(**(NETWORK | settings))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.edm.mean", "-1"], "edm.mean applies to process edm only, and the process is flow: got -1.0"),
+        (["--model.process", "edm", "--model.flow.shift", "3"], "choose --model.process flow"),
+        (["--model.process", "ddpm", "--model.meanflow.mean", "0"], "meanflow.mean applies to process meanflow only"),
+    ],
+)
+def test_settings_of_a_process_that_is_not_selected_are_refused(flags, message):
+    with pytest.raises(UsageError, match=message):
+        parse(UNetRecipe, "unet", flags)
+
+
+@pytest.mark.parametrize("process", ["flow", "meanflow", "edm", "ddpm"])
+def test_only_the_selected_process_is_recorded(process, tmp_path):
+    """In config.yaml and config.json, from which the same config is read again."""
+    setting = {"ddpm": ["--model.ddpm.prediction", "eps"]}.get(process, [f"--model.{process}.std", "0.7"])
+    recipe = parse(UNetRecipe, "unet", ["--model.process", process, *setting])
+    others = {"flow", "meanflow", "edm", "ddpm"} - {process}
+    (tmp_path / "config.yaml").write_text(text := to_yaml(recipe, "unet"))
+    model = yaml.safe_load(text)["model"]
+    assert process in model and not others & model.keys()
+    assert parse(UNetRecipe, "unet", ["--config", str(tmp_path / "config.yaml")]).model == recipe.model
+    unet(process=process).save_pretrained(tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert process in saved and not others & saved.keys()
+    assert from_dict(UNetConfig, saved) == unet(process=process).config
 
 
 @pytest.mark.parametrize(

@@ -154,12 +154,13 @@ def _name_and_value(setting: str, flag: str) -> tuple[str, str]:
 
 def describe(run: str, model: Generator) -> dict[str, str]:
     """What there is to say of a saved model, by topic."""
+    from genmodels.saving import to_dict
 
     facts = {
         "family": model.family,
         "capabilities": "; ".join(row.description for row in ABILITIES if model.can(row.name)),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "config": _listed(dataclasses.asdict(model.config)),
+        "config": _listed(to_dict(model.config)),
         "sampling options": _listed(dataclasses.asdict(model.options_class())) or "none",
     }
     folder = Path(run)
