@@ -91,7 +91,7 @@ def test_weights_for_diffusers_give_the_same_output():
 def test_foreign_weights_that_do_not_fit_are_named():
     network = their_network()
     weights = network.state_dict()
-    with pytest.raises(ValueError, match="no place for adapter.weight, extra"):
+    with pytest.raises(ValueError, match="unknown weights adapter.weight, extra"):
         from_diffusers(network.config, weights | {"extra": torch.ones(1), "adapter.weight": torch.ones(1)}, 64)
     with pytest.raises(ValueError, match="proj_out_1.weight is missing"):
         from_diffusers(network.config, {k: v for k, v in weights.items() if k != "proj_out_1.weight"}, 64)

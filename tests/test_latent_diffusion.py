@@ -83,8 +83,8 @@ def test_vectors_are_learnt_before_they_are_quantised_and_decoded_after() -> Non
 
 def test_vectors_and_codes_of_one_codec_are_cached_apart() -> None:
     model = over(codec("vqvae"))
-    assert model.latents_name != model.codec_weights and model.latents_name.startswith(model.codec_weights)
-    assert over(codec("map")).latents_name == over(codec("map")).codec_weights
+    assert model.latents_name != (weights := model.config.codec_weights) and model.latents_name.startswith(weights)
+    assert over(codec("map")).latents_name == over(codec("map")).config.codec_weights
 
 
 def test_a_latent_model_can_do_what_its_prior_can() -> None:

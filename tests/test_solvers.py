@@ -343,8 +343,8 @@ def test_karras_and_log_snr_are_what_they_are_called():
     ("make", "message"),
     [
         (lambda: schedule(Flow(), 0), "steps must be at least 1, got 0"),
-        (lambda: schedule(DDPM(), 1001), "steps must be at most 1000, the length of this chain, got 1001"),
-        (lambda: schedule(DDPM(), 10, shift=2.0), "shift 2 moves the times of a flow, and this process is DDPM"),
+        (lambda: schedule(DDPM(), 1001), "steps must be at most 1000, the timesteps of this DDPM, got 1001"),
+        (lambda: schedule(DDPM(), 10, shift=2.0), "shift 2 applies to a flow only, and this process is DDPM"),
         (lambda: schedule(Flow(), 10, shift=0.0), "shift must be above 0"),
         (lambda: schedule(Flow(), 10, "cosine"), "unknown schedule 'cosine'; known: uniform"),
         (
