@@ -22,11 +22,11 @@ class DDPM(Process):
     """
 
     prediction: Literal["eps", "v", "x0"] = "v"
-    """What the network predicts: the noise eps, v = alpha eps - sigma x_0 (arXiv 2202.00512), or the
-    data x_0."""
+    """What the network predicts: the noise eps, v = alpha eps - sigma x_0 (arXiv 2202.00512), or
+    the data x_0."""
     schedule: Literal["linear", "scaled-linear", "cosine"] = "cosine"
-    """How beta grows: linearly (arXiv 2006.11239), linearly in its square root (latent diffusion), or
-    so that alpha is nearly a cosine (arXiv 2102.09672)."""
+    """How beta grows: linearly (arXiv 2006.11239), linearly in its square root (latent diffusion),
+    or so that alpha is nearly a cosine (arXiv 2102.09672)."""
     beta_start: float = 1e-4
     """First beta; unused by "cosine"."""
     beta_end: float = 0.02
@@ -34,7 +34,7 @@ class DDPM(Process):
     timesteps: int = 1000
     """Length of the chain."""
     min_snr: float | None = 5.0
-    """Upper limit of the signal-to-noise ratio in the weight of a timestep (min-SNR, arXiv 2303.09556);
+    """Upper limit of the signal-to-noise ratio in the weight of a timestep (arXiv 2303.09556);
     None: unweighted squared error."""
     learned_variance: bool = False
     """Whether the network also predicts the variance of each step, between its two bounds
@@ -119,7 +119,7 @@ class DDPM(Process):
         return ((1 - abar) / abar).log() / 2
 
     def _ratio(self, t: Tensor) -> Tensor:
-        """sigma / alpha, float64: log-linear between timesteps, as in diffusers; at -1 that of `final`."""
+        """sigma / alpha, float64; log-linear between timesteps, as in diffusers."""
         log_ratio = self.log_ratio.to(t.device)
         position = t.double().clamp(0, self.start)
         low = position.floor().long()

@@ -42,7 +42,7 @@ def invert(model: Diffusion, images: Tensor, condition: Condition, options: Diff
 
 
 def generate_from(model: Diffusion, eps: Tensor, condition: Condition, options: DiffusionOptions) -> Tensor:
-    """Generates samples from given noise eps (N, C, H, W) of unit variance: the inverse of `invert`.
+    """Generates samples from noise eps (N, C, H, W) of unit variance: the inverse of `invert`.
 
     Raises:
         ValueError: for a stochastic solver.
@@ -63,9 +63,9 @@ def edit(
 
     Args:
         model: the diffusion model.
-        images: what to edit.
-        strength: fraction of the schedule that is repeated, in (0, 1]; at 1 nothing of the images is
-            left, near 0 little changes.
+        images: images to edit.
+        strength: fraction of the schedule that is repeated, in (0, 1]; at 1 nothing of the images
+            is left, near 0 little changes.
         noise: one stream per image.
         condition: one row per image.
         options: solver, steps and guidance.

@@ -9,12 +9,13 @@ MIN_VARIANCE = 1e-8
 
 
 class GaussianDenoiser(nn.Module):
-    """E[x_0 | x_t] of normal data with the mean and the first K principal components of the real data.
+    """E[x_0 | x_t] of normal data with the mean and K principal components of the real data.
 
-    This is the Wiener filter. EDM's skip connection (arXiv 2206.00364, equation 7) is its special case
-    for data with the same variance in every direction. The variance of faces differs by a factor of a
-    thousand between directions, and a network that corrects the filter does not have to learn that.
-    At high noise levels the exact denoiser of any data is close to it (arXiv 2311.10892).
+    This is the Wiener filter. EDM's skip connection (arXiv 2206.00364, equation 7) is its special
+    case for data with the same variance in every direction. The variance of faces differs by a
+    factor of a thousand between directions, and a network that corrects the filter does not have to
+    learn that. At high noise levels it is close to the exact denoiser of any data
+    (arXiv 2311.10892).
 
     Args:
         shape: shape of x, (C, H, W).
@@ -58,7 +59,7 @@ class GaussianDenoiser(nn.Module):
         self.rest.copy_(((total - self.variance.sum()) / max(1, others)).clamp_min(MIN_VARIANCE))
 
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Denoises x_t (N, C, H, W) to x_0, float32; alpha and sigma are (N, 1, 1, 1) or one value."""
+        """x_t (N, C, H, W) -> x_0, float32; alpha and sigma are (N, 1, 1, 1) or one value."""
         alpha, sigma = alpha.float().view(-1, 1), sigma.float().view(-1, 1)
         centred = x_t.float().flatten(1) - alpha * self.mean  # (N, D)
         rest = self._gain(self.rest, alpha, sigma)  # (N, 1)
@@ -67,10 +68,10 @@ class GaussianDenoiser(nn.Module):
         return x_0.view(x_t.shape)
 
     def mean_velocity(self, x_t: Tensor, t: Tensor, to: Tensor) -> Tensor:
-        """Mean velocity (x_t - x_to) / (t - to) of normal data on the path of flow matching, float32.
+        """Mean velocity (x_t - x_to) / (t - to) of normal data under flow matching, float32.
 
-        The ODE scales each principal direction independently, by the ratio of its standard deviations
-        at both times. At t = to the result is the velocity.
+        The ODE scales each principal direction independently, by the ratio of its standard
+        deviations at both times. At t = to the result is the velocity.
 
         Args:
             x_t: noisy data (N, C, H, W).

@@ -33,7 +33,7 @@ class Guidance:
     low: float = 0.0
     """Smallest noise-to-data ratio sigma / alpha at which guidance applies (arXiv 2404.07724)."""
     high: float | None = None
-    """Largest such ratio; None: no upper limit. Outside the interval the reference costs nothing."""
+    """Largest such ratio; None: no upper limit."""
     rescale: float = 0.0
     """Interpolation towards the standard deviation of the unguided x_0 (arXiv 2305.08891)."""
 

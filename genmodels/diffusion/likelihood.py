@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def bits_per_dim(model: Diffusion, images: Tensor, noise: Noise, steps: int) -> Tensor:
     """Bits per dimension of 8-bit images (N, 3, H, W) under the unconditional model: (N,).
 
-    Of a DDPM its variational bound, estimated at `steps` timesteps; of the others an estimate through
-    the probability-flow ODE, solved in `steps` steps.
+    Of a DDPM its variational bound, estimated at `steps` timesteps; of the others an estimate
+    through the probability-flow ODE, solved in `steps` steps.
 
     Raises:
         ValueError: for a prior over latents, whose likelihood is not that of images.
@@ -95,9 +95,9 @@ def bound_bits_per_dim(denoise: Denoise, process: DDPM, images: Tensor, noise: N
     """Variational upper bound on the bits per dimension of 8-bit images (N, 3, H, W), for the chain
     of a DDPM with the posterior's variance (arXiv 2006.11239, equation 5): (N,).
 
-    With equal variances, the divergence of a step is (SNR_(t-1) - SNR_t) / 2 times the squared error
-    of x_0. The sum over the chain is estimated by stratified sampling: one timestep per image from
-    each of `draws` equal parts of the chain.
+    With equal variances, the divergence of a step is (SNR_(t-1) - SNR_t) / 2 times the squared
+    error of x_0. The sum over the chain is estimated by stratified sampling: one timestep per image
+    from each of `draws` equal parts of the chain.
     """
     timesteps = torch.arange(process.timesteps, dtype=torch.float64)
     alpha, sigma = process.alpha(timesteps), process.sigma(timesteps)

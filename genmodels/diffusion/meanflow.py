@@ -22,12 +22,12 @@ FLOOR = 1e-3
 """Constant added to an image's mean squared error in its weight."""
 
 Velocity = Callable[[Tensor, Tensor, "Tensor | None", slice], Tensor]
-"""u(x_t, t, r, rows): mean velocity (n, C, H, W) from x_t (n, C, H, W), t (n, 1, 1, 1), r like t or None
-for r = t, and the rows of the batch that these are."""
+"""u(x_t, t, r, rows): mean velocity (n, C, H, W) from x_t (n, C, H, W), t (n, 1, 1, 1), r like t or
+None for r = t, and the rows of the batch that these are."""
 
 
 class StepEmbedding(nn.Module):
-    """Embeds the length t - r of a step (N, 1, 1, 1) as a vector (N, D), to be added to the condition.
+    """Embeds the length t - r of a step (N, 1, 1, 1) as a vector (N, D), added to the condition.
 
     It is initialised to output zeros, so that a mean flow starts as a flow.
     """
@@ -46,11 +46,11 @@ class StepEmbedding(nn.Module):
 def mean_velocity_error(
     process: MeanFlow, velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """Squared errors (N, C, H, W) of the mean velocity u(x_t, r, t), and the weight (N,) of each image.
+    """Squared errors (N, C, H, W) of the mean velocity, and the weights (N,) of the images.
 
     Differentiating (t - r) u = x_t - x_r along the path gives the identity u = v - (t - r) du/dt
-    (equation 6). The first images of the batch have r = t, where it is flow matching; for the others
-    du/dt is a Jacobian-vector product, computed in forward mode and without gradients.
+    (equation 6). The first images of the batch have r = t, where it is flow matching; for the
+    others du/dt is a Jacobian-vector product, computed in forward mode and without gradients.
 
     Args:
         process: the mean flow; `share` is the fraction of images with r != t.

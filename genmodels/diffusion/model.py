@@ -203,7 +203,7 @@ class Diffusion(Prior, ABC):
     def denoise(
         self, x_t: Tensor, t: Tensor, condition: Tensor | None, to: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Expected data E[x_0 | x_t] (N, C, H, W), and the learnt variance; arguments of `output`."""
+        """E[x_0 | x_t] (N, C, H, W), and the learnt variance. The arguments are those of `output`."""
         prediction, fraction = self.output(x_t, t, condition, to)
         return self.process.x0(prediction, x_t, t), fraction
 
@@ -236,7 +236,7 @@ class Diffusion(Prior, ABC):
         """(N, C, H, W) from a solver -> pixels clamped to [-1, 1], or latents (N, *latents)."""
         return self.as_latents(x_0) if self.over_latents else x_0.clamp(-1, 1)
 
-    # ---- abilities: see the function of the same name in sampler.py, editing.py, likelihood.py ----
+    # ---- abilities: functions of sampler.py, editing.py and likelihood.py ----
 
     def sample(self, noise: Noise, condition: Condition, options: DiffusionOptions) -> Tensor:
         return sampler.sample(self, noise, condition, options)

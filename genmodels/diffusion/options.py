@@ -32,17 +32,17 @@ class DiffusionOptions:
     """The solver, its steps, and guidance."""
 
     solver: SolverName = "unipc"
-    """unipc: UniPC-2. dpm: DPM-Solver++(2M). heun: two evaluations of the network per step; the others
-    use one. ddim: takes --eta. ddpm: ancestral sampling of a DDPM. dpm-sde: stochastic
+    """unipc: UniPC-2. dpm: DPM-Solver++(2M). heun: two evaluations of the network per step; the
+    others use one. ddim: takes --eta. ddpm: ancestral sampling of a DDPM. dpm-sde: stochastic
     DPM-Solver++(2M). jump: the steps of any length of a mean flow."""
     steps: int = 20
     """Number of solver steps."""
     schedule: Literal["uniform", "karras", "log-snr", "quadratic"] | None = None
-    """Spacing of the times; None: uniform for a DDPM or mean flow, else karras. "quadratic" uses fewer
-    steps than given where rounding makes timesteps of a DDPM equal."""
+    """Spacing of the times; None: uniform for a DDPM or mean flow, else karras. "quadratic" uses
+    fewer steps than given where rounding makes timesteps of a DDPM equal."""
     shift: float = 1.0
-    """Shift of a flow's times towards noise, on top of that of training; above 1: more steps at high
-    noise levels."""
+    """Shift of a flow's times towards noise, on top of that of training; above 1: more steps at
+    high noise levels."""
     eta: float = 0.0
     """Noise added by ddim, from 0 (deterministic) to 1 (as much as ddpm)."""
     guidance: float = 1.0
@@ -55,8 +55,8 @@ class DiffusionOptions:
     """Rescale guided x_0 towards the standard deviation of unguided x_0, from 0 (off) to 1
     (arXiv 2305.08891)."""
     guide: Path | None = None
-    """Run folder of a weaker model to guide with, in place of the unconditional model (autoguidance,
-    arXiv 2406.02507); needs no condition."""
+    """Run folder of a weaker model to guide with, in place of the unconditional model
+    (autoguidance, arXiv 2406.02507); needs no condition."""
     temperature: float = 1.0
     """Factor applied to the initial noise; below 1: fewer outliers and less variety."""
     resample: int = 3

@@ -2,8 +2,8 @@
 
 DDPM, EDM and flow matching differ in alpha and sigma, in the distribution of training times, and in
 the parameterisation of the network; everything else follows from these. A process is a small frozen
-dataclass, so it is also its own config. Each has its own unit of time: the timestep of a DDPM (-1 is
-clean data), the noise level sigma of EDM, and t in [0, 1] of flow matching.
+dataclass, so it is also its own config. Each has its own unit of time: the timestep of a DDPM (-1
+is clean data), the noise level sigma of EDM, and t in [0, 1] of flow matching.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 MEANFLOW_TIME_SCALE = 10.0
-"""Factor applied to the times of a mean flow before they are embedded. Its loss contains the derivative
-with respect to time, in which high-frequency features would dominate (arXiv 2410.11081)."""
+"""Factor applied to the times of a mean flow before they are embedded. Its loss contains the
+derivative with respect to time, in which high-frequency features would dominate
+(arXiv 2410.11081)."""
 
 
 class Process(ABC):
@@ -44,7 +45,7 @@ class Process(ABC):
     straight: ClassVar[bool] = False
     """Whether the ODE is integrated in t, as in flow matching; else in sigma / alpha, as in EDM."""
     jumps: ClassVar[bool] = False
-    """Whether the network also takes the time where a step ends, and can reach it in one evaluation."""
+    """Whether the network also takes the time where a step ends (mean flow)."""
 
     @property
     def clip(self) -> bool:

@@ -93,7 +93,7 @@ def make_denoiser(
     """The denoiser of `model` under a condition of n rows, guided as `options` ask.
 
     Raises:
-        ValueError: for guidance without a condition or a weaker model, or a guide that does not fit.
+        ValueError: for guidance without a condition or guide, or a guide of another kind.
     """
     o = options
     denoise = Denoiser(model, model.embed(condition, n, device), clip=model.process.clip)

@@ -1,9 +1,9 @@
 """Time schedules, and solvers that integrate the ODE or SDE of a diffusion process.
 
-A solver is a pure function solver(denoise, x, schedule, normal) -> x. `denoise(x_t, t)` predicts the
-data x_0; `normal()` draws standard normal noise like x, for stochastic solvers. Solvers are written in
-x_0, alpha and sigma, so they run on every `Process`. Along a schedule of increasing noise they encode
-data as noise.
+A solver is a pure function solver(denoise, x, schedule, normal) -> x. `denoise(x_t, t)` predicts
+the data x_0; `normal()` draws standard normal noise like x, for stochastic solvers. Solvers are
+written in x_0, alpha and sigma, so they run on every `Process`. Along a schedule of increasing
+noise they encode data as noise.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def schedule(process: Process, steps: int, spacing: str | None = None, shift: fl
     Args:
         process: the diffusion process.
         steps: number of steps.
-        spacing: "uniform" in t; "karras", rho = 7 (arXiv 2206.00364, equation 5); "log-snr", uniform
-            in log(alpha / sigma); "quadratic", denser near the data (arXiv 2010.02502). None: the
-            default of the process.
+        spacing: "uniform" in t; "karras", rho = 7 (arXiv 2206.00364, equation 5); "log-snr",
+            uniform in log(alpha / sigma); "quadratic", denser near the data (arXiv 2010.02502).
+            None: the default of the process.
         shift: shift of a flow's times towards noise, on top of its own (arXiv 2403.03206).
 
     Raises:
-        ValueError: for fewer than 1 step, more steps than timesteps, an unknown spacing, or a shift of
-            a process that has none.
+        ValueError: for an invalid number of steps, an unknown spacing, or a shift of a process that
+            has none.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -96,7 +96,7 @@ def through(process: Process, times: list[float]) -> Schedule:
 
 
 def encoding(process: Process, s: Schedule) -> Schedule:
-    """Reverses `s`: from data to noise, starting at the smallest time that networks are trained on."""
+    """Reverses `s`: from data to noise, starting at the smallest time of training."""
     times = [t for t in s.times[::-1] if t > process.min_time + 1e-6 * process.start]
     return through(process, [process.min_time, *times])
 
@@ -119,7 +119,7 @@ def _by_ratio(process: Process, steps: int, karras: bool) -> Tensor:
 
 
 def euler(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal) -> Tensor:
-    """Euler's method on the probability-flow ODE, order 1. It is DDIM with eta 0 on every process."""
+    """Euler's method on the probability-flow ODE, order 1: DDIM with eta 0."""
     for i in range(len(s)):
         x = _euler_step(denoise(x, s.times[i]), x, s, i)
     return x
@@ -132,16 +132,14 @@ def _euler_step(x0: Tensor, x: Tensor, s: Schedule, i: int) -> Tensor:
 
 
 def jump(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal) -> Tensor:
-    """Euler's method with the mean velocity of each step, exact for steps of any length
-    (arXiv 2505.13447)."""
+    """Euler's method with the mean velocity of each step, of any length (arXiv 2505.13447)."""
     for i in range(len(s)):
         x = _euler_step(denoise(x, s.times[i], s.times[i + 1]), x, s, i)
     return x
 
 
 def heun(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal) -> Tensor:
-    """Heun's method, order 2, two evaluations per step (arXiv 2206.00364, algorithm 1). A last step
-    to clean data is Euler's."""
+    """Heun's method, order 2, two evaluations per step (arXiv 2206.00364, algorithm 1)."""
     for i in range(len(s)):
         x0 = denoise(x, s.times[i])
         x_next = _euler_step(x0, x, s, i)
@@ -166,7 +164,7 @@ def dpm(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal) -> Tensor:
 
 
 def _extrapolated(x0: Tensor, previous: Tensor | None, s: Schedule, i: int) -> Tensor:
-    """x_0 in the middle of step i, extrapolated linearly in lambda from the last two evaluations."""
+    """x_0 in the middle of step i, extrapolated in lambda from the last two evaluations."""
     if previous is None or math.isinf(s.lam(i + 1)) or math.isinf(s.lam(i - 1)):
         return x0
     h, h_previous = s.lam(i + 1) - s.lam(i), s.lam(i) - s.lam(i - 1)
@@ -174,13 +172,10 @@ def _extrapolated(x0: Tensor, previous: Tensor | None, s: Schedule, i: int) -> T
 
 
 def unipc(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal, order: int = 2) -> Tensor:
-    """UniPC with B_2(h) (arXiv 2302.04867): predict, evaluate, correct with the same evaluation.
+    """UniPC-p with B_2(h), p = `order` from 1 to 3 (arXiv 2302.04867).
 
-    The corrector raises the order by one: UniPC-p converges with order p + 1 (theorem 3.1).
-
-    Args:
-        denoise, x, s, normal: as for every solver.
-        order: p, 1 to 3.
+    It predicts, evaluates, and corrects with the same evaluation. The corrector raises the order by
+    one: UniPC-p converges with order p + 1 (theorem 3.1).
     """
     evaluations: list[tuple[float, Tensor]] = []  # (lambda, x_0), newest last
     recent = evaluations
@@ -200,10 +195,8 @@ def unipc(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal, order: int =
 def _unified(
     x: Tensor, s: Schedule, i: int, past: list[tuple[float, Tensor]], new: Tensor | None, lam: float
 ) -> Tensor:
-    """UniP step from point i to i + 1; UniC with `new`, the evaluation at i + 1.
-
-    `past` holds the evaluations up to that at i, and `lam` is lambda at i + 1.
-    """
+    """UniP step from point i, with the evaluations up to i in `past`, to point i + 1 at `lam`; with
+    the evaluation `new` at i + 1, UniC."""
     lam0, x0 = past[-1]
     h = lam - lam0
     ratio = s.sigma[i + 1] / s.sigma[i]
@@ -243,7 +236,7 @@ def _bh2_weights(r: Tensor, h: float) -> list[float]:
 def ddim(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal, eta: float = 0.0) -> Tensor:
     """DDIM (arXiv 2010.02502, equation 12).
 
-    With eta 0 it is Euler's method on the ODE; with eta 1 it samples the posterior q(x_s | x_t, x_0).
+    eta 0 is Euler's method on the ODE; eta 1 samples the posterior q(x_s | x_t, x_0).
 
     Raises:
         ValueError: for eta outside [0, 1].
@@ -311,8 +304,9 @@ def repaint(
 ) -> Tensor:
     """Completes `image` where it is not `known`.
 
-    The known pixels replace those of every predicted x_0 (DDNM, arXiv 2212.00490), and every step is
-    repeated `rounds` times, so that the completion fits the known pixels (RePaint, arXiv 2201.09865).
+    The known pixels replace those of every predicted x_0 (DDNM, arXiv 2212.00490), and every step
+    is repeated `rounds` times, so that the completion fits the known pixels (RePaint,
+    arXiv 2201.09865).
 
     Args:
         denoise, x, s, normal: as for every solver.

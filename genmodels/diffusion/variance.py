@@ -13,11 +13,11 @@ from genmodels.diffusion.ddpm import DDPM
 def log_variance(
     fraction: Tensor, alpha: Tensor, sigma: Tensor, alpha_next: Tensor, sigma_next: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log variance of a step from (alpha, sigma) to (alpha_next, sigma_next), which still has noise.
+    """Log variance of a step from (alpha, sigma) to (alpha_next, sigma_next > 0).
 
     Args:
-        fraction: position between the bounds (equation 15). 0: log of the posterior variance given the
-            data; 1: log of the variance beta of the forward step.
+        fraction: position between the bounds (equation 15). 0: log of the posterior variance given
+            the data; 1: log of the variance beta of the forward step.
         alpha, sigma, alpha_next, sigma_next: coefficients that broadcast against `fraction`.
 
     Returns:
@@ -32,9 +32,9 @@ def log_variance(
 def variance_bound(process: DDPM, fraction: Tensor, estimate: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     """Term of the variational bound for the step from t, in bits per dimension, (N,).
 
-    For t > 0 it is KL(q(x_(t-1) | x_t, x_0) || p(x_(t-1) | x_t)); for t = 0, -log p(x_0 | x_1) up to a
-    constant. Both distributions are normal, and their means differ by a multiple of the error of the
-    estimate of x_0. Only `fraction` receives gradients.
+    For t > 0 it is KL(q(x_(t-1) | x_t, x_0) || p(x_(t-1) | x_t)); for t = 0, -log p(x_0 | x_1) up
+    to a constant. Both distributions are normal, and their means differ by a multiple of the error
+    of the estimate of x_0. Only `fraction` receives gradients.
 
     Args:
         process: the DDPM.

@@ -22,7 +22,7 @@ BLOCK = {
     "transformer.blocks.{}.mlp.up": ["ff.net.0.proj"],
     "transformer.blocks.{}.mlp.down": ["ff.net.2"],
 }
-"""Layers of our block i, and the layers of transformer_blocks.i that are concatenated to form each."""
+"""Layers of our block i, and the layers of transformer_blocks.i that each concatenates."""
 EMBEDDING = "norm1.emb"
 """Embedding of time and label. In diffusers every block has a copy of it; our model has one."""
 
@@ -32,9 +32,9 @@ def from_diffusers(
 ) -> DiT:
     """Converts a DiTTransformer2DModel.
 
-    Its last class is the null class. Here an absent label adds nothing to the embedding, so the vector
-    of the null class is added to the bias of the time embedding and subtracted from the other classes.
-    A model with twice as many output as input channels has a learnt variance.
+    Its last class is the null class. Here an absent label adds nothing to the embedding, so the
+    vector of the null class is added to the bias of the time embedding and subtracted from the
+    other classes. A model with twice as many output as input channels has a learnt variance.
 
     Args:
         settings: config.json of the model.
@@ -43,8 +43,7 @@ def from_diffusers(
         process: the DDPM that it was trained with.
 
     Raises:
-        ValueError: when a weight is missing or unknown, or the embeddings of the blocks differ; the
-            message names the weight.
+        ValueError: when a weight is missing or unknown, or the embeddings of the blocks differ.
     """
     heads, depth = settings["num_attention_heads"], settings["num_layers"]
     blocks = TransformerConfig(width=heads * settings["attention_head_dim"], depth=depth, heads=heads, causal=False)

@@ -29,10 +29,10 @@ SETTINGS, EXTRAS = "genmodels.json", "genmodels.safetensors"
 def export_to_diffusers(model: Generator, out: Path) -> str:
     """Writes `model` into the new or empty folder `out`.
 
-    A DDPM on pixels, without condition, patches or Gaussian denoiser, becomes a DDIMPipeline; over the
-    vectors of a VQModel of diffusers an LDMPipeline. Every other U-Net becomes unet/, scheduler/, vae/
-    if it has a codec, and sample.py, which needs diffusers and not this package. A vanilla DiT with
-    1,000 classes over an AutoencoderKL becomes a DiTPipeline.
+    A DDPM on pixels, without condition, patches or Gaussian denoiser, becomes a DDIMPipeline; over
+    the vectors of a VQModel of diffusers an LDMPipeline. Every other U-Net becomes unet/,
+    scheduler/, vae/ if it has a codec, and sample.py, which needs diffusers and not this package. A
+    vanilla DiT with 1,000 classes over an AutoencoderKL becomes a DiTPipeline.
 
     Returns:
         One line that tells how to use the folder.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Model:
-    """An exported model: unet/, scheduler/, vae/ (the codec), genmodels.json, genmodels.safetensors."""
+    """A model exported as unet/, scheduler/, vae/ (the codec), genmodels.json and .safetensors."""
 
     def __init__(self, folder: Path):
         import diffusers

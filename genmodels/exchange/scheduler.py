@@ -18,7 +18,7 @@ UNSUPPORTED = {
     "trained_betas": None,
     "clip_sample_range": 1.0,
 }
-"""Settings of a DDPM scheduler without a counterpart, with the value at which they have no effect."""
+"""Settings of a DDPM scheduler without a counterpart, and their neutral values."""
 
 
 def scheduler_for(process: Process) -> Any:
