@@ -104,10 +104,6 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         """
         return {}, []
 
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        """Return the matrices inside the network that Muon may train; none by default."""
-        return iter(())
-
     def prepare(self, images: Iterable[Tensor]) -> None:
         """Measure what the saved model lacks before it is used as a codec. Only imported codecs need it.
 
@@ -328,7 +324,8 @@ class Generator(Model):
 
         The arguments are those of `generate`.
         """
-        from genmodels.pictures import ImageList, to_uint8
+        from genmodels.pictures import ImageList
+        from genmodels.pixels import to_uint8
 
         return ImageList.from_arrays(to_uint8(self.generate(n, seed, condition, **how)))
 

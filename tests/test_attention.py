@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import sys
 
+import flash_reference
 import pytest
 import torch
 import torch.nn.functional as F
+from flash_reference import flash_attention_1, flash_attention_2
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genmodels.nn import attention, flash_reference
+from genmodels.nn import attention
 from genmodels.nn.attention import attend, available_backends, check_backend, kernel_of
-from genmodels.nn.flash_reference import flash_attention_1, flash_attention_2
 
 HERE = available_backends("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")

@@ -18,6 +18,7 @@ from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.cli import COMMANDS, DATA_COMMANDS, fold_options, main
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pictures import save_grid
+from genmodels.pixels import to_uint8
 from genmodels.types import Condition
 
 ROOT = Path(__file__).parent.parent
@@ -131,7 +132,7 @@ def test_train_hands_the_rest_to_the_recipe(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_sample_writes_all_three_forms(run: Path) -> None:
-    expected = pictures.to_uint8(genmodels.load(run).generate(5, seed=3, temperature=0.5, latents="mixture", steps=2))
+    expected = to_uint8(genmodels.load(run).generate(5, seed=3, temperature=0.5, latents="mixture", steps=2))
     options = ["--temperature", "0.5", "--latents", "mixture", "--steps=2"]
     for out in ("a.npy", "b/", "c.png"):
         assert main(["sample", str(run), "--n", "5", "--seed", "3", "--out", out, *options]) == 0
@@ -164,7 +165,7 @@ def test_sample_with_conditions(run: Path, capsys: pytest.CaptureFixture[str]) -
     asked = run.parent / "asked"
     assert main(["sample", str(asked), "--n", "3", "--out", "a.npy", "--attributes", "Eyeglasses=no, Smiling=yes"]) == 0
     condition = Condition(attributes=torch.tensor([[1.0, -1.0]] * 3))
-    expected = pictures.to_uint8(genmodels.load(asked).generate(3, condition=condition))
+    expected = to_uint8(genmodels.load(asked).generate(3, condition=condition))
     assert np.array_equal(np.load("a.npy"), expected)
     assert main(["sample", str(asked), "--n", "2", "--out", "b.npy", "--label", "2"]) == 0
     for arguments, message in [

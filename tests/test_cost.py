@@ -60,7 +60,7 @@ class Stepwise(Tiny):
     def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
         latents = self.start(noise.normal(4))
         for _ in range(options.steps):
-            image = self._paint(latents)
+            image = self._decode(latents)
             latents = latents + image.mean()
         return image
 

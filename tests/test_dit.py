@@ -20,7 +20,7 @@ from genmodels.nn.transformer import TransformerConfig
 from genmodels.training.setup import compile_blocks
 from genmodels.types import Batch, Condition, Noise
 
-BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
+BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 THEIRS = dict(
     num_attention_heads=4,
     attention_head_dim=8,
@@ -159,10 +159,9 @@ def test_sizes_are_those_of_the_paper(name, millions):
     [
         (dict(patch=5), "patch must divide the sides of the input, got 5 for 16 x 16"),
         (dict(patch=0), "patch must divide"),
-        (dict(transformer=TransformerConfig(width=32, heads=4)), "transformer.causal must be False"),
-        (dict(transformer=TransformerConfig(width=24, heads=4, causal=False)), "heads of a multiple of 4 .* got 6"),
+        (dict(transformer=TransformerConfig(width=24, heads=4)), "heads of a multiple of 4 .* got 6"),
         (
-            dict(transformer=TransformerConfig(width=30, heads=3, causal=False, rotary=False)),
+            dict(transformer=TransformerConfig(width=30, heads=3, rotary=False)),
             "tokens of a multiple of 4 channels, got 30",
         ),
     ],
@@ -332,7 +331,7 @@ def test_over_a_codec_and_over_pixels_with_either_optimiser(data: list[str]) -> 
     asked = ["--codec", "runs/vq", "--model.patch", "1", "--model.attributes", "Smiling", "--optim.name", "muon"]
     assert train("dit", *data, *QUICK, *PRIOR, *asked, "--steps", "5", "--output", "runs/dit") == 0
     model = genmodels.load("runs/dit")
-    assert model.family == "latent" and model.get_prior().family == "dit" and model.attributes == ("Smiling",)
+    assert model.family == "latent" and model.prior.family == "dit" and model.attributes == ("Smiling",)
     asked = ["--attributes", "Smiling=yes", "--guidance", "2", "--steps", "3"]
     assert main(["sample", "runs/dit", "--n", "2", *asked]) == 0
     assert main(["inpaint", "runs/dit", "faces/00.png", "--n", "2", "--steps", "3"]) == 0

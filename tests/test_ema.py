@@ -117,10 +117,12 @@ def test_a_combination_is_the_nearest_profile() -> None:
 
 def test_widths_that_cannot_be_made_are_refused_with_those_that_can(tmp_path: Path) -> None:
     walk(160, 0.1, 4, tmp_path / "ema")
-    with pytest.raises(ValueError, match=r"no average of width 0.01 can be made of the 4 snapshots .*: widths of 0.0"):
+    with pytest.raises(
+        ValueError, match=r"no average of width 0.01 can be computed from the 4 snapshots .*: possible widths are 0.0"
+    ):
         average_of(tmp_path / "ema", 0.01)
-    with pytest.raises(ValueError, match="holds no snapshots: train with --ema-snapshots"):
+    with pytest.raises(ValueError, match="contains no snapshots: train with --ema-snapshots"):
         average_of(tmp_path / "none", 0.1)
     (tmp_path / "ema" / "step_00000040.safetensors").write_bytes(b"junk")
-    with pytest.raises(ValueError, match="step_00000040.safetensors is damaged or no snapshot"):
+    with pytest.raises(ValueError, match="step_00000040.safetensors is damaged or not a snapshot"):
         average_of(tmp_path / "ema", 0.1)

@@ -277,7 +277,7 @@ def dit_over_kl(classes: int) -> Latent:
     torch.manual_seed(0)
     codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
     codec.prepare([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
-    blocks = TransformerConfig(width=16, depth=2, heads=2, causal=False)
+    blocks = TransformerConfig(width=16, depth=2, heads=2)
     prior = DiT(vanilla(size=16, latents=codec.latent_shape, patch=2, transformer=blocks, classes=classes))
     with torch.no_grad():
         for parameter in prior.parameters():
@@ -306,7 +306,7 @@ def test_a_dit_becomes_a_dit_pipeline_and_comes_back(tmp_path):
 def test_dits_that_a_pipeline_cannot_be_are_refused(tmp_path):
     with pytest.raises(ValueError, match="must have 1,000 classes: this one has 10"):
         export_to_diffusers(dit_over_kl(classes=10), tmp_path / "out")
-    in_pixels = DiT(vanilla(size=16, transformer=TransformerConfig(width=16, depth=1, heads=2, causal=False)))
+    in_pixels = DiT(vanilla(size=16, transformer=TransformerConfig(width=16, depth=1, heads=2)))
     with pytest.raises(ValueError, match="needs latents of an AutoencoderKL"):
         export_to_diffusers(in_pixels, tmp_path / "out")
     assert not (tmp_path / "out").exists()

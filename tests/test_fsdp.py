@@ -45,7 +45,7 @@ STEADY = OptimConfig(schedule="constant")
 EVERY_ROW = MeanFlow(share=1.0)
 """Else which images are trained on mean velocities depends on how a batch is divided."""
 OTHERS = ("ae", "vqvae", "autoregressive", "unet", "latent:dit", "over a diffusers codec")
-"""Entries of the contract's SMALL that have one optimiser, and what else might be sharded that should not."""
+"""Entries of SMALL in test_contract.py with one optimiser, some with parts that must not be sharded."""
 
 
 def over_diffusers() -> Latent:
@@ -53,7 +53,7 @@ def over_diffusers() -> Latent:
     codec = PretrainedKL(PretrainedConfig(size=16, settings=dict(diffusers_kl().config)))
     codec.calibrate([torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)).tanh()])
     torch.manual_seed(0)
-    blocks = TransformerConfig(width=12, depth=2, heads=3, causal=False)
+    blocks = TransformerConfig(width=12, depth=2, heads=3)
     return Latent.over(codec, DiT(DiTConfig(size=16, patch=2, latents=codec.latent_shape, transformer=blocks)))
 
 
@@ -67,7 +67,7 @@ def train_other(name: str, output: Path) -> Path:
 def train(output: Path, process: str = "flow", **settings) -> Path:
     """Twenty steps of a transformer of two blocks."""
     torch.manual_seed(0)
-    blocks = TransformerConfig(width=12, depth=2, heads=3, causal=False)
+    blocks = TransformerConfig(width=12, depth=2, heads=3)
     jumps = {"meanflow": EVERY_ROW} if process == "meanflow" else {}
     model = DiT(DiTConfig(size=8, patch=4, transformer=blocks, gaussian=16, process=process, **jumps))
     return fit(model, faces(), recipe(output, **({"ema": 0.1, "sample_every": 50} | settings)))
@@ -92,7 +92,7 @@ def others(tmp_path_factory) -> Path:
 
 def in_shards(folder: Path) -> None:
     said = in_two_processes(Path(__file__), folder, **SHARDED)
-    assert all(line.startswith("2 x cpu in shards") for line in re.findall("2 x cpu.*", said[0]))
+    assert all(line.startswith("2 x cpu (sharded)") for line in re.findall("2 x cpu.*", said[0]))
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_the_config_for_accelerate_says_so():
     [
         ("1", "false", "set fsdp_version to 2"),
         ("2", "true", "fsdp_offload_params has no effect here"),
-        ("2", "false", "FSDP trains models of one optimiser.*critic, generator"),
+        ("2", "false", "FSDP trains models with one optimiser.*critic, generator"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(tmp_path, monkeypatch, version, offload, message):

@@ -17,7 +17,7 @@ from genmodels.exchange.scheduler import scheduler_for
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.types import Batch, Condition, Noise
 
-BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
+BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 ALL_JUMP = MeanFlow(share=1.0, power=0.0)
 
 

@@ -209,5 +209,5 @@ def test_lost_variety_is_told(
     fit(tiny(), faces(1024), recipe(tmp_path / "run", evaluate_every=5, keep=9))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(said) == 1 and said[0].startswith(
-        "warning, step 20: the samples have lost variety: 20% of real images have one near them, after 50%."
+        "warning, step 20: the samples have lost variety: coverage of real images is 20%, down from 50%."
     )

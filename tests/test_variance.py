@@ -21,7 +21,7 @@ from genmodels.nn.transformer import TransformerConfig
 from genmodels.types import Batch, Condition, Noise
 
 CHAIN = DDPM(prediction="eps", schedule="linear", min_snr=None, learned_variance=True)
-BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
+BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

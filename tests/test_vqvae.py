@@ -78,7 +78,7 @@ def test_what_decode_refuses():
     model = tiny().eval()
     codes = model.encode(images())
     for wrong in (codes + 16, codes - 16):
-        with pytest.raises(ValueError, match="codes go from 0 to 15, got .*: they are of another codec"):
+        with pytest.raises(ValueError, match="codes go from 0 to 15, got .*: they belong to another codec"):
             model.decode(wrong)
     with pytest.raises(ValueError, match=r"codes of shape \(N, 2, 2\), got \(6, 4\)"):
         model.decode(codes.flatten(1))
@@ -93,7 +93,7 @@ def test_what_decode_refuses():
         (dict(size=20), "size 20 is not divisible by 8"),
         (dict(codebook_size=0), "a codebook needs at least 1 code, got codebook_size 0"),
         (dict(code_dim=0), "got code_dim 0"),
-        (dict(quantiser="fsq", fsq_levels=(8, 1)), r"fsq needs at least 2 levels for each number, got \(8, 1\)"),
+        (dict(quantiser="fsq", fsq_levels=(8, 1)), r"fsq needs at least 2 levels for each value, got \(8, 1\)"),
         (dict(quantiser="vq"), "quantiser must be 'ema', 'fsq' or 'cosine', got 'vq'"),
         (dict(gradient="gumbel"), "gradient must be 'straight-through' or 'rotation', got 'gumbel'"),
         (dict(quantiser="fsq", gradient="rotation"), "has no vector to rotate to: use gradient 'straight-through'"),
@@ -101,7 +101,7 @@ def test_what_decode_refuses():
         (dict(residual=2, quantiser="cosine"), "residual 2 needs quantiser 'ema', got 'cosine'"),
         (dict(commitment=-1.0), "must not be negative"),
         (dict(discriminator=1.0, discriminator_channels=(12,)), r"multiples of 8, got \(12,\)"),
-        (dict(discriminator_start=2.0), "discriminator_start must be a share in"),
+        (dict(discriminator_start=2.0), "discriminator_start must be in"),
         (dict(encoder_blocks=(1,)), r"encoder_blocks needs one number for each of the 2 channels"),
     ],
 )
@@ -146,7 +146,7 @@ def test_lpips_joins_the_loss(monkeypatch):
 
 def test_samples_are_draws_of_each_positions_codes():
     model = tiny().eval()
-    with pytest.raises(ValueError, match="code frequencies are not counted yet"):
+    with pytest.raises(ValueError, match="code frequencies are not known yet"):
         model.generate(1)
     model.initialise([images(40, seed=1)])
     seen = model.encode(images(40, seed=1))
@@ -356,5 +356,5 @@ def test_tokens_without_a_place_start_as_principal_components():
     torch.testing.assert_close(model.reconstruct(many), expected, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="tokens must be at least 1"):
         tiny(tokens=0)
-    with pytest.raises(ValueError, match="tokens 200 of 4 numbers are more than an image has"):
+    with pytest.raises(ValueError, match="tokens 200 of 4 numbers are more values than an image has"):
         tiny(tokens=200)

@@ -39,10 +39,10 @@ class Tiny(Generator):
         self.decoder = nn.Linear(4, 12)
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (self._paint(batch.noise.normal(4)) - batch.images).square().mean()
+        loss = (self._decode(batch.noise.normal(4)) - batch.images).square().mean()
         return loss, {"loss": loss.detach()}
 
-    def _paint(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor) -> Tensor:
         corners = self.decoder(latents).reshape(-1, 3, 2, 2)
         return nn.functional.interpolate(corners, size=(self.config.size,) * 2, mode="bilinear").tanh()
 
@@ -54,7 +54,7 @@ class Tiny(Generator):
             latents = latents.sign()
         if condition.attributes is not None:
             latents[:, : condition.attributes.shape[1]] += 9 * condition.attributes
-        return self._paint(latents * options.temperature)
+        return self._decode(latents * options.temperature)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         return self.config.gain * images
@@ -63,7 +63,7 @@ class Tiny(Generator):
         return images.abs().mean(dim=(1, 2, 3)) + torch.zeros(len(noise))
 
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: Any) -> Tensor:
-        return self._paint(torch.lerp(first.normal(4), second.normal(4), weights[:, None]) * options.temperature)
+        return self._decode(torch.lerp(first.normal(4), second.normal(4), weights[:, None]) * options.temperature)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genmodels.nn.principal import randomised_pca
+
 MIN_VARIANCE = 1e-8
 
 
@@ -41,21 +43,16 @@ class GaussianDenoiser(nn.Module):
     def fit(self, data: Tensor) -> None:
         """Fits mean and components to `data` (N, C, H, W) by randomised PCA (arXiv 0909.4061).
 
-        The result is deterministic.
+        The result is deterministic. With few images there are fewer components than K.
         """
-        flat = data.float().flatten(1)  # (N, D)
-        self.mean.copy_(flat.mean(0))
-        flat = flat - self.mean
-        total = flat.square().sum() / len(flat)
-        count = min(len(self.variance), *flat.shape)  # fewer components than K when there are few images
-        with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
-            torch.manual_seed(0)
-            _, singular, basis = torch.svd_lowrank(flat, q=min(count + 32, *flat.shape), niter=2)
+        mean, centred, basis, singular = randomised_pca(data.float().flatten(1), len(self.variance))
+        count, total = len(singular), centred.square().sum() / len(centred)
+        self.mean.copy_(mean)
         self.basis.zero_()
-        self.basis[:, :count] = basis[:, :count]
+        self.basis[:, :count] = basis
         self.variance.fill_(MIN_VARIANCE)
-        self.variance[:count] = (singular[:count].square() / len(flat)).clamp_min(MIN_VARIANCE)
-        others = flat.shape[1] - count
+        self.variance[:count] = (singular.square() / len(centred)).clamp_min(MIN_VARIANCE)
+        others = len(mean) - count
         self.rest.copy_(((total - self.variance.sum()) / max(1, others)).clamp_min(MIN_VARIANCE))
 
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def from_diffusers(
         ValueError: when a weight is missing or unknown, or the embeddings of the blocks differ.
     """
     heads, depth = settings["num_attention_heads"], settings["num_layers"]
-    blocks = TransformerConfig(width=heads * settings["attention_head_dim"], depth=depth, heads=heads, causal=False)
+    blocks = TransformerConfig(width=heads * settings["attention_head_dim"], depth=depth, heads=heads)
     channels, side = settings["in_channels"], settings["sample_size"]
     classes = settings["num_embeds_ada_norm"]
     latents = (channels, side, side)
