@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from genmodels.inpainting import continued, known_cells
 from genmodels.precision import full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
-from genmodels.saving import from_dict
+from genmodels.saving import from_dict, to_dict
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 OWN = ("sample", "prior", "reconstruct")
@@ -43,7 +42,7 @@ class Part:
     @classmethod
     def of(cls, module: Any) -> Part:
         """Describe `module`."""
-        return cls(module.family, dataclasses.asdict(module.config))
+        return cls(module.family, to_dict(module.config))
 
     def build(self) -> Any:
         """Build a module with this config and random weights."""

@@ -91,7 +91,7 @@ def test_weights_for_diffusers_give_the_same_output():
 def test_foreign_weights_that_do_not_fit_are_named():
     network = their_network()
     weights = network.state_dict()
-    with pytest.raises(ValueError, match="no place for adapter.weight, extra"):
+    with pytest.raises(ValueError, match="unknown weights adapter.weight, extra"):
         from_diffusers(network.config, weights | {"extra": torch.ones(1), "adapter.weight": torch.ones(1)}, 64)
     with pytest.raises(ValueError, match="proj_out_1.weight is missing"):
         from_diffusers(network.config, {k: v for k, v in weights.items() if k != "proj_out_1.weight"}, 64)
@@ -235,7 +235,7 @@ def test_the_masked_loss_is_that_of_the_kept_patches():
     noise.uniform(16)  # what chose them
     t, eps = model.process.draw(noise.uniform()).view(-1, 1, 1, 1), noise.normal(3, 16, 16)
     x_t = model.process.noisy(images, eps, t)
-    found = model.network(x_t, model.process.signal(t).view(-1), None, kept)[0]
+    found = model.network(x_t, model.process.time_input(t).view(-1), None, kept)[0]
     error = F.pixel_unshuffle((found - (eps - images)).square(), 4).flatten(2)[:, :, kept]
     loss, _ = model.loss(Batch(images, Noise(seeds), progress=0.2), "model")
     torch.testing.assert_close(loss, error.mean())

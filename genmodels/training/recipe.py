@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ import torch
 import tyro
 import yaml
 
-from genmodels.saving import from_dict, reset_derived
+from genmodels.saving import from_dict, reset_derived, to_dict
 from genmodels.training.ema import MAX_SIGMA_REL
 from genmodels.training.flags import show_common_flags
 from genmodels.training.launch import spread_over_cpu, use_every_core
@@ -201,7 +200,7 @@ def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = ()) -> str:
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    settings = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in NOT_SAVED + without}
+    settings = {k: v for k, v in to_dict(recipe).items() if k not in NOT_SAVED + without}
     return yaml.safe_dump({"family": family} | plain(settings), sort_keys=False)
 
 
