@@ -23,15 +23,14 @@ from tyro.conf import Positional
 from genmodels.base import evaluating
 from genmodels.cli.arguments import load
 from genmodels.data import open_data
-from genmodels.data.packed import Packed
+from genmodels.data.packed import Packed, spread_rows
 from genmodels.directions import attribute_directions
 from genmodels.evaluation.conditional import attribute_accuracy
 from genmodels.evaluation.extractors import load_extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.pairs import psnr
-from genmodels.evaluation.reference import spread_rows
-from genmodels.pictures import to_uint8
+from genmodels.pixels import to_uint8
 from genmodels.sampling import to_floats
 from genmodels.types import Noise
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from genmodels.nn.llama import from_llama
+from genmodels.exchange.llama import from_llama
 from genmodels.nn.transformer import Transformer, TransformerConfig
 
 
@@ -75,7 +75,7 @@ def build(settings: Settings) -> tuple[Any, Transformer]:
             pad_token_id=None,
         )
     )
-    ours = Transformer(config)
+    ours = Transformer(config, causal=True)
     ours.load_state_dict(from_llama(peer.state_dict()))
     peer.to(device=settings.device)  # type: ignore[call-arg]  # its annotation hides torch's
     return peer.eval(), ours.to(settings.device).eval()

@@ -103,7 +103,7 @@ def forward_flops(loss: Callable[[int], Tensor], device: torch.device) -> float:
 
 def measure(model: nn.Module, loss: Callable[[int], Tensor], n: int, steps: int, device: torch.device) -> float:
     """Measure images per second: the median of `steps` steps after three warm-up steps."""
-    optimizer = build_optimizer(model.parameters(), OptimConfig())
+    optimizer = build_optimizer(model.parameters(), OptimConfig(), model)
     times = []
     for _ in range(steps + 3):
         began = time.monotonic()

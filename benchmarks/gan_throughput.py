@@ -56,7 +56,7 @@ def measure(
         torch.compiler.reset()
         compile_blocks(model)
     parts = {turn: list(model.parameters_for(turn)) for turn in model.turns}
-    optimizers = {turn: build_optimizer(part, OptimConfig(betas=(0.0, 0.99))) for turn, part in parts.items()}
+    optimizers = {turn: build_optimizer(part, OptimConfig(betas=(0.0, 0.99)), model) for turn, part in parts.items()}
     images = torch.rand(n, 3, config.size, config.size, device=device).mul(2).sub(1).contiguous(memory_format=layout)
 
     def eight() -> float:

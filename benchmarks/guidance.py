@@ -20,12 +20,12 @@ from tyro.conf import Positional
 from genmodels import sampling
 from genmodels.cli.arguments import check_free, load
 from genmodels.data import open_data
+from genmodels.data.packed import spread_rows
 from genmodels.evaluation.conditional import attribute_accuracy
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.extractors import load_extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
-from genmodels.evaluation.reference import spread_rows
 from genmodels.types import Condition
 
 

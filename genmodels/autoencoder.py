@@ -19,6 +19,7 @@ from genmodels.nn.conv import NORM_GROUPS, Decoder, Encoder, coarsest_grid, zero
 from genmodels.nn.density import GaussianMixture, Whitening
 from genmodels.nn.perceptual import PerceptualLoss
 from genmodels.nn.principal import PatchComponents, PrincipalComponents
+from genmodels.saving import Derived
 from genmodels.types import Noise
 
 
@@ -26,8 +27,8 @@ from genmodels.types import Noise
 class NetworksConfig:
     """Encoder, decoder and reconstruction loss of a codec."""
 
-    size: int = 64
-    """Side of the images in pixels; the recipes set it from --size."""
+    size: Derived[int] = 64
+    """Side of the images in pixels. Training sets it from --size."""
     patch: int = 4
     """Side in pixels of the patches that the image is divided into. The finest convolutions work on
     feature maps of size / patch a side."""

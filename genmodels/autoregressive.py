@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from genmodels.inpainting import known_rows
 from genmodels.nn.alphabet import Alphabet, Codes, Shades
-from genmodels.nn.choice import draw, filtered
 from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
 from genmodels.nn.decoder import GridDecoder
 from genmodels.nn.likelihood import LikelihoodKind
-from genmodels.nn.regions import known_rows
-from genmodels.nn.transformer import TransformerConfig, block_matrices
+from genmodels.nn.transformer import TransformerConfig
 from genmodels.prior import Prior
+from genmodels.token_sampling import draw, filtered
 from genmodels.types import Batch, Condition, Noise
 
 
@@ -138,9 +137,6 @@ class Autoregressive(Prior):
     def likelihood_kind(self) -> LikelihoodKind:
         """What `bits_per_dim` computes."""
         return LikelihoodKind(levels=self.alphabet.size, exact=True)
-
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        return block_matrices(self)
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         c = self.config

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from genmodels.abilities import ability
 from genmodels.card import model_card
-from genmodels.saving import FORMAT, from_dict, read_header
+from genmodels.saving import FORMAT, from_dict, read_header, to_dict
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 if TYPE_CHECKING:
@@ -104,10 +104,6 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         """
         return {}, []
 
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        """Return the matrices inside the network that Muon may train; none by default."""
-        return iter(())
-
     def prepare(self, images: Iterable[Tensor]) -> None:
         """Measure what the saved model lacks before it is used as a codec. Only imported codecs need it.
 
@@ -158,7 +154,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         save_directory.mkdir(parents=True, exist_ok=True)
         # Weights first: a folder with a config.json is a complete model.
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, save_directory / "model.safetensors")
-        header = {"format": FORMAT, "family": self.family, "model": dataclasses.asdict(self.config)}
+        header = {"format": FORMAT, "family": self.family, "model": to_dict(self.config)}
         config = save_directory / "config.json"
         config.write_text(json.dumps(header, indent=2) + "\n")
         # safetensors makes the file readable by its owner only; give it the permissions of its folder.
@@ -328,7 +324,8 @@ class Generator(Model):
 
         The arguments are those of `generate`.
         """
-        from genmodels.pictures import ImageList, to_uint8
+        from genmodels.pictures import ImageList
+        from genmodels.pixels import to_uint8
 
         return ImageList.from_arrays(to_uint8(self.generate(n, seed, condition, **how)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +14,11 @@ from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.model import Diffusion
 from genmodels.nn.rope import grid_positions
-from genmodels.nn.transformer import Modulation, Transformer, TransformerConfig, block_matrices
+from genmodels.nn.transformer import Modulation, Transformer, TransformerConfig
 from genmodels.types import Batch
 
 SIZES = {
-    name: TransformerConfig(width=width, depth=depth, heads=heads, causal=False)
+    name: TransformerConfig(width=width, depth=depth, heads=heads)
     for name, (width, depth, heads) in {
         "S": (384, 12, 6),
         "B": (768, 12, 12),
@@ -80,7 +79,7 @@ class DiTConfig(DiffusionConfig):
 
     patch: int = 2
     """Side of the square of pixels (or latents) that is one token."""
-    transformer: TransformerConfig = TransformerConfig(width=256, depth=8, heads=4, causal=False)
+    transformer: TransformerConfig = TransformerConfig(width=256, depth=8, heads=4)
     """The blocks."""
     trained: tuple[int, int] | None = None
     """Rows and columns of the grid of tokens that it was trained on, onto which a larger or smaller one is laid; None:
@@ -102,8 +101,6 @@ class DiTConfig(DiffusionConfig):
         _, height, width = self.shape
         if self.patch < 1 or height % self.patch or width % self.patch:
             raise ValueError(f"patch must divide the sides of the input, got {self.patch} for {height} x {width}")
-        if self.transformer.causal:
-            raise ValueError("every patch of a diffusion transformer sees all others: transformer.causal must be False")
         channels = self.transformer.head_dim if self.transformer.rotary else self.transformer.width
         if channels % 4:
             what = "heads" if self.transformer.rotary else "tokens"
@@ -140,7 +137,7 @@ class DiT(Diffusion):
         self.frequencies = Timesteps(FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=1)  # as diffusers
         self.time = TimestepEmbedding(FREQUENCIES, width)
         self.modulations = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(c.transformer.depth))
-        self.transformer = Transformer(c.transformer)
+        self.transformer = Transformer(c.transformer, causal=False)
         self.last_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, c.outputs * c.patch**2)
         for zero in (*self.modulations, self.last_modulation, self.head):  # every block begins as the identity
@@ -163,10 +160,7 @@ class DiT(Diffusion):
             places = places.float().unsqueeze(0)
         self.register_buffer("places", places, persistent=False)
 
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        return block_matrices(self)
-
-    def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, time_input: Tensor, condition: Tensor | None) -> Tensor:
         """As `Diffusion.predict`.
 
         Raises:
@@ -177,28 +171,28 @@ class DiT(Diffusion):
                 f"x has shape {tuple(x.shape[1:])} and this dit was trained on {self.config.shape}, whose positions it "
                 "knows: genmodels.dit.resized(model, size) interpolates them"
             )
-        return self.network(x, signal, condition)[0]
+        return self.network(x, time_input, condition)[0]
 
     def network(
-        self, x: Tensor, signal: Tensor, condition: Tensor | None, kept: Tensor | None = None
+        self, x: Tensor, time_input: Tensor, condition: Tensor | None, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """What `predict` gives, 0 where a token is not among those `kept`, (K,) or None for all; and the tokens after
         the blocks that alignment looks at (N, K, D)."""
         c = self.config
-        patch, positions = c.patch, self.positions
+        patch, places = c.patch, self.transformer.places(self.positions)
         middle = max(c.first, c.align.after)
         tokens = F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)  # (N, T, C p^2)
-        told = self.time(self.frequencies(signal).to(x.dtype))  # (N, D)
+        told = self.time(self.frequencies(time_input).to(x.dtype))  # (N, D)
         told = F.silu(told if condition is None else told + condition).unsqueeze(1)  # (N, 1, D)
         modulation = [pairs(layer(told)) for layer in self.modulations]
         tokens = self.patches(tokens)  # (N, T, D)
         if self.places is not None:
             tokens = tokens + self.places
-        tokens = self.transformer.through(tokens, positions, modulation, 0, c.first)
+        tokens = self.transformer.through(tokens, places, modulation, 0, c.first)
         if kept is not None:
-            tokens, positions = tokens[:, kept], positions[kept]
-        inner = tokens = self.transformer.through(tokens, positions, modulation, c.first, middle)
-        tokens = self.transformer.norm(self.transformer.through(tokens, positions, modulation, middle))
+            tokens, places = tokens[:, kept], self.transformer.places(self.positions[kept])
+        inner = tokens = self.transformer.through(tokens, places, modulation, c.first, middle)
+        tokens = self.transformer.norm(self.transformer.through(tokens, places, modulation, middle))
         shift, scale = self.last_modulation(told).chunk(2, dim=-1)
         found = self.head(tokens * (1 + scale) + shift)  # (N, K, outputs p^2)
         if kept is not None:
@@ -208,8 +202,8 @@ class DiT(Diffusion):
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         align, kept, inner = self.config.align, self._kept(batch), []
 
-        def predict(x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
-            found, tokens = self.network(x, signal, condition, kept)
+        def predict(x: Tensor, time_input: Tensor, condition: Tensor | None) -> Tensor:
+            found, tokens = self.network(x, time_input, condition, kept)
             inner.append(tokens)
             return found
 
@@ -274,6 +268,6 @@ def vanilla(**settings: Any) -> DiTConfig:
             count.
     """
     size = settings.pop("transformer", DiTConfig().transformer)
-    blocks = replace(size, norm="layer", mlp="gelu", bias=True, rotary=False, norm_eps=1e-6, hidden=None, causal=False)
+    blocks = replace(size, norm="layer", mlp="gelu", bias=True, rotary=False, norm_eps=1e-6, hidden=None)
     ddpm = DDPM(prediction="eps", schedule="linear", min_snr=None, learned_variance=True)
     return DiTConfig(**({"process": "ddpm", "ddpm": ddpm, "transformer": blocks} | settings))

@@ -251,8 +251,6 @@ def test_configs_that_cannot_work(config: dict, message: str) -> None:
 
 
 def test_networks_that_cannot_work() -> None:
-    with pytest.raises(ValueError, match="needs a causal transformer"):
-        Autoregressive(replace(CODES, transformer=replace(SMALL, causal=False)))
     with pytest.raises(ValueError, match="heads of a multiple of 4 channels, got 6"):
         Autoregressive(replace(CODES, transformer=TransformerConfig(width=12, depth=1, heads=2)))
 

@@ -35,7 +35,7 @@ SMALL["gan"] = dict(size=16, channels=(16, 16, 8), blocks=1, group=8, latent_dim
 SMALL["gan:dcgan"] = dict(
     size=16, network="dcgan", loss="non-saturating", r1=0.0, r2=0.0, channels=(16, 8), latent_dim=8
 )
-SMALL["dit"] = dict(size=16, patch=4, transformer=TRANSFORMER | dict(causal=False), gaussian=16)
+SMALL["dit"] = dict(size=16, patch=4, transformer=TRANSFORMER, gaussian=16)
 SMALL["latent"] = dict(
     size=SIZE,
     codec=dict(family="vqvae", model=SMALL["vqvae"]),

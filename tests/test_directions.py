@@ -12,11 +12,12 @@ from test_two_commands import CODEC, QUICK, train
 from tiny_model import OnlySamples, TinyConfig
 
 import genmodels
-from genmodels import pictures, sampling
+from genmodels import sampling
 from genmodels.cli import main
 from genmodels.directions import attribute_directions, traverse
 from genmodels.gan import GAN, GANConfig
 from genmodels.latent import Latent
+from genmodels.pixels import to_uint8
 from genmodels.vae import VAE, VAEConfig
 
 GAN_SMALL = ["--model.channels", "16", "16", "--model.patch", "2", "--model.latent-dim", "8", "--model.group", "8"]
@@ -39,7 +40,7 @@ def test_the_direction_is_the_difference_of_the_means() -> None:
     z[:150, 0] += 0.5
     z[150:, 0] -= 0.5
     labels = np.stack([np.repeat([1, -1], 150), np.tile([1, -1, 0], 100)], 1).astype(np.int8)
-    images = pictures.to_uint8(model.from_latents(z))
+    images = to_uint8(model.from_latents(z))
     found = attribute_directions(model, images, labels, ("First", "Every third"))
     expected = torch.stack([z[:150].mean(0) - z[150:].mean(0), z[0::3].mean(0) - z[1::3].mean(0)])
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
@@ -54,7 +55,7 @@ def test_traverse_moves_samples_and_images() -> None:
     assert rows.shape == (3, 2, 3, 8, 8, 3) and rows.dtype == np.uint8
     assert np.array_equal(rows[:, 0, 1], sampling.sample(model, 3, seed=4, progress=False))
     z = model.draw_latents(sampling.Noise.for_images(4, range(3)), model.options())
-    assert np.array_equal(rows[:, 1, 2], pictures.to_uint8(model.from_latents(z + directions[1])))
+    assert np.array_equal(rows[:, 1, 2], to_uint8(model.from_latents(z + directions[1])))
     given = traverse(model, rows[:2, 0, 1], directions, amounts)
     assert np.abs(given[:, 0, 1].astype(int) - rows[:2, 0, 1]).mean() < 3  # inverted and generated again
 
@@ -66,7 +67,7 @@ def test_an_autoencoder_has_directions_too() -> None:
     images = torch.rand(64, 3, 16, 16) * 2 - 1
     model.initialise([images])
     model.calibrate([images])
-    pixels = pictures.to_uint8(images)
+    pixels = to_uint8(images)
     labels = np.where(np.arange(64) % 2, 1, -1).astype(np.int8)[:, None]
     direction = attribute_directions(model, pixels, labels, ("Odd",))
     rows = traverse(model, pixels[:2], direction, torch.tensor([0.0, 3.0]))
@@ -87,7 +88,7 @@ def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[st
     assert train("gan", *data, *QUICK, *GAN_SMALL, "--steps", "4", "--output", "runs/gan") == 0
     assert main(["info", "runs/gan"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "reconstructs; interpolates; interpolates images; has latent directions" in said
+    assert "reconstruct images by a search for their latents; interpolate between samples" in said
     assert main(["traverse", "runs/gan", "--attributes", "Smiling", "--n", "3", "--frames", "5"]) == 0
     assert capsys.readouterr().out == (
         "3 faces, each with Smiling from less to more, one below the other, in directions.png\n"

@@ -12,13 +12,13 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
-from genmodels.data.packed import Packed
+from genmodels.data.packed import Packed, spread_rows
 from genmodels.evaluation.columns import columns, reason
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.evaluate import evaluate, evaluate_images
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
-from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images, spread_rows
+from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images
 from genmodels.evaluation.results import comparable
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
@@ -96,7 +96,7 @@ def test_codes_have_bits_per_token_and_few_shades_a_number_of_their_own() -> Non
         expected = model.prior.bits_per_token(model.encode(images)).mean().item()
     score = found.scores["bits-per-token"]
     assert score.value == pytest.approx(expected, rel=1e-4)
-    assert score.protocol.alphabet == model.codec_weights and score.unit == "bits/token"
+    assert score.protocol.alphabet == model.config.codec_weights and score.unit == "bits/token"
     assert "codes that have a likelihood" in found.absent["bits-per-dim"]
     assert "psnr" in found.scores and found.scores["network-evaluations"].value == 16
 

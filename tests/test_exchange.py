@@ -14,6 +14,7 @@ from genmodels.cli import main
 from genmodels.diffusion import solvers
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import EDM, Flow
+from genmodels.diffusion.sampler import make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, vanilla
 from genmodels.exchange.export import export_to_diffusers
@@ -149,7 +150,7 @@ def test_everything_else_comes_with_a_script(settings, attributes, tmp_path):
 def test_latents_of_a_kl_autoencoder_come_with_it(tmp_path):
     torch.manual_seed(0)
     codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
-    codec.calibrate([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
+    codec.prepare([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
     model = Latent.over(codec, unet(latents=codec.latent_shape, gaussian=10)).eval()
     export_to_diffusers(model, tmp_path / "kl")
     found = script(tmp_path / "kl").sample(noise(model.prior), 6)
@@ -228,7 +229,7 @@ def test_a_ddpm_pipeline_runs_behind_our_interface(old_layout, tmp_path):
     expected = theirs(2, torch.Generator().manual_seed(3), num_inference_steps=20, output_type="np").images
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, 3, 16, 16, generator=generator)
-    denoise = model.denoiser(Condition(), model.options(), 2, x.device)
+    denoise = make_denoiser(model, Condition(), model.options(), 2, x.device)
     with torch.no_grad():
         found = solvers.ddpm(
             denoise, x, solvers.schedule(model.process, 20), lambda: torch.randn(x.shape, generator=generator)
@@ -275,8 +276,8 @@ def dit_over_kl(classes: int) -> Latent:
     """Save a small pipeline like facebook/DiT-XL-2-256, over a codec that centres its latents."""
     torch.manual_seed(0)
     codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
-    codec.calibrate([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
-    blocks = TransformerConfig(width=16, depth=2, heads=2, causal=False)
+    codec.prepare([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
+    blocks = TransformerConfig(width=16, depth=2, heads=2)
     prior = DiT(vanilla(size=16, latents=codec.latent_shape, patch=2, transformer=blocks, classes=classes))
     with torch.no_grad():
         for parameter in prior.parameters():
@@ -305,8 +306,8 @@ def test_a_dit_becomes_a_dit_pipeline_and_comes_back(tmp_path):
 def test_dits_that_a_pipeline_cannot_be_are_refused(tmp_path):
     with pytest.raises(ValueError, match="must have 1,000 classes: this one has 10"):
         export_to_diffusers(dit_over_kl(classes=10), tmp_path / "out")
-    in_pixels = DiT(vanilla(size=16, transformer=TransformerConfig(width=16, depth=1, heads=2, causal=False)))
-    with pytest.raises(ValueError, match="samples latents of an AutoencoderKL"):
+    in_pixels = DiT(vanilla(size=16, transformer=TransformerConfig(width=16, depth=1, heads=2)))
+    with pytest.raises(ValueError, match="needs latents of an AutoencoderKL"):
         export_to_diffusers(in_pixels, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -375,8 +376,8 @@ def edit_json(path, **changes):
         ("scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "a PNDMScheduler is not supported"),
         ("scheduler/scheduler_config.json", {"variance_type": "learned"}, "variance_type 'learned' is not supported"),
         ("unet/config.json", {"num_class_embeds": 10}, "class embeddings of its own"),
-        ("unet/config.json", {"sample_size": [16, 16]}, "does not say for which size"),
-        ("unet/config.json", {"sample_size": None}, "does not say for which size"),
+        ("unet/config.json", {"sample_size": [16, 16]}, "sample_size in its config must be one number"),
+        ("unet/config.json", {"sample_size": None}, "sample_size in its config must be one number"),
         ("unet/config.json", {"out_channels": 6}, "3 channels in and 6 out are not supported"),
     ],
 )

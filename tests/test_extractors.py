@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 from genmodels.evaluation import extractors
-from genmodels.evaluation.extractors import Extractor, hash_weights, load_extractor, resize_bicubic
+from genmodels.evaluation.extractors import Extractor, load_extractor, resize_bicubic
+from genmodels.hashing import weights_hash
 
 
 def pixels(n: int = 2, size: int = 32, seed: int = 0) -> torch.Tensor:
@@ -102,12 +103,12 @@ def test_unknown_extractors_are_refused() -> None:
 def test_weights_hash_is_of_values_not_of_names_or_order() -> None:
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
     renamed = {"z": tensors["b"], "y": tensors["c"].clone(), "x": tensors["a"].T.contiguous().T}
-    assert hash_weights(tensors) == hash_weights(renamed)
+    assert weights_hash(tensors, names=False) == weights_hash(renamed, names=False)
     for other in (torch.arange(6.0), torch.arange(6.0).reshape(3, 2), torch.arange(6).reshape(2, 3)):
-        assert hash_weights(tensors | {"a": other}) != hash_weights(tensors)
+        assert weights_hash(tensors | {"a": other}, names=False) != weights_hash(tensors, names=False)
     nudged = tensors["a"].clone()
     nudged[1, 2] = nudged[1, 2].nextafter(torch.tensor(9.0))
-    assert hash_weights(tensors | {"a": nudged}) != hash_weights(tensors)
+    assert weights_hash(tensors | {"a": nudged}, names=False) != weights_hash(tensors, names=False)
 
 
 @pytest.mark.parametrize(("size", "target"), [(64, 224), (96, 28), (40, 40), (33, 50)])
@@ -135,7 +136,7 @@ def test_inception_against_torch_fidelity(inception_file: Path) -> None:
     assert found.shape == (2, 2048)
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert inception.weights == hash_weights(reference.state_dict())
+    assert inception.weights == weights_hash(reference.state_dict(), names=False)
     # With other weights in the same network, distances are never called FID.
     assert not inception.official
     assert (inception.measure("fd"), inception.measure("kd")) == ("fd-inception", "kd-inception")
@@ -235,7 +236,7 @@ def test_clip_against_transformers(transformers_folders: dict[str, Path], name: 
         assert found.shape == (3, 16)
         torch.testing.assert_close(found, expected / expected.norm(dim=1, keepdim=True), rtol=0, atol=tolerance)
     assert clip.resize == "bicubic as in Pillow, to 28 px"
-    assert clip.weights == hash_weights(model.state_dict())
+    assert clip.weights == weights_hash(model.state_dict(), names=False)
 
 
 def test_clip_takes_its_colours_from_the_checkpoint(transformers_folders: dict[str, Path], tmp_path: Path) -> None:

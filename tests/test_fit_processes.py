@@ -13,7 +13,7 @@ import torch
 from test_fit import assert_equal, lines
 from tiny import Tiny, TinyPair, faces, recipe, tiny
 
-from genmodels.nn.distributed import all_reduce_sum
+from genmodels.distributed import all_reduce_sum
 from genmodels.training.fit import fit
 from genmodels.training.launch import processes_wanted
 

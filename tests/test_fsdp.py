@@ -53,7 +53,7 @@ def over_diffusers() -> Latent:
     codec = PretrainedKL(PretrainedConfig(size=16, settings=dict(diffusers_kl().config)))
     codec.calibrate([torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)).tanh()])
     torch.manual_seed(0)
-    blocks = TransformerConfig(width=12, depth=2, heads=3, causal=False)
+    blocks = TransformerConfig(width=12, depth=2, heads=3)
     return Latent.over(codec, DiT(DiTConfig(size=16, patch=2, latents=codec.latent_shape, transformer=blocks)))
 
 
@@ -67,8 +67,9 @@ def train_other(name: str, output: Path) -> Path:
 def train(output: Path, process: str = "flow", **settings) -> Path:
     """Train a transformer of two blocks for twenty steps."""
     torch.manual_seed(0)
-    blocks = TransformerConfig(width=12, depth=2, heads=3, causal=False)
-    model = DiT(DiTConfig(size=8, patch=4, transformer=blocks, gaussian=16, process=process, meanflow=EVERY_ROW))
+    blocks = TransformerConfig(width=12, depth=2, heads=3)
+    jumps = {"meanflow": EVERY_ROW} if process == "meanflow" else {}
+    model = DiT(DiTConfig(size=8, patch=4, transformer=blocks, gaussian=16, process=process, **jumps))
     return fit(model, faces(), recipe(output, **({"ema": 0.1, "sample_every": 50} | settings)))
 
 

@@ -7,7 +7,8 @@ import torch
 from sklearn.decomposition import PCA
 
 from genmodels.ae import AE, AEConfig
-from genmodels.nn.principal import PatchComponents, PrincipalComponents
+from genmodels.diffusion.gaussian import GaussianDenoiser
+from genmodels.nn.principal import PatchComponents, PrincipalComponents, randomised_pca
 from genmodels.types import Batch, Noise
 from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
@@ -32,6 +33,20 @@ def test_against_scikit_learn():
     overlap = ours.basis.double().numpy().T @ reference.components_.T
     np.testing.assert_allclose(np.abs(overlap), np.eye(4), atol=1e-3)
     np.testing.assert_allclose(ours.std.numpy() ** 2, reference.explained_variance_, rtol=1e-3)
+
+
+def test_autoencoders_and_denoisers_share_one_randomised_pca():
+    images = low_rank()
+    mean, centred, basis, singular = randomised_pca(images.flatten(1), 4)
+    ours, denoiser = PrincipalComponents(8, 4), GaussianDenoiser((3, 8, 8), 4)
+    ours.fit([images])
+    denoiser.fit(images)
+    assert torch.equal(ours.mean, mean) and torch.equal(denoiser.mean, mean)
+    assert torch.equal(ours.basis, basis) and torch.equal(denoiser.basis, basis)
+    assert torch.equal(ours.std, singular / (len(images) - 1) ** 0.5)
+    assert torch.equal(denoiser.variance, singular.square() / len(images))
+    torch.testing.assert_close(centred.mean(0), torch.zeros(192), rtol=0, atol=1e-6)
+    torch.testing.assert_close(centred + mean, images.flatten(1))
 
 
 def test_coordinates_are_white_and_lead_back():

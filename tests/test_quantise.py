@@ -214,7 +214,7 @@ def test_the_gradient_of_fsq_is_that_of_its_bound():
 
 @pytest.mark.parametrize("sizes", [(), (8, 1), (0,)])
 def test_too_few_levels_are_refused(sizes):
-    with pytest.raises(ValueError, match="fsq needs at least 2 levels for each number"):
+    with pytest.raises(ValueError, match="fsq needs at least 2 levels for each value"):
         FSQ(sizes)
 
 
@@ -349,7 +349,7 @@ def test_every_residual_level_lowers_the_error():
     ("make", "message"),
     [
         (lambda: EMACodebook(0, 4), "a codebook needs at least 1 code, got codebook_size 0"),
-        (lambda: CosineCodebook(8, 0), "vectors of at least 1 number, got code_dim 0"),
+        (lambda: CosineCodebook(8, 0), "vectors of at least 1 value, got code_dim 0"),
         (lambda: ResidualQuantiser([]), "at least 1 level"),
     ],
 )

@@ -82,6 +82,8 @@ def test_a_file_gives_values_and_flags_override_them(tmp_path: Path) -> None:
         ("family: net\nlatents: 3\n", "unknown setting 'latents'"),
         ("family: net\noptim:\n  rate: 3\n", "optim: unknown setting 'rate'; known: name, lr"),
         ("family: net\nsteps: many\n", "steps: expected a number, got 'many'"),
+        ("family: net\nbatch_size: 8.5\n", "batch_size: expected a whole number, got 8.5"),
+        ("family: net\nshown: []\n", "unknown setting 'shown'; known: data, root"),
         ("steps: 3\n", "does not begin with `family: net`"),
         ("a: [", "is not YAML"),
         (None, "no such file"),
@@ -102,15 +104,15 @@ def test_files_that_are_refused(tmp_path: Path, text: str | None, reason: str) -
     [
         ("--steps 10 --minutes 3", "--steps or --minutes, not both"),
         ("--minutes 0", "--minutes must be above 0"),
-        ("--steps 0", "--steps must be a whole number from 1"),
+        ("--steps 0", "--steps must be a whole number of at least 1"),
         ("--size 0", "--size must be"),
-        ("--batch-size 10 --accumulate 4", "--batch-size 10 does not divide by --accumulate 4"),
+        ("--batch-size 10 --accumulate 4", "--batch-size 10 is not divisible by --accumulate 4"),
         ("--ema 0.5", "--ema must be in [0, 0.2887]"),
         ("--optim.lr 0", "--optim.lr must be above 0"),
         ("--optim.betas 0.9 1.0", "--optim.betas"),
         ("--optim.clip 0", "--optim.clip"),
         ("--keep 0", "--keep"),
-        ("--evaluate-every 0", "--evaluate-every must be a whole number from 1"),
+        ("--evaluate-every 0", "--evaluate-every must be a whole number of at least 1"),
     ],
 )
 def test_flags_that_are_refused(args: str, reason: str) -> None:
@@ -120,7 +122,7 @@ def test_flags_that_are_refused(args: str, reason: str) -> None:
 
 def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        net("--help")
+        net("--help-all")
     assert end.value.code == 0
     text = capsys.readouterr().out
     for words in ("--config FILE", "--model.latent-dim", "Numbers per image", "--optim.warmup", "Peak learning rate"):

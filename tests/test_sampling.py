@@ -14,6 +14,7 @@ from PIL import Image, ImageSequence
 from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 from genmodels import pictures, sampling
+from genmodels.pixels import to_uint8
 from genmodels.types import Condition
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 def test_to_uint8_rounds_and_clamps() -> None:
     levels = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5, 100 / 127.5 - 1, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1])
     images = levels.reshape(8, 1, 1, 1).expand(8, 3, 2, 4)
-    result = pictures.to_uint8(images)
+    result = to_uint8(images)
     assert result.shape == (8, 2, 4, 3)
     assert result.dtype == np.uint8
     # 0.0 lies between two levels, 127 and 128; round-half-even takes 128
@@ -33,7 +34,7 @@ def test_sample_is_generate_whatever_the_batch_size() -> None:
     model = Tiny(TinyConfig())
     whole = sampling.sample(model, 5, seed=3, steps=3, progress=False)
     parts = sampling.sample(model, 5, seed=3, steps=3, batch_size=2, progress=False)
-    assert np.array_equal(whole, pictures.to_uint8(model.generate(5, seed=3, steps=3)))
+    assert np.array_equal(whole, to_uint8(model.generate(5, seed=3, steps=3)))
     assert np.array_equal(whole, parts)
     assert model.training  # the mode is restored
 
@@ -42,7 +43,7 @@ def test_sample_gives_each_image_its_condition() -> None:
     wanted = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
     model = Asked(AskedConfig())
     images = sampling.sample(model, 5, condition=Condition(wanted), batch_size=2, progress=False)
-    assert np.array_equal(images, pictures.to_uint8(model.generate(5, condition=Condition(wanted))))
+    assert np.array_equal(images, to_uint8(model.generate(5, condition=Condition(wanted))))
     assert not np.array_equal(images, sampling.sample(model, 5, progress=False))
 
 

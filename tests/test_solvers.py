@@ -93,7 +93,7 @@ def test_the_reversed_walk_gives_back_the_data(name, solver):
     up = solvers.encoding(process, s)
     noise = solver(exact_denoiser(process), up.alpha[0] * data, up, never)
     torch.testing.assert_close(
-        noise, exact_flow(process, up.alpha[0] * data, up), rtol=0.02, atol=0.02 * process.spread
+        noise, exact_flow(process, up.alpha[0] * data, up), rtol=0.02, atol=0.02 * process.noise_scale
     )
     back = solver(exact_denoiser(process), noise, s, never)
     tolerance = 0.03 if solver is solvers.euler else 3e-3
@@ -106,7 +106,7 @@ def test_stochastic_solvers_reach_the_distribution(name, solver):
     process = PROCESSES[name]
     s = schedule(process, 1000)
     generator = torch.Generator().manual_seed(2)
-    x = process.spread * draw(20_000, 2, 1, 1)
+    x = process.noise_scale * draw(20_000, 2, 1, 1)
     found = solver(exact_denoiser(process), x, s, lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype))
     torch.testing.assert_close(found.mean(0, keepdim=True), MEAN, rtol=0, atol=0.02)
     torch.testing.assert_close(found.var(0, keepdim=True), VARIANCE, rtol=0.05, atol=0)
@@ -166,7 +166,7 @@ def our_denoiser(process: Process, told: dict[float, float] | None = None):
 
     def denoise(x_t: Tensor, t: float) -> Tensor:
         at = torch.full((1, 1, 1, 1), t, dtype=torch.float64)
-        signal = float(process.signal(at).flatten()[0]) if told is None else told[t]
+        signal = float(process.time_input(at).flatten()[0]) if told is None else told[t]
         return process.x0(network(x_t, signal), x_t, at)
 
     return denoise
@@ -343,8 +343,8 @@ def test_karras_and_log_snr_are_what_they_are_called():
     ("make", "message"),
     [
         (lambda: schedule(Flow(), 0), "steps must be at least 1, got 0"),
-        (lambda: schedule(DDPM(), 1001), "steps must be at most 1000, the length of this chain, got 1001"),
-        (lambda: schedule(DDPM(), 10, shift=2.0), "shift 2 moves the times of a flow, and this process is DDPM"),
+        (lambda: schedule(DDPM(), 1001), "steps must be at most 1000, the timesteps of this DDPM, got 1001"),
+        (lambda: schedule(DDPM(), 10, shift=2.0), "shift 2 applies to a flow only, and this process is DDPM"),
         (lambda: schedule(Flow(), 10, shift=0.0), "shift must be above 0"),
         (lambda: schedule(Flow(), 10, "cosine"), "unknown schedule 'cosine'; known: uniform"),
         (

@@ -10,8 +10,8 @@ import yaml
 
 import genmodels
 from genmodels.cli import main
+from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
-from genmodels.saving import weights_hash
 
 QUICK = ["--size", "16", "--batch-size", "8", "--no-tensorboard", "--mixed-precision", "no"]
 CODEC = ["--model.patch", "2", "--model.channels", "16", "16", "--model.encoder-blocks", "1", "0"]
@@ -31,7 +31,7 @@ def test_codec_then_prior(data: list[str], capsys: pytest.CaptureFixture[str]) -
 
     model = genmodels.load("runs/ar")
     assert isinstance(model, Latent) and model.attributes == ("Smiling",)
-    assert weights_hash(model.codec) == weights_hash(genmodels.load("runs/vq")) == model.codec_weights
+    assert weights_hash(model.codec) == weights_hash(genmodels.load("runs/vq")) == model.config.codec_weights
     settings = yaml.safe_load(Path("runs/ar/config.yaml").read_text())
     assert settings["family"] == "autoregressive" and settings["codec"] == "runs/vq"
     card = Path("runs/ar/README.md").read_text()

@@ -21,7 +21,7 @@ from genmodels.nn.transformer import TransformerConfig
 from genmodels.types import Batch, Condition, Noise
 
 CHAIN = DDPM(prediction="eps", schedule="linear", min_snr=None, learned_variance=True)
-BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
+BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -128,6 +128,6 @@ def test_sampling_uses_it_and_a_u_net_can_have_it(tmp_path):
     options, noise = model.options(solver="ddpm", steps=6), [Noise.for_images(0, range(2)) for _ in range(2)]
     seen, _ = model.trajectory(noise[0], Condition(), options)
     torch.testing.assert_close(seen[-1].clamp(-1, 1), model.sample(noise[1], Condition(), options), atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="know no learned variance"):
+    with pytest.raises(ValueError, match="do not support a learned variance"):
         export_to_diffusers(model, tmp_path / "out")
     assert DiT(DiTConfig(size=8, transformer=BLOCKS)).config.outputs == 3

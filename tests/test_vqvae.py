@@ -94,7 +94,7 @@ def test_what_decode_refuses():
         (dict(size=20), "size 20 is not divisible by 8"),
         (dict(codebook_size=0), "a codebook needs at least 1 code, got codebook_size 0"),
         (dict(code_dim=0), "got code_dim 0"),
-        (dict(quantiser="fsq", fsq_levels=(8, 1)), r"fsq needs at least 2 levels for each number, got \(8, 1\)"),
+        (dict(quantiser="fsq", fsq_levels=(8, 1)), r"fsq needs at least 2 levels for each value, got \(8, 1\)"),
         (dict(quantiser="vq"), "quantiser must be 'ema', 'fsq' or 'cosine', got 'vq'"),
         (dict(gradient="gumbel"), "gradient must be 'straight-through' or 'rotation', got 'gumbel'"),
         (dict(quantiser="fsq", gradient="rotation"), "has no vector to rotate to: use gradient 'straight-through'"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from genmodels.base import Generator
 from genmodels.data.packed import Packed
-from genmodels.nn.distributed import all_reduce_sum
+from genmodels.distributed import all_reduce_sum
 from genmodels.training.recipe import Recipe
 from genmodels.types import Batch, Condition, Noise
 

@@ -22,9 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from genmodels.base import Generator
-from genmodels.data.batches import to_float
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
+from genmodels.pixels import to_float
 from genmodels.types import Batch, Condition, Noise
 
 Better = Literal["higher", "lower", "neither"]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from genmodels import sampling
 from genmodels.base import Generator, evaluating
-from genmodels.data.batches import to_float
+from genmodels.data.packed import spread_rows
 from genmodels.evaluation.codebook import codebook_scores
 from genmodels.evaluation.conditional import attribute_accuracy
 from genmodels.evaluation.cost import cost_scores, reasons
@@ -26,10 +26,11 @@ from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.pairs import likelihood_score, pair_scores, token_score
 from genmodels.evaluation.protocol import FULL_N, Protocol, check_count, code_version
-from genmodels.evaluation.reference import Reference, spread, spread_rows
+from genmodels.evaluation.reference import Reference, spread
 from genmodels.evaluation.results import Evaluation, Score, Subject
 from genmodels.evaluation.samples import by_extractor, fingerprint_of, sample_scores
 from genmodels.nn.perceptual import Distance, load_lpips
+from genmodels.pixels import to_float
 from genmodels.types import Condition
 
 INVERTED = 256

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmodels.data.batches import to_float
+from genmodels.data.packed import spread_rows
 from genmodels.evaluation.protocol import Protocol
-from genmodels.evaluation.reference import spread_rows
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance
+from genmodels.pixels import to_float
 from genmodels.types import Noise
 
 LPIPS = "LPIPS v0.1, AlexNet"

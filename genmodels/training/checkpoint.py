@@ -9,7 +9,6 @@ are functions of (seed, step), so no state of a random number generator has to b
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from genmodels.hashing import file_sha256
 from genmodels.saving import from_dict
 from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
 from genmodels.training.shard import whole
@@ -99,7 +99,9 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     for name, content in tensors.items():
         save_file({key: value.contiguous() for key, value in content.items()}, partial / f"{name}.safetensors")
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(partial.iterdir())}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(partial.iterdir())
+    }
     record = {"format": FORMAT, "state": dataclasses.asdict(state), "identity": identity, "files": files}
     (partial / STATE).write_text(json.dumps(record, indent=2) + "\n")
     for path in (*partial.iterdir(), partial):
@@ -144,7 +146,7 @@ def problem_with(path: Path) -> str | None:
             return f"it was written by a newer genmodels (format {record['format']}; this version reads up to {FORMAT})"
         for name, expected in record["files"].items():
             file = path / name
-            if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            if file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
                 return f"{name} is damaged (its size or checksum does not match {STATE})"
         from_dict(State, record["state"], where=STATE)
         return None if isinstance(record["identity"], dict) else f"{STATE} is damaged"
@@ -216,11 +218,6 @@ def flush(path: Path) -> None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if path.is_dir())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _differences(saved: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:

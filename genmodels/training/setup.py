@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ from genmodels.base import Model
 from genmodels.data.batches import BatchReader, image_batches
 from genmodels.data.packed import Packed
 from genmodels.sampling import processes
+from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.clock import Clock
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
@@ -104,8 +104,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
         broadcast(list(model.parameters()))
     average = shard(model, ema, device) if sharded else ema  # before building the optimisers, which use shards
     parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
-    hidden = list(model.hidden_matrices())
-    optimizers = {turn: build_optimizer(group, recipe.optim, hidden) for turn, group in parameters.items()}
+    optimizers = {turn: build_optimizer(group, recipe.optim, model) for turn, group in parameters.items()}
     if recipe.resume:
         load_optimizers(checkpoint, optimizers)
     if recipe.compile:
@@ -262,7 +261,7 @@ def identity_of(model: Model, data: Packed, recipe: Recipe) -> dict[str, Any]:
     """
     return {
         "family": model.family,
-        "model": dataclasses.asdict(model.config),
+        "model": to_dict(model.config),
         "data": data.fingerprint,
         "seed": recipe.seed,
         "batch_size": recipe.batch_size,

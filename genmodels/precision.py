@@ -1,4 +1,4 @@
-"""Full precision where numbers are kept or compared, whatever training has switched on."""
+"""Full precision for numbers that are stored or compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device | str) -> Iterator[None]:
-    """Inside, float32 is float32: no autocast, no TF32."""
+    """Compute in float32 inside this context: disable autocast and TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

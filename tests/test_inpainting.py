@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genmodels.nn.regions import continued, known_cells, known_rows
+from genmodels.inpainting import continued, known_cells, known_rows
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 4])
