@@ -1,5 +1,4 @@
-"""Attention against the written-out formula, for every backend that runs here; the FlashAttention
-reference."""
+"""Attention of every available backend against the formula, and the FlashAttention reference."""
 
 from __future__ import annotations
 
@@ -91,8 +90,7 @@ def test_a_mask_of_each_row_or_head(backend, leading):
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize(("queries", "keys"), [(150, 150), (20, 150)])
 def test_nothing_leaks_from_the_future(backend, queries, keys):
-    """Longer than a block of flex (128). The first queries do not notice that later keys changed;
-    the last do."""
+    """The length exceeds a block of flex (128). Later keys affect the last queries only."""
     q, k, v = inputs(queries=queries, keys=keys)
     before = attend(q, k, v, causal=True, backend=backend)
     for changed in (keys - queries + 1, keys - 7, keys - 1):
@@ -167,8 +165,7 @@ def test_native_needs_no_diffusers(monkeypatch):
 
 
 def test_flash_gets_what_the_package_expects(monkeypatch):
-    """The package's kernel replaced by SDPA in its layout, (N, T, H, d), with its own causal
-    alignment."""
+    """The kernel is replaced by SDPA in its layout, (N, T, H, d), and with its causal alignment."""
     from diffusers.models import attention_dispatch
 
     calls = []
@@ -251,8 +248,7 @@ def test_the_reference_equals_sdpa(causal, queries, keys, block):
 
 
 def test_the_running_maximum_keeps_large_scores_finite():
-    """Scores up to 1e5, growing along the keys, so that every tile moves the maximum; exp(89) is
-    inf in float32."""
+    """Scores grow to 1e5, so every tile changes the maximum. exp(89) overflows float32."""
     q, k, v = inputs(2, 2, 32, 32)
     k = k * torch.linspace(1, 1e5, 32)[:, None]
     expected = attend(q, k, v)

@@ -1,4 +1,4 @@
-"""The diffusion model: its loss, what it can do with a trained network, and what it refuses."""
+"""Diffusion models: loss, sampling and other abilities, and input refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def noises(n: int, seed: int = 0) -> Noise:
 
 @pytest.mark.parametrize("process", ["flow", "edm", "ddpm"])
 def test_with_the_closed_form_alone_normal_data_are_sampled_exactly(process):
-    """A network that puts out nothing: the model is the Gaussian of the data, whatever the process."""
+    """If the network outputs 0, the model is the Gaussian of the data, for any process."""
     shape = (1, 4, 4)
     torch.manual_seed(0)
     model = UNet(
@@ -226,8 +226,8 @@ def test_a_weaker_model_guides_without_any_condition(tmp_path):
 
 @pytest.mark.parametrize("process", list(PROCESSES))
 def test_noise_to_image_and_back(process):
-    """The ODE walked backwards, then forwards: the image again. (Of a smooth closed-form denoiser; a random network is
-    no denoiser.)"""
+    """Solving the ODE backwards and then forwards returns the image. The denoiser is a smooth
+    closed form, since a random network is no denoiser."""
     torch.manual_seed(0)
     model = UNet(UNetConfig(**(NETWORK | dict(process=process, gaussian=40))))
     model.initialise([data(200)])
@@ -343,7 +343,7 @@ def test_the_ode_gives_the_density_of_normal_data(process):
 
 
 def test_the_bound_of_a_ddpm_is_what_its_formula_gives_for_normal_data():
-    """With the exact denoiser every term is known; their sum is above the entropy, by what the coarse steps lose."""
+    """With the exact denoiser every term is known. Their sum exceeds the entropy slightly."""
     process, mean, deviation = DDPM(schedule="linear"), 0.1, 0.3
     generator = torch.Generator().manual_seed(0)
     x = (mean + deviation * torch.randn(64, 3, 8, 8, generator=generator)).clamp(-1, 1)

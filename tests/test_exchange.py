@@ -1,4 +1,4 @@
-"""To diffusers and back: the same images from the same noise, by diffusers alone and by us."""
+"""Export to diffusers and import from it: both give the same images from the same noise."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_export_runs_without_genmodels(tmp_path):
 
 
 def pipeline_folder(tmp_path, old_layout: bool = False):
-    """A small copy of google/ddpm-celebahq-256: its layout, the keys of its configs, random weights."""
+    """Save a small pipeline with the layout of google/ddpm-celebahq-256 and random weights."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     torch.manual_seed(0)
@@ -273,7 +273,7 @@ def test_an_ldm_pipeline_runs_behind_our_interface(tmp_path):
 
 
 def dit_over_kl(classes: int) -> Latent:
-    """A small copy of facebook/DiT-XL-2-256's parts, with random weights, over a codec that centres its latents."""
+    """Save a small pipeline like facebook/DiT-XL-2-256, over a codec that centres its latents."""
     torch.manual_seed(0)
     codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
     codec.prepare([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
@@ -324,7 +324,7 @@ def test_commands_take_the_pipeline_itself(tmp_path, monkeypatch, capsys):
 
 
 def test_chains_that_end_at_their_first_timestep_run_on_every_solver():
-    """set_alpha_to_one=False with leading timesteps: the last point is where the walk already is."""
+    """set_alpha_to_one=False with leading timesteps: the last step goes to the current point."""
     model = unet(process="ddpm", ddpm=DDPM(final="first", spacing="leading"))
     for solver in ("euler", "heun", "dpm", "unipc", "ddpm", "dpm-sde"):
         assert model.generate(1, solver=solver, steps=5).isfinite().all()

@@ -1,4 +1,4 @@
-"""Latent diffusion: over maps, vectors and quantised codecs; the recipes and commands from end to end."""
+"""Latent diffusion over maps, vectors and quantised codecs, with recipes and commands."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The shared transformer: against Llama, its cache against none, its parts against their
-formulas."""
+"""Transformer: against Llama, cached against uncached, and its parts against their formulas."""
 
 from __future__ import annotations
 
@@ -90,8 +89,7 @@ def test_against_llama():
 
 
 def test_the_older_parts_are_gpt2():
-    """LayerNorm, GELU and biases in place of Llama's, without rotation; GPT-2's norms have a gain
-    of 1 here."""
+    """GPT-2 has LayerNorm, GELU, biases, no rotary positions. Its norms have a gain of 1 here."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
@@ -297,8 +295,7 @@ def test_rows_may_have_their_own_positions():
 
 
 def test_rotation_is_computed_in_float32():
-    """At position 4,001 neighbouring bfloat16 numbers are 16 apart; the angle must still be that of
-    4,001."""
+    """Near 4,001 neighbouring bfloat16 numbers are 16 apart. The angle must still be exact."""
     x = torch.ones(1, 1, 1, 8, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         turned = rotate(x, rope(torch.tensor([4001]), 8))
