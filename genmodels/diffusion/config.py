@@ -7,15 +7,17 @@ from typing import Literal
 
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import EDM, Flow, MeanFlow
+from genmodels.saving import Derived
+from genmodels.types import ConditionConfig
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
     """The process, and what the model can be asked for. The network's settings come with the family."""
 
-    size: int = 64
+    size: Derived[int] = 64
     """Side of the images in pixels; the recipe sets it from --size."""
-    latents: tuple[int, ...] | None = None
+    latents: Derived[tuple[int, ...] | None] = None
     """Shape of the codec's latents, (channels, height, width), or (channels,) of a vector, which is a map of one
     position; None: pixels. Set from --codec."""
     process: Literal["flow", "meanflow", "edm", "ddpm"] = "flow"
@@ -27,15 +29,8 @@ class DiffusionConfig:
     gaussian: int = 0
     """Principal components of the closed-form denoiser that the network corrects, at most as many as x has numbers;
     0: there is none."""
-    attributes: tuple[str, ...] = ()
-    """Attributes it can be asked for, by their names in the data; none: unconditional."""
-    classes: int = 0
-    """Labels it can be asked for."""
-    drop: float = 0.1
-    """Share of the training images whose condition is hidden, so that it can also be left open."""
-    drop_each: float = 0.5
-    """Share of the others in which a coin decides for each attribute whether it is hidden, so that any can be left
-    open."""
+    condition: ConditionConfig = ConditionConfig()
+    """What samples can be conditioned on."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -44,10 +39,6 @@ class DiffusionConfig:
             raise ValueError(f"latents must be (channels, height, width) or (channels,), got {self.latents}")
         if self.process not in ("flow", "meanflow", "edm", "ddpm"):
             raise ValueError(f"process must be flow, meanflow, edm or ddpm, got {self.process!r}")
-        if not (0 <= self.drop <= 1 and 0 <= self.drop_each <= 1):
-            raise ValueError(f"drop and drop_each must be shares in [0, 1], got {self.drop} and {self.drop_each}")
-        if self.classes < 0 or len(set(self.attributes)) < len(self.attributes):
-            raise ValueError("classes must not be negative, and each attribute can be named once")
         if self.gaussian < 0:
             raise ValueError(f"gaussian must not be a negative number of components, got {self.gaussian}")
 

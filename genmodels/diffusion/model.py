@@ -24,13 +24,13 @@ from genmodels.diffusion.options import DiffusionOptions, JumpOptions
 from genmodels.diffusion.process import MeanFlow, Process
 from genmodels.diffusion.solvers import Denoise, Normal, Schedule, Solver
 from genmodels.diffusion.variance import variance_bound
-from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
+from genmodels.nn.conditioning import Conditioner, Embedded, drop_condition
 from genmodels.nn.interpolation import slerp
 from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.prior import Prior
 from genmodels.types import Batch, Condition, Noise
 
-Predict = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+Predict = Callable[[Tensor, Tensor, "Embedded | None"], Tensor]
 """A network, as `Diffusion.predict` describes it."""
 
 
@@ -50,7 +50,7 @@ class Diffusion(Prior, ABC):
         super().__init__(config)
         c = config
         self.process: Process = {"flow": c.flow, "meanflow": c.meanflow, "edm": c.edm, "ddpm": c.ddpm}[c.process]
-        self.condition = ConditionEmbedding(len(c.attributes), c.classes, width) if self.is_conditional else None
+        self.condition = Conditioner(c.condition, width) if self.is_conditional else None
         self.gaussian = GaussianDenoiser(c.shape, min(c.gaussian, math.prod(c.shape))) if c.gaussian else None
         self.step = StepEmbedding(width) if self.process.jumps else None
 
@@ -88,14 +88,13 @@ class Diffusion(Prior, ABC):
         return (
             self.process.path,
             self.config.shape,
-            self.conditions.attributes,
-            self.conditions.classes,
+            replace(self.conditions, drop=0.0, drop_each=0.0),
             self.codec_weights,
         )
 
     @abstractmethod
-    def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
-        """The network: (N, C, H, W), what it is told of the time (N,), the embedded condition (N, D) or None ->
+    def predict(self, x: Tensor, signal: Tensor, condition: Embedded | None) -> Tensor:
+        """The network: (N, C, H, W), what it is told of the time (N,), the embedded condition of N rows or None ->
         (N, `outputs`, H, W)."""
 
     # ---- training ----
@@ -123,7 +122,7 @@ class Diffusion(Prior, ABC):
         x0 = self._as_map(batch.images.float())
         condition = batch.condition
         if self.is_conditional:
-            condition = drop_condition(condition, batch.noise, c.drop, c.drop_each)
+            condition = drop_condition(condition, batch.noise, c.condition)
         t = self.process.draw(batch.noise.uniform()).view(-1, 1, 1, 1)
         eps = batch.noise.normal(*x0.shape[1:])
         embedded, bound = self.embed(condition, len(x0), x0.device), None
@@ -146,7 +145,7 @@ class Diffusion(Prior, ABC):
         loss, metrics = (weight * error).mean(), {"mse": error.detach().mean()}
         return (loss, metrics) if bound is None else (loss + bound, metrics | {"bound": bound.detach()})
 
-    def embed(self, condition: Condition, n: int, device: torch.device) -> Tensor | None:
+    def embed(self, condition: Condition, n: int, device: torch.device) -> Embedded | None:
         """The condition as the network wants it."""
         return None if self.condition is None else self.condition(condition, n, device)
 
@@ -154,7 +153,7 @@ class Diffusion(Prior, ABC):
         self,
         x_t: Tensor,
         t: Tensor,
-        condition: Tensor | None,
+        condition: Embedded | None,
         to: Tensor | None = None,
         predict: Predict | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -164,13 +163,13 @@ class Diffusion(Prior, ABC):
         Args:
             x_t: (N, C, H, W).
             t: (N, 1, 1, 1).
-            condition: (N, D), embedded.
+            condition: embedded, of N rows.
             to: where a jump ends (N, 1, 1, 1), for a process that `jumps`; None: at t, which is no jump.
             predict: in place of the method.
         """
         if self.step is not None:
             told = self.step(t - (t if to is None else to))  # (N, D)
-            condition = told if condition is None else condition + told
+            condition = Embedded(told) if condition is None else condition + told
         predict = predict or self.predict
         found = predict(self.process.scale(t) * x_t, self.process.signal(t).view(-1), condition).float()
         fraction = None
@@ -211,7 +210,7 @@ class Diffusion(Prior, ABC):
                     f"--guide {o.guide} cannot guide this model: process, shape, attributes and codec must be the same"
                 )
             other = weaker.unguided(condition, n, device)
-        elif condition.attributes is None and condition.labels is None and self.condition is not None:
+        elif condition.is_empty and self.condition is not None:
             return self._clipped(own)  # nothing is asked for, so there is nothing to exaggerate
         elif self.condition is not None:
             other = self.unguided(Condition(), n, device)

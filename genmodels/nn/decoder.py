@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.nn.conditioning import Embedded
+from genmodels.nn.cross_attention import CrossAttentionStack
 from genmodels.nn.rope import grid_positions
 from genmodels.nn.transformer import INIT_STD, RMSNorm, SwiGLU, Transformer, TransformerConfig, init_weights
 
@@ -28,9 +30,12 @@ class GridDecoder(nn.Module):
         symbols: S.
         vocabulary: V, the size of the alphabet.
         config: of the transformer; it must be causal.
+        text: whether conditions have tokens. Every block then attends to them.
     """
 
-    def __init__(self, rows: int, columns: int, symbols: int, vocabulary: int, config: TransformerConfig):
+    def __init__(
+        self, rows: int, columns: int, symbols: int, vocabulary: int, config: TransformerConfig, text: bool = False
+    ):
         super().__init__()
         if not config.causal:
             raise ValueError("a model that predicts the next symbol needs a causal transformer: set causal")
@@ -53,6 +58,7 @@ class GridDecoder(nn.Module):
         self.head = nn.Linear(width, symbols * vocabulary, bias=False)
         init_weights(self, config.depth)
         nn.init.zeros_(self.head.weight)  # the first guess is that all symbols are equally likely
+        self.cross_attention = CrossAttentionStack(config) if text else None
         self.register_buffer("first", torch.arange(symbols) * vocabulary, persistent=False)
         self.register_buffer("grid", grid_positions(rows, columns), persistent=False)
 
@@ -61,50 +67,53 @@ class GridDecoder(nn.Module):
     grid: Tensor
     """Rows and columns (T, 2)."""
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, condition: Embedded) -> Tensor:
         """Scores of every symbol, given those before it.
 
         Args:
             tokens: (N, T, S), int64 in [0, V).
-            condition: vectors (N, D) that are added to every slot.
+            condition: of N rows. The pooled vectors are added to every slot.
 
         Returns:
             Logits (N, T, S, V).
         """
-        hidden = self.transformer(self._slots(tokens, condition, 0, self.length), self.grid)  # (N, T, D)
+        slots = self._slots(tokens, condition, 0, self.length)
+        hidden = self.transformer(slots, self.grid, after=self._cross_attention(condition))  # (N, T, D)
         return self._logits(hidden, tokens)
 
     def generate(
         self,
-        condition: Tensor,
+        condition: Embedded,
         uniform: Tensor,
         choose: Callable[[Tensor, Tensor], Tensor],
         prefix: Tensor,
         guidance: float = 1.0,
+        null: Embedded | None = None,
     ) -> Tensor:
         """Draws symbols one after another, keeping the keys and values of earlier positions.
 
         Args:
-            condition: (N, D).
+            condition: of N rows.
             uniform: (N, T, S) in [0, 1), what decides each symbol.
             choose: logits (N, V) and uniform numbers (N,) -> symbols (N,).
             prefix: symbols of the first P positions, (N, P, S); P may be 0.
-            guidance: classifier-free: logits become u + guidance (c - u), with u those without the condition. 1 is
-                without guidance, at half the cost.
+            guidance: classifier-free: logits become u + guidance (c - u), with u those under the null condition.
+            null: the null condition of N rows. None: no guidance, at half the cost.
 
         Returns:
             Tokens (N, T, S).
         """
         begin = prefix.shape[1]
         tokens = F.pad(prefix, (0, 0, 0, self.length - begin))  # (N, T, S)
-        guided = guidance != 1
-        condition = torch.cat([condition, torch.zeros_like(condition)]) if guided else condition
-        cache = self.transformer.make_cache(len(condition), self.length)
+        guided = null is not None
+        condition = condition if null is None else condition.join(null)
+        after = self._cross_attention(condition)
+        cache = self.transformer.make_cache(len(condition.pooled), self.length)
         for t in range(begin, self.length):
             fed = t if t > begin else 0  # the first call takes in all of the prefix
             both = torch.cat([tokens, tokens]) if guided else tokens
             slots = self._slots(both, condition, fed, t + 1)
-            hidden = self.transformer(slots, self.grid[fed : t + 1], cache)[:, -1:]  # (N, 1, D), or (2N, 1, D)
+            hidden = self.transformer(slots, self.grid[fed : t + 1], cache, after=after)[:, -1:]  # (N or 2N, 1, D)
             for s in range(self.symbols):
                 known = tokens[:, t : t + 1, : s + 1]  # the last of them is not looked at
                 logits = self._logits(hidden, torch.cat([known, known]) if guided else known)[:, 0, s].float()
@@ -114,7 +123,11 @@ class GridDecoder(nn.Module):
                 tokens[:, t, s] = choose(logits, uniform[:, t, s])
         return tokens
 
-    def _slots(self, tokens: Tensor, condition: Tensor, first: int, last: int) -> Tensor:
+    def _cross_attention(self, condition: Embedded) -> list[Callable[[Tensor], Tensor]] | None:
+        """The layers that attend to the tokens of the condition, one per block; None without text."""
+        return None if self.cross_attention is None else self.cross_attention(condition)
+
+    def _slots(self, tokens: Tensor, condition: Embedded, first: int, last: int) -> Tensor:
         """What slots `first` to `last` - 1 are given, (N, last - first, D), from tokens before the last."""
         n = len(tokens)
         x = self._vectors(self.previous, tokens[:, max(first - 1, 0) : last - 1])
@@ -123,7 +136,7 @@ class GridDecoder(nn.Module):
         if self.above is not None:
             up = tokens[:, max(first - self.columns, 0) : max(last - self.columns, 0)]
             x = x + F.pad(self._vectors(self.above, up), (0, 0, last - first - up.shape[1], 0))  # row 0 has none
-        return x + self.places[first:last] + condition.unsqueeze(1)
+        return x + self.places[first:last] + condition.pooled.unsqueeze(1)
 
     def _vectors(self, table: nn.Embedding, tokens: Tensor) -> Tensor:
         return table(tokens + self.first).sum(2)  # (N, T, S) -> (N, T, D)

@@ -9,7 +9,7 @@ models.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -240,6 +240,8 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         cache: KVCache | None = None,
         modulation: Sequence[BlockModulation] | None = None,
+        *,
+        after: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
         """Mixes tokens.
 
@@ -249,6 +251,7 @@ class Transformer(nn.Module):
             cache: keys and values of earlier positions, to which those of x are added. For generation: it is changed
                 in place, so no gradients pass.
             modulation: of each block, `depth` of them.
+            after: one function (N, T, D) -> (N, T, D) per block, applied after it, such as cross-attention.
 
         Returns:
             (N, T, D), normalised.
@@ -259,7 +262,7 @@ class Transformer(nn.Module):
         slots = None if cache is None else cache.extend(x.shape[1])
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device) if slots is None else slots[0].write
-        x = self.through(x, positions, modulation, slots=slots)
+        x = self.through(x, positions, modulation, slots=slots, after=after)
         if cache is not None:
             cache.length += x.shape[1]  # at the end: all blocks write to the same slots
         return self.norm(x)
@@ -272,9 +275,11 @@ class Transformer(nn.Module):
         first: int = 0,
         last: int | None = None,
         slots: Sequence[Slots] | None = None,
+        *,
+        after: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
         """x (N, T, D) after the blocks from `first` up to, without it, `last`: (N, T, D), not normalised. Arguments as
-        for `forward`; modulation and slots are of all blocks."""
+        for `forward`; modulation, slots and after are of all blocks."""
         c = self.config
         angles = rope(positions, c.head_dim, c.rope_theta) if c.rotary else None
         for i, block in list(enumerate(self.blocks))[first:last]:
@@ -284,6 +289,8 @@ class Transformer(nn.Module):
                 x = checkpoint(block, x, angles, slot, change, use_reentrant=False)
             else:
                 x = block(x, angles, slot, change)
+            if after is not None:
+                x = after[i](x)
         return x
 
     def make_cache(self, n: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
