@@ -20,7 +20,13 @@ from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
 class AutoregressiveRecipe(PriorRecipe):
     """Settings of the training of an autoregressive model."""
 
-    shown = ("codec", "model.attributes", "model.levels", "model.transformer.width", "model.transformer.depth")
+    shown = (
+        "codec",
+        "model.condition.attributes",
+        "model.levels",
+        "model.transformer.width",
+        "model.transformer.depth",
+    )
 
     codec: Path | None = None
     """Run folder of a trained VQ-VAE, or folder of a diffusers VQModel, on whose codes the model is

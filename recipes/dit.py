@@ -19,7 +19,7 @@ class DiTRecipe(PriorRecipe):
     """Settings of the training of a diffusion transformer."""
 
     shown = (
-        *("codec", "align", "model.process", "model.attributes", "model.patch"),
+        *("codec", "align", "model.process", "model.condition.attributes", "model.patch"),
         *("model.transformer.width", "model.transformer.depth"),
     )
 

@@ -20,7 +20,7 @@ from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
 class UNetRecipe(PriorRecipe):
     """Settings of the training of a U-Net."""
 
-    shown = ("codec", "model.process", "model.attributes", "model.channels", "model.blocks", "model.patch")
+    shown = ("codec", "model.process", "model.condition.attributes", "model.channels", "model.blocks", "model.patch")
     codec_defaults = MappingProxyType(
         {"model": UNetConfig(channels=(80, 160), blocks=1, gaussian=512), "batch_size": 64}
     )
