@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from genmodels.abilities import ability
 from genmodels.card import model_card
-from genmodels.saving import FORMAT, from_dict, read_header
+from genmodels.saving import FORMAT, from_dict, read_header, to_dict
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 if TYPE_CHECKING:
@@ -130,6 +130,11 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         return self.family
 
     @property
+    def trained(self) -> Model:
+        """The part that is trained: the model itself, or the prior of a model over a codec."""
+        return self
+
+    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
@@ -154,7 +159,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         save_directory.mkdir(parents=True, exist_ok=True)
         # Weights first: a folder with a config.json is a complete model.
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, save_directory / "model.safetensors")
-        header = {"format": FORMAT, "family": self.family, "model": dataclasses.asdict(self.config)}
+        header = {"format": FORMAT, "family": self.family, "model": to_dict(self.config)}
         config = save_directory / "config.json"
         config.write_text(json.dumps(header, indent=2) + "\n")
         # safetensors makes the file readable by its owner only; give it the permissions of its folder.

@@ -160,7 +160,7 @@ class DiT(Diffusion):
             places = places.float().unsqueeze(0)
         self.register_buffer("places", places, persistent=False)
 
-    def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, time_input: Tensor, condition: Tensor | None) -> Tensor:
         """As `Diffusion.predict`.
 
         Raises:
@@ -171,10 +171,10 @@ class DiT(Diffusion):
                 f"x has shape {tuple(x.shape[1:])} and this dit was trained on {self.config.shape}, whose positions it "
                 "knows: genmodels.dit.resized(model, size) interpolates them"
             )
-        return self.network(x, signal, condition)[0]
+        return self.network(x, time_input, condition)[0]
 
     def network(
-        self, x: Tensor, signal: Tensor, condition: Tensor | None, kept: Tensor | None = None
+        self, x: Tensor, time_input: Tensor, condition: Tensor | None, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """What `predict` gives, 0 where a token is not among those `kept`, (K,) or None for all; and the tokens after
         the blocks that alignment looks at (N, K, D)."""
@@ -182,7 +182,7 @@ class DiT(Diffusion):
         patch, places = c.patch, self.transformer.places(self.positions)
         middle = max(c.first, c.align.after)
         tokens = F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)  # (N, T, C p^2)
-        told = self.time(self.frequencies(signal).to(x.dtype))  # (N, D)
+        told = self.time(self.frequencies(time_input).to(x.dtype))  # (N, D)
         told = F.silu(told if condition is None else told + condition).unsqueeze(1)  # (N, 1, D)
         modulation = [pairs(layer(told)) for layer in self.modulations]
         tokens = self.patches(tokens)  # (N, T, D)
@@ -202,8 +202,8 @@ class DiT(Diffusion):
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         align, kept, inner = self.config.align, self._kept(batch), []
 
-        def predict(x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
-            found, tokens = self.network(x, signal, condition, kept)
+        def predict(x: Tensor, time_input: Tensor, condition: Tensor | None) -> Tensor:
+            found, tokens = self.network(x, time_input, condition, kept)
             inner.append(tokens)
             return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -13,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import genmodels
-from genmodels.base import Generator
+from genmodels.base import Generator, Model
 from genmodels.codecs import prior_shape
 from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
 from genmodels.precision import full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
-from genmodels.saving import from_dict
+from genmodels.saving import from_dict, to_dict
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 OWN = ("sample", "prior", "reconstruct")
@@ -43,7 +42,7 @@ class Part:
     @classmethod
     def of(cls, module: Any) -> Part:
         """Describe `module`."""
-        return cls(module.family, dataclasses.asdict(module.config))
+        return cls(module.family, to_dict(module.config))
 
     def build(self) -> Any:
         """Build a module with this config and random weights."""
@@ -111,6 +110,10 @@ class Latent(Generator):
     @property
     def kind(self) -> str:
         return f"{self.prior.family} (over a codec)"
+
+    @property
+    def trained(self) -> Model:
+        return self.prior
 
     @property
     def conditions(self) -> ConditionConfig:

@@ -81,6 +81,27 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def to_dict(value: Any) -> Any:
+    """Return a config as dicts, tuples and plain values: the inverse of `from_dict`.
+
+    It is `dataclasses.asdict`, except that a dataclass may have a property `unused_fields`: the names
+    of fields that have no effect given the others. They are left out, so that what is recorded is
+    what was used; `from_dict` gives them their defaults.
+
+    Args:
+        value: a dataclass, which may contain others.
+    """
+    if dataclasses.is_dataclass(value):
+        unused = getattr(value, "unused_fields", ())
+        names = [field.name for field in dataclasses.fields(value) if field.name not in unused]
+        return {name: to_dict(getattr(value, name)) for name in names}
+    if isinstance(value, dict):
+        return {key: to_dict(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_dict(item) for item in value)
+    return value
+
+
 def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
     """Build a typed value from plain JSON or YAML.
 

@@ -1,4 +1,4 @@
-"""The autoregressive family: the chain rule by enumeration, the cache, its alphabets, its options."""
+"""Autoregressive models: the chain rule by enumeration, the cache, alphabets and options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASKED = replace(CODES, attributes=("Smiling", "Male"), classes=3)
 
 
 def randomised(config: AutoregressiveConfig, seed: int = 0) -> Autoregressive:
-    """Weights large enough for every part to matter; a new model says that all symbols are equally likely."""
+    """Build a model with large random weights. A new model predicts equal probabilities."""
     torch.manual_seed(seed)
     model = Autoregressive(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():

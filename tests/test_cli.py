@@ -1,4 +1,4 @@
-"""The `genmodels` command: what it writes, what it refuses, and with which exit status."""
+"""The `genmodels` command: files written, input refused, and exit statuses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder of family tiny; the working directory is empty."""
+    """Make a run folder of family tiny, and change to an empty working directory."""
     for kind in (Tiny, Asked, OnlySamples):
         monkeypatch.setitem(genmodels.FAMILIES, kind.family, f"tiny_model:{kind.__name__}")
     Tiny(TinyConfig()).save_pretrained(tmp_path / "run")
@@ -42,7 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: str | Path) -> str:
-    """The one line that `arguments` end with."""
+    """Run the command, which must fail, and return its one-line message."""
     assert main([str(a) for a in arguments]) == status
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines

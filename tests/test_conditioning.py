@@ -1,4 +1,4 @@
-"""What a sample is asked to be: as a vector, and dropped in training."""
+"""Conditions: their embedding, and dropping them in training."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def test_the_stated_shares_are_dropped() -> None:
     gone = dropped.labels < 0
     assert gone.float().mean().item() == pytest.approx(0.2, abs=0.02)
     assert not kept[gone].any() and torch.equal(dropped.labels[~gone], full.labels[~gone])
-    # Half of the others are whole; of the rest, a sixteenth is whole and a sixteenth empty, by the toss of four coins.
+    # Half of the other conditions are kept whole. The rest drop each of four attributes with
+    # probability 1/2: a sixteenth of them keeps all four, and a sixteenth keeps none.
     assert (kept[~gone] == 4).float().mean().item() == pytest.approx(0.5 + 0.5 / 16, abs=0.03)
     assert (kept[~gone] == 0).float().mean().item() == pytest.approx(0.5 / 16, abs=0.015)
 

@@ -1,4 +1,4 @@
-"""The diffusion transformer: what its blocks compute, against diffusers' own; its start; what it refuses."""
+"""Diffusion transformer: blocks against those of diffusers, initialisation, and input refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def small(**settings) -> DiT:
 
 
 def their_network(**settings):
-    """A small copy of facebook/DiT-XL-2-256's layout, with the time and label embedding of one block in all."""
+    """Build a small network with the layout of facebook/DiT-XL-2-256.
+
+    Its blocks share the time and label embeddings.
+    """
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(0)
@@ -91,7 +94,7 @@ def test_weights_for_diffusers_give_the_same_output():
 def test_foreign_weights_that_do_not_fit_are_named():
     network = their_network()
     weights = network.state_dict()
-    with pytest.raises(ValueError, match="no place for adapter.weight, extra"):
+    with pytest.raises(ValueError, match="unknown weights adapter.weight, extra"):
         from_diffusers(network.config, weights | {"extra": torch.ones(1), "adapter.weight": torch.ones(1)}, 64)
     with pytest.raises(ValueError, match="proj_out_1.weight is missing"):
         from_diffusers(network.config, {k: v for k, v in weights.items() if k != "proj_out_1.weight"}, 64)
@@ -132,7 +135,7 @@ def _modulation(model: DiT):
 
 
 def test_patches_are_tokens_and_come_back_in_their_places():
-    """Changing one patch changes one token: with the blocks idle, the output changes there alone."""
+    """Changing one patch changes one token. With inactive blocks only its output changes."""
     model = DiT(DiTConfig(size=16, patch=4, transformer=BLOCKS)).eval()
     torch.nn.init.normal_(model.head.weight)
     x = torch.zeros(1, 3, 16, 16)
@@ -147,8 +150,8 @@ def test_patches_are_tokens_and_come_back_in_their_places():
 
 @pytest.mark.parametrize(("name", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_sizes_are_those_of_the_paper(name, millions):
-    """Table 4 of arXiv 2212.09748: 33, 130, 458 and 675 million parameters with patch 2, learned variance and 1,000
-    classes."""
+    """Table 4 of arXiv 2212.09748: 33, 130, 458 and 675 million parameters with patch 2, learned
+    variance and 1,000 classes."""
     with torch.device("meta"):
         model = DiT(vanilla(latents=(4, 32, 32), transformer=SIZES[name], classes=1000))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.6)
@@ -198,7 +201,7 @@ def test_heads_that_groups_do_not_divide_are_refused():
 
 
 def test_masked_tokens_are_neither_seen_nor_asked_for_after_the_mixers():
-    """Without mixers: the loss changes with the kept patches alone. With one, a dropped patch informs the kept."""
+    """Without mixers the loss depends on kept patches only. With one, dropped patches affect it."""
     for mixers, informed in ((0, False), (1, True)):
         model = small(masking=Masking(keep=0.25, mixers=mixers))
         batch = Batch(torch.zeros(1, 3, 16, 16), Noise([7]), progress=0.1)
@@ -235,7 +238,7 @@ def test_the_masked_loss_is_that_of_the_kept_patches():
     noise.uniform(16)  # what chose them
     t, eps = model.process.draw(noise.uniform()).view(-1, 1, 1, 1), noise.normal(3, 16, 16)
     x_t = model.process.noisy(images, eps, t)
-    found = model.network(x_t, model.process.signal(t).view(-1), None, kept)[0]
+    found = model.network(x_t, model.process.time_input(t).view(-1), None, kept)[0]
     error = F.pixel_unshuffle((found - (eps - images)).square(), 4).flatten(2)[:, :, kept]
     loss, _ = model.loss(Batch(images, Noise(seeds), progress=0.2), "model")
     torch.testing.assert_close(loss, error.mean())
@@ -342,7 +345,7 @@ def test_over_a_codec_and_over_pixels_with_either_optimiser(data: list[str]) -> 
 
 
 def test_another_average_after_training(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """At the width it was trained with it is the model itself; at another it is not; what cannot be is refused."""
+    """At the trained width the average equals the model; widths out of range are refused."""
     small = [*QUICK, *PRIOR, "--model.patch", "4", "--model.gaussian", "16", "--steps", "32", "--output", "runs/dit"]
     assert train("dit", *data, *small, "--ema-snapshots", "8") == 0
     assert len(list(Path("runs/dit/ema").iterdir())) == 8

@@ -1,4 +1,4 @@
-"""GAN: its own mathematics, and what else it can do with its latents."""
+"""GAN: losses, networks, conditions and latents."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_slope_penalty_of_a_linear_critic() -> None:
 
 
 def test_the_generator_climbs_the_critics_slope() -> None:
-    """With D(x) = w . x, the relativistic loss has gradient -sigmoid(D(real) - D(fake)) w / N at each fake."""
+    """For D(x) = w . x the relativistic loss has gradient -sigmoid(D(real) - D(fake)) w / N."""
     model, _ = with_linear_critic()
     pair, painted = batch(), []
     paint = model.paint
@@ -155,8 +155,8 @@ def test_more_levels_than_widths() -> None:
 
 
 def test_dcgan_has_the_papers_shapes() -> None:
-    """100 numbers, 1024 to 128 channels, kernels of 4 that halve or double: 12.7 M parameters in the generator (with
-    the scales of its norms)."""
+    """100 latents, 1024 to 128 channels, strided kernels of 4: the generator has 12.7 M parameters,
+    including the scales of its norms."""
     generator, critic = DCGenerator(100, (1024, 512, 256, 128)), DCCritic(1, (1024, 512, 256, 128))
     kernels = 16 * (100 * 1024 + 1024 * 512 + 512 * 256 + 256 * 128 + 128 * 3)
     assert sum(p.numel() for p in generator.parameters()) == kernels + 3 + 2 * (1024 + 512 + 256 + 128)
@@ -189,7 +189,7 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> No
 
 
 def test_compiled_blocks_are_left_alone_where_slopes_are_needed() -> None:
-    """torch.compile has no second derivatives; with it and without, the loss and its gradients are the same."""
+    """torch.compile has no second derivatives, so steps with penalties must not be compiled."""
     plain, compiled = small(penalty_every=2, blocks=2), small(penalty_every=2, blocks=2)
     compile_blocks(compiled, backend="aot_eager")
     try:
@@ -314,7 +314,7 @@ def test_numbers_that_mean_nothing_are_no_alarm() -> None:
 
 
 def test_diagnosis() -> None:
-    """A critic that scores by the mean: 1 for seen, 0 for held-out, generated at -1 gives (1 - 0) / (1 - -1) = 1/2."""
+    """Scores of 1 (seen), 0 (held-out) and -1 (generated) give (1 - 0) / (1 - -1) = 1/2."""
     model = small()
 
     class Mean(nn.Module):
@@ -388,7 +388,7 @@ def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
 
 
 def test_half_precision_keeps_penalties_and_scores(tmp_path: Path) -> None:
-    """As the recipe trains. Scores are computed in full precision: their differences count, however large they are."""
+    """Training in bf16. Scores are computed in full precision, because their differences matter."""
     full, half = gan_run(tmp_path / "full"), gan_run(tmp_path / "half", mixed_precision="bf16")
     for ours, theirs in zip(lines(half), lines(full), strict=True):
         assert ours["critic/r1"] == pytest.approx(theirs["critic/r1"], rel=0.1)

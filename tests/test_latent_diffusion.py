@@ -1,4 +1,4 @@
-"""Latent diffusion: over maps, vectors and quantised codecs; the recipes and commands from end to end."""
+"""Latent diffusion over maps, vectors and quantised codecs, with recipes and commands."""
 
 from __future__ import annotations
 
@@ -83,9 +83,7 @@ def test_vectors_are_learnt_before_they_are_quantised_and_decoded_after() -> Non
 
 def test_vectors_and_codes_of_one_codec_are_cached_apart() -> None:
     model = over(codec("vqvae"))
-    assert model.latents_name != model.config.codec_weights and model.latents_name.startswith(
-        model.config.codec_weights
-    )
+    assert model.latents_name != (weights := model.config.codec_weights) and model.latents_name.startswith(weights)
     assert over(codec("map")).latents_name == over(codec("map")).config.codec_weights
 
 
@@ -211,7 +209,7 @@ def test_pixels_and_every_command(data: list[str], capsys: pytest.CaptureFixture
         (["trajectory", "RUN", "--frames", "1"], "--frames at least 2"),
         (["interpolate", "RUN", "--images", "face.png"], "at least 2 --seeds or --images"),
         (["interpolate", "VQVAE", "--images", "face.png", "face.png"], "do not interpolate between given images"),
-        (["interpolate", "RUN", "--solver", "dpm-sde"], "interpolation needs a solver without fresh noise"),
+        (["interpolate", "RUN", "--solver", "dpm-sde"], "interpolation needs a deterministic solver"),
         (["inpaint", "RUN", "face.png", "--mask", "small.png"], "is 8 x 8 pixels, the model's images are 16 x 16"),
         (["inpaint", "RUN", "face.png", "--mask", "black.png"], "is black: paint white what shall be made up"),
         (["inpaint", "RUN", "face.png", "--mask", "nowhere.png"], "No such file"),

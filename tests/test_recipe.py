@@ -1,4 +1,4 @@
-"""Recipes: flags, files, what is refused, and how a command ends."""
+"""Recipes: flags, files, settings refused, and exit of the command."""
 
 from __future__ import annotations
 
@@ -196,12 +196,13 @@ def test_a_recipe_without_a_length_has_one() -> None:
 
 def test_the_clock_keeps_time_for_the_end() -> None:
     clock = Clock(None, 10, before=300, device=torch.device("cpu"), main=True)
-    # Half of ten minutes is over. The end is estimated at 100 s, and gets 153.
+    # Half of ten minutes has passed. The work after the last step is estimated at 100 s, and 153 s
+    # are reserved for it.
     elapsed, progress, stop = clock.read(step=7, end=100.0, stop=False)
     assert elapsed == pytest.approx(300, abs=0.5)
     assert progress == pytest.approx(300 / (600 - 153), rel=2e-3)
     assert not stop
-    # Nothing timed yet: 5 % are kept. But progress, once announced, does not run backwards.
+    # Nothing has been timed yet, so 5 % are reserved. Progress never decreases.
     assert clock.read(step=7, end=None, stop=False)[1] == progress
     fresh = Clock(None, 10, before=300, device=torch.device("cpu"), main=True)
     assert fresh.read(step=7, end=None, stop=False)[1] == pytest.approx(300 / 570, rel=2e-3)

@@ -1,4 +1,5 @@
-"""A recurrent mixer of a few lines (recurrence.py) works wherever attention does; sequences and padding in one row.
+"""A recurrent mixer of a few lines (recurrence.py) works wherever attention does; sequences and
+padding in one row.
 
 Run as a script, `test_recurrent_mixer.py OUTPUT`, it is what each of two processes does.
 """

@@ -1,4 +1,4 @@
-"""Train the codec, then the prior: the two recipes by their command lines, and what follows."""
+"""Train a codec and then a prior by their commands, and use the result."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_codec_then_prior(data: list[str], capsys: pytest.CaptureFixture[str]) -
     assert main(["info", "runs/ar"]) == 0
     assert "completes images" in " ".join(capsys.readouterr().out.split())
 
-    # The same settings again, from the run's own file; the codes are not computed twice.
+    # The same settings, from the config.yaml of the run. The codes are not computed again.
     assert train("autoregressive", "--config", "runs/ar/config.yaml", "--output", "runs/again") == 0
     assert "encoding" not in capsys.readouterr().err
     assert weights_hash(genmodels.load("runs/again")) == weights_hash(model)
-    # Without the cache the same is learnt.
+    # Training without the cached codes gives the same model.
     assert train("autoregressive", "--config", "runs/ar/config.yaml", "--no-cache", "--output", "runs/plain") == 0
     assert weights_hash(genmodels.load("runs/plain")) == weights_hash(model)
 

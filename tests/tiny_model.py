@@ -1,4 +1,4 @@
-"""Three generators of a few lines, for what is tested above the families: sampling, metrics, commands."""
+"""Three small generators for tests of sampling, metrics and commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TinyOptions:
 
 
 class Tiny(Generator):
-    """Smooth colour blobs from four numbers. It can do all that a model can."""
+    """Generator of smooth colour blobs from four numbers, with every ability."""
 
     family = "tiny"
     Config: ClassVar[type] = TinyConfig
@@ -84,7 +84,7 @@ class NoOptions:
 
 
 class OnlySamples(Generator):
-    """A generator without any further capability."""
+    """Generator that can only sample."""
 
     family = "only_samples"
     Config: ClassVar[type] = TinyConfig

@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from genmodels.abilities import ABILITIES
 from genmodels.cli.arguments import load
 from genmodels.cli.run_folder import last_metrics, read_recipe
+from genmodels.saving import to_dict
 
 if TYPE_CHECKING:
     from genmodels.base import Model
@@ -44,7 +45,7 @@ def describe(run: str, model: Model) -> dict[str, str]:
             row.description + (f" (genmodels {row.command})" if row.command else "") for row in abilities
         ),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "config": listed(dataclasses.asdict(model.config)),
+        "config": listed(to_dict(model.config)),
     }
     if model.can("sample"):
         options: Any = model.options_class

@@ -1,4 +1,4 @@
-"""A causal transformer that predicts the symbols of a grid in order. It does not know what the symbols mean."""
+"""A causal transformer that predicts the symbols of a grid in order, whatever they mean."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from genmodels.nn.transformer import Transformer, TransformerConfig
 
 
 class GridDecoder(nn.Module):
-    """p(x) = prod_t prod_s p(x_ts | all positions before t, x_t1 ... x_t(s-1)) over T = rows x columns positions.
+    """p(x) = prod_t prod_s p(x_ts | x_1 ... x_(t-1), x_t1 ... x_t(s-1)) over a grid of positions.
 
-    Positions are ordered row by row. Each holds S symbols of one alphabet, such as three colours or the codes of a
-    residual quantiser. The transformer has one token per position. A small network predicts the symbols of a position
-    one after another (as in RQ-Transformer, arXiv 2203.01941), so S symbols do not make the sequence S times as long.
-    This is an exact factorisation: the probabilities of all grids add up to 1.
+    The T = rows x columns positions are ordered row by row. Each holds S symbols of one alphabet,
+    such as three colours or the codes of a residual quantiser. The transformer has one token per
+    position. A small network predicts the symbols of a position one after another (as in
+    RQ-Transformer, arXiv 2203.01941), so S symbols do not make the sequence S times as long. This
+    is an exact factorisation: the probabilities of all grids add up to 1.
 
-    Token t, which predicts position t, is the sum of embeddings of the symbols at position t - 1 and at the position
-    above t (which is in the past too, and is informative where neighbours are similar), of a learnt embedding of t, and
-    of the condition.
+    Token t, which predicts position t, is the sum of embeddings of the symbols at position t - 1
+    and at the position above t (which is in the past too, and is informative where neighbours are
+    similar), of a learnt embedding of t, and of the condition.
 
     Args:
         rows: of the grid.
@@ -92,8 +93,8 @@ class GridDecoder(nn.Module):
             uniform: random numbers (N, T, S) in [0, 1), one per symbol.
             choose: logits (N, V) and uniform numbers (N,) -> symbols (N,).
             prefix: symbols of the first P positions, (N, P, S); P may be 0.
-            guidance: classifier-free guidance: logits are u + guidance (c - u), with u those without the condition. 1
-                means no guidance, at half the cost.
+            guidance: classifier-free guidance: logits are u + guidance (c - u), with u those
+                without the condition. 1 means no guidance, at half the cost.
 
         Returns:
             Tokens (N, T, S).
@@ -132,7 +133,7 @@ class GridDecoder(nn.Module):
         return table(tokens + self.first).sum(2)  # (N, T, S) -> (N, T, D)
 
     def _logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (N, T, S, V) from outputs (N, T, D) and the symbols at the same positions, all S or the first few."""
+        """Logits (N, T, S, V) from outputs (N, T, D) and symbols (N, T, S or fewer)."""
         count = tokens.shape[2]
         weight = self.head.weight.unflatten(0, (self.symbols, self.vocabulary))[:count]  # (S, V, D)
         each = hidden.unsqueeze(2) if self.inside is None else self.inside(hidden, tokens)  # (N, T, S, D)
@@ -140,7 +141,7 @@ class GridDecoder(nn.Module):
 
 
 class HeadMLP(SwiGLU):
-    """A SwiGLU in the output network. It does not write to the residual stream of the blocks, and AdamW trains it."""
+    """A SwiGLU of the output network: outside the residual stream, and trained by AdamW."""
 
     def residual(self) -> Iterable[Tensor]:
         return ()
@@ -162,7 +163,7 @@ class Inside(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """(N, T, D) and symbols (N, T, S) -> (N, T, S, D). Output s depends on the symbols before s only."""
+        """(N, T, D) and symbols (N, T, S) -> (N, T, S, D). Output s depends on symbols before s."""
         count = tokens.shape[2]
         offsets = torch.arange(count - 1, device=tokens.device) * self.vocabulary
         before = F.pad(self.earlier(tokens[..., :-1] + offsets).cumsum(2), (0, 0, 1, 0))  # (N, T, S, D)
