@@ -130,6 +130,11 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         return self.family
 
     @property
+    def trained(self) -> Model:
+        """The part that is trained: the model itself, or the prior of a model over a codec."""
+        return self
+
+    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device

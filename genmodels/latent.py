@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import genmodels
-from genmodels.base import Generator
+from genmodels.base import Generator, Model
 from genmodels.codecs import prior_shape
 from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
@@ -110,6 +110,10 @@ class Latent(Generator):
     @property
     def kind(self) -> str:
         return f"{self.prior.family} (over a codec)"
+
+    @property
+    def trained(self) -> Model:
+        return self.prior
 
     @property
     def conditions(self) -> ConditionConfig:

@@ -184,13 +184,14 @@ def check_output(recipe: Recipe) -> None:
         raise PermissionError(f"cannot write to {place}: give another --output, or change its permissions")
 
 
-def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = ()) -> str:
+def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = (), **actual: Any) -> str:
     """Return the text of config.yaml, which --config reads: the family, then all settings.
 
     Args:
         recipe: the settings.
         family: name of the recipe.
         without: names of settings to leave out.
+        **actual: entries that replace those of the recipe or are added to them.
     """
 
     def plain(value: Any) -> Any:
@@ -201,7 +202,7 @@ def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = ()) -> str:
         return str(value) if isinstance(value, Path) else value
 
     settings = {k: v for k, v in to_dict(recipe).items() if k not in NOT_SAVED + without}
-    return yaml.safe_dump({"family": family} | plain(settings), sort_keys=False)
+    return yaml.safe_dump({"family": family} | plain(settings | actual), sort_keys=False)
 
 
 def from_yaml(recipe: type[R], family: str, path: Path) -> R:
@@ -220,6 +221,7 @@ def from_yaml(recipe: type[R], family: str, path: Path) -> R:
     if not isinstance(settings, dict) or "family" not in settings:
         raise ValueError(f"--config {path} is not a genmodels recipe: it does not begin with `family: {family}`")
     recorded = settings.pop("family")
+    settings.pop("fingerprint", None)  # of the data of that run
     if recorded != family:
         raise ValueError(
             f"--config {path} is a recipe of family {recorded!r}, not {family!r}: use the {recorded} recipe"
