@@ -42,7 +42,7 @@ def make_data(text: bool = True) -> Packed:
 
 
 def write_tree(root: Path) -> Path:
-    """Write twelve images: image 3 without caption, the others with one or two, some with accents."""
+    """Write twelve images: image 3 without caption, the others with one or two, some accented."""
     root.mkdir()
     with open(root / "captions.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
