@@ -41,7 +41,7 @@ def flash_attention_1(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, 
             weights = (scores - new_top).exp()
             shrink = (old_top - new_top).exp()  # 0 at the first tile, where the old maximum is -inf
             new_total = shrink * old_total + weights.sum(-1, keepdim=True)
-            # Undo the old normalisation, correct for the new maximum, add the tile, normalise again.
+            # Undo the old normalisation, correct for the new maximum, add the tile, normalise.
             summed = shrink * old_total * out[:, :, rows] + weights @ v[:, :, keys]  # (N, H, B, d)
             out[:, :, rows] = summed / new_total
             top[:, :, rows], total[:, :, rows] = new_top, new_total

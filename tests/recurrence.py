@@ -1,4 +1,4 @@
-"""A recurrent mixer: what it takes to add one to the transformer."""
+"""Recurrent mixer: an example of adding a mixer to the transformer."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # What each module or folder directly under genmodels/ may import, besides itself. Only __init__.py
 # (lazily) and the commands may import everything, and nothing else imports those.
 CORE = {"types", "base"}
-# Small modules that import torch (or only the standard library) and nothing of ours: everything may use them.
+# Small modules that import only torch or the standard library. Every module may import them.
 SHARED = {"distributed", "hashing", "inpainting", "pixels", "precision", "token_sampling"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),

@@ -175,9 +175,9 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
 
 
 def as_trained(recipe: Recipe, model: Model, data: Packed) -> Recipe:
-    """Return `recipe` with the data and the config of the model that are really trained.
+    """Return `recipe` with the actual data and the actual config of the model.
 
-    They differ from the recipe if fit() is called from Python with a model or data of one's own.
+    They can differ from those of the recipe if fit() is called from Python.
     """
     origin = data.origin or Origin(IN_MEMORY)
     changes: dict[str, Any] = {"data": origin.data, "root": origin.root, "crop": origin.crop, "size": data.size}
