@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
+from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
 
 @dataclass(frozen=True)

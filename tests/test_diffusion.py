@@ -22,7 +22,8 @@ from genmodels.diffusion.sampler import Denoiser, make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig, network_settings
 from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.saving import from_dict
-from genmodels.training.recipe import Recipe, parse, to_yaml
+from genmodels.training.command_line import parse, to_yaml
+from genmodels.training.recipe import Recipe
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 from genmodels.usage import UsageError
 
