@@ -16,7 +16,7 @@ from genmodels.base import Generator, Model
 from genmodels.codecs import prior_shape
 from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
-from genmodels.precision import full_precision
+from genmodels.modes import full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
 from genmodels.saving import from_dict, to_dict

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from genmodels.ae import AE, AEConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
+from genmodels.training.recipe import OptimConfig, Precision, Recipe
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from genmodels.dit import DiT, DiTConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
+from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class DiTRecipe(PriorRecipe):
     """Settings of the training of a diffusion transformer."""
 
     shown = (
-        *("codec", "align", "model.process", "model.attributes", "model.patch"),
+        *("codec", "align", "model.process", "model.condition.attributes", "model.patch"),
         *("model.transformer.width", "model.transformer.depth"),
     )
 

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
+from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class LDMRecipe(PriorRecipe):
     """Settings of the training of a U-Net on the latents of a codec: the defaults of `unet
     --codec`."""
 
-    shown = ("codec", "model.process", "model.attributes", "model.channels", "model.blocks", "model.patch")
+    shown = ("codec", "model.process", "model.condition.attributes", "model.channels", "model.blocks", "model.patch")
 
     codec: Path = Path("runs/vqvae")
     """Run folder of a trained VQ-VAE or VAE, or folder of a diffusers AutoencoderKL or VQModel,

@@ -12,15 +12,16 @@ from functools import partial
 from types import MappingProxyType
 
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
+from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
 
 @dataclass(frozen=True)
 class UNetRecipe(PriorRecipe):
     """Settings of the training of a U-Net."""
 
-    shown = ("codec", "model.process", "model.attributes", "model.channels", "model.blocks", "model.patch")
+    shown = ("codec", "model.process", "model.condition.attributes", "model.channels", "model.blocks", "model.patch")
     codec_defaults = MappingProxyType(
         {"model": UNetConfig(channels=(80, 160), blocks=1, gaussian=512), "batch_size": 64}
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
+from genmodels.training.recipe import OptimConfig, Precision, Recipe
 from genmodels.vae import VAE, VAEConfig
 
 

@@ -21,7 +21,7 @@ from genmodels.exchange.export import export_to_diffusers
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedVQ
-from genmodels.types import Condition, Noise
+from genmodels.types import Condition, ConditionConfig, Noise
 
 NETWORK = dict(channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
 VQ = dict(
@@ -134,7 +134,7 @@ def script(folder):
 )
 @pytest.mark.parametrize("attributes", [(), ("Smiling", "Male")], ids=["free", "asked"])
 def test_everything_else_comes_with_a_script(settings, attributes, tmp_path):
-    model = unet(attributes=attributes, **settings)
+    model = unet(condition=ConditionConfig(attributes), **settings)
     assert "sample.py" in export_to_diffusers(model, tmp_path / "out")
     wanted = torch.tensor([[1.0, -1.0], [0.0, 1.0]]) if attributes else None
     guidance = 2.5 if attributes else 1.0
@@ -170,7 +170,7 @@ def test_export_runs_without_genmodels(tmp_path):
     import subprocess
     import sys
 
-    unet(attributes=("Smiling",)).save_pretrained(tmp_path / "run")
+    unet(condition=ConditionConfig(("Smiling",))).save_pretrained(tmp_path / "run")
     assert main(["export", str(tmp_path / "run"), "--to", "diffusers", str(tmp_path / "out")]) == 0
     code = "import sys, runpy; sys.modules['genmodels'] = None; sys.argv = sys.argv[1:]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -278,7 +278,11 @@ def dit_over_kl(classes: int) -> Latent:
     codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
     codec.prepare([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
     blocks = TransformerConfig(width=16, depth=2, heads=2)
-    prior = DiT(vanilla(size=16, latents=codec.latent_shape, patch=2, transformer=blocks, classes=classes))
+    prior = DiT(
+        vanilla(
+            size=16, latents=codec.latent_shape, patch=2, transformer=blocks, condition=ConditionConfig(classes=classes)
+        )
+    )
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)

@@ -18,9 +18,9 @@ from tiny import Tiny, TinyPair, TinyRecipe, faces, recipe, tiny
 from torch import Tensor
 
 from genmodels.training.checkpoint import STATE
+from genmodels.training.command_line import from_yaml
 from genmodels.training.fit import fit
 from genmodels.training.optim import OptimConfig
-from genmodels.training.recipe import from_yaml
 from genmodels.types import Batch
 
 TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")

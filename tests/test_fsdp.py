@@ -51,7 +51,7 @@ OTHERS = ("ae", "vqvae", "autoregressive", "unet", "latent:dit", "over a diffuse
 def over_diffusers() -> Latent:
     """Build a prior over a codec that has lists of blocks, which must not be sharded."""
     codec = PretrainedKL(PretrainedConfig(size=16, settings=dict(diffusers_kl().config)))
-    codec.calibrate([torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)).tanh()])
+    codec.prepare([torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)).tanh()])
     torch.manual_seed(0)
     blocks = TransformerConfig(width=12, depth=2, heads=3)
     return Latent.over(codec, DiT(DiTConfig(size=16, patch=2, latents=codec.latent_shape, transformer=blocks)))

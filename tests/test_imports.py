@@ -19,44 +19,34 @@ PACKAGE = ROOT / "genmodels"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if PACKAGE / "recipes" not in p.parents)
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
-# What each module or folder directly under genmodels/ may import, besides itself. Only __init__.py
-# (lazily) and the commands may import everything, and nothing else imports those.
-CORE = {"types", "base"}
-# Small modules that import only torch or the standard library. Every module may import them.
-SHARED = {"distributed", "hashing", "inpainting", "pixels", "precision", "token_sampling"}
-ALLOWED: dict[str, set[str]] = {
-    "types": set(),
-    **{name: set() for name in SHARED},
-    "usage": set(),
-    "base": {"types"},
-    "nn": {"types"},
-    "codec": CORE | {"nn"},
-    "data": {"types"},
-    "sampling": CORE,
-    "directions": CORE | {"sampling"},
-    "evaluation": CORE | {"nn", "data", "sampling"},
-    "training": CORE | {"nn", "data", "sampling", "evaluation", "usage"},
-    "pretrained": CORE | {"nn"},
-    # Any family can be part of it, so it looks up classes by name in the package itself.
-    "latent": CORE | {"nn", "pretrained", "__init__"},
-    "exchange": CORE | {"nn", "diffusion", "dit", "latent", "pretrained"},
-}
-FAMILY = CORE | {"nn", "codec"}
-"""What the module of a family may import. Families are the modules named in genmodels.FAMILIES."""
-# A model for autoguidance may be of any family, and is loaded through the package itself.
-ALLOWED["diffusion"] = FAMILY | {"__init__"}
-ALLOWED["dit"] = FAMILY | {"diffusion"}
-UNRESTRICTED = {"__init__", "__main__", "cli", "demo"}
-NEVER_A_FAMILY = ["training", "sampling", "evaluation"]
+# Modules and folders directly under genmodels/, from the lowest layer to the highest. A module imports
+# from layers below its own, and never from its own layer or above.
+LAYERS: tuple[set[str], ...] = (
+    {"types", "abilities", "saving", "hashing", "pixels", "pictures", "modes", "distributed"},
+    {"card", "inpainting", "token_sampling", "usage"},
+    {"nn"},
+    {"base"},
+    {"prior", "autoencoder", "pretrained", "sampling", "data"},
+    {"codecs", "directions"},
+    {"ae", "vae", "vqvae", "gan_config", "autoregressive", "diffusion"},
+    {"gan", "dit"},
+    {"latent"},
+    {"exchange", "evaluation"},
+    {"training"},
+    {"demo"},
+    {"cli"},
+)
+LOADS_BY_NAME = {"codecs", "latent", "diffusion"}
+"""Modules that load a model of any family, through the package itself: a codec, a prior, a guide."""
+UNRESTRICTED = {"__init__", "__main__"}
+SHARED = ["training", "sampling", "evaluation", "cli", "codecs", "data", "directions"]
+"""Modules that serve every family alike."""
+LONGEST = 330
 
 
 def layer_of(path: Path) -> str:
     first = path.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py")
-
-
-def family_layers() -> set[str]:
-    return {target.partition(":")[0].split(".")[1] for target in genmodels.FAMILIES.values()}
 
 
 def imported_layers(source: str, package: tuple[str, ...]) -> set[str]:
@@ -87,18 +77,46 @@ def imported_layers(source: str, package: tuple[str, ...]) -> set[str]:
     return layers
 
 
+def height(layer: str) -> int:
+    return next((i for i, names in enumerate(LAYERS) if layer in names), -1)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_as_drawn(path: Path) -> None:
+def test_imports_point_down(path: Path) -> None:
     layer = layer_of(path)
     if layer in UNRESTRICTED:
         return
-    allowed = ALLOWED.get(layer, FAMILY if layer in family_layers() else None)
-    assert allowed is not None, f"{layer} is a new module: add what it may import to this file"
+    own = height(layer)
+    assert own >= 0, f"{layer} is a new module: add it to a layer in this file"
     package = ("genmodels", *path.relative_to(PACKAGE).parts[:-1])
     # Every module may use __version__ of the package itself.
     source = re.sub(r"from genmodels import __version__\n", "\n", path.read_text())
-    wrong = imported_layers(source, package) - allowed - SHARED - {layer}
-    assert not wrong, f"{layer} may import {sorted(allowed) or 'nothing of the package'}, not {sorted(wrong)}"
+    imported = imported_layers(source, package) - {layer}
+    if layer in LOADS_BY_NAME or layer in ("cli", "demo"):
+        imported -= {"__init__"}
+    wrong = {name for name in imported if not 0 <= height(name) < own}
+    assert not wrong, f"{layer} is in layer {own} and imports {sorted(wrong)}, which are not below it"
+
+
+def test_every_module_is_in_one_layer() -> None:
+    names = [name for layer in LAYERS for name in layer]
+    assert sorted(names) == sorted({layer_of(path) for path in MODULES} - UNRESTRICTED)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_fits_in_one_reading(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("layer", SHARED)
+def test_shared_modules_do_not_branch_on_the_type_of_a_model(layer: str) -> None:
+    classes = {target.partition(":")[2] for target in genmodels.FAMILIES.values()}
+    classes |= {"Model", "Generator", "Prior", "Autoencoder", "Diffusion", "PretrainedCodec"}
+    for path in (path for path in MODULES if layer_of(path) == layer):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+                names = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+                assert not names & classes, f"{path.relative_to(ROOT)}:{node.lineno} asks for the type of a model"
 
 
 @pytest.mark.parametrize(
@@ -134,8 +152,8 @@ def code_words(tree: ast.Module) -> set[str]:
     return {word.lower() for text in texts for word in re.findall(r"[A-Za-z0-9]+", text)}
 
 
-@pytest.mark.parametrize("layer", NEVER_A_FAMILY)
-def test_shared_rooms_name_no_family(layer: str) -> None:
+@pytest.mark.parametrize("layer", ["training", "sampling", "evaluation"])
+def test_shared_modules_name_no_family(layer: str) -> None:
     classes = {target.partition(":")[2].lower() for target in genmodels.FAMILIES.values()}
     files = [path for path in MODULES if layer_of(path) == layer]
     assert files

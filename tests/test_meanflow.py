@@ -15,7 +15,7 @@ from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, DiTConfig
 from genmodels.exchange.scheduler import scheduler_for
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 ALL_JUMP = MeanFlow(share=1.0, power=0.0)
@@ -156,7 +156,7 @@ def test_a_mean_flow_is_also_a_flow_and_jumps_only_where_it_can():
 
 def test_a_u_net_learns_mean_velocities_too():
     torch.manual_seed(0)
-    model = UNet(UNetConfig(**NETWORK, process="meanflow", attributes=("Smiling",)))
+    model = UNet(UNetConfig(**NETWORK, process="meanflow", condition=ConditionConfig(("Smiling",))))
     batch = Batch(torch.randn(8, 3, 16, 16), Noise.for_images(0, range(8)))
     loss, metrics = model.loss(batch, "model")
     loss.backward()

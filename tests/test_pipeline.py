@@ -17,9 +17,10 @@ from genmodels.cli import main
 from genmodels.cli.run_folder import read_subject
 from genmodels.cli.train import recipes
 from genmodels.saving import Derived, reset_derived
+from genmodels.training.command_line import parse
 from genmodels.training.flags import field_help
 from genmodels.training.pipeline import derived_config, recipe_for
-from genmodels.training.recipe import PriorRecipe, Recipe, parse
+from genmodels.training.recipe import PriorRecipe, Recipe
 from genmodels.vae import VAE, VAEConfig
 
 RESULTS = sorted((Path(__file__).parent.parent / "docs" / "results").rglob("*.yaml"))

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from genmodels.training.clock import Clock
+from genmodels.training.command_line import parse, run, to_yaml
 from genmodels.training.optim import OptimConfig
-from genmodels.training.recipe import Recipe, check_recipe, parse, run, to_yaml
+from genmodels.training.recipe import Recipe, check_recipe
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ def train(*arguments: str) -> int:
 
 def test_codec_then_prior(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train("vqvae", *data, *QUICK, *CODEC, "--steps", "6", "--output", "runs/vq") == 0
-    asked = ["--model.attributes", "Smiling", "--codec", "runs/vq"]
+    asked = ["--model.condition.attributes", "Smiling", "--codec", "runs/vq"]
     assert train("autoregressive", *data, *QUICK, *PRIOR, *asked, "--steps", "8", "--output", "runs/ar") == 0
     assert "encoding" in capsys.readouterr().err
 
     model = genmodels.load("runs/ar")
-    assert isinstance(model, Latent) and model.attributes == ("Smiling",)
+    assert isinstance(model, Latent) and model.conditions.attributes == ("Smiling",)
     assert weights_hash(model.codec) == weights_hash(genmodels.load("runs/vq")) == model.config.codec_weights
     settings = yaml.safe_load(Path("runs/ar/config.yaml").read_text())
     assert settings["family"] == "autoregressive" and settings["codec"] == "runs/vq"
@@ -78,7 +78,7 @@ def test_a_codec_trained_again_is_not_taken_for_the_old_one(
     [
         (["--codec", "nowhere"], "--codec nowhere: no such folder; train a codec first: genmodels train vqvae"),
         (["--model.levels", "1"], "levels must be 2 to 256"),
-        (["--model.attributes", "Beard"], "has no attribute 'Beard'; known: Smiling"),
+        (["--model.condition.attributes", "Beard"], "has no attribute 'Beard'; known: Smiling"),
     ],
 )
 def test_what_cannot_work_is_one_line(

@@ -53,9 +53,9 @@ def train(family: Positional[str] = "", arguments: Positional[tuple[str, ...]] =
 
 def train_family(name: str, arguments: list[str]) -> None:
     """Train a family that has no recipe, such as one of another package, with default settings."""
+    from genmodels.training.command_line import run
     from genmodels.training.pipeline import recipe_for
     from genmodels.training.pipeline import train as run_pipeline
-    from genmodels.training.recipe import run
 
     kind = genmodels.family(name)
     command = ["-m", "genmodels", "train", name, *arguments]

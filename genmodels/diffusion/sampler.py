@@ -13,6 +13,7 @@ from genmodels.diffusion import solvers
 from genmodels.diffusion.guidance import Guidance, load_guide
 from genmodels.diffusion.options import DiffusionOptions
 from genmodels.diffusion.solvers import Schedule, Solver
+from genmodels.nn.conditioning import Embedded
 from genmodels.types import Condition, Noise
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class Denoiser:
     """x_0 = denoise(x_t, t): the data that the model expects, guided and clipped."""
 
     model: Diffusion
-    condition: Tensor | None
-    """Embedded condition (N, D); None of a model without condition."""
+    condition: Embedded | None
+    """Embedded condition; None for an unconditional model."""
     guidance: Guidance | None = None
     """None: unguided."""
     clip: bool = False

@@ -12,6 +12,7 @@ from torch import Tensor
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.dit import DiT, DiTConfig, vanilla
 from genmodels.nn.transformer import TransformerConfig
+from genmodels.types import ConditionConfig
 
 PUBLISHED = vanilla().ddpm
 TIME = ("linear_1", "linear_2")
@@ -54,7 +55,8 @@ def from_diffusers(
     if settings.get("out_channels") not in (None, channels, 2 * channels):
         raise ValueError(f"{channels} channels in and {settings['out_channels']} out are not supported")
     process = replace(process, learned_variance=settings.get("out_channels") == 2 * channels)
-    model = DiT(vanilla(size=size, latents=latents, patch=patch, transformer=blocks, classes=classes, ddpm=process))
+    condition = ConditionConfig(classes=classes)
+    model = DiT(vanilla(size=size, latents=latents, patch=patch, transformer=blocks, condition=condition, ddpm=process))
     source = dict(weights)
 
     def take(*names: str) -> Tensor:
@@ -107,7 +109,7 @@ def to_diffusers(model: DiT) -> Any:
         num_layers=blocks.depth,
         sample_size=c.shape[1],
         patch_size=c.patch,
-        num_embeds_ada_norm=c.classes,
+        num_embeds_ada_norm=c.condition.classes,
         norm_eps=blocks.norm_eps,
     )
     source = model.state_dict()
@@ -145,8 +147,9 @@ def check_supported(config: DiTConfig) -> None:
         "its heads share keys": blocks.key_heads != blocks.heads,
         "its MLP is not 4 times as wide": blocks.inner != 4 * blocks.width,
         "it corrects a closed-form denoiser": c.gaussian > 0,
-        "it takes attributes": bool(c.attributes),
-        "it has no classes": not c.classes,
+        "it takes attributes": bool(c.condition.attributes),
+        "it takes text": c.condition.text.vocabulary > 0,
+        "it has no classes": not c.condition.classes,
         "its input is not square": c.shape[1] != c.shape[2],
     }
     if applying := [reason for reason, applies in reasons.items() if applies]:

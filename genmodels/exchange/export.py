@@ -51,6 +51,8 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     c = prior.config
     if c.outputs > c.shape[0]:
         raise ValueError("diffusers' pipelines of a U-Net do not support a learned variance, which this unet has")
+    if c.condition.text.vocabulary:
+        raise ValueError("the exported U-Net takes attributes and labels: this unet has text")
     plain = isinstance(prior.process, DDPM) and c.patch == 1 and not c.gaussian and not prior.is_conditional
     if plain and codec is None:
         pipeline: Any = diffusers.DDIMPipeline(unet=prior.network, scheduler=scheduler)
@@ -74,8 +76,8 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
         "process": c.process,
         "patch": c.patch,
         "channels_height_width": c.shape,
-        "attributes": c.attributes,
-        "classes": c.classes,
+        "attributes": c.condition.attributes,
+        "classes": c.condition.classes,
     }
     (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
     shutil.copy(SCRIPT, out / SCRIPT.name)
@@ -94,10 +96,10 @@ def export_dit(prior: DiT, codec: PretrainedCodec | None, out: Path) -> str:
         raise ValueError(
             "diffusers' DiTPipeline needs latents of an AutoencoderKL: this dit has another codec, or none"
         )
-    if prior.config.classes != NULL_CLASS:
+    if prior.config.condition.classes != NULL_CLASS:
         raise ValueError(
             f"diffusers' DiTPipeline uses class {NULL_CLASS} as the null class, so a model must have {NULL_CLASS:,} "
-            f"classes: this one has {prior.config.classes:,}"
+            f"classes: this one has {prior.config.condition.classes:,}"
         )
     process = prior.process
     if not isinstance(process, DDPM) or process.prediction != "eps" or process.clip:

@@ -14,8 +14,9 @@ from genmodels.card import NO_LICENCE, model_card
 from genmodels.data.packed import Packed
 from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, flush
+from genmodels.training.command_line import to_yaml
 from genmodels.training.log import in_words
-from genmodels.training.recipe import Recipe, to_yaml
+from genmodels.training.recipe import Recipe
 
 PRIVATE = ("root", "output")
 """Settings that are left out of the model card, because they are paths on the user's machine."""

@@ -23,10 +23,11 @@ from genmodels.sampling import processes
 from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.clock import Clock
+from genmodels.training.command_line import to_yaml
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
-from genmodels.training.recipe import Recipe, check_output, to_yaml
+from genmodels.training.recipe import Recipe, check_output
 from genmodels.training.shard import check_shardable, repeated_blocks, shard, sharding_wanted
 
 if TYPE_CHECKING:
