@@ -9,7 +9,7 @@ the first diffusion transformer. Embeddings, heads and conditions belong to the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -205,6 +205,7 @@ class Transformer(nn.Module):
         *,
         starts: Tensor | None = None,
         valid: Tensor | None = None,
+        after: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
         """Mix tokens.
 
@@ -218,6 +219,8 @@ class Transformer(nn.Module):
             starts: bool (N, T), True where a new sequence (a document) begins. Tokens of one
                 sequence do not see others. None: each row is one sequence.
             valid: bool (N, T), False at padding, which no other token sees. None: no padding.
+            after: one function (N, T, D) -> (N, T, D) per block, such as cross-attention, that is
+                applied to its output.
 
         Returns:
             (N, T, D), normalised.
@@ -230,7 +233,7 @@ class Transformer(nn.Module):
         if positions is None:
             positions = torch.arange(length, device=x.device) if cache is None else cache.slots(length)
         places = self.places(positions, starts, valid, cache)
-        x = self.through(x, places, modulation, cache=cache)
+        x = self.through(x, places, modulation, cache=cache, after=after)
         if cache is not None:
             cache.advance(length)
         return self.norm(x)
@@ -274,6 +277,7 @@ class Transformer(nn.Module):
         first: int = 0,
         last: int | None = None,
         cache: Cache | None = None,
+        after: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
         """Apply blocks `first` to `last` - 1 to x (N, T, D), without the final norm.
 
@@ -284,6 +288,7 @@ class Transformer(nn.Module):
             first: index of the first block.
             last: index after the last block; None: all.
             cache: whose states are updated; the caller advances it.
+            after: as for `forward`.
         """
         for i, block in list(enumerate(self.blocks))[first:last]:
             state = None if cache is None else cache.states[i]
@@ -292,6 +297,8 @@ class Transformer(nn.Module):
                 x = checkpoint(block, x, places, None, change, use_reentrant=False)
             else:
                 x = block(x, places, state, change)
+            if after is not None:
+                x = after[i](x)
         return x
 
     def make_cache(self, n: int, capacity: int, dtype: torch.dtype | None = None) -> Cache:
