@@ -97,11 +97,6 @@ class DiffusionConfig:
         return (channels, height, width)
 
     @property
-    def learns_variance(self) -> bool:
-        """Whether the network also predicts the variance of each sampling step."""
-        return self.process == "ddpm" and self.ddpm.learned_variance
-
-    @property
     def outputs(self) -> int:
         """Output channels of the network: those of x_t, twice as many with a learnt variance."""
-        return self.shape[0] * (2 if self.learns_variance else 1)
+        return self.shape[0] * (2 if self.process == "ddpm" and self.ddpm.learned_variance else 1)

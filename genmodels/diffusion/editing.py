@@ -77,7 +77,7 @@ def edit(
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     schedule = options.schedule_for(model.process)
     schedule = schedule[len(schedule) - math.ceil(strength * len(schedule)) :]
-    eps = noise.normal(*model.config.shape)
+    eps = noise.normal(*model.shape)
     x_t = schedule.alpha[0] * model.as_map(images) + schedule.sigma[0] * eps
     return sample(model, noise, condition, options, start=x_t, schedule=schedule)
 
@@ -106,7 +106,7 @@ def inpaint(
     Raises:
         ValueError: for a mask of another size or type, a solver, or latents that are a vector.
     """
-    shape, default = model.config.shape, model.options_class
+    shape, default = model.shape, model.options_class
     if (options.solver, options.eta) != (default.solver, default.eta):
         raise ValueError("inpainting uses a solver of its own: leave out the solver and eta")
     if model.config.latents is not None and len(model.config.latents) == 1:
@@ -130,7 +130,7 @@ def interpolate(model: Diffusion, first: Noise, second: Noise, weights: Tensor, 
         ValueError: for a stochastic solver.
     """
     options.check_reversible("interpolation")
-    eps = [options.temperature * noise.normal(*model.config.shape) for noise in (first, second)]
+    eps = [options.temperature * noise.normal(*model.shape) for noise in (first, second)]
     return generate_from(model, slerp(eps[0], eps[1], weights.to(eps[0])), Condition(), options)
 
 
