@@ -20,7 +20,6 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from genmodels.base import evaluating
 from genmodels.cli.arguments import load
 from genmodels.data import open_data
 from genmodels.data.packed import Packed, spread_rows
@@ -30,6 +29,7 @@ from genmodels.evaluation.extractors import load_extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.pairs import psnr
+from genmodels.modes import evaluating
 from genmodels.pixels import to_uint8
 from genmodels.sampling import to_floats
 from genmodels.types import Noise

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from genmodels.dit import SIZES, DiT, DiTConfig, vanilla
 from genmodels.training.optim import OptimConfig, build_optimizer
 from genmodels.training.setup import compile_blocks
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 LATENTS = (4, 32, 32)
 CLASSES = 1000
@@ -120,7 +120,7 @@ def measure(model: nn.Module, loss: Callable[[int], Tensor], n: int, steps: int,
 
 def candidates(size: str, device: torch.device) -> Iterator[tuple[str, Build]]:
     """Yield the name of each model to measure and a function that builds it."""
-    settings: dict[str, Any] = dict(latents=LATENTS, patch=2, classes=CLASSES)
+    settings: dict[str, Any] = dict(latents=LATENTS, patch=2, condition=ConditionConfig(classes=CLASSES))
     yield "modern", lambda: ours(DiTConfig(transformer=SIZES[size], **settings), device)
     yield "diffusers", lambda: theirs(size, device)
     yield "vanilla", lambda: ours(vanilla(transformer=SIZES[size], **settings), device)

@@ -17,13 +17,14 @@ import numpy as np
 
 import genmodels
 from genmodels import pictures, sampling
-from genmodels.base import Generator, evaluating
+from genmodels.base import Generator
 from genmodels.data import Packed, open_data
 from genmodels.data.batches import image_batches
 from genmodels.evaluation.pairs import likelihood_score, pair_scores
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import Figure, Section, curves, embedded, page, tiles
 from genmodels.evaluation.results import Score
+from genmodels.modes import evaluating
 
 SIZE = 64
 MADE = {"index.html", "grid.png", "reconstructions.png", "interpolation.png", "interpolation.gif", "vae", "ae"}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genmodels.base import evaluating
+from genmodels.modes import evaluating
 from genmodels.pixels import to_uint8
 from genmodels.sampling import require, to_floats
 from genmodels.types import Noise

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import genmodels
-from genmodels.base import Generator
+from genmodels.base import Generator, Model
 from genmodels.codecs import prior_shape
 from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
-from genmodels.precision import full_precision
+from genmodels.modes import full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
 from genmodels.saving import from_dict, to_dict
@@ -110,6 +110,10 @@ class Latent(Generator):
     @property
     def kind(self) -> str:
         return f"{self.prior.family} (over a codec)"
+
+    @property
+    def trained(self) -> Model:
+        return self.prior
 
     @property
     def conditions(self) -> ConditionConfig:

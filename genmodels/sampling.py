@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genmodels.abilities import ability
-from genmodels.base import Model, evaluating, native_precision
+from genmodels.base import Model
+from genmodels.modes import evaluating, native_precision
 from genmodels.pixels import to_float, to_uint8
 from genmodels.types import Condition, Noise
 

@@ -45,6 +45,26 @@ def read_last_line(path: Path) -> dict[str, Any]:
     return last
 
 
+def load_weights(model: Any, path: Path) -> None:
+    """Load model.safetensors into a model.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or holds the weights of another config.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent}: config.json is there but {path.name} is not: save the model again") from None
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path}: not the weights of this config ({reason}); the file is damaged or mixed up"
+        ) from None
+
+
 def reset_derived(config: T, **values: Any) -> T:
     """Return a copy of a config with its derived fields at their defaults, or at `values`.
 

@@ -1,8 +1,7 @@
 """Autoencoder: a deterministic codec, with a Gaussian fitted to its latents for sampling.
 
-accelerate launch recipes/ae.py --data celeba --root PATH --size 64 --output runs/ae --minutes 10
-genmodels train ae --output runs/ae --steps 5000          # the same in one process, on procedural
-faces
+accelerate launch recipes/ae.py --data celeba --root PATH --output runs/ae --minutes 10
+genmodels train ae --output runs/ae --steps 5000    # in one process, on procedural faces
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from genmodels.ae import AE, AEConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
+from genmodels.training.recipe import OptimConfig, Precision, Recipe
 
 
 @dataclass(frozen=True)

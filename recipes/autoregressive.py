@@ -1,9 +1,8 @@
 """Autoregressive model: a transformer over raw pixels or, with --codec, over the codes of a VQ-VAE.
 
 genmodels train autoregressive --size 32 --output runs/pixels --minutes 20
-genmodels train vqvae --data celeba --root PATH --output runs/vqvae --minutes 10
-genmodels train autoregressive --data celeba --root PATH --codec runs/vqvae --output runs/ar
---minutes 20
+genmodels train vqvae --output runs/vqvae --minutes 10
+genmodels train autoregressive --codec runs/vqvae --output runs/ar --minutes 20
 """
 
 from __future__ import annotations
@@ -13,15 +12,22 @@ from functools import partial
 from pathlib import Path
 
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
+from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
 
 @dataclass(frozen=True)
 class AutoregressiveRecipe(PriorRecipe):
     """Settings of the training of an autoregressive model."""
 
-    shown = ("codec", "model.attributes", "model.levels", "model.transformer.width", "model.transformer.depth")
+    shown = (
+        "codec",
+        "model.condition.attributes",
+        "model.levels",
+        "model.transformer.width",
+        "model.transformer.depth",
+    )
 
     codec: Path | None = None
     """Run folder of a trained VQ-VAE, or folder of a diffusers VQModel, on whose codes the model is

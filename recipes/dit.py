@@ -1,7 +1,7 @@
 """Diffusion transformer (DiT): diffusion on pixels or, with --codec, on the latents of a codec.
 
-genmodels train vqvae --data celeba --root PATH --output runs/vqvae --minutes 10
-genmodels train dit --data celeba --root PATH --codec runs/vqvae --output runs/dit --minutes 20
+genmodels train vqvae --output runs/vqvae --minutes 10
+genmodels train dit --codec runs/vqvae --output runs/dit --minutes 20
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from genmodels.dit import DiT, DiTConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
+from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class DiTRecipe(PriorRecipe):
     """Settings of the training of a diffusion transformer."""
 
     shown = (
-        *("codec", "align", "model.process", "model.attributes", "model.patch"),
+        *("codec", "align", "model.process", "model.condition.attributes", "model.patch"),
         *("model.transformer.width", "model.transformer.depth"),
     )
 

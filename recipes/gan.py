@@ -1,8 +1,7 @@
 """GAN: R3GAN or DCGAN, on pixels or, with --codec, on the latents of a codec.
 
-accelerate launch recipes/gan.py --data celeba --root PATH --size 64 --output runs/gan --minutes 30
-genmodels train gan --data celeba --root PATH --codec runs/vqvae --model.r1 1 --model.r2 1 --output
-runs/latent
+accelerate launch recipes/gan.py --data celeba --root PATH --output runs/gan --minutes 30
+genmodels train gan --codec runs/vqvae --model.r1 1 --model.r2 1 --output runs/latent
 """
 
 from __future__ import annotations
@@ -11,15 +10,24 @@ from dataclasses import dataclass
 from functools import partial
 
 from genmodels.gan import GAN, GANConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
+from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
 
 @dataclass(frozen=True)
 class GANRecipe(PriorRecipe):
     """Settings of the training of a GAN."""
 
-    shown = ("codec", "model.network", "model.attributes", "model.channels", "model.latent_dim", "model.r1", "model.r2")
+    shown = (
+        "codec",
+        "model.network",
+        "model.condition.attributes",
+        "model.channels",
+        "model.latent_dim",
+        "model.r1",
+        "model.r2",
+    )
 
     model: GANConfig = GANConfig(
         channels=(512, 256, 128, 32, 16), blocks=1, expansion=1, latent_dim=128, principal=128, r1=40, r2=40

@@ -1,7 +1,7 @@
 """Latent diffusion: `genmodels train unet --codec CODEC` under a name of its own.
 
-genmodels train vqvae --data celeba --root PATH --output runs/vqvae --minutes 10
-genmodels train ldm --data celeba --root PATH --codec runs/vqvae --output runs/ldm --minutes 20
+genmodels train vqvae --output runs/vqvae --minutes 10
+genmodels train ldm --codec runs/vqvae --output runs/ldm --minutes 20
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
+from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class LDMRecipe(PriorRecipe):
     """Settings of the training of a U-Net on the latents of a codec: the defaults of `unet
     --codec`."""
 
-    shown = ("codec", "model.process", "model.attributes", "model.channels", "model.blocks", "model.patch")
+    shown = ("codec", "model.process", "model.condition.attributes", "model.channels", "model.blocks", "model.patch")
 
     codec: Path = Path("runs/vqvae")
     """Run folder of a trained VQ-VAE or VAE, or folder of a diffusers AutoencoderKL or VQModel,

@@ -1,8 +1,8 @@
 """Diffusion with a U-Net: on pixels or, with --codec, on the latents of a codec (latent diffusion).
 
-accelerate launch recipes/unet.py --data celeba --root PATH --size 64 --output runs/unet --minutes
-30 genmodels train unet --output runs/unet --model.process ddpm --model.ddpm.prediction eps
-genmodels train unet --data celeba --root PATH --codec runs/vqvae --output runs/ldm --minutes 20
+accelerate launch recipes/unet.py --data celeba --root PATH --output runs/unet --minutes 30
+genmodels train unet --output runs/unet --model.process ddpm --model.ddpm.prediction eps
+genmodels train unet --codec runs/vqvae --output runs/ldm --minutes 20
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from functools import partial
 from types import MappingProxyType
 
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe, run
+from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
 
 @dataclass(frozen=True)
 class UNetRecipe(PriorRecipe):
     """Settings of the training of a U-Net."""
 
-    shown = ("codec", "model.process", "model.attributes", "model.channels", "model.blocks", "model.patch")
+    shown = ("codec", "model.process", "model.condition.attributes", "model.channels", "model.blocks", "model.patch")
     codec_defaults = MappingProxyType(
         {"model": UNetConfig(channels=(80, 160), blocks=1, gaussian=512), "batch_size": 64}
     )

@@ -1,9 +1,7 @@
-"""Variational autoencoder (VAE): a codec with a prior on its latents, trained on a bound of the
-likelihood.
+"""Variational autoencoder (VAE): a codec with a normal prior, trained on a likelihood bound.
 
-accelerate launch recipes/vae.py --data celeba --root PATH --size 64 --output runs/vae --minutes 10
-genmodels train vae --output runs/vae --steps 5000          # the same in one process, on procedural
-faces
+accelerate launch recipes/vae.py --data celeba --root PATH --output runs/vae --minutes 10
+genmodels train vae --output runs/vae --steps 5000    # in one process, on procedural faces
 """
 
 from __future__ import annotations
@@ -11,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
+from genmodels.training.recipe import OptimConfig, Precision, Recipe
 from genmodels.vae import VAE, VAEConfig
 
 

@@ -1,8 +1,7 @@
 """VQ-VAE: a codec whose latents are codes of a finite codebook, for priors to be trained on.
 
-accelerate launch recipes/vqvae.py --data celeba --root PATH --size 64 --output runs/vqvae --minutes
-10 genmodels train vqvae --output runs/vqvae --steps 5000          # the same in one process, on
-procedural faces
+accelerate launch recipes/vqvae.py --data celeba --root PATH --output runs/vq --minutes 10
+genmodels train vqvae --output runs/vq --steps 5000    # in one process, on procedural faces
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
-from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
+from genmodels.training.recipe import OptimConfig, Precision, Recipe
 from genmodels.vqvae import VQVAE, VQVAEConfig
 
 

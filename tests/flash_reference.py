@@ -1,4 +1,5 @@
-"""FlashAttention in plain torch, as an explanation: the tiled softmax of version 1 and the loop order of version 2.
+"""FlashAttention in plain torch, as an explanation: the tiled softmax of version 1 and the loop
+order of version 2.
 
 Both compute exact attention and store one tile of the T x S scores at a time. They are slow: use
 `genmodels.nn.attention.attend` in models. docs/attention.md derives the update that they share.
@@ -13,8 +14,9 @@ from torch import Tensor
 def flash_attention_1(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, block: int = 64) -> Tensor:
     """FlashAttention's forward pass (arXiv 2205.14135, algorithm 1): keys outside, queries inside.
 
-    A tile of keys and values is loaded once and combined with every tile of queries. The output of each row and its two
-    statistics are written to memory after every tile, so the output is always normalised.
+    A tile of keys and values is loaded once and combined with every tile of queries. The output of
+    each row and its two statistics are written to memory after every tile, so the output is always
+    normalised.
 
     Args:
         q: queries (N, H, T, d).
@@ -39,7 +41,7 @@ def flash_attention_1(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, 
             weights = (scores - new_top).exp()
             shrink = (old_top - new_top).exp()  # 0 at the first tile, where the old maximum is -inf
             new_total = shrink * old_total + weights.sum(-1, keepdim=True)
-            # Undo the old normalisation, correct for the new maximum, add the tile, normalise again.
+            # Undo the old normalisation, correct for the new maximum, add the tile, normalise.
             summed = shrink * old_total * out[:, :, rows] + weights @ v[:, :, keys]  # (N, H, B, d)
             out[:, :, rows] = summed / new_total
             top[:, :, rows], total[:, :, rows] = new_top, new_total
@@ -49,11 +51,12 @@ def flash_attention_1(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, 
 def flash_attention_2(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, block: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """FlashAttention-2's forward pass (arXiv 2307.08691, algorithm 1): queries outside, keys inside.
+    """FlashAttention-2's forward pass (arXiv 2307.08691, algorithm 1): queries outside, keys
+    inside.
 
-    A tile of queries stays on the chip until it is done. Its output is accumulated unnormalised, divided once at the
-    end and written once. Tiles of queries are independent, so one long sequence can occupy a whole GPU. The backward
-    pass needs one number per row instead of two.
+    A tile of queries stays on the chip until it is done. Its output is accumulated unnormalised,
+    divided once at the end and written once. Tiles of queries are independent, so one long sequence
+    can occupy a whole GPU. The backward pass needs one number per row instead of two.
 
     Args and shapes are those of `flash_attention_1`.
 
@@ -86,7 +89,8 @@ def tiles(length: int, block: int) -> list[slice]:
 
 
 def tile_scores(q: Tensor, k: Tensor, rows: slice, keys: slice, causal: bool) -> Tensor | None:
-    """One tile of Q K^T / sqrt(d), -inf where a query does not attend; None when the whole tile is in the future."""
+    """One tile of Q K^T / sqrt(d), -inf where a query does not attend; None when the whole tile is
+    in the future."""
     scores = q[:, :, rows] @ k[:, :, keys].transpose(-1, -2) * q.shape[-1] ** -0.5  # (N, H, B, B)
     if not causal:
         return scores

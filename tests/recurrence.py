@@ -1,4 +1,4 @@
-"""A recurrent mixer: what it takes to add one to the transformer."""
+"""Recurrent mixer: an example of adding a mixer to the transformer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from genmodels.nn.mixer import Mixer
 
 
 class Recurrence(Mixer):
-    """h_t = a h_(t-1) + v_t for every channel, gated; without causality, one scan in each direction."""
+    """h_t = a h_(t-1) + v_t for every channel, gated; without causality, one scan in each
+    direction."""
 
     def __init__(self, config, causal):
         super().__init__(config, causal)

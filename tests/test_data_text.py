@@ -42,7 +42,7 @@ def make_data(text: bool = True) -> Packed:
 
 
 def write_tree(root: Path) -> Path:
-    """Twelve images. Image 3 has no caption; the others have one or two, with commas, quotes and accents."""
+    """Write twelve images: image 3 without caption, the others with one or two, some accented."""
     root.mkdir()
     with open(root / "captions.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -63,7 +63,7 @@ def expected_captions(name: str) -> tuple[str, ...]:
 
 
 def code_points(captions: Sequence[str]) -> Text:
-    """A tokenizer whose ids are the characters themselves."""
+    """Tokenize captions into the code points of their characters."""
     ids = torch.zeros(len(captions), LENGTH, dtype=torch.int64)
     for row, sentence in zip(ids, captions, strict=True):
         row[: len(sentence)] = torch.tensor([ord(character) for character in sentence])

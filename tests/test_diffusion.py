@@ -1,4 +1,4 @@
-"""The diffusion model: its loss, what it can do with a trained network, and what it refuses."""
+"""Diffusion models: loss, sampling and other abilities, and input refused."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from genmodels.diffusion.sampler import Denoiser, Guidance, make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig, network_settings
 from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.saving import from_dict
-from genmodels.training.recipe import Recipe, parse, to_yaml
-from genmodels.types import Batch, Condition, Noise
+from genmodels.training.command_line import parse, to_yaml
+from genmodels.training.recipe import Recipe
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 from genmodels.usage import UsageError
 
 NETWORK = dict(size=16, channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
@@ -62,7 +63,7 @@ def noises(n: int, seed: int = 0) -> Noise:
 
 @pytest.mark.parametrize("process", ["flow", "edm", "ddpm"])
 def test_with_the_closed_form_alone_normal_data_are_sampled_exactly(process):
-    """A network that puts out nothing: the model is the Gaussian of the data, whatever the process."""
+    """If the network outputs 0, the model is the Gaussian of the data, for any process."""
     shape = (1, 4, 4)
     torch.manual_seed(0)
     model = UNet(
@@ -193,7 +194,7 @@ def unguided(model: UNet, condition: Condition) -> Denoiser:
 
 
 def test_guided_sampling_is_the_formula_on_the_denoisers():
-    model = unet(attributes=("Smiling", "Male"))
+    model = unet(condition=ConditionConfig(("Smiling", "Male")))
     asked = Condition(torch.tensor([[1.0, -1.0]]).repeat(2, 1))
     options = model.options(guidance=2.5, solver="euler", steps=4)
     x, device = noises(2).normal(3, 16, 16), torch.device("cpu")
@@ -225,8 +226,8 @@ def test_a_weaker_model_guides_without_any_condition(tmp_path):
 
 @pytest.mark.parametrize("process", list(PROCESSES))
 def test_noise_to_image_and_back(process):
-    """The ODE walked backwards, then forwards: the image again. (Of a smooth closed-form denoiser; a random network is
-    no denoiser.)"""
+    """Solving the ODE backwards and then forwards returns the image. The denoiser is a smooth
+    closed form, since a random network is no denoiser."""
     torch.manual_seed(0)
     model = UNet(UNetConfig(**(NETWORK | dict(process=process, gaussian=40))))
     model.initialise([data(200)])
@@ -305,7 +306,7 @@ def test_morphing_leads_from_the_first_image_to_the_second():
 
 
 def test_guidance_where_nothing_is_asked_changes_nothing():
-    model = unet(attributes=("Smiling",))
+    model = unet(condition=ConditionConfig(("Smiling",)))
     assert torch.equal(model.generate(2, steps=3, guidance=3.0), model.generate(2, steps=3))
 
 
@@ -342,7 +343,7 @@ def test_the_ode_gives_the_density_of_normal_data(process):
 
 
 def test_the_bound_of_a_ddpm_is_what_its_formula_gives_for_normal_data():
-    """With the exact denoiser every term is known; their sum is above the entropy, by what the coarse steps lose."""
+    """With the exact denoiser every term is known. Their sum exceeds the entropy slightly."""
     process, mean, deviation = DDPM(schedule="linear"), 0.1, 0.3
     generator = torch.Generator().manual_seed(0)
     x = (mean + deviation * torch.randn(64, 3, 8, 8, generator=generator)).clamp(-1, 1)
@@ -404,8 +405,6 @@ def test_a_prior_over_latents_has_no_likelihood_of_images():
         (dict(latents=(4, 8)), r"latents must be \(channels, height, width\) or \(channels,\), got \(4, 8\)"),
         (dict(process="ode"), "process must be flow, meanflow, edm or ddpm, got 'ode'"),
         (dict(gaussian=-1), "gaussian must not be a negative number of components"),
-        (dict(drop=1.5), "fractions in"),
-        (dict(attributes=("Smiling", "Smiling")), "attributes must be distinct"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

@@ -1,4 +1,4 @@
-"""Directions of attributes in a latent space, and the command that walks along them."""
+"""Attribute directions in latent space, and the command that moves images along them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GAN_SMALL += ["--model.principal", "8", "--evaluate-every", "None"]
 
 
 def linear_gan() -> GAN:
-    """A generator of principal components alone: z is what the images say it is."""
+    """GAN whose generator is a PCA, so that the latents of an image are known."""
     torch.manual_seed(0)
     model = GAN(GANConfig(size=8, channels=(16,), patch=2, blocks=1, group=8, latent_dim=6, principal=6)).eval()
     coarse = torch.rand(400, 3, 2, 2) * 1.6 - 0.8
@@ -57,7 +57,7 @@ def test_traverse_moves_samples_and_images() -> None:
     z = model.draw_latents(sampling.Noise.for_images(4, range(3)), model.options())
     assert np.array_equal(rows[:, 1, 2], to_uint8(model.from_latents(z + directions[1])))
     given = traverse(model, rows[:2, 0, 1], directions, amounts)
-    assert np.abs(given[:, 0, 1].astype(int) - rows[:2, 0, 1]).mean() < 3  # inverted and painted again
+    assert np.abs(given[:, 0, 1].astype(int) - rows[:2, 0, 1]).mean() < 3  # inverted and generated again
 
 
 def test_an_autoencoder_has_directions_too() -> None:

@@ -1,4 +1,4 @@
-"""Extractors against the libraries they come from, on small or random weights in the published layouts."""
+"""Extractors against their original libraries, with small or random weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def refusal(spec: str) -> str:
 
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the layout of the published file, scaled so that features are neither 0 nor infinite."""
+    """Random weights in the layout of the published file, scaled for finite non-zero features."""
     from torch_fidelity import feature_extractor_inceptionv3 as library
 
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def transformers_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny random DINOv2 and CLIP models as save_pretrained writes them; "whole" is a CLIP with its text tower."""
+    """Save tiny random DINOv2 and CLIP models. "whole" is a CLIP with its text encoder."""
     import transformers
     from transformers.utils import logging
 
@@ -117,7 +117,7 @@ def test_resize_against_pillow(size: int, target: int) -> None:
     expected = [np.asarray(p.resize((target, target), Image.Resampling.BICUBIC)).astype(int) for p in pictures(batch)]
     found = resize_bicubic(batch, target).permute(0, 2, 3, 1).mul(255).round().int().numpy()
     difference = np.abs(found - np.stack(expected))
-    # Halves fall either way in Pillow's fixed-point arithmetic, and a second pass may carry one on.
+    # Pillow's fixed-point arithmetic rounds halves either way, in each of its two passes.
     assert difference.max() <= 2
     assert (difference > 0).mean() < 0.02
     assert (difference > 1).mean() < 1e-4
@@ -137,7 +137,7 @@ def test_inception_against_torch_fidelity(inception_file: Path) -> None:
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert inception.weights == weights_hash(reference.state_dict(), names=False)
-    # Weights of one's own in that graph: its distances are never called FID.
+    # With other weights in the same network, distances are never called FID.
     assert not inception.official
     assert (inception.measure("fd"), inception.measure("kd")) == ("fd-inception", "kd-inception")
 
@@ -179,7 +179,7 @@ def test_inception_weights_are_found_downloaded_or_asked_for(
 
 
 class Trap:
-    """Runs code when it is unpickled."""
+    """Object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (pytest.fail, ("a pickle was loaded",))

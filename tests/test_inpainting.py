@@ -1,4 +1,4 @@
-"""The known part of an image: how many rows it is, and what stands in for the rest."""
+"""Known part of an image: its number of rows, and the padding of the unknown part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latent diffusion: over maps, vectors and quantised codecs; the recipes and commands from end to end."""
+"""Latent diffusion over maps, vectors and quantised codecs, with recipes and commands."""
 
 from __future__ import annotations
 
@@ -156,10 +156,10 @@ def test_a_folder_of_diffusers_is_a_codec_of_the_recipe(kind: str, data: list[st
 def test_codec_then_diffusion(kind: str, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     first = CODEC if kind == "vqvae" else [*CODEC[:-4], "--model.spatial", "--model.latent-dim", "4"]
     assert train(kind, *data, *QUICK, *first, "--steps", "4", "--output", "runs/codec") == 0
-    asked = ["--model.attributes", "Smiling", "--codec", "runs/codec"]
+    asked = ["--model.condition.attributes", "Smiling", "--codec", "runs/codec"]
     assert train("ldm", *data, *QUICK, *UNET, *asked, "--steps", "6", "--output", "runs/ldm") == 0
     model = genmodels.load("runs/ldm")
-    assert isinstance(model, Latent) and model.attributes == ("Smiling",) and model.prior.family == "unet"
+    assert isinstance(model, Latent) and model.conditions.attributes == ("Smiling",) and model.prior.family == "unet"
     assert yaml.safe_load(Path("runs/ldm/config.yaml").read_text())["family"] == "ldm"
     assert "genmodels train ldm --config" in Path("runs/ldm/README.md").read_text()
     quick = ["--steps", "3"]
@@ -247,7 +247,7 @@ def test_what_cannot_be_is_one_line(
     [
         (["--codec", "nowhere"], "--codec nowhere: no such folder; train a codec first"),
         (["--model.process", "ddpm", "--model.ddpm.timesteps", "0"], "timesteps must be at least 1"),
-        (["--model.attributes", "Beard"], "has no attribute 'Beard'"),
+        (["--model.condition.attributes", "Beard"], "has no attribute 'Beard'"),
     ],
 )
 def test_training_that_cannot_work_is_one_line(

@@ -17,7 +17,7 @@ MAP = dict(size=16, channels=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 
 
 
 def low_rank(n: int = 200, size: int = 8, rank: int = 6) -> torch.Tensor:
-    """Images that lie in a subspace of `rank` dimensions, plus a little noise."""
+    """Make images in a subspace of `rank` dimensions, plus a little noise."""
     g = torch.Generator().manual_seed(0)
     scales = torch.linspace(0.5, 0.1, rank)
     basis = torch.linalg.qr(torch.randn(3 * size**2, rank, generator=g)).Q
@@ -85,7 +85,7 @@ def test_fewer_images_than_components_and_large_images():
 
 
 def test_a_vae_starts_as_probabilistic_pca():
-    """Before the first step its reconstruction is the linear one, and its bound beats that of a random start by far."""
+    """A new model reconstructs like PCA, and its bound is better than that of random weights."""
     images = low_rank(64, size=16)
     config = dict(size=16, channels=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=6)
     vae = VAE(VAEConfig(**config))

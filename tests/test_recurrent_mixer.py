@@ -1,6 +1,6 @@
-"""A recurrent mixer of a few lines (recurrence.py) works wherever attention does; sequences and padding in one row.
+"""The recurrent mixer of recurrence.py works wherever attention does; packed sequences and padding.
 
-Run as a script, `test_recurrent_mixer.py OUTPUT`, it is what each of two processes does.
+The tests run this file as a script in each of two processes: `test_recurrent_mixer.py OUTPUT`.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def make(family: str) -> Autoregressive | DiT:
 
 
 def train(output: Path, family: str, name: str, **settings) -> Path:
-    """Six steps."""
+    """Train for six steps."""
     settings = {"steps": 6, "size": 4, "sample_every": 50, "optim": OptimConfig(name, schedule="constant")} | settings
     return fit(make(family), faces(size=4), recipe(output, **settings))
 
@@ -224,7 +224,7 @@ def test_shards_train_to_what_one_process_does(tmp_path, monkeypatch):
 # ---- several sequences in a row, and padding ----
 
 LENGTHS = [[5, 9, 4], [1, 11, 6]]
-"""Of the sequences in each row."""
+"""Lengths of the sequences in each row."""
 
 
 @pytest.mark.parametrize("mixers", PATTERNS)
@@ -247,7 +247,7 @@ def test_packed_sequences_equal_separate_ones(mixers, causal):
     gradients = torch.autograd.grad((out * weight).mean(), of, retain_graph=True)
     others = torch.autograd.grad((expected * weight).mean(), [separate, *model.parameters()])
     torch.testing.assert_close(gradients, others, atol=1e-6, rtol=1e-5)
-    # Rotary positions are relative, so that they need not begin again.
+    # Rotary positions are relative, so they do not have to restart with each sequence.
     torch.testing.assert_close(model(packed, starts=starts), expected, atol=1e-5, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""Seeds to pictures."""
+"""Sampling: from seeds to images, grids and files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_sample_is_generate_whatever_the_batch_size() -> None:
     parts = sampling.sample(model, 5, seed=3, steps=3, batch_size=2, progress=False)
     assert np.array_equal(whole, to_uint8(model.generate(5, seed=3, steps=3)))
     assert np.array_equal(whole, parts)
-    assert model.training  # the mode is as it was
+    assert model.training  # the mode is restored
 
 
 def test_sample_gives_each_image_its_condition() -> None:
@@ -67,7 +67,7 @@ def test_two_processes_sample_what_one_does(tmp_path: Path) -> None:
         "    images = sample(model, n, 4, batch_size=2)\n"
         f"    np.save({str(tmp_path)!r} + f'/{{n}}_{{processes().process_index}}.npy', images)\n"
     )
-    # Without MPI, `accelerate launch --cpu` starts one process whatever number it is given; torchrun starts two.
+    # Without MPI, `accelerate launch --cpu` starts only one process. torchrun starts two.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launch, script], env=env, capture_output=True, text=True, timeout=60)

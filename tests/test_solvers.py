@@ -1,4 +1,4 @@
-"""Solvers against closed forms (data that are normal) and against diffusers' schedulers on the same network."""
+"""Solvers against closed forms (Gaussian data) and against the schedulers of diffusers."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def exact_denoiser(process: Process):
 
 
 def exact_flow(process: Process, x: Tensor, s: Schedule) -> Tensor:
-    """Where the probability-flow ODE leads: standardised coordinates of the marginal do not change along it."""
+    """Solve the probability-flow ODE exactly: standardised coordinates are constant."""
     deviation = [(s.alpha[i] ** 2 * VARIANCE + s.sigma[i] ** 2).sqrt() for i in (0, -1)]
     return s.alpha[-1] * MEAN + deviation[1] / deviation[0] * (x - s.alpha[0] * MEAN)
 
 
 def smooth(process: Process, steps: int) -> Schedule:
-    """A walk that stops where there is still noise, so that no step is forced to be of first order."""
+    """Make a schedule that ends with some noise, so that no step has to be of first order."""
     share = torch.arange(steps + 1, dtype=torch.float64) / steps
     if isinstance(process, EDM):
         times = (80 ** (1 / 7) + share * (0.02 ** (1 / 7) - 80 ** (1 / 7))) ** 7
@@ -131,8 +131,8 @@ def by_output(process: Process, denoise):
 
 
 def test_all_parameterisations_of_one_denoiser_give_the_same_samples():
-    """The same denoiser as eps, v, x0 and velocity, on the same path: equal to 1e-5. And DDPM's chain walked as the
-    flow and as the EDM process that pass through the same sigma / alpha."""
+    """One denoiser as eps, v, x0 and velocity gives equal samples on the same path. So do a DDPM, a
+    flow and an EDM process with the same sigma / alpha."""
     chain = DDPM(schedule="linear")
     denoise = exact_denoiser(chain)
     x = draw(4, 2, 1, 1)
@@ -173,7 +173,7 @@ def our_denoiser(process: Process, told: dict[float, float] | None = None):
 
 
 def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> None:
-    """Equal to 1e-4 of the largest value: diffusers computes most of its coefficients in float32, we in float64."""
+    """Compare to 1e-4 of the largest value. diffusers computes most coefficients in float32."""
     torch.testing.assert_close(ours, theirs.to(ours), rtol=0, atol=tolerance * float(theirs.abs().max().clamp_min(1)))
 
 
@@ -197,8 +197,8 @@ CHAIN = DDPM(prediction="eps", schedule="linear")
 @pytest.mark.parametrize(("steps", "spacing"), [(1, "trailing"), (20, "trailing"), (6, "leading"), (20, "leading")])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_ddim_against_diffusers(steps, spacing, prediction):
-    """Trailing, for steps that divide the chain: at others diffusers' DDIM steps back by 1000 // steps from timesteps
-    that are further apart."""
+    """Trailing spacing is tested only for steps that divide the chain. For others, the DDIM of
+    diffusers steps back by 1000 // steps from timesteps that are further apart."""
     from diffusers import DDIMScheduler
 
     names = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -367,7 +367,7 @@ def test_quadratic_does_not_repeat_timesteps():
 
 
 def test_repaint_keeps_what_is_known_and_draws_the_rest_from_the_conditional():
-    """Two correlated normal values, one known: the other is drawn from its conditional distribution."""
+    """Two correlated normal values, one known. The other has its conditional distribution."""
     rho, known_value = 0.8, 1.5
     cov = torch.tensor([[1.0, rho], [rho, 1.0]], dtype=torch.float64)
     process = PROCESSES["ddpm"]

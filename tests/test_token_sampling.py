@@ -1,4 +1,4 @@
-"""The choice of the next symbol: against transformers' logits processors, and draws by one uniform number."""
+"""Choice of the next symbol: transformers' logits processors, and inverse transform sampling."""
 
 from __future__ import annotations
 

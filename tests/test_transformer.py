@@ -1,4 +1,4 @@
-"""The shared transformer: against Llama, its cache against none, its parts against their formulas."""
+"""Transformer: against Llama, cached against uncached, and its parts against their formulas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from genmodels.exchange.llama import from_llama
 from genmodels.nn.attention import attend, set_backend
 from genmodels.nn.init import init_weights
-from genmodels.nn.mlp import SwiGLU
+from genmodels.nn.mlp import MLP, MLPS, SwiGLU
 from genmodels.nn.norm import RMSNorm
 from genmodels.nn.places import Places
 from genmodels.nn.rope import grid_positions, rope, rotate
@@ -89,7 +89,7 @@ def test_against_llama():
 
 
 def test_the_older_parts_are_gpt2():
-    """LayerNorm, GELU and biases in place of Llama's, without rotation; GPT-2's norms have a gain of 1 here."""
+    """GPT-2 has LayerNorm, GELU, biases, no rotary positions. Its norms have a gain of 1 here."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
@@ -284,8 +284,18 @@ def test_over_a_grid_half_the_pairs_turn_by_the_row_and_half_by_the_column():
     assert grid_positions(2, 3).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
 
 
+def test_rows_may_have_their_own_positions():
+    lines, grids = torch.tensor([[3, 0], [1, 7]])[..., None], torch.stack([grid_positions(2, 3), grid_positions(3, 2)])
+    for positions, x in ((lines, tokens(2, 2, 8)), (grids, tokens(2, 6, 8))):
+        x = x.unflatten(-1, (1, 8)).transpose(1, 2)  # (N, H, T, d)
+        turned = rotate(x, rope(positions, 8))
+        for row in range(2):
+            own = positions[row].squeeze(-1) if positions.shape[-1] == 1 else positions[row]
+            torch.testing.assert_close(turned[row], rotate(x[row][None], rope(own, 8))[0], atol=0, rtol=0)
+
+
 def test_rotation_is_computed_in_float32():
-    """At position 4,001 neighbouring bfloat16 numbers are 16 apart; the angle must still be that of 4,001."""
+    """Near 4,001 neighbouring bfloat16 numbers are 16 apart. The angle must still be exact."""
     x = torch.ones(1, 1, 1, 8, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         turned = rotate(x, rope(torch.tensor([4001]), 8))
@@ -402,6 +412,35 @@ def test_dropout_is_for_training_alone():
     model, x = randomised(dataclasses.replace(TINY, dropout=0.5)), tokens()
     assert torch.equal(model(x), randomised(TINY)(x))
     assert not torch.equal(model.train()(x), model(x))
+
+
+def test_another_mlp_is_one_class_and_one_entry(monkeypatch):
+    class Squared(MLP):
+        def __init__(self, width, hidden, bias=False):
+            super().__init__(width, hidden, bias)
+            self.up, self.down = torch.nn.Linear(width, hidden, bias), torch.nn.Linear(hidden, width, bias)
+
+        def forward(self, x):
+            return self.down(self.up(x).relu().square())
+
+        def residual(self):
+            return (self.down.weight,)
+
+        @staticmethod
+        def default_hidden(width):
+            return 5 * width
+
+    with pytest.raises(ValueError, match="mlp swiglu or gelu, got 'rms' and 'squared'"):
+        dataclasses.replace(TINY, mlp="squared")
+    monkeypatch.setitem(MLPS, "squared", Squared)
+    torch.manual_seed(0)
+    block = Transformer(dataclasses.replace(TINY, mlp="squared", hidden=None), causal=True).blocks[0]
+    assert block.mlp.up.weight.shape == (160, 32)
+    assert abs(block.mlp.down.weight.std().item() / (0.02 / math.sqrt(6)) - 1) < 0.05
+    x, places = tokens(), Places(torch.arange(24))
+    zero, one = torch.zeros(2, 1, 32), torch.ones(2, 1, 32)
+    only = (Modulation(zero, zero, zero), Modulation(zero, zero, one))
+    torch.testing.assert_close(block(x, places, None, only), x + block.mlp(block.mlp_norm(x)))
 
 
 @pytest.mark.parametrize(("width", "inner"), [(256, 704), (96, 256), (768, 2048)])

@@ -1,4 +1,4 @@
-"""A DDPM's learned variance: the bound that teaches it, the walk that uses it, and what of it reaches which weights."""
+"""Learned variance of a DDPM: its loss, its gradients, and sampling with it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_bound_teaches_the_variance_and_nothing_else():
 
 
 def test_training_finds_the_variance_of_normal_data():
-    """With an exact estimate of the mean, the best variance of a step is where the bound is least."""
+    """With the exact mean, the bound is smallest at the true variance of a step."""
     x0, t = 0.5 * draw(4096, 1, 1, 1), torch.full((4096, 1, 1, 1), 600.0, dtype=torch.float64)
     alpha, sigma = CHAIN.alpha(t), CHAIN.sigma(t)
     x_t = alpha * x0 + sigma * draw(4096, 1, 1, 1, seed=1)

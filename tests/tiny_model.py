@@ -1,4 +1,4 @@
-"""Three generators of a few lines, for what is tested above the families: sampling, metrics, commands."""
+"""Three small generators for tests of sampling, metrics and commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from genmodels.base import Generator
-from genmodels.types import Batch, Condition, Noise
+from genmodels.nn.likelihood import LikelihoodKind
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,12 @@ class TinyOptions:
 
 
 class Tiny(Generator):
-    """Smooth colour blobs from four numbers. It can do all that a model can."""
+    """Generator of smooth colour blobs from four numbers, with every ability."""
 
     family = "tiny"
     Config: ClassVar[type] = TinyConfig
     Options: ClassVar[type] = TinyOptions
-    likelihood_is_exact = False
-    likelihood_levels = 256
+    likelihood_kind = LikelihoodKind()
 
     def __init__(self, config: TinyConfig):
         super().__init__(config)
@@ -68,8 +68,7 @@ class Tiny(Generator):
 
 @dataclass(frozen=True)
 class AskedConfig(TinyConfig):
-    attributes: tuple[str, ...] = ("Smiling", "Eyeglasses")
-    classes: int = 3
+    condition: ConditionConfig = ConditionConfig(attributes=("Smiling", "Eyeglasses"), classes=3)
 
 
 class Asked(Tiny):
@@ -85,7 +84,7 @@ class NoOptions:
 
 
 class OnlySamples(Generator):
-    """A generator without any further capability."""
+    """Generator that can only sample."""
 
     family = "only_samples"
     Config: ClassVar[type] = TinyConfig

@@ -1,5 +1,4 @@
-"""The `genmodels` command: parses the command line, calls a function of this folder, and reports
-errors in one line."""
+"""The `genmodels` command: parses a command line, runs it, and reports errors in one line."""
 
 from __future__ import annotations
 
@@ -102,8 +101,7 @@ def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
 
 
 def fold_options(arguments: Sequence[str]) -> list[str]:
-    """Rewrite flags that a sampling command does not have itself: --top-k 9 becomes --options
-    top_k=9.
+    """Rewrite flags that a command does not have itself: --top-k 9 becomes --options top_k=9.
 
     They are options of the family, whose class is not imported in order to parse a command line.
     """
@@ -133,8 +131,7 @@ def fold_options(arguments: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `genmodels ARGUMENTS` and return the exit status: 0 success, 1 failure, 2 wrong command
-    line.
+    """Run `genmodels ARGUMENTS` and return its exit status: 0 success, 1 failure, 2 wrong usage.
 
     Args:
         arguments: by default those of this process.

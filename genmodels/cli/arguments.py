@@ -1,5 +1,4 @@
-"""What the arguments of commands stand for: a model, a condition, sampling options, images, a file
-to write."""
+"""Arguments that several commands share: model, condition, sampling options, files."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ def load(run: str) -> Any:
 
 
 def open_model(run: str, ability: str) -> Any:
-    """Load a model that a command needs an ability of. Commands call it before they read other
-    files.
+    """Load the model of a command that needs an ability, before it reads other files.
 
     Args:
         run: run or model folder, or an id on the Hub.
@@ -47,8 +45,7 @@ def open_model(run: str, ability: str) -> Any:
 
 @dataclass(frozen=True)
 class ConditionFlags:
-    """What a conditional model is asked for. All commands that sample conditionally share these
-    flags."""
+    """Condition of the samples: flags shared by all commands that sample conditionally."""
 
     attributes: str = ""
     """Attributes that the images should have or should not have, such as Smiling=yes,Eyeglasses=no.
@@ -85,8 +82,7 @@ ANYTHING = ConditionFlags()
 
 
 def chosen_options(model: Model, settings: tuple[str, ...]) -> dict[str, Any]:
-    """Convert NAME=VALUE settings to keyword arguments of `Generator.options`, typed as its fields
-    are.
+    """Convert NAME=VALUE settings to typed keyword arguments of `Generator.options`.
 
     Raises:
         UsageError: if the model has no such option, or a value does not fit.
@@ -182,8 +178,7 @@ def read_images(paths: Sequence[Path], size: int) -> np.ndarray:
 
 
 def read_mask(path: Path, size: int) -> np.ndarray:
-    """Read which pixels of an image are known: bool (size, size), True where the file `path` is
-    dark.
+    """Read a mask of known pixels: bool (size, size), True where the picture is dark.
 
     Raises:
         ValueError: if the file is not an image, has another size, or marks every pixel as known.

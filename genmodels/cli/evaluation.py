@@ -82,8 +82,7 @@ def evaluate(
 def compare(
     runs: Positional[tuple[str, ...]], how: OmitArgPrefixes[Measuring] = DEFAULTS, out: Path = Path("report")
 ) -> None:
-    """Score several models or sets of images under one protocol and write a page that compares
-    them.
+    """Score several models or sets of images and write a page that compares them.
 
     The folder gets index.html (one self-contained page), results.json, results.csv and
     figures/*.png.
@@ -176,8 +175,7 @@ def _measure(
 
 
 def _load_extractors(specs: tuple[str, ...]) -> Callable[[], list[Extractor]]:
-    """Return a function that loads the extractors when it is first called: after everything else
-    has been checked."""
+    """Return a function that loads the extractors at its first call, after all checks."""
     from functools import cache
 
     from genmodels.evaluation.extractors import check_spec, load_extractor
@@ -208,8 +206,7 @@ def _kept_result(run: str) -> Path | None:
 
 
 def _read_kept(path: Path) -> Evaluation:
-    """Read metrics of an earlier evaluation, with the grid of samples beside them if there is
-    one."""
+    """Read metrics of an earlier evaluation, with the grid of samples if there is one."""
     from genmodels import pictures
     from genmodels.evaluation.results import read_evaluation
 

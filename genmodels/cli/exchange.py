@@ -27,8 +27,9 @@ def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers"]
 
 
 def import_(pipeline: Positional[Path], out: Positional[Path]) -> None:
-    """Convert a pipeline of diffusers to a genmodels model. Every command also reads the folder of
-    the pipeline itself.
+    """Convert a pipeline of diffusers to a genmodels model.
+
+    Every command also reads the folder of the pipeline itself.
 
     Args:
         pipeline: folder of a DDPMPipeline, DDIMPipeline, LDMPipeline or DiTPipeline.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def info(run: Positional[str]) -> None:
-    """Describe a saved model: family, abilities, parameters, config, sampling options and training.
+    """Describe a saved model: abilities, config, sampling options and training.
 
     Args:
         run: run or model folder, or an id on the Hub.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from genmodels.cli.run_folder import read_recipe
+from genmodels.data.packed import IN_MEMORY
 from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class RealImages:
     crop: str | None
     split: Literal["train", "valid", "test", "all"]
     size: int | None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the data that runs were trained on, by run, if the data come from their recipes."""
     _opened: Reference | None = None
 
     @property
@@ -113,7 +116,14 @@ class RealImages:
                 say_notes(images, self.data)
                 self._opened = reference_from_images(images)
             else:
-                self._opened = reference_from(open_data(self.data, self.root, size, self.crop), self.split)
+                data = open_data(self.data, self.root, size, self.crop)
+                for run, fingerprint in self.fingerprints.items():
+                    if data.size == size and data.fingerprint != fingerprint:
+                        raise ValueError(
+                            f"{run} was trained on other images than {self.data} holds now (fingerprint {fingerprint}, "
+                            f"now {data.fingerprint}): choose the real images to compare with by --data"
+                        )
+                self._opened = reference_from(data, self.split)
         return self._opened
 
 
@@ -127,9 +137,12 @@ def real_images(runs: Sequence[str], how: Measuring) -> RealImages:
     """
     data, root, crop = how.data, how.root, how.crop
     if data is None:
+        fingerprints: dict[str, str] = {}
         recorded_by: dict[tuple[str, Path | None, str | None], str] = {}
         for run in runs:
-            if settings := read_recipe(run):
+            settings = read_recipe(run)
+            if settings and settings.get("data") != IN_MEMORY:
+                fingerprints |= {run: settings["fingerprint"]} if "fingerprint" in settings else {}
                 recorded = Path(settings["root"]) if settings.get("root") else None
                 place = root or (recorded and recorded.resolve())
                 recorded_by.setdefault((str(settings.get("data")), place, crop or settings.get("crop")), run)
@@ -150,7 +163,9 @@ def real_images(runs: Sequence[str], how: Measuring) -> RealImages:
         data, root, crop = next(iter(recorded_by))
         if root is not None and not root.exists():
             raise ValueError(f"{root}, which held the training images of {runs[0]}, does not exist: give --root")
-    chosen = RealImages(data, root, crop, how.split, how.size)
+    if how.data is not None or how.crop is not None:
+        fingerprints = {}  # the images are chosen by hand
+    chosen = RealImages(data, root, crop, how.split, how.size, fingerprints)
     chosen.check()
     return chosen
 

@@ -37,8 +37,7 @@ def last_metrics(run: str) -> dict[str, Any]:
 
 
 def read_subject(run: str, family: str) -> Subject:
-    """Return what an evaluation records about a model: which weights the folder holds, and how long
-    it was trained.
+    """Return what an evaluation records about a model: its kind of weights and its training.
 
     The minutes of a model over a codec include those of the codec.
     """

@@ -20,8 +20,9 @@ from genmodels.usage import UsageError
 
 
 def train(family: Positional[str] = "", arguments: Positional[tuple[str, ...]] = ()) -> None:
-    """Train a model of one family. `genmodels train` lists the families, `train FAMILY --help` the
-    common flags.
+    """Train a model of one family.
+
+    `genmodels train` lists the families, and `genmodels train FAMILY --help` the common flags.
 
     This runs recipes/FAMILY.py in one process. For several, use accelerate launch recipes/FAMILY.py
     ARGUMENTS.
@@ -52,9 +53,9 @@ def train(family: Positional[str] = "", arguments: Positional[tuple[str, ...]] =
 
 def train_family(name: str, arguments: list[str]) -> None:
     """Train a family that has no recipe, such as one of another package, with default settings."""
+    from genmodels.training.command_line import run
     from genmodels.training.pipeline import recipe_for
     from genmodels.training.pipeline import train as run_pipeline
-    from genmodels.training.recipe import run
 
     kind = genmodels.family(name)
     command = ["-m", "genmodels", "train", name, *arguments]
@@ -62,8 +63,7 @@ def train_family(name: str, arguments: list[str]) -> None:
 
 
 def recipes() -> dict[str, Path]:
-    """Return the recipes of this package by name. They are beside it in a checkout, and inside it
-    when installed."""
+    """Return the recipes by name: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).parent.parent
     folders = [package / "recipes", package.parent / "recipes"]
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
@@ -102,8 +102,9 @@ def _first_line(text: str | None) -> str:
 
 
 def demo(out: Path = Path("demo-faces"), minutes: float = 1.5, force: bool = False) -> None:
-    """Train a VAE on toy faces, in at most 4 minutes on 2 cores, and write a page that shows the
-    results.
+    """Train a VAE on procedural faces and write a page that shows the results.
+
+    It takes at most 4 minutes on 2 cores.
 
     Args:
         out: folder for the page, its pictures and the models.
@@ -116,8 +117,7 @@ def demo(out: Path = Path("demo-faces"), minutes: float = 1.5, force: bool = Fal
 
 
 def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1, at: float = 1.0) -> None:
-    """Make a model from a run with --ema-snapshots, with another average of its weights over
-    training (EDM2).
+    """Make a model with another average of its weights, from a run with --ema-snapshots (EDM2).
 
     An average of the beginning (--at 0.25) is a weaker model, which can guide that of the whole
     run: genmodels sample RUN --guide OUT.

@@ -37,6 +37,10 @@ LABEL_COLUMNS = ("attributes", "names", "splits", "identities", "text")
 """Columns that a source has before its images are decoded, and that `save_labels` writes."""
 
 
+IN_MEMORY = "in-memory"
+"""What a run records as the name of its data if they were not opened by `open_data`."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """The arguments of `open_data` that opened a data set."""

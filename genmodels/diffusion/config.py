@@ -7,6 +7,8 @@ from typing import Literal
 
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import EDM, Flow, MeanFlow, Process
+from genmodels.saving import Derived
+from genmodels.types import ConditionConfig
 
 PROCESSES: dict[str, type[Process]] = {"flow": Flow, "meanflow": MeanFlow, "edm": EDM, "ddpm": DDPM}
 
@@ -19,9 +21,9 @@ class DiffusionConfig:
     default. The others are unused and are not recorded (see `unused_fields`).
     """
 
-    size: int = 64
+    size: Derived[int] = 64
     """Side of the images in pixels; the recipe sets it from --size."""
-    latents: tuple[int, ...] | None = None
+    latents: Derived[tuple[int, ...] | None] = None
     """Shape of the codec's latents: (channels, height, width), or (channels,) of a vector, which is
     treated as a map of one position. None: pixels. Set from --codec."""
     process: Literal["flow", "meanflow", "edm", "ddpm"] = "flow"
@@ -37,15 +39,8 @@ class DiffusionConfig:
     gaussian: int = 0
     """Principal components of the closed-form Gaussian denoiser that the network corrects, at most
     the number of values in x; 0: no such denoiser."""
-    attributes: tuple[str, ...] = ()
-    """Attributes that samples can be conditioned on, by their names in the data; (): none."""
-    classes: int = 0
-    """Number of class labels that samples can be conditioned on."""
-    drop: float = 0.1
-    """Fraction of training images whose whole condition is dropped (classifier-free guidance)."""
-    drop_each: float = 0.5
-    """Fraction of the other images in which each attribute is dropped with probability 1/2, so that
-    any subset of attributes can be given."""
+    condition: ConditionConfig = ConditionConfig()
+    """What samples can be conditioned on."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -55,18 +50,11 @@ class DiffusionConfig:
         if self.process not in PROCESSES:
             raise ValueError(f"process must be flow, meanflow, edm or ddpm, got {self.process!r}")
         self._refuse_unused_settings()
-        if not (0 <= self.drop <= 1 and 0 <= self.drop_each <= 1):
-            raise ValueError(f"drop and drop_each must be fractions in [0, 1], got {self.drop} and {self.drop_each}")
-        if self.classes < 0 or len(set(self.attributes)) < len(self.attributes):
-            raise ValueError(
-                f"classes must not be negative and attributes must be distinct, got {self.classes} and "
-                f"{', '.join(self.attributes)}"
-            )
         if self.gaussian < 0:
             raise ValueError(f"gaussian must not be a negative number of components, got {self.gaussian}")
 
     def _refuse_unused_settings(self) -> None:
-        """Raises ValueError when a setting of a process that is not selected has been changed."""
+        """Raise ValueError when a setting of a process that is not selected has been changed."""
         for group in self.unused_fields:
             settings, default = getattr(self, group), PROCESSES[group]()
             for field in fields(settings):

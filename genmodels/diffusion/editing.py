@@ -26,7 +26,7 @@ NO_NOISE = Noise(())
 
 
 def invert(model: Diffusion, images: Tensor, condition: Condition, options: DiffusionOptions) -> Tensor:
-    """Encodes images as noise (N, C, H, W) of unit variance: the ODE integrated from data to noise.
+    """Encode images as noise (N, C, H, W) of unit variance: the ODE integrated from data to noise.
 
     Raises:
         ValueError: for a stochastic solver, or one that only integrates towards data.
@@ -42,7 +42,7 @@ def invert(model: Diffusion, images: Tensor, condition: Condition, options: Diff
 
 
 def generate_from(model: Diffusion, eps: Tensor, condition: Condition, options: DiffusionOptions) -> Tensor:
-    """Generates samples from noise eps (N, C, H, W) of unit variance: the inverse of `invert`.
+    """Generate samples from noise eps (N, C, H, W) of unit variance: the inverse of `invert`.
 
     Raises:
         ValueError: for a stochastic solver.
@@ -59,7 +59,7 @@ def edit(
     condition: Condition,
     options: DiffusionOptions,
 ) -> Tensor:
-    """Regenerates images from a noisy version of themselves (SDEdit, arXiv 2108.01073).
+    """Regenerate images from a noisy version of themselves (SDEdit, arXiv 2108.01073).
 
     Args:
         model: the diffusion model.
@@ -90,7 +90,7 @@ def inpaint(
     condition: Condition,
     options: DiffusionOptions,
 ) -> Tensor:
-    """Completes images where they are not `known`; known pixels are returned unchanged.
+    """Complete images where they are not `known`; known pixels are returned unchanged.
 
     `solvers.repaint` is used in place of a solver. Of the options, `steps`, `schedule`, `resample`,
     `temperature` and guidance apply.
@@ -135,7 +135,7 @@ def interpolate(model: Diffusion, first: Noise, second: Noise, weights: Tensor, 
 
 
 def morph(model: Diffusion, first: Tensor, second: Tensor, weights: Tensor, options: DiffusionOptions) -> Tensor:
-    """Interpolates between two images (1, ...) through the noise of each: (len(weights), ...).
+    """Interpolate between two images (1, ...) through the noise of each: (len(weights), ...).
 
     Raises:
         ValueError: for a solver that cannot invert.

@@ -13,7 +13,7 @@ import genmodels
 
 
 def load_guide(folder: Path) -> nn.Module:
-    """Loads the model in `folder`; of a latent model, its prior. Cached until the weights change.
+    """Load the model in `folder`; of a latent model, its prior. Cached until the weights change.
 
     Raises:
         ValueError: when the folder holds no model.

@@ -25,12 +25,12 @@ from genmodels.diffusion.meanflow import StepEmbedding, mean_velocity_error
 from genmodels.diffusion.options import DiffusionOptions, JumpOptions
 from genmodels.diffusion.process import MeanFlow, Process
 from genmodels.diffusion.variance import variance_bound
-from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
+from genmodels.nn.conditioning import Conditioner, Embedded, drop_condition
 from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.prior import Prior
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Condition, Noise
 
-Predict = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+Predict = Callable[[Tensor, Tensor, "Embedded | None"], Tensor]
 """A network with the signature of `Diffusion.predict`."""
 
 
@@ -52,7 +52,7 @@ class Diffusion(Prior, ABC):
         c = config
         self.process: Process = c.selected
         self.shape = c.shape  # (C, H, W) of x_t
-        self.condition = ConditionEmbedding(len(c.attributes), c.classes, width) if self.is_conditional else None
+        self.condition = Conditioner(c.condition, width) if self.is_conditional else None
         self.gaussian = GaussianDenoiser(c.shape, min(c.gaussian, math.prod(c.shape))) if c.gaussian else None
         self.step = StepEmbedding(width) if self.process.jumps else None
 
@@ -60,11 +60,6 @@ class Diffusion(Prior, ABC):
     def is_conditional(self) -> bool:
         """Whether samples can be conditioned on anything."""
         return not self.conditions.is_empty
-
-    @property
-    def conditions(self) -> ConditionConfig:
-        c = self.config
-        return ConditionConfig(c.attributes, c.classes, drop=c.drop, drop_each=c.drop_each)
 
     @property
     def over_latents(self) -> bool:
@@ -90,13 +85,13 @@ class Diffusion(Prior, ABC):
         return LikelihoodKind(name="bits-per-dim-by-ode", estimator=estimator, images=256)
 
     @abstractmethod
-    def predict(self, x: Tensor, time_input: Tensor, condition: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, time_input: Tensor, condition: Embedded | None) -> Tensor:
         """The network.
 
         Args:
             x: scaled noisy data (N, C, H, W).
             time_input: `process.time_input(t)`, (N,).
-            condition: embedded condition (N, D), or None.
+            condition: embedded condition of N rows, or None.
 
         Returns:
             Prediction (N, `config.outputs`, H, W).
@@ -106,7 +101,7 @@ class Diffusion(Prior, ABC):
 
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Fits the closed-form Gaussian denoiser to the data, if there is one."""
+        """Fit the closed-form Gaussian denoiser to the data, if there is one."""
         if self.gaussian is not None:
             self.gaussian.fit(self.as_map(torch.cat(list(images))))
 
@@ -127,7 +122,7 @@ class Diffusion(Prior, ABC):
         x_0 = self.as_map(batch.images.float())
         condition = batch.condition
         if self.is_conditional:
-            condition = drop_condition(condition, batch.noise, c.drop, c.drop_each)
+            condition = drop_condition(condition, batch.noise, c.condition)
         t = self.process.draw(batch.noise.uniform()).view(-1, 1, 1, 1)
         eps = batch.noise.normal(*x_0.shape[1:])
         embedded, bound = self.embed(condition, len(x_0), x_0.device), None
@@ -152,28 +147,28 @@ class Diffusion(Prior, ABC):
 
     # ---- denoising ----
 
-    def embed(self, condition: Condition, n: int, device: torch.device) -> Tensor | None:
-        """Embeds a condition of n rows: (N, D), or None of an unconditional model."""
+    def embed(self, condition: Condition, n: int, device: torch.device) -> Embedded | None:
+        """Embed a condition of n rows; None for an unconditional model."""
         return None if self.condition is None else self.condition(condition, n, device)
 
-    def null_condition(self, n: int, device: torch.device) -> Tensor | None:
-        """Embeds the null condition, under which the model is unconditional."""
-        return self.embed(Condition(), n, device)
+    def null_condition(self, n: int, device: torch.device) -> Embedded | None:
+        """Embed the null condition, under which the model is unconditional."""
+        return None if self.condition is None else self.condition.nothing(n, device)
 
     def output(
         self,
         x_t: Tensor,
         t: Tensor,
-        condition: Tensor | None,
+        condition: Embedded | None,
         to: Tensor | None = None,
         predict: Predict | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Evaluates the network at (x_t, t).
+        """Evaluate the network at (x_t, t).
 
         Args:
             x_t: noisy data (N, C, H, W).
             t: times (N, 1, 1, 1).
-            condition: embedded condition (N, D).
+            condition: embedded condition of N rows.
             to: times where the jump of a mean flow ends (N, 1, 1, 1); None: t, a jump of length 0.
             predict: network to use in place of the method.
 
@@ -184,7 +179,7 @@ class Diffusion(Prior, ABC):
         """
         if self.step is not None:
             step_embedding = self.step(t - (t if to is None else to))  # (N, D)
-            condition = step_embedding if condition is None else condition + step_embedding
+            condition = Embedded(step_embedding) if condition is None else condition + step_embedding
         predict = predict or self.predict
         time_input = self.process.time_input(t).view(-1)
         prediction = predict(self.process.scale(t) * x_t, time_input, condition).float()
@@ -202,14 +197,14 @@ class Diffusion(Prior, ABC):
             return prediction + self.process.output(x_0, x_t, t), fraction
 
     def denoise(
-        self, x_t: Tensor, t: Tensor, condition: Tensor | None, to: Tensor | None = None
+        self, x_t: Tensor, t: Tensor, condition: Embedded | None, to: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """E[x_0 | x_t] (N, C, H, W), and the learnt variance. The arguments are those of `output`."""
         prediction, fraction = self.output(x_t, t, condition, to)
         return self.process.x0(prediction, x_t, t), fraction
 
     def checked_guide(self, guide: nn.Module, folder: Path) -> Diffusion:
-        """Returns `guide`, loaded from `folder`, when it predicts the same x_0 as this model.
+        """Return `guide`, loaded from `folder`, when it predicts the same x_0 as this model.
 
         Raises:
             ValueError: when its process, shape, attributes, classes or codec differ.

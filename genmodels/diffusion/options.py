@@ -126,7 +126,7 @@ class DiffusionOptions:
         return solvers.schedule(process, self.steps, self.schedule, self.shift)
 
     def check_reversible(self, task: str) -> None:
-        """Raises ValueError when the solver is stochastic; `task` names what needs another one."""
+        """Raise ValueError when the solver is stochastic; `task` names what needs another one."""
         if self.is_stochastic:
             raise ValueError(
                 f"{task} needs a deterministic solver, and this is {self.solver!r} with eta {self.eta:g}: use dpm, "

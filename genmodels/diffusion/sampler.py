@@ -13,6 +13,7 @@ from torch import Tensor
 from genmodels.diffusion.guide import load_guide
 from genmodels.diffusion.options import DiffusionOptions
 from genmodels.diffusion.solvers import Schedule
+from genmodels.nn.conditioning import Embedded
 from genmodels.types import Condition, Noise
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def sample(
     start: Tensor | None = None,
     schedule: Schedule | None = None,
 ) -> Tensor:
-    """Draws samples: images (N, 3, H, W) in [-1, 1], or latents (N, *latents).
+    """Draw samples: images (N, 3, H, W) in [-1, 1], or latents (N, *latents).
 
     Args:
         model: the diffusion model.
@@ -61,8 +62,8 @@ class Guidance:
 
     model: Diffusion
     """Model of the reference prediction."""
-    condition: Tensor | None
-    """Embedded condition of that model (N, D)."""
+    condition: Embedded | None
+    """Embedded condition of that model."""
     scale: float
     """w in x_0 = reference + w (x_0 - reference); at 1 the reference has no effect."""
     low: float = 0.0
@@ -78,8 +79,8 @@ class Denoiser:
     """x_0 = denoise(x_t, t): the data that the model expects, guided and clipped."""
 
     model: Diffusion
-    condition: Tensor | None
-    """Embedded condition (N, D); None of a model without condition."""
+    condition: Embedded | None
+    """Embedded condition; None for an unconditional model."""
     guidance: Guidance | None = None
     """None: unguided."""
     clip: bool = False
@@ -88,7 +89,7 @@ class Denoiser:
     """Learnt variance at the last call (N, C, H, W), for ancestral sampling."""
 
     def __call__(self, x_t: Tensor, t: float | Tensor, to: float | Tensor | None = None) -> Tensor:
-        """Predicts x_0 (N, C, H, W) in float32.
+        """Predict x_0 (N, C, H, W) in float32.
 
         Args:
             x_t: noisy data (N, C, H, W).
@@ -155,7 +156,7 @@ def initial_noise(model: Diffusion, noise: Noise, options: DiffusionOptions) -> 
 def trajectory(
     model: Diffusion, noise: Noise, condition: Condition, options: DiffusionOptions
 ) -> tuple[Tensor, Tensor]:
-    """Records every evaluation on the way to `sample(model, noise, condition, options)`.
+    """Record every evaluation on the way to `sample(model, noise, condition, options)`.
 
     Returns:
         x_t, scaled to the variance of data, and the predicted x_0; each

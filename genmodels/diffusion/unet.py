@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.model import Diffusion
+from genmodels.nn.conditioning import Embedded
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ class UNet(Diffusion):
             start_small(self.network)
         self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
 
-    def predict(self, x: Tensor, time_input: Tensor, condition: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, time_input: Tensor, condition: Embedded | None) -> Tensor:
         x = F.pixel_unshuffle(x, self.config.patch)  # (N, C p^2, H/p, W/p)
-        return F.pixel_shuffle(self.network(x, time_input, condition).sample, self.config.patch)
+        pooled = None if condition is None else condition.pooled
+        return F.pixel_shuffle(self.network(x, time_input, pooled).sample, self.config.patch)
 
 
 def network_settings(config: UNetConfig) -> dict[str, Any]:
@@ -105,13 +107,13 @@ def network_settings(config: UNetConfig) -> dict[str, Any]:
         "attention_head_dim": c.head,
         "norm_num_groups": c.groups,
         "dropout": c.dropout,
-        "class_embed_type": "identity" if c.attributes or c.classes else None,
+        "class_embed_type": "identity" if not c.condition.is_empty or c.process == "meanflow" else None,
     } | c.diffusers
 
 
 @torch.no_grad()
 def start_small(network: UNet2DModel) -> None:
-    """Initialises residual blocks as the identity, and the output as 0 (arXiv 2105.05233)."""
+    """Initialise residual blocks as the identity, and the output as 0 (arXiv 2105.05233)."""
     last_layers = [module.conv2 for module in network.modules() if isinstance(module, ResnetBlock2D)]
     for layer in (*last_layers, network.conv_out):
         for parameter in layer.parameters():

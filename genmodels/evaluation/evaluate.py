@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genmodels import sampling
-from genmodels.base import Generator, evaluating
+from genmodels.base import Generator
 from genmodels.data.packed import spread_rows
 from genmodels.evaluation.codebook import codebook_scores
 from genmodels.evaluation.conditional import attribute_accuracy
@@ -29,6 +29,7 @@ from genmodels.evaluation.protocol import FULL_N, Protocol, check_count, code_ve
 from genmodels.evaluation.reference import Reference, spread
 from genmodels.evaluation.results import Evaluation, Score, Subject
 from genmodels.evaluation.samples import by_extractor, fingerprint_of, sample_scores
+from genmodels.modes import evaluating
 from genmodels.nn.perceptual import Distance, load_lpips
 from genmodels.pixels import to_float
 from genmodels.types import Condition

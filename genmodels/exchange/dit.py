@@ -12,6 +12,7 @@ from torch import Tensor
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.dit import DiT, DiTConfig, vanilla
 from genmodels.nn.transformer import TransformerConfig
+from genmodels.types import ConditionConfig
 
 PUBLISHED = vanilla().ddpm
 TIME = ("linear_1", "linear_2")
@@ -30,7 +31,7 @@ EMBEDDING = "norm1.emb"
 def from_diffusers(
     settings: Mapping[str, Any], weights: Mapping[str, Tensor], size: int, process: DDPM = PUBLISHED
 ) -> DiT:
-    """Converts a DiTTransformer2DModel.
+    """Convert a DiTTransformer2DModel.
 
     Its last class is the null class. Here an absent label adds nothing to the embedding, so the
     vector of the null class is added to the bias of the time embedding and subtracted from the
@@ -54,7 +55,8 @@ def from_diffusers(
     if settings.get("out_channels") not in (None, channels, 2 * channels):
         raise ValueError(f"{channels} channels in and {settings['out_channels']} out are not supported")
     process = replace(process, learned_variance=settings.get("out_channels") == 2 * channels)
-    model = DiT(vanilla(size=size, latents=latents, patch=patch, transformer=blocks, classes=classes, ddpm=process))
+    condition = ConditionConfig(classes=classes)
+    model = DiT(vanilla(size=size, latents=latents, patch=patch, transformer=blocks, condition=condition, ddpm=process))
     source = dict(weights)
 
     def take(*names: str) -> Tensor:
@@ -90,7 +92,7 @@ def from_diffusers(
 
 
 def to_diffusers(model: DiT) -> Any:
-    """Converts `model` to a DiTTransformer2DModel with the same outputs.
+    """Convert `model` to a DiTTransformer2DModel with the same outputs.
 
     Raises:
         ValueError: when a DiTTransformer2DModel does not support the config of the model.
@@ -107,7 +109,7 @@ def to_diffusers(model: DiT) -> Any:
         num_layers=blocks.depth,
         sample_size=c.shape[1],
         patch_size=c.patch,
-        num_embeds_ada_norm=c.classes,
+        num_embeds_ada_norm=c.condition.classes,
         norm_eps=blocks.norm_eps,
     )
     source = model.state_dict()
@@ -135,7 +137,7 @@ def to_diffusers(model: DiT) -> Any:
 
 
 def check_supported(config: DiTConfig) -> None:
-    """Raises ValueError for a config that a DiTTransformer2DModel does not support."""
+    """Raise ValueError for a config that a DiTTransformer2DModel does not support."""
     c, blocks = config, config.transformer
     reasons = {
         "its blocks are not those of vanilla (LayerNorm, GELU, biases, no rotation)": (
@@ -145,8 +147,9 @@ def check_supported(config: DiTConfig) -> None:
         "its heads share keys": blocks.key_heads != blocks.heads,
         "its MLP is not 4 times as wide": blocks.inner != 4 * blocks.width,
         "it corrects a closed-form denoiser": c.gaussian > 0,
-        "it takes attributes": bool(c.attributes),
-        "it has no classes": not c.classes,
+        "it takes attributes": bool(c.condition.attributes),
+        "it takes text": c.condition.text.vocabulary > 0,
+        "it has no classes": not c.condition.classes,
         "its input is not square": c.shape[1] != c.shape[2],
     }
     if applying := [reason for reason, applies in reasons.items() if applies]:

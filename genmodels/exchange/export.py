@@ -27,7 +27,7 @@ SETTINGS, EXTRAS = "genmodels.json", "genmodels.safetensors"
 
 
 def export_to_diffusers(model: Generator, out: Path) -> str:
-    """Writes `model` into the new or empty folder `out`.
+    """Write `model` into the new or empty folder `out`.
 
     A DDPM on pixels, without condition, patches or Gaussian denoiser, becomes a DDIMPipeline; over
     the vectors of a VQModel of diffusers an LDMPipeline. Every other U-Net becomes unet/,
@@ -51,6 +51,8 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     c = prior.config
     if c.outputs > c.shape[0]:
         raise ValueError("diffusers' pipelines of a U-Net do not support a learned variance, which this unet has")
+    if c.condition.text.vocabulary:
+        raise ValueError("the exported U-Net takes attributes and labels: this unet has text")
     plain = isinstance(prior.process, DDPM) and c.patch == 1 and not c.gaussian and not prior.is_conditional
     if plain and codec is None:
         pipeline: Any = diffusers.DDIMPipeline(unet=prior.network, scheduler=scheduler)
@@ -74,8 +76,8 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
         "process": c.process,
         "patch": c.patch,
         "channels_height_width": c.shape,
-        "attributes": c.attributes,
-        "classes": c.classes,
+        "attributes": c.condition.attributes,
+        "classes": c.condition.classes,
     }
     (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
     shutil.copy(SCRIPT, out / SCRIPT.name)
@@ -83,7 +85,7 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
 
 
 def export_dit(prior: DiT, codec: PretrainedCodec | None, out: Path) -> str:
-    """Writes a DiTPipeline into `out`.
+    """Write a DiTPipeline into `out`.
 
     Raises:
         ValueError: for a model that DiTPipeline does not support.
@@ -94,10 +96,10 @@ def export_dit(prior: DiT, codec: PretrainedCodec | None, out: Path) -> str:
         raise ValueError(
             "diffusers' DiTPipeline needs latents of an AutoencoderKL: this dit has another codec, or none"
         )
-    if prior.config.classes != NULL_CLASS:
+    if prior.config.condition.classes != NULL_CLASS:
         raise ValueError(
             f"diffusers' DiTPipeline uses class {NULL_CLASS} as the null class, so a model must have {NULL_CLASS:,} "
-            f"classes: this one has {prior.config.classes:,}"
+            f"classes: this one has {prior.config.condition.classes:,}"
         )
     process = prior.process
     if not isinstance(process, DDPM) or process.prediction != "eps" or process.clip:
@@ -110,7 +112,7 @@ def export_dit(prior: DiT, codec: PretrainedCodec | None, out: Path) -> str:
 
 @torch.no_grad()
 def centred(codec: PretrainedKL) -> Any:
-    """Returns an AutoencoderKL whose latents are the whitened latents of `codec`.
+    """Return an AutoencoderKL whose latents are the whitened latents of `codec`.
 
     Mean and scale are absorbed by its 1 x 1 convolutions.
     """
@@ -132,7 +134,7 @@ def centred(codec: PretrainedKL) -> Any:
 
 
 def parts_of(model: Generator) -> tuple[UNet | DiT, PretrainedCodec | None]:
-    """Returns the U-Net or DiT, and the diffusers codec of a latent model, or None.
+    """Return the U-Net or DiT, and the diffusers codec of a latent model, or None.
 
     Raises:
         ValueError: for a model of another family, or with a codec of ours.

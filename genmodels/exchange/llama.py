@@ -15,11 +15,11 @@ LLAMA_NAMES = {
     "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
     "mlp.down": ["mlp.down_proj"],
 }
-"""Each weight of a block, and the weights of transformers' LlamaDecoderLayer that are stacked to form it."""
+"""Each weight of a block: the weights of LlamaDecoderLayer that are stacked to form it."""
 
 
 def from_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the state dict of transformers' LlamaForCausalLM or LlamaModel to that of a `Transformer`.
+    """Convert the state dict of LlamaForCausalLM or LlamaModel to that of a `Transformer`.
 
     | here                            | transformers, after `model.`                                    |
     |---------------------------------|-----------------------------------------------------------------|
@@ -31,9 +31,10 @@ def from_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     | blocks.i.mlp.down.weight        | layers.i.mlp.down_proj.weight                                   |
     | norm.weight                     | norm.weight                                                     |
 
-    Nothing is permuted: both rotate the pairs (i, i + d / 2) of a head's channels. The embedding (embed_tokens.weight)
-    and the head (lm_head.weight) are left out, because a `Transformer` has neither. The matching config is width =
-    hidden_size, hidden = intermediate_size, kv_heads = num_key_value_heads and norm_eps = rms_norm_eps.
+    Nothing is permuted: both rotate the pairs (i, i + d / 2) of a head's channels. The embedding
+    (embed_tokens.weight) and the head (lm_head.weight) are left out, because a `Transformer` has
+    neither. The matching config is width = hidden_size, hidden = intermediate_size, kv_heads =
+    num_key_value_heads and norm_eps = rms_norm_eps.
 
     Raises:
         ValueError: when a weight is missing or has no counterpart here, such as a bias.

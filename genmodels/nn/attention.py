@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 Backend = Literal["native", "flash", "flash3", "flex"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-"""native: torch's scaled_dot_product_attention (SDPA). flash: FlashAttention 2 (package flash-attn, arXiv 2307.08691).
-flash3: FlashAttention 3 (package flash_attn_3, arXiv 2407.08608). flex: torch's FlexAttention (arXiv 2412.05496). All
-except native run through diffusers' dispatch."""
+"""native: torch's scaled_dot_product_attention (SDPA). flash: FlashAttention 2 (package flash-attn,
+arXiv 2307.08691). flash3: FlashAttention 3 (package flash_attn_3, arXiv 2407.08608). flex: torch's
+FlexAttention (arXiv 2412.05496). All except native run through diffusers' dispatch."""
 DIFFUSERS_NAMES = {"flash": "flash", "flash3": "_flash_3", "flex": "flex"}
 CAPABILITY = {"flash": (8, 0), "flash3": (9, 0)}
 """The lowest compute capabilities that the FlashAttention packages support: Ampere and Hopper."""
 
 
 class Attention(Mixer):
-    """Self-attention with G heads of keys and values for H query heads. Queries, keys and values are one matrix."""
+    """Self-attention with H query heads and G heads of keys and values, all from one matrix."""
 
     rewindable: ClassVar[bool] = True
     needs_mask: ClassVar[bool] = True
@@ -88,37 +88,40 @@ def attend(
 ) -> Tensor:
     """Attention of T queries over S keys.
 
-    Multi-head (G = H), grouped-query (arXiv 2305.13245) or multi-query (G = 1, arXiv 1911.02150): query head h attends
-    to key head h // (H / G). The scale is 1 / sqrt(d); the softmax is computed in float32 for every dtype.
+    Multi-head (G = H), grouped-query (arXiv 2305.13245) or multi-query (G = 1, arXiv 1911.02150):
+    query head h attends to key head h // (H / G). The scale is 1 / sqrt(d); the softmax is computed
+    in float32 for every dtype.
 
     Args:
         q: queries (N, H, T, d).
         k: keys (N, G, S, d), with G a divisor of H.
         v: values (N, G, S, d).
-        causal: query t attends to keys up to t + S - T: the queries are the last T of S positions, as with cached keys.
-        mask: bool (T, S), (N, T, S) or (N, 1 or H, T, S), in place of `causal`: True where a query attends to a key.
-            Every query needs at least one key. FlashAttention takes no mask.
+        causal: query t attends to keys up to t + S - T: the queries are the last T of S positions,
+            as with cached keys.
+        mask: bool (T, S), (N, T, S) or (N, 1 or H, T, S), in place of `causal`: True where a query
+            attends to a key. Every query needs at least one key. FlashAttention takes no mask.
         backend: which implementation. It is never replaced by another one.
 
     Returns:
         (N, H, T, d), in the dtype of q.
 
     Raises:
-        ValueError: when shapes or dtypes do not fit, or the backend cannot run; the message lists those that can.
+        ValueError: when shapes or dtypes do not fit, or the backend cannot run; the message lists
+            those that can.
     """
     check_inputs(q, k, v, causal, mask)
     if mask is not None and mask.ndim == 3:
         mask = mask.unsqueeze(1)  # (N, 1, T, S)
     if backend == "native":
         return F.scaled_dot_product_attention(q, k, v, **sdpa_arguments(q, k, causal, mask))
-    if not torch.compiler.is_compiling():  # installed packages cannot be looked up inside a compiled graph
+    if not torch.compiler.is_compiling():  # a compiled graph cannot look up installed packages
         check_backend(backend, q.device)
     check_support(q, k, v, mask, backend)
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
     flex = backend == "flex"
     options: dict[str, Any] = {
-        # Flex ignores is_causal and needs a block mask. FlashAttention aligns its causal mask as we do.
+        # Flex ignores is_causal and needs a block mask. FlashAttention aligns causal masks as here.
         "attn_mask": block_mask(q, k, causal, mask) if flex else None,
         "is_causal": causal and not flex,
         "enable_gqa": k.shape[1] != q.shape[1],
@@ -159,9 +162,9 @@ def kernel_of(
 ) -> str:
     """The name of the kernel that `attend` runs for these inputs. It raises the errors of `attend`.
 
-    SDPA chooses a kernel by device, dtype and shape. "native: flash", "native: efficient" and "native: cudnn" are
-    tiled; "native: math" stores all T x S scores. Flex is only fused by torch.compile: outside it, "flex: unfused"
-    stores all scores too.
+    SDPA chooses a kernel by device, dtype and shape. "native: flash", "native: efficient" and
+    "native: cudnn" are tiled; "native: math" stores all T x S scores. Flex is only fused by
+    torch.compile: outside it, "flex: unfused" stores all scores too.
     """
     check_inputs(q, k, v, causal, mask)
     if mask is not None and mask.ndim == 3:
@@ -243,12 +246,12 @@ def why_not(backend: str, device: torch.device) -> str | None:
 def sdpa_arguments(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> dict[str, Any]:
     """The mask and switches that SDPA needs.
 
-    With SDPA's is_causal, query t attends to keys up to t, as if the queries were the *first* of the S positions. With
-    cached keys they are the last, so is_causal is only correct for T = S.
+    With SDPA's is_causal, query t attends to keys up to t, as if the queries were the *first* of
+    the S positions. With cached keys they are the last, so is_causal is only correct for T = S.
     """
     queries, keys = q.shape[2], k.shape[2]
     square = queries == keys
-    if causal and not square and queries > 1:  # a single query is the last position: it attends to all keys
+    if causal and not square and queries > 1:  # a single query attends to all keys
         mask = lower_right(queries, keys, q.device)
     return {"attn_mask": mask, "is_causal": causal and square, "enable_gqa": k.shape[1] != q.shape[1]}
 
@@ -259,13 +262,13 @@ def lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
 
 
 def block_mask(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> BlockMask | None:
-    """The block mask that flex needs in place of `causal` or `mask`, (T, S) or (N, 1 or H, T, S)."""
+    """The block mask that flex needs in place of `causal` or of `mask`."""
     queries, keys = q.shape[2], k.shape[2]
     if mask is None:
         return causal_block_mask(queries, keys, q.device) if causal and queries > 1 else None
     from torch.nn.attention.flex_attention import create_block_mask
 
-    # NOTE: built again in every layer, which costs more than the attention itself for short sequences.
+    # NOTE: built again in every layer, at more than the cost of the attention if T is small.
     full = mask if mask.ndim == 4 else mask[None, None]
     rows, heads = full.shape[:2]
 
@@ -279,7 +282,7 @@ def block_mask(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Block
 
 @lru_cache(maxsize=16)
 def causal_block_mask(queries: int, keys: int, device: torch.device) -> BlockMask:
-    """The block mask of `lower_right`, cached because building one costs more than the attention of a layer."""
+    """The block mask of `lower_right`. Building one costs more than the attention of a layer."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def past(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:

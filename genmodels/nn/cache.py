@@ -1,4 +1,4 @@
-"""The states of a transformer's blocks after earlier positions, so that generation does not compute them again."""
+"""The states of a transformer's blocks after earlier positions, for generation step by step."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ class Cache:
         self.forward_only = tuple(forward_only)
         # A tensor, so that a compiled step does not depend on its value.
         self._length = torch.zeros((), dtype=torch.int64, device=device)
-        # The sequence that each position belongs to, see `number_sequences`. Read only once there are several.
+        # The sequence of each position, see `number_sequences`. Read only once there are several.
         self._sequences = torch.zeros(n, capacity, dtype=torch.int64, device=device)
         self._several = False
         if device.type == "cuda":
+            # CUDA graphs of a compiled step may then write to the tensors in place.
             for tensor in (*(tensor for state in self.states for tensor in state), self._length, self._sequences):
-                torch._dynamo.mark_static_address(tensor)  # CUDA graphs of a compiled step may write to it in place
+                torch._dynamo.mark_static_address(tensor)
 
     @property
     def length(self) -> int:
@@ -65,11 +66,12 @@ class Cache:
     def end(self, new: int) -> int:
         """The end of the slots to read, after `new` further positions have been written.
 
-        A compiled step reads all slots under a mask, so that its shapes never change. Otherwise the end is that of
-        the filled slots.
+        A compiled step reads all slots under a mask, so that its shapes never change. Otherwise the
+        end is that of the filled slots.
 
         Raises:
-            ValueError: when they do not fit (a compiled step cannot check this; its write fails instead).
+            ValueError: when they do not fit (a compiled step cannot check this; its write fails
+                instead).
         """
         if torch.compiler.is_compiling():
             return self.capacity
@@ -81,8 +83,12 @@ class Cache:
     def add_sequences(
         self, write: Tensor, end: int, starts: Tensor | None, valid: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        """The sequences of the new positions (N, T) and of all up to `end` (N, S); None while all rows are one
-        sequence without padding."""
+        """Record the sequences of the new positions.
+
+        Returns:
+            The sequences of the new positions (N, T) and of all positions up to `end` (N, S). None
+            while each row is one sequence without padding.
+        """
         if starts is None and valid is None and not self._several:
             return None
         self._several = True

@@ -24,8 +24,8 @@ def init_weights(model: nn.Module, depth: int) -> None:
     | parameters that `Branch.initialise` sets          | as set there                         |
     | all others, such as the gains of norms            | as the module's constructor set them |
 
-    2 depth branches are added to the residual stream; scaling their weights keeps its variance independent of depth.
-    `Branch.residual` says which weights these are.
+    2 depth branches are added to the residual stream; scaling their weights keeps its variance
+    independent of depth. `Branch.residual` says which weights these are.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -1,10 +1,12 @@
 """The interface of the modules inside a transformer block.
 
-A block adds two branches to its residual stream: a mixer, which moves information between tokens (attention), and an
-MLP, which works on each token alone. Both derive from `Branch` and declare how their own parameters are initialised
-and trained, so that `nn/init.py` and `training/optim.py` need no parameter names.
+A block adds two branches to its residual stream: a mixer, which moves information between tokens
+(attention), and an MLP, which works on each token alone. Both derive from `Branch` and declare how
+their own parameters are initialised and trained, so that `nn/init.py` and `training/optim.py` need
+no parameter names.
 
-To add a mixer, write a module with a class derived from `Mixer` and add one entry to `MIXERS` in nn/transformer.py.
+To add a mixer, write a module with a class derived from `Mixer` and add one entry to `MIXERS` in
+nn/transformer.py.
 """
 
 from __future__ import annotations
@@ -28,25 +30,27 @@ State = tuple[Tensor, ...]
 class Branch(nn.Module, ABC):
     """A module whose output is added to the residual stream of a transformer.
 
-    It declares only parameters that it holds itself. Parameters are returned by methods rather than stored in lists,
-    because FSDP replaces them.
+    It declares only parameters that it holds itself. Parameters are returned by methods rather than
+    stored in lists, because FSDP replaces them.
     """
 
     @abstractmethod
     def residual(self) -> Iterable[Tensor]:
-        """Weights of the layers that write to the residual stream. `init_weights` scales them down with depth."""
+        """Weights that write to the residual stream. `init_weights` scales them down with depth."""
 
     def muon(self) -> Iterable[Tensor]:
         """Matrices that Muon may train. By default none; AdamW trains the others."""
         return ()
 
     def no_decay(self) -> Iterable[Tensor]:
-        """Parameters without weight decay. Parameters of fewer than two dimensions never have any."""
+        """Parameters without weight decay, besides those of fewer than two dimensions."""
         return ()
 
     def initialise(self) -> None:
-        """Set initial values other than those of `init_weights`, which calls this last, without gradients. It may be
-        called more than once."""
+        """Set initial values other than those of `init_weights`, which calls this last.
+
+        It is called without gradients, and may be called more than once.
+        """
 
 
 class Mixer(Branch):
@@ -54,19 +58,20 @@ class Mixer(Branch):
 
     Args:
         config: of the transformer.
-        causal: whether token t may depend on tokens up to t only. Otherwise every token depends on every other.
+        causal: whether token t may depend on tokens up to t only. Otherwise every token depends on
+            every other.
 
     Raises:
         ValueError: when a mixer that is causal by nature is built for a transformer that is not.
     """
 
     bidirectional: ClassVar[bool] = True
-    """Whether the mixer also works without causality. A recurrent mixer that only scans forward sets False."""
+    """Whether it also works without causality. A mixer that only scans forward sets False."""
     rewindable: ClassVar[bool] = False
-    """Whether its state after t positions can be recovered after more have been added, as attention's can."""
+    """Whether its state at an earlier position can be recovered later, as attention's can."""
     needs_mask: ClassVar[bool] = False
-    """Whether it reads `places.mask`, which grows with T x S and is not computed otherwise. Other mixers must respect
-    `places.starts` and `places.valid`."""
+    """Whether it reads `places.mask`, which grows with T x S and is not computed otherwise. Other
+    mixers must respect `places.starts` and `places.valid`."""
 
     def __init__(self, config: TransformerConfig, causal: bool):
         super().__init__()
@@ -84,7 +89,8 @@ class Mixer(Branch):
         Args:
             x: (N, T, D).
             places: where the tokens are.
-            state: of earlier positions, from `make_state`; updated in place. Only given to a causal mixer.
+            state: of earlier positions, from `make_state`; updated in place. Only given to a causal
+                mixer.
 
         Returns:
             (N, T, D).

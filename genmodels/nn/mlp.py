@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.nn.mixer import Branch
+
+if TYPE_CHECKING:
+    from genmodels.nn.transformer import TransformerConfig
 
 
 class MLP(Branch):
@@ -87,3 +91,13 @@ class GELU(MLP):
 
 MLPS: dict[str, type[MLP]] = {"swiglu": SwiGLU, "gelu": GELU}
 """Each kind of MLP by its name in `TransformerConfig.mlp`."""
+
+
+def make_mlp(config: TransformerConfig) -> Branch:
+    """The MLP of a block.
+
+    NOTE: this is the place for a mixture of experts: a group of settings
+    `TransformerConfig.experts`, and here `Experts(config)`, a `Branch` that works on each token
+    alone, in place of the dense MLP when its count is above 0.
+    """
+    return MLPS[config.mlp](config.width, config.inner, config.bias)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from genmodels.nn.transformer import TransformerConfig
 
 
 class RMSNorm(nn.Module):
@@ -27,3 +32,8 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.float()).to(x.dtype)
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """The norm before each branch of a transformer."""
+    return (RMSNorm if config.norm == "rms" else LayerNorm)(config.width, config.norm_eps)

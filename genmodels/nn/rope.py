@@ -12,13 +12,14 @@ Rope = tuple[Tensor, Tensor]
 def rope(positions: Tensor, head_dim: int, theta: float = 10_000.0) -> Rope:
     """The angles by which pairs of a head's channels are rotated at each position.
 
-    Along a line, pair i of d / 2 is rotated by position * theta^(-2i / d). Over a grid the first half of the pairs is
-    rotated by the row and the second half by the column, each with the frequencies of a head of d / 2 channels. The dot
-    product of two rotated vectors depends only on the difference of their positions.
+    Along a line, pair i of d / 2 is rotated by position * theta^(-2i / d). Over a grid the first
+    half of the pairs is rotated by the row and the second half by the column, each with the
+    frequencies of a head of d / 2 channels. The dot product of two rotated vectors depends only on
+    the difference of their positions.
 
     Args:
-        positions: (T,) along a line, rows and columns (T, 2) over a grid, or (N, T, 1 or 2) where the rows of a batch
-            differ; integers or floats.
+        positions: (T,) along a line, rows and columns (T, 2) over a grid, or (N, T, 1 or 2) where
+            the rows of a batch differ; integers or floats.
         head_dim: d.
         theta: base of the wavelengths, which range from 2 pi to about 2 pi theta.
 
@@ -41,10 +42,11 @@ def rope(positions: Tensor, head_dim: int, theta: float = 10_000.0) -> Rope:
 
 
 def rotate(x: Tensor, angles: Rope) -> Tensor:
-    """Rotate the pairs (i, i + d / 2) of the channels of x (N, H, T, d), in float32; the dtype of x is kept.
+    """Rotate the pairs (i, i + d / 2) of the channels of x (N, H, T, d), in float32; the dtype of x
+    is kept.
 
-    These are the pairs of Llama in transformers. The paper pairs neighbours (2i, 2i + 1), which is equivalent up to a
-    permutation of the channels.
+    These are the pairs of Llama in transformers. The paper pairs neighbours (2i, 2i + 1), which is
+    equivalent up to a permutation of the channels.
     """
     cos, sin = angles
     first, second = x.float().chunk(2, dim=-1)  # (N, H, T, d / 2)

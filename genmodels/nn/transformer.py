@@ -1,14 +1,15 @@
-"""The transformer that autoregressive models and diffusion transformers share. It does not know what tokens mean.
+"""The transformer that autoregressive models and diffusion transformers share. It does not know
+what tokens mean.
 
-The default block is Llama's (arXiv 2302.13971, 2407.21783): RMSNorm before each branch, grouped-query attention with
-rotary positions, SwiGLU, no biases. Each of these has an older alternative: LayerNorm, no rotation, GELU and biases,
-which together are the block of GPT-2 and of the first diffusion transformer. Embeddings, heads and conditions belong to
-the models.
+The default block is Llama's (arXiv 2302.13971, 2407.21783): RMSNorm before each branch,
+grouped-query attention with rotary positions, SwiGLU, no biases. Each of these has an older
+alternative: LayerNorm, no rotation, GELU and biases, which together are the block of GPT-2 and of
+the first diffusion transformer. Embeddings, heads and conditions belong to the models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -20,14 +21,15 @@ from torch.utils.checkpoint import checkpoint
 from genmodels.nn.attention import BACKENDS, Attention, Backend
 from genmodels.nn.cache import Cache
 from genmodels.nn.init import init_weights
-from genmodels.nn.mixer import Branch, Mixer, State
-from genmodels.nn.mlp import MLPS
-from genmodels.nn.norm import LayerNorm, RMSNorm
+from genmodels.nn.mixer import Mixer, State
+from genmodels.nn.mlp import MLPS, make_mlp
+from genmodels.nn.norm import make_norm
 from genmodels.nn.places import Places, attention_mask, number_sequences
 from genmodels.nn.rope import rope
 
 MIXERS: dict[str, type[Mixer]] = {"attention": Attention}
-"""Each mixer by its name in `TransformerConfig.mixers`, which is also the name of its weights inside a block."""
+"""Each mixer by its name in `TransformerConfig.mixers`, which is also the name of its weights
+inside a block."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class TransformerConfig:
     heads: int = 4
     """H, query heads; each has width / heads channels."""
     kv_heads: int | None = None
-    """G, heads of keys and values, a divisor of `heads`. None: `heads` (multi-head attention); 1: multi-query; between:
-    grouped-query (arXiv 2305.13245)."""
+    """G, heads of keys and values, a divisor of `heads`. None: `heads` (multi-head attention); 1:
+    multi-query; between: grouped-query (arXiv 2305.13245)."""
     mixers: tuple[Literal["attention"], ...] = ("attention",)
     """Mixers of the blocks, a pattern that repeats over the depth."""
     norm: Literal["rms", "layer"] = "rms"
@@ -50,8 +52,8 @@ class TransformerConfig:
     mlp: Literal["swiglu", "gelu"] = "swiglu"
     """SwiGLU, or two layers with GELU (tanh approximation) between them."""
     hidden: int | None = None
-    """Inner width of the MLP. None: 4 times the width with GELU; with SwiGLU 8/3 of the width, rounded up to a multiple
-    of 64, which gives as many weights (arXiv 2002.05202)."""
+    """Inner width of the MLP. None: 4 times the width with GELU; with SwiGLU 8/3 of the width,
+    rounded up to a multiple of 64, which gives as many weights (arXiv 2002.05202)."""
     bias: bool = False
     """Biases in the linear layers of the blocks."""
     rotary: bool = True
@@ -67,8 +69,8 @@ class TransformerConfig:
     backend: Backend = "native"
     """Implementation of attention; see `genmodels.nn.attention`."""
     recompute: bool = False
-    """Recompute each block in the backward pass instead of storing its activations (arXiv 1604.06174): about a third
-    more computation for a fraction of the memory."""
+    """Recompute each block in the backward pass instead of storing its activations (arXiv
+    1604.06174): about a third more computation for a fraction of the memory."""
 
     def __post_init__(self) -> None:
         for mixer in self.mixers:
@@ -127,11 +129,13 @@ BlockModulation = tuple[Modulation, Modulation]
 
 
 class Block(nn.Module):
-    """A mixer, then an MLP, each after a norm and added to the residual stream; optionally modulated by adaLN-zero.
+    """A mixer, then an MLP, each after a norm and added to the residual stream; optionally
+    modulated by adaLN-zero.
 
     Args:
         config: of the transformer.
-        kind: name of the mixer in `MIXERS`. Its weights are called `<kind>.*` and those of its norm `<kind>_norm.*`.
+        kind: name of the mixer in `MIXERS`. Its weights are called `<kind>.*` and those of its norm
+            `<kind>_norm.*`.
         causal: whether tokens depend on earlier ones only.
     """
 
@@ -166,20 +170,6 @@ class Block(nn.Module):
         return x + (branch if modulation is None else modulation.gate * branch)
 
 
-def make_norm(config: TransformerConfig) -> nn.Module:
-    """The norm before each branch."""
-    return (RMSNorm if config.norm == "rms" else LayerNorm)(config.width, config.norm_eps)
-
-
-def make_mlp(config: TransformerConfig) -> Branch:
-    """The MLP of a block.
-
-    NOTE: this is the place for a mixture of experts: a group of settings `TransformerConfig.experts`, and here
-    `Experts(config)`, a `Branch` that works on each token alone, in place of the dense MLP when its count is above 0.
-    """
-    return MLPS[config.mlp](config.width, config.inner, config.bias)
-
-
 def _modulated(x: Tensor, modulation: Modulation | None) -> Tensor:
     return x if modulation is None else x * (1 + modulation.scale) + modulation.shift
 
@@ -189,7 +179,8 @@ class Transformer(nn.Module):
 
     Args:
         config: its architecture.
-        causal: whether token t depends on tokens up to t only; otherwise every token depends on every other.
+        causal: whether token t depends on tokens up to t only; otherwise every token depends on
+            every other.
 
     Raises:
         ValueError: when a mixer sees earlier tokens only and `causal` is False.
@@ -214,31 +205,35 @@ class Transformer(nn.Module):
         *,
         starts: Tensor | None = None,
         valid: Tensor | None = None,
+        after: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
         """Mix tokens.
 
         Args:
             x: token vectors (N, T, D).
-            positions: (T,) along a line, (T, 2) over a grid, or (N, T, 1 or 2) where rows differ; by default 0, 1, ...,
-                continued from `cache`.
-            cache: states of earlier positions, to which those of x are added. For generation: it is changed in place,
-                without gradients.
+            positions: (T,) along a line, (T, 2) over a grid, or (N, T, 1 or 2) where rows differ;
+                by default 0, 1, ..., continued from `cache`.
+            cache: states of earlier positions, to which those of x are added. For generation: it is
+                changed in place, without gradients.
             modulation: one per block.
-            starts: bool (N, T), True where a new sequence (a document) begins. Tokens of one sequence do not see
-                others. None: each row is one sequence.
+            starts: bool (N, T), True where a new sequence (a document) begins. Tokens of one
+                sequence do not see others. None: each row is one sequence.
             valid: bool (N, T), False at padding, which no other token sees. None: no padding.
+            after: one function (N, T, D) -> (N, T, D) per block, applied after it, such as
+                cross-attention.
 
         Returns:
             (N, T, D), normalised.
 
         Raises:
-            ValueError: when the positions do not fit into the cache, or `starts` or `valid` is not bool (N, T).
+            ValueError: when the positions do not fit into the cache, or `starts` or `valid` is not
+                bool (N, T).
         """
         length = x.shape[1]
         if positions is None:
             positions = torch.arange(length, device=x.device) if cache is None else cache.slots(length)
         places = self.places(positions, starts, valid, cache)
-        x = self.through(x, places, modulation, cache=cache)
+        x = self.through(x, places, modulation, cache=cache, after=after)
         if cache is not None:
             cache.advance(length)
         return self.norm(x)
@@ -250,7 +245,8 @@ class Transformer(nn.Module):
         valid: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Places:
-        """Angles, masks and slots of a forward pass, shared by all blocks. Arguments as for `forward`."""
+        """Angles, masks and slots of a forward pass, shared by all blocks. Arguments as for
+        `forward`."""
         c = self.config
         length = positions.shape[max(0, positions.ndim - 2)]  # T
         for name, rows in (("starts", starts), ("valid", valid)):
@@ -266,7 +262,7 @@ class Transformer(nn.Module):
             sequences = cache.add_sequences(write, end, starts, valid)
         mask = None
         if self.needs_mask:
-            # A compiled step reads the whole cache, so it needs a mask to hide the slots that are not filled yet.
+            # A compiled step reads the whole cache: a mask hides the slots that are not filled yet.
             whole = cache is not None and torch.compiler.is_compiling()
             mask = attention_mask(write, end, self.causal, sequences) if whole or sequences is not None else None
         if cache is None:
@@ -281,6 +277,7 @@ class Transformer(nn.Module):
         first: int = 0,
         last: int | None = None,
         cache: Cache | None = None,
+        after: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
         """Apply blocks `first` to `last` - 1 to x (N, T, D), without the final norm.
 
@@ -291,6 +288,7 @@ class Transformer(nn.Module):
             first: index of the first block.
             last: index after the last block; None: all.
             cache: whose states are updated; the caller advances it.
+            after: of all blocks.
         """
         for i, block in list(enumerate(self.blocks))[first:last]:
             state = None if cache is None else cache.states[i]
@@ -299,6 +297,8 @@ class Transformer(nn.Module):
                 x = checkpoint(block, x, places, None, change, use_reentrant=False)
             else:
                 x = block(x, places, state, change)
+            if after is not None:
+                x = after[i](x)
         return x
 
     def make_cache(self, n: int, capacity: int, dtype: torch.dtype | None = None) -> Cache:

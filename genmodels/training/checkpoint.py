@@ -196,8 +196,8 @@ def load_optimizers(path: Path, optimizers: dict[str, Optimizer]) -> None:
     try:
         tensors = load_file(path / "optimizer.safetensors")
         for turn, optimizer in optimizers.items():
-            own = {name.removeprefix(f"{turn}."): t for name, t in tensors.items() if name.startswith(f"{turn}.")}
-            load_optimizer_tensors(optimizer, own)
+            state = {name.removeprefix(f"{turn}."): t for name, t in tensors.items() if name.startswith(f"{turn}.")}
+            load_optimizer_tensors(optimizer, state)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise _not_of_this_version(path, error) from None
 

@@ -23,8 +23,7 @@ COMMON = {
     "model": (),
     "logging": ("sample_every", "evaluate_every"),
 }
-"""Flags that --help shows for every family, by group. The `shown` of a recipe comes under
-"model"."""
+"""Flags that --help shows, by group. Those of `Recipe.shown` are added under "model"."""
 CONFIG = "File to read settings from, such as config.yaml of an earlier run. Flags take precedence."
 
 
@@ -44,7 +43,8 @@ def show_common_flags(recipe: Any, prog: str, description: str) -> None:
             fields.insert(0, ("config", Annotated[Path | None, tyro.conf.arg(help=CONFIG)], field(default=None)))
         group: Any = make_dataclass(title, fields, frozen=True)
         group.__doc__ = ""
-        groups.append((title, tyro.conf.OmitArgPrefixes[group], field(default=group())))
+        omit: Any = tyro.conf.OmitArgPrefixes
+        groups.append((title, omit[group], field(default=group())))
     everything: Any = make_dataclass("Flags", groups, frozen=True)
     text = f"{description} This lists the common flags; --help-all lists all of them."
     with suppress(SystemExit):
@@ -52,8 +52,7 @@ def show_common_flags(recipe: Any, prog: str, description: str) -> None:
 
 
 def _flag(recipe: Any, path: str) -> tuple[str, Any, Any]:
-    """Return the setting at the dotted `path` of a recipe as a field of a dataclass: name, type,
-    default."""
+    """Return the setting at a dotted path as a field of a dataclass: name, type, default."""
     *outer, name = path.split(".")
     owner = recipe
     for part in outer:
@@ -64,8 +63,7 @@ def _flag(recipe: Any, path: str) -> tuple[str, Any, Any]:
 
 
 def field_help(kind: type, name: str) -> str:
-    """Return the string that follows the field `name` in the source of a dataclass or of one of its
-    bases."""
+    """Return the docstring of a field: the string below it in the source of the dataclass."""
     for owner in kind.__mro__:
         if not dataclasses.is_dataclass(owner) or name not in inspect.get_annotations(owner):
             continue

@@ -1,5 +1,4 @@
-"""Launching on a CPU: several processes, and all cores. accelerate's launcher does neither by
-itself."""
+"""Launching on a CPU: several processes, and all cores. accelerate does neither by itself."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
 
 
 def spread_over_cpu(command: list[str]) -> None:
-    """Replace this process by the number of processes that accelerate's launcher was asked for on a
-    CPU.
+    """Replace this process by as many as accelerate's launcher was asked for on a CPU.
 
     With --cpu that launcher leaves it to mpirun to start them. Without mpirun it silently starts a
     single process. This function starts them with torch's launcher, and does nothing in other
@@ -37,8 +35,7 @@ def spread_over_cpu(command: list[str]) -> None:
 
 
 def parent_command() -> list[str]:
-    """Return the command line of the parent process, or an empty list if it cannot be read, as in a
-    container."""
+    """Return the command line of the parent process; empty if it cannot be read."""
     try:
         return psutil.Process(os.getppid()).cmdline()
     except psutil.Error:

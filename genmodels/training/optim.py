@@ -1,4 +1,5 @@
-"""Optimisers (AdamW, Muon), the learning-rate schedule, and the optimiser's state as named tensors."""
+"""Optimisers (AdamW, Muon), the learning-rate schedule, and the optimiser's state as named
+tensors."""
 
 from __future__ import annotations
 
@@ -20,13 +21,16 @@ class OptimConfig:
     """The optimiser and its schedule."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """muon: orthogonalised momentum for the hidden matrices of transformers, AdamW for all other parameters."""
+    """muon: orthogonalised momentum for the hidden matrices of transformers, AdamW for all other
+    parameters."""
     lr: float = 1e-3
-    """Peak learning rate. Muon's updates are scaled to the size of AdamW's, so both use the same rate."""
+    """Peak learning rate. Muon's updates are scaled to the size of AdamW's, so both use the same
+    rate."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay rates of AdamW's two moving averages."""
     weight_decay: float = 0.01
-    """Decoupled weight decay of matrices and convolution kernels. Biases, gains and other vectors have none."""
+    """Decoupled weight decay of matrices and convolution kernels. Biases, gains and other vectors
+    have none."""
     warmup: int = 100
     """Steps over which the learning rate rises from 0, linearly."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -49,11 +53,12 @@ class OptimConfig:
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig, model: nn.Module) -> Optimizer:
-    """AdamW over `parameters`, or Muon over those that may be trained by it and AdamW over the others.
+    """AdamW over `parameters`, or Muon over those that may be trained by it and AdamW over the
+    others.
 
-    The modules of `model` declare which parameters Muon may train and which have no weight decay, see
-    `genmodels.nn.mixer.Branch`. Parameters that no module declares are trained by AdamW, with weight decay if they have
-    at least two dimensions.
+    The modules of `model` declare which parameters Muon may train and which have no weight decay,
+    see `genmodels.nn.mixer.Branch`. Parameters that no module declares are trained by AdamW, with
+    weight decay if they have at least two dimensions.
 
     Args:
         parameters: to train, some or all of the model's.
@@ -61,7 +66,8 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig, mod
         model: whose modules are asked. Its parameters must already be sharded, if they will be.
 
     Raises:
-        ValueError: for Muon when it may train none of the parameters, or one that is declared to have no weight decay.
+        ValueError: for Muon when it may train none of the parameters, or one that is declared to
+            have no weight decay.
     """
     parameters = list(parameters)
     branches = [module for module in model.modules() if isinstance(module, Branch)]
@@ -82,9 +88,11 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig, mod
 
 
 def build_adamw(parameters: list[nn.Parameter], config: OptimConfig, no_decay: set[int]) -> AdamW:
-    """AdamW, with weight decay for parameters of at least two dimensions whose id is not in `no_decay`.
+    """AdamW, with weight decay for parameters of at least two dimensions whose id is not in
+    `no_decay`.
 
-    Its fused kernel updates in one pass over memory: about three times as fast as the others on a CPU.
+    Its fused kernel updates in one pass over memory: about three times as fast as the others on a
+    CPU.
     """
     decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in no_decay]
     rest = [p for p in parameters if p.ndim < 2 or id(p) in no_decay]
@@ -94,7 +102,8 @@ def build_adamw(parameters: list[nn.Parameter], config: OptimConfig, no_decay: s
 
 
 class MuonAndAdamW(Optimizer):
-    """Muon (scaled as in arXiv 2502.16982) and AdamW as one optimiser, with the groups and the state of both."""
+    """Muon (scaled as in arXiv 2502.16982) and AdamW as one optimiser, with the groups and the
+    state of both."""
 
     def __init__(self, muon: Optimizer, adamw: Optimizer):
         self.parts = (muon, adamw)
@@ -117,15 +126,18 @@ class MuonAndAdamW(Optimizer):
             part.state.update({p: state for p, state in self.state.items() if p in own})
 
     def _share(self) -> None:
-        """Share the groups with the parts, so that a learning rate set here is set in the part too."""
+        """Share the groups with the parts, so that a learning rate set here is set in the part
+        too."""
         first = len(self.parts[0].param_groups)
         self.parts[0].param_groups, self.parts[1].param_groups = self.param_groups[:first], self.param_groups[first:]
 
 
 def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
-    """The learning rate of optimiser step `step` (from 0), `progress` in [0, 1] of the way through the run.
+    """The learning rate of optimiser step `step` (from 0), `progress` in [0, 1] of the way through
+    the run.
 
-    Warm-up counts steps. The decay follows progress, so that it ends with the run for both --steps and --minutes.
+    Warm-up counts steps. The decay follows progress, so that it ends with the run for both --steps
+    and --minutes.
     """
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "cosine":
@@ -154,7 +166,8 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> 
         if int(index) >= len(parameters) or value.shape not in (parameters[int(index)].shape, torch.Size()):
             raise ValueError(f"optimizer state {name!r} of shape {tuple(value.shape)} does not belong to this model")
         if value.ndim:
-            # The fused kernel iterates over memory: the state needs the layout of its parameter (channels_last or not).
+            # The fused kernel iterates over memory, so the state needs the layout of its parameter
+            # (channels_last or not).
             value = like(parameters[int(index)], value)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -57,9 +57,9 @@ def train(kind: type[Model], recipe: Any) -> Path:
         model = kind(config)
     if codec is not None:
         images = image_batches(data.split("train"), limit=PREPARED, device=device, spread=True)
-        model = latent = over_codec(codec.to(device), model, images).to(device)
+        model = over_codec(codec.to(device), model, images).to(device)
         if recipe.cache:
-            data = with_latents(data, latent.encode, latent.latents_name, cache_folder(), recipe.flip, device)
+            data = with_latents(data, model.encode, model.latents_name, cache_folder(), recipe.flip, device)
         recipe = replace(recipe, codec_minutes=minutes_of(recipe.codec))
     startup = recipe.startup + time.monotonic() - began
     return fit(model, data, replace(recipe, model=config, startup=startup))
@@ -90,8 +90,7 @@ def derived_config(kind: Any, recipe: Any, codec: Any = None) -> Any:
 
 
 def aligned(data: Packed, config: Any, extractor: str, device: Any) -> tuple[Packed, Any]:
-    """Return the data with the features of an extractor, and the config of a model to be aligned
-    with them."""
+    """Return data with the features of an extractor, and the config of a model aligned with it."""
     from genmodels.evaluation.features import with_features
 
     data = with_features(data, extractor, device)
@@ -104,8 +103,7 @@ def minutes_of(run: Path) -> float:
 
 
 def recipe_for(kind: type[Model]) -> type[Recipe]:
-    """Return a recipe with default settings for a family without one, such as a family of another
-    package."""
+    """Return default settings for a family without a recipe, such as one of another package."""
     config = kind.Config()
     settings = [setting.name for setting in fields(config) if setting.name != "size"]
     plain = [name for name in settings if not is_dataclass(getattr(config, name))]

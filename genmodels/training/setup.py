@@ -6,7 +6,7 @@ import copy
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,15 +18,16 @@ from torch.optim import Optimizer
 
 from genmodels.base import Model
 from genmodels.data.batches import BatchReader, image_batches
-from genmodels.data.packed import Packed
+from genmodels.data.packed import IN_MEMORY, Origin, Packed
 from genmodels.sampling import processes
 from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.clock import Clock
+from genmodels.training.command_line import to_yaml
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
-from genmodels.training.recipe import Recipe, check_output, to_yaml
+from genmodels.training.recipe import Recipe, check_output
 from genmodels.training.shard import check_shardable, repeated_blocks, shard, sharding_wanted
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
             changed in that case.
     """
     check_fit(model, data, recipe)
+    recipe = as_trained(recipe, model, data)
     train = data.split("train")
     accelerator = build_accelerator(model, recipe)
     device = accelerator.device
@@ -112,7 +114,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
 
     accelerator.wait_for_everyone()  # all ranks have read the folder before rank 0 writes to it
     if accelerator.is_main_process:
-        write_config(model, recipe)
+        write_config(model, recipe, data)
         drop_snapshots(recipe.output / SNAPSHOTS, state.step)
     broadcast(list(model.buffers()))  # from rank 0, as DistributedDataParallel does for parameters
     network = prepare(accelerator, model, sharded)
@@ -173,11 +175,27 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
         raise ValueError(f"--minutes {recipe.minutes:g} is too short: start-up alone took {recipe.startup:.0f} seconds")
 
 
-def write_config(model: Model, recipe: Recipe) -> None:
-    """Write config.yaml atomically into the run folder, which is created if it does not exist."""
+def as_trained(recipe: Recipe, model: Model, data: Packed) -> Recipe:
+    """Return `recipe` with the actual data and the actual config of the model.
+
+    They can differ from those of the recipe if fit() is called from Python.
+    """
+    origin = data.origin or Origin(IN_MEMORY)
+    changes: dict[str, Any] = {"data": origin.data, "root": origin.root, "crop": origin.crop, "size": data.size}
+    if any(field.name == "model" for field in fields(recipe)):
+        changes["model"] = model.trained.config
+    return replace(recipe, name=recipe.name or model.trained.family, **changes)
+
+
+def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
+    """Write config.yaml atomically into the run folder, which is created if it does not exist.
+
+    It records the config of the model and the fingerprint of the data in addition to the recipe.
+    """
     recipe.output.mkdir(parents=True, exist_ok=True)
     partial = recipe.output / ".config.partial"
-    partial.write_text(to_yaml(recipe, recipe.name or model.family))
+    config = to_dict(model.trained.config)
+    partial.write_text(to_yaml(recipe, recipe.name, model=config, fingerprint=data.fingerprint))
     partial.replace(recipe.output / "config.yaml")
 
 

@@ -74,14 +74,14 @@ def shard(model: nn.Module, ema: nn.Module, device: torch.device) -> nn.Module:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def shard_one(module: nn.Module) -> None:
-        own = [parameter for name, parameter in module.named_parameters() if name in trained]
-        for parameter in own:
+        to_shard = [parameter for name, parameter in module.named_parameters() if name in trained]
+        for parameter in to_shard:
             parameter.data = parameter.data.contiguous()  # channels_last cannot be sharded
-        rest = {*module.parameters()} - {*own}
-        blocks = [block for block in repeated_blocks(module) if not rest.issuperset(block.parameters())]
+        frozen = {*module.parameters()} - {*to_shard}
+        blocks = [block for block in repeated_blocks(module) if not frozen.issuperset(block.parameters())]
         for block in reversed(blocks):  # inner blocks first
-            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, ignored_params=rest)
-        fully_shard(module, mesh=mesh, ignored_params=rest)
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, ignored_params=frozen)
+        fully_shard(module, mesh=mesh, ignored_params=frozen)
 
     shard_one(model)  # before the copy is made, to save memory
     average = copy.deepcopy(ema)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from genmodels.base import evaluating
 from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
+from genmodels.modes import evaluating
 from genmodels.pictures import save_grid
 from genmodels.sampling import sample
 from genmodels.training.ema import restore_buffers
