@@ -80,7 +80,8 @@ class RealImages:
     split: Literal["train", "valid", "test", "all"]
     size: int | None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprints of the data that runs were trained on, by run, if the data come from their recipes."""
+    """Fingerprints of the data that runs were trained on, by run, if the data come from their
+    recipes."""
     _opened: Reference | None = None
 
     @property
