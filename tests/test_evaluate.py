@@ -104,7 +104,7 @@ def test_codes_have_bits_per_token_and_few_shades_a_number_of_their_own() -> Non
     found = evaluate(plain, reference, [EXTRACTOR], n=256)
     assert "bits-per-dim" not in found.scores
     score = found.scores["bits-per-dim-of-4-levels"]
-    assert score.value == pytest.approx(2, abs=1e-4) and "rounded to 4 shades" in score.how
+    assert score.value == pytest.approx(2, abs=1e-4) and "rounded to 4 levels" in score.how
 
 
 def test_what_a_model_cannot_do_is_absent_with_the_reason() -> None:
@@ -153,7 +153,7 @@ def test_two_small_sets_of_images_have_no_floor_and_say_why() -> None:
 def test_the_floor_needs_as_many_further_images_as_samples() -> None:
     found = evaluate(OnlySamples(TinyConfig()), reference_from(faces(), "train"), [EXTRACTOR], n=400)
     assert found.absent["real images, same n"] == "there are not 400 further real images: choose --n 300"
-    assert "may be those the model learnt from" in found.absent["nearest-train-colours"]
+    assert "may be those the model was trained on" in found.absent["nearest-train-colours"]
 
 
 def test_without_further_images_the_floor_is_a_part_of_the_reference_against_the_rest() -> None:
@@ -176,15 +176,18 @@ def test_reconstructions_are_compared_with_the_images_they_are_of() -> None:
 
 def test_reconstructions_without_an_encoder_are_few_and_have_names_of_their_own() -> None:
     """So that they stand beside an encoder's in a comparison, and not in its columns."""
+
+    class Searched(Tiny):
+        def invert(self, images: torch.Tensor) -> torch.Tensor:
+            raise NotImplementedError
+
     data = reference_from(faces(), "valid")
-    searched = Tiny(TinyConfig())
-    searched.reconstruction_by, searched.reconstruction_images = "search", 256
-    found, other = (evaluate(model, data, [EXTRACTOR], n=300) for model in (searched, Tiny(TinyConfig())))
-    assert {"psnr-by-search", "ssim-by-search", "rfd-by-search-colours"} <= set(found.scores)
+    found, other = (evaluate(kind(TinyConfig()), data, [EXTRACTOR], n=300) for kind in (Searched, Tiny))
+    assert {"psnr-by-inversion", "ssim-by-inversion", "rfd-by-inversion-colours"} <= set(found.scores)
     assert not {"psnr", "ssim", "rfd-colours"} & set(found.scores)
-    assert (found.scores["psnr-by-search"].protocol.n, other.scores["psnr"].protocol.n) == (256, 300)
+    assert (found.scores["psnr-by-inversion"].protocol.n, other.scores["psnr"].protocol.n) == (256, 300)
     shown = {column.title for column in columns(comparable([found, other]))}
-    assert {"PSNR (dB)", "PSNR by search (dB)", "RFD (colours)", "RFD by search (colours)"} <= shown
+    assert {"PSNR (dB)", "PSNR by inversion (dB)", "RFD (colours)", "RFD by inversion (colours)"} <= shown
     psnr = next(column for column in columns([other]) if column.name == "psnr")
     assert "no encoder" in reason(found, psnr)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from genmodels.base import Generator
-from genmodels.types import Batch, Condition, Noise
+from genmodels.nn.likelihood import LikelihoodKind
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ class Tiny(Generator):
     family = "tiny"
     Config: ClassVar[type] = TinyConfig
     Options: ClassVar[type] = TinyOptions
-    likelihood_is_exact = False
-    likelihood_levels = 256
+    likelihood_kind = LikelihoodKind()
 
     def __init__(self, config: TinyConfig):
         super().__init__(config)
@@ -68,8 +68,7 @@ class Tiny(Generator):
 
 @dataclass(frozen=True)
 class AskedConfig(TinyConfig):
-    attributes: tuple[str, ...] = ("Smiling", "Eyeglasses")
-    classes: int = 3
+    condition: ConditionConfig = ConditionConfig(attributes=("Smiling", "Eyeglasses"), classes=3)
 
 
 class Asked(Tiny):

@@ -12,7 +12,13 @@ from genmodels.evaluation.protocol import FULL_N, Protocol
 from genmodels.evaluation.report import Cell, Heading, Numbers
 from genmodels.evaluation.results import Evaluation, Score, digits
 
-GROUPS = {"samples": "Samples", "reconstruction": "Reconstruction", "likelihood": "Likelihood", "cost": "Cost"}
+GROUPS = {
+    "samples": "Samples",
+    "reconstruction": "Reconstruction",
+    "likelihood": "Likelihood",
+    "own": "Own metrics",
+    "cost": "Cost",
+}
 """The heading of each group of scores, in the order they are shown."""
 ORDER = (
     *("fid", "fd", "kid", "kd", "precision", "recall", "density", "coverage", "diversity", "diversity-lpips"),
