@@ -1,16 +1,37 @@
-"""genmodels: every family of generative model behind one interface, trained, sampled and scored the same way, on
-faces."""
+"""genmodels: every family of generative model behind one interface.
+
+The names in `__all__` are imported when they are first used: `import genmodels` does not import torch.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genmodels.base import Generator
+    from genmodels.abilities import ABILITIES
+    from genmodels.ae import AE, AEConfig
+    from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
+    from genmodels.base import Generator, Model
+    from genmodels.data import Packed, open_data, pack
+    from genmodels.diffusion.unet import UNet, UNetConfig
+    from genmodels.dit import DiT, DiTConfig
+    from genmodels.evaluation.evaluate import evaluate
+    from genmodels.gan import GAN, GANConfig
+    from genmodels.latent import Latent
+    from genmodels.training.fit import fit
+    from genmodels.training.optim import OptimConfig
+    from genmodels.training.recipe import Recipe
+    from genmodels.types import Batch, Condition, ConditionConfig, Noise, Text
+    from genmodels.vae import VAE, VAEConfig
+    from genmodels.vqvae import VQVAE, VQVAEConfig
 
 __version__ = "0.1.0"
+
+ENTRY_POINTS = "genmodels.families"
+"""Entry-point group under which other packages register families."""
 
 FAMILIES = {
     "ae": "genmodels.ae:AE",
@@ -22,31 +43,123 @@ FAMILIES = {
     "dit": "genmodels.dit:DiT",
     "latent": "genmodels.latent:Latent",
 }
-"""Every family, by the name that commands and config.json use: where its class is. Imported when first asked for."""
+"""Families of this package: name in commands and config.json, and place of the class."""
+
+EXPORTS = {
+    "ABILITIES": "genmodels.abilities",
+    "AE": "genmodels.ae",
+    "AEConfig": "genmodels.ae",
+    "Autoregressive": "genmodels.autoregressive",
+    "AutoregressiveConfig": "genmodels.autoregressive",
+    "Batch": "genmodels.types",
+    "Condition": "genmodels.types",
+    "ConditionConfig": "genmodels.types",
+    "DiT": "genmodels.dit",
+    "DiTConfig": "genmodels.dit",
+    "GAN": "genmodels.gan",
+    "GANConfig": "genmodels.gan",
+    "Generator": "genmodels.base",
+    "Latent": "genmodels.latent",
+    "Model": "genmodels.base",
+    "Noise": "genmodels.types",
+    "OptimConfig": "genmodels.training.optim",
+    "Packed": "genmodels.data",
+    "Recipe": "genmodels.training.recipe",
+    "Text": "genmodels.types",
+    "UNet": "genmodels.diffusion.unet",
+    "UNetConfig": "genmodels.diffusion.unet",
+    "VAE": "genmodels.vae",
+    "VAEConfig": "genmodels.vae",
+    "VQVAE": "genmodels.vqvae",
+    "VQVAEConfig": "genmodels.vqvae",
+    "evaluate": "genmodels.evaluation.evaluate",
+    "fit": "genmodels.training.fit",
+    "open_data": "genmodels.data",
+    "pack": "genmodels.data",
+}
+"""Names that can be imported from the package itself, and the modules that define them."""
+
+__all__ = [
+    "ABILITIES",
+    "AE",
+    "FAMILIES",
+    "GAN",
+    "VAE",
+    "VQVAE",
+    "AEConfig",
+    "Autoregressive",
+    "AutoregressiveConfig",
+    "Batch",
+    "Condition",
+    "ConditionConfig",
+    "DiT",
+    "DiTConfig",
+    "GANConfig",
+    "Generator",
+    "Latent",
+    "Model",
+    "Noise",
+    "OptimConfig",
+    "Packed",
+    "Recipe",
+    "Text",
+    "UNet",
+    "UNetConfig",
+    "VAEConfig",
+    "VQVAEConfig",
+    "evaluate",
+    "families",
+    "family",
+    "fit",
+    "load",
+    "open_data",
+    "pack",
+]
 
 
-def family(name: str) -> type[Generator]:
-    """The class of family `name`.
+def families() -> dict[str, str]:
+    """Return the place of the class of every family, by name: "module:Class".
+
+    Families of other packages are registered under the entry-point group `genmodels.families`. They
+    cannot replace those of this package.
+    """
+    others = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    return others | FAMILIES
+
+
+def family(name: str) -> type[Model]:
+    """Import the class of a family.
 
     Raises:
-        ValueError: for a name that is not in FAMILIES.
+        ValueError: if there is no such family, or the package that registers it cannot be imported.
     """
-    if name not in FAMILIES:
-        raise ValueError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
-    module, _, attribute = FAMILIES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    place = FAMILIES.get(name) or families().get(name)
+    if place is None:
+        raise ValueError(f"unknown family {name!r}; known: {', '.join(families())}")
+    module, _, attribute = place.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if name in FAMILIES:
+            raise
+        raise ValueError(f"family {name!r} is registered as {place}, which cannot be imported: {error}") from None
 
 
-def load(path_or_hub_id: str | Path, **hub: Any) -> Generator:
-    """A saved model of any family: a run or model folder, or the id of a repository on the Hub; or the folder of a
-    pipeline of diffusers, where it has a counterpart here (DDPMPipeline, DDIMPipeline, LDMPipeline).
+def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
+    """Load a saved model of any family.
 
     Args:
-        path_or_hub_id: the folder (runs/vae) or Hub id (user/name).
-        **hub: passed to from_pretrained: revision, token, cache_dir, force_download, local_files_only.
+        path_or_hub_id: a run or model folder (runs/vae); the id of a repository on the Hugging Face
+            Hub (user/name); or the folder of a diffusers pipeline that has a counterpart here
+            (DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline).
+        **hub: arguments of `from_pretrained`: revision, token, cache_dir, force_download,
+            local_files_only.
+
+    Returns:
+        The model, in eval mode.
 
     Raises:
-        ValueError: when there is no complete model there; the message says what is wrong.
+        ValueError: if there is no complete model.
     """
     from huggingface_hub import hf_hub_download
 
@@ -72,9 +185,11 @@ def load(path_or_hub_id: str | Path, **hub: Any) -> Generator:
 
 
 def __getattr__(name: str) -> Any:
-    """Lazy access to the classes: `genmodels.VAE` imports torch only when it is used."""
-    for target in FAMILIES.values():
-        module, _, attribute = target.partition(":")
-        if attribute == name:
-            return getattr(import_module(module), attribute)
+    """Import one of `EXPORTS` when it is first used."""
+    if name in EXPORTS:
+        return getattr(import_module(EXPORTS[name]), name)
     raise AttributeError(f"module 'genmodels' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *EXPORTS})

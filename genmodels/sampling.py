@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genmodels.abilities import ability
-from genmodels.base import Generator, Model, evaluating, native_precision
+from genmodels.base import Model, evaluating, native_precision
 from genmodels.pictures import to_uint8
 from genmodels.types import Condition, Noise
 
@@ -59,7 +59,7 @@ def _ready(model: Model) -> Iterator[None]:
 
 @torch.inference_mode()
 def sample(
-    model: Generator,
+    model: Any,
     n: int,
     seed: int = 0,
     condition: Condition | None = None,

@@ -87,7 +87,7 @@ def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[st
     assert train("gan", *data, *QUICK, *GAN_SMALL, "--steps", "4", "--output", "runs/gan") == 0
     assert main(["info", "runs/gan"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "reconstructs; interpolates; interpolates images; has latent directions" in said
+    assert "reconstruct images by a search for their latents; interpolate between samples" in said
     assert main(["traverse", "runs/gan", "--attributes", "Smiling", "--n", "3", "--frames", "5"]) == 0
     assert capsys.readouterr().out == (
         "3 faces, each with Smiling from less to more, one below the other, in directions.png\n"

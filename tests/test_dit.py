@@ -332,7 +332,7 @@ def test_over_a_codec_and_over_pixels_with_either_optimiser(data: list[str]) -> 
     asked = ["--codec", "runs/vq", "--model.patch", "1", "--model.attributes", "Smiling", "--optim.name", "muon"]
     assert train("dit", *data, *QUICK, *PRIOR, *asked, "--steps", "5", "--output", "runs/dit") == 0
     model = genmodels.load("runs/dit")
-    assert model.family == "latent" and model.get_prior().family == "dit" and model.attributes == ("Smiling",)
+    assert model.family == "latent" and model.prior.family == "dit" and model.attributes == ("Smiling",)
     asked = ["--attributes", "Smiling=yes", "--guidance", "2", "--steps", "3"]
     assert main(["sample", "runs/dit", "--n", "2", *asked]) == 0
     assert main(["inpaint", "runs/dit", "faces/00.png", "--n", "2", "--steps", "3"]) == 0

@@ -96,7 +96,7 @@ def test_codes_have_bits_per_token_and_few_shades_a_number_of_their_own() -> Non
         expected = model.prior.bits_per_token(model.encode(images)).mean().item()
     score = found.scores["bits-per-token"]
     assert score.value == pytest.approx(expected, rel=1e-4)
-    assert score.protocol.alphabet == model.codec_weights and score.unit == "bits/token"
+    assert score.protocol.alphabet == model.config.codec_weights and score.unit == "bits/token"
     assert "codes that have a likelihood" in found.absent["bits-per-dim"]
     assert "psnr" in found.scores and found.scores["network-evaluations"].value == 16
 

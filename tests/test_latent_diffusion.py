@@ -60,7 +60,7 @@ def over(codec: Any, **settings: Any) -> Latent:
 @pytest.mark.parametrize("kind", ["map", "vector", "vqvae"])
 def test_what_the_prior_sees_has_unit_variance(kind: str) -> None:
     model = over(codec(kind))
-    seen = model.to_prior(model.encode(faces(24, seed=3, size=16)))
+    seen = model.scaled(model.encode(faces(24, seed=3, size=16)))
     assert abs(seen.std() - 1) < 0.1
     assert seen.shape[1:] == model.prior.config.latents
     with torch.no_grad():
@@ -76,15 +76,15 @@ def test_vectors_are_learnt_before_they_are_quantised_and_decoded_after() -> Non
         assert torch.equal(vq.quantiser.encode(vq.vectors(images)), vq.encode(images))
         torch.testing.assert_close(model.reconstruct(images), vq.reconstruct(images), rtol=0, atol=1e-5)
         # A small error of the prior does not show: the nearest code is the same for nearly all.
-        latents = model.to_prior(model.encode(images))
+        latents = model.scaled(model.encode(images))
         moved = model.decode(latents + 1e-4)
     assert ((moved - vq.reconstruct(images)).abs() < 1e-5).float().mean() > 0.9
 
 
 def test_vectors_and_codes_of_one_codec_are_cached_apart() -> None:
     model = over(codec("vqvae"))
-    assert model.latents_name != model.codec_weights and model.latents_name.startswith(model.codec_weights)
-    assert over(codec("map")).latents_name == over(codec("map")).codec_weights
+    assert model.latents_name != model.config.codec_weights and model.latents_name.startswith(model.config.codec_weights)
+    assert over(codec("map")).latents_name == over(codec("map")).config.codec_weights
 
 
 def test_a_latent_model_can_do_what_its_prior_can() -> None:
@@ -114,12 +114,12 @@ def test_any_region_is_completed_through_a_map_and_none_through_a_vector() -> No
     with pytest.raises(ValueError, match="at least one such square must be known"):
         model.inpaint(images, torch.eye(16).bool(), noise, Condition(), model.options())
     vector = over(codec("vector"))
-    with pytest.raises(ValueError, match="stand for the whole image: it cannot be known in part"):
+    with pytest.raises(ValueError, match="describe the whole image, so no part of them can be known"):
         vector.inpaint(images, known, noise, Condition(), vector.options())
 
 
 def test_a_prior_for_other_latents_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"built for latents \(4, 8, 8\), the codec's have shape \(4, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"latents is \(4, 8, 8\) and the codec has \(4, 4, 4\)"):
         over(codec("map"), latents=(4, 8, 8))
     with pytest.raises(ValueError, match=r"built for latents None"):
         over(codec("map"), latents=None)
@@ -196,7 +196,7 @@ def test_pixels_and_every_command(data: list[str], capsys: pytest.CaptureFixture
     assert (whole == way)[mask == 0].all() and (whole != way)[mask > 0].any()
     assert main(["info", run]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "completes images; interpolates; interpolates images; edits images; shows its steps; likelihood" in shown
+    assert "complete images of which a part is known; interpolate between samples" in shown
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_codec_then_prior(data: list[str], capsys: pytest.CaptureFixture[str]) -
 
     model = genmodels.load("runs/ar")
     assert isinstance(model, Latent) and model.attributes == ("Smiling",)
-    assert weights_hash(model.codec) == weights_hash(genmodels.load("runs/vq")) == model.codec_weights
+    assert weights_hash(model.codec) == weights_hash(genmodels.load("runs/vq")) == model.config.codec_weights
     settings = yaml.safe_load(Path("runs/ar/config.yaml").read_text())
     assert settings["family"] == "autoregressive" and settings["codec"] == "runs/vq"
     card = Path("runs/ar/README.md").read_text()

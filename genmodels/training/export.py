@@ -9,9 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
-from genmodels.base import Generator
+from genmodels.base import Model
+from genmodels.card import NO_LICENCE, model_card
 from genmodels.data.packed import Packed
 from genmodels.training.checkpoint import State, flush
 from genmodels.training.log import in_words
@@ -21,7 +20,7 @@ PRIVATE = ("root", "output")
 """Settings that name places on the user's machine; a model card is made to be shared."""
 
 
-def export_model(ema: Generator, output: Path, card: str) -> None:
+def export_model(ema: Model, output: Path, card: str) -> None:
     """Puts model.safetensors, config.json and README.md into the run folder, each replaced in one go."""
     partial = output / ".export.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -34,72 +33,43 @@ def export_model(ema: Generator, output: Path, card: str) -> None:
     shutil.rmtree(partial)
 
 
-def model_card(
-    model: Generator,
+def training_card(
+    model: Model,
     recipe: Recipe,
     state: State,
     data: Packed,
     processes: int,
-    grid: str,
+    picture: str,
     metrics: Mapping[str, float | None],
 ) -> str:
-    """README.md of a run: front matter for the Hub, a grid, how to use the model, and how it was made.
+    """Write README.md of a run: metadata for the Hub, a picture, how to use the model, how it was trained.
 
     Args:
-        model: for its family and size.
-        recipe: the run's settings, quoted whole except for folders of this machine.
-        state: how far training came.
+        model: the trained model.
+        recipe: settings of the run. They are quoted whole except for folders of this machine.
+        state: progress of the run.
         data: the training images.
-        processes: how many trained it.
-        grid: path of the sample grid, relative to the run folder.
-        metrics: the last line of metrics.jsonl.
+        processes: number of processes of the run.
+        picture: path of a picture relative to the run folder, or "".
+        metrics: last line of metrics.jsonl.
     """
-    front = ModelCardData(
-        library_name="genmodels",
-        pipeline_tag="unconditional-image-generation",
-        license=data.manifest.get("license", "other"),
-        tags=["genmodels", model.family, "image-generation", "faces"],
-    )
     name = recipe.name or model.family
     values = {field.name: getattr(recipe, field.name) for field in fields(recipe) if field.name not in PRIVATE}
     # Of a folder, such as the codec's, only the name.
     local: dict[str, Any] = {key: Path(value.name) for key, value in values.items() if isinstance(value, Path)}
     settings = to_yaml(replace(recipe, data=Path(recipe.data).name, **local), name, without=PRIVATE)
     rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items() if value is not None)
-    size = data.size
     crop = f", crop {data.crop}" if data.crop else ""
     parameters = sum(p.numel() for p in model.parameters())
-    return f"""---
-{front.to_yaml()}
----
-
-# {model.family}, {size} x {size} pixels
-
-![samples of seed {recipe.seed}, not selected]({grid})
-
-{parameters:,} parameters, trained by genmodels on {len(data):,} images of {data.source}{crop}:
-{state.step:,} steps of {recipe.batch_size} images ({state.step * recipe.batch_size:,} images seen) in
-{in_words(state.elapsed)} on {processes} process(es). {state.skipped:,} steps were skipped: a loss or gradient was not
-finite. The weights are their average over training (EMA).
-
-## Use
-
-```python
-from genmodels import load
-
-model = load("PATH_OR_HUB_ID")
-images = model.generate(16, seed=0)  # (16, 3, {size}, {size}) in [-1, 1]
-```
-
-## Made by
-
-`genmodels train {name} --config config.yaml`, where config.yaml is
-
-```yaml
-{settings}```
-
-## Last training metrics
-
-| metric | value |
-|---|---|
-{rows}"""
+    training = (
+        f"{parameters:,} parameters, trained by genmodels on {len(data):,} images of {data.source}{crop}:\n"
+        f"{state.step:,} steps of {recipe.batch_size} images ({state.step * recipe.batch_size:,} images in all) in\n"
+        f"{in_words(state.elapsed)} on {processes} process(es). {state.skipped:,} steps were skipped because a\n"
+        "loss or gradient was not finite. The weights are an average over training (EMA)."
+    )
+    sections = (
+        f"## Training\n\nTo train this model again: `genmodels train {name} --config config.yaml`, with config.yaml\n\n"
+        f"```yaml\n{settings}```\n\n## Last training metrics\n\n| metric | value |\n|---|---|\n{rows}"
+    )
+    shown = f"![Samples of seed {recipe.seed}, not selected]({picture})" if picture else ""
+    return model_card(model, data.manifest.get("license", NO_LICENCE), shown, training, sections)

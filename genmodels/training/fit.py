@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from genmodels.base import Generator
+from genmodels.base import Model
 from genmodels.data.packed import Packed
 from genmodels.training.checkpoint import save_checkpoint, training_tensors
 from genmodels.training.clock import stop_on_signal
@@ -32,7 +32,7 @@ SKIPS_ALLOWED = 20
 """This many steps in a row that are not finite end the run."""
 
 
-def fit(model: Generator, data: Packed, recipe: Recipe) -> Path:
+def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
     """Trains `model` on the train split of `data` as `recipe` says, and returns the run folder.
 
     Under `accelerate launch` every process makes the same call. The folder gets the EMA model (model.safetensors and

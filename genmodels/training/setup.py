@@ -17,7 +17,7 @@ from accelerate.utils import broadcast, patch_environment
 from torch import nn
 from torch.optim import Optimizer
 
-from genmodels.base import Generator
+from genmodels.base import Model
 from genmodels.data.batches import BatchReader, image_batches
 from genmodels.data.packed import Packed
 from genmodels.sampling import processes
@@ -46,11 +46,11 @@ class Run:
     data: Packed
     """The train split."""
     accelerator: Accelerator
-    model: Generator
+    model: Model
     """Holds the weights that the optimisers update."""
     network: nn.Module
     """The same model as accelerate wraps it, for several processes and mixed precision."""
-    ema: Generator
+    ema: Model
     """The average of the weights: what is shown, exported and sampled from."""
     average: nn.Module
     """What each step averages into: `ema` itself, or, with FSDP, its shards, which `ema` is filled from when needed."""
@@ -67,7 +67,7 @@ class Run:
     """What measures samples on the way, with --evaluate-every."""
 
 
-def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
+def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     """A run ready for its first step, or, with --resume, for the step after its newest checkpoint.
 
     Args:
@@ -142,10 +142,15 @@ def start(model: Generator, data: Packed, recipe: Recipe) -> Run:
     )
 
 
-def check_fit(model: Generator, data: Packed, recipe: Recipe) -> None:
+def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
     """Raises ValueError when model, data, recipe and run folder do not fit together."""
     model.check_complete()
     check_output(recipe)
+    if model.whole_batch and recipe.accumulate > 1:
+        raise ValueError(
+            f"the loss of this {model.family} compares the images of a batch with each other, so that a batch cannot "
+            f"be split: leave out --accumulate {recipe.accumulate}"
+        )
     if sharding_wanted(processes().num_processes):
         check_shardable(model)
     if data.size != model.config.size:
@@ -160,7 +165,7 @@ def check_fit(model: Generator, data: Packed, recipe: Recipe) -> None:
         raise ValueError(f"--minutes {recipe.minutes:g}: start-up alone took {recipe.startup:.0f} seconds; give more")
 
 
-def write_config(model: Generator, recipe: Recipe) -> None:
+def write_config(model: Model, recipe: Recipe) -> None:
     """Puts config.yaml into the run folder, in one go, and makes the folder if need be."""
     recipe.output.mkdir(parents=True, exist_ok=True)
     partial = recipe.output / ".config.partial"
@@ -185,14 +190,14 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
         block.compile(**settings)
 
 
-def prepare(accelerator: Accelerator, model: Generator, sharded: bool) -> nn.Module:
+def prepare(accelerator: Accelerator, model: Model, sharded: bool) -> nn.Module:
     """`model` as accelerate wraps it: for mixed precision and, when it is not `sharded`, for several processes."""
     with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; accelerate does not know the new name yet
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return accelerator.prepare_model(model, evaluation_mode=sharded)
 
 
-def build_accelerator(model: Generator, recipe: Recipe) -> Accelerator:
+def build_accelerator(model: Model, recipe: Recipe) -> Accelerator:
     """Processes, device and precision."""
     AcceleratorState._reset_state()  # else a process could not train twice with different precisions
     # Sharding is training/shard.py's. accelerate's own needs the optimiser together with the model, and a GPU.
@@ -208,7 +213,7 @@ def build_accelerator(model: Generator, recipe: Recipe) -> Accelerator:
         )
 
 
-def build_reader(model: Generator, train: Packed, recipe: Recipe, accelerator: Accelerator) -> BatchReader:
+def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accelerator) -> BatchReader:
     """This process's share of the batches, with the attributes that `model` can be asked for and no others."""
     return BatchReader(
         train.with_attributes(model.conditions.attributes),
@@ -231,7 +236,7 @@ def build_monitor(data: Packed, recipe: Recipe, device: torch.device) -> Monitor
     return Monitor(data, device)
 
 
-def identity_of(model: Generator, data: Packed, recipe: Recipe) -> dict[str, Any]:
+def identity_of(model: Model, data: Packed, recipe: Recipe) -> dict[str, Any]:
     """What must be the same to continue a run: the model, the data, and what decides the order of the batches."""
     return {
         "family": model.family,
@@ -243,9 +248,7 @@ def identity_of(model: Generator, data: Packed, recipe: Recipe) -> dict[str, Any
     }
 
 
-def summary(
-    model: Generator, data: Packed, recipe: Recipe, accelerator: Accelerator, state: State, sharded: bool
-) -> str:
+def summary(model: Model, data: Packed, recipe: Recipe, accelerator: Accelerator, state: State, sharded: bool) -> str:
     """One line on what begins."""
     begin = f"continuing at step {state.step:,}" if recipe.resume else "training"
     count = sum(p.numel() for p in model.parameters())

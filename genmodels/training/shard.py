@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from genmodels.base import Generator
+from genmodels.base import Model
 
 
 def sharding_wanted(processes: int) -> bool:
@@ -25,7 +25,7 @@ def sharding_wanted(processes: int) -> bool:
     return parse_flag_from_env("ACCELERATE_USE_FSDP") and processes > 1
 
 
-def check_shardable(model: Generator) -> None:
+def check_shardable(model: Model) -> None:
     """Raises ValueError when `model` or what the launcher was asked for cannot be sharded."""
     if FullyShardedDataParallelPlugin().fsdp_version != 2:
         raise ValueError("FSDP of version 1 was asked for: set fsdp_version to 2, as in configs/fsdp.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from genmodels.data.packed import Packed
 from genmodels.pictures import save_grid
 from genmodels.sampling import sample
 from genmodels.training.ema import restore_buffers
-from genmodels.training.export import export_model, model_card
+from genmodels.training.export import export_model, training_card
 from genmodels.training.setup import Run
 from genmodels.training.shard import gather_into
 
@@ -48,21 +49,39 @@ COVERAGE_SEEN = 0.05
 
 
 def show(run: Run, calibration: Calibration) -> None:
-    """Calibrates the EMA model, samples a grid, and exports the model with its card.
+    """Calibrate the EMA model, save it with its card, and then display what it can produce.
 
-    Every rank takes part; rank 0 writes. What it costs is measured, for `cost_of_end`.
+    Every rank takes part; rank 0 writes. The time it takes is measured for `cost_of_end`.
     """
     recipe, state, accelerator = run.recipe, run.state, run.accelerator
     calibrate(run, calibration)
     began = time.monotonic()
-    grid = f"samples/step_{state.step:08d}.png"
-    samples = sample(run.ema, GRID, recipe.seed, progress=False)
     if accelerator.is_main_process:
-        save_grid(recipe.output / grid, samples)
         now = replace(state, elapsed=run.clock.now())
-        card = model_card(run.ema, recipe, now, run.data, accelerator.num_processes, grid, run.log.last)
+        picture = next((f"{folder}/{file_name(state.step)}" for name, folder, _ in DISPLAYS if run.ema.can(name)), "")
+        card = training_card(run.ema, recipe, now, run.data, accelerator.num_processes, picture, run.log.last)
         export_model(run.ema, recipe.output, card)
+    for name, folder, draw in DISPLAYS:
+        if run.ema.can(name):
+            images = draw(run)
+            if accelerator.is_main_process:
+                save_grid(recipe.output / folder / file_name(state.step), images)
     account(run, "show", began)
+
+
+def sample_grid(run: Run) -> np.ndarray:
+    """Sample the images of the run's seed, uint8 (64, H, W, 3)."""
+    return sample(run.ema, GRID, run.recipe.seed, progress=False)
+
+
+DISPLAYS: tuple[tuple[str, str, Callable[[Run], np.ndarray]], ...] = (("sample", "samples", sample_grid),)
+"""What is displayed of a model during training: the ability it needs, the subfolder of the run, and
+the images that every rank computes."""
+
+
+def file_name(step: int) -> str:
+    """Name of the image file of a training step."""
+    return f"step_{step:08d}.png"
 
 
 def measure(run: Run) -> None:
@@ -74,13 +93,16 @@ def measure(run: Run) -> None:
     """
     if run.monitor is None:
         return
-    buffers = [buffer.clone() for buffer in run.ema.buffers()]
-    calibrate(run, ON_THE_WAY)
     began = time.monotonic()
-    samples = sample(run.ema, run.monitor.samples, run.recipe.seed, progress=False)
-    restore_buffers(run.ema, buffers)
+    if run.ema.can("sample"):
+        buffers = [buffer.clone() for buffer in run.ema.buffers()]
+        calibrate(run, ON_THE_WAY)
+        began = time.monotonic()
+        samples = sample(run.ema, run.monitor.samples, run.recipe.seed, progress=False)
+        restore_buffers(run.ema, buffers)
     if run.accelerator.is_main_process:
-        score_samples(run, run.monitor, samples)
+        if run.ema.can("sample"):
+            score_samples(run, run.monitor, samples)
         if run.monitor.held_out is not None:
             diagnose(run, run.monitor.held_out)
     account(run, "measure", began)

@@ -1,0 +1,134 @@
+"""Compare the speed of two checkouts of genmodels: training steps and sampling, in turn, in one run.
+
+    python benchmarks/versions.py PATH_OF_OTHER_CHECKOUT
+
+Each checkout runs in a process of its own. The two take turns, so that a change in the speed of the
+machine affects both alike. The table shows the median ratio of speeds, this checkout over the other.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import genmodels
+from genmodels.types import Batch, Condition, Noise
+
+BATCH = 32
+FAMILIES = ("vae", "dit", "autoregressive")
+WORK = ("train", "sample")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, and for how long."""
+
+    other: Annotated[Path, tyro.conf.arg(name="checkout"), tyro.conf.Positional]
+    """Folder of the other checkout."""
+    rounds: int = 15
+    """Turns of each checkout for each row of the table."""
+
+
+def build(name: str) -> Any:
+    """Build a model of family `name` in a size that takes some tenths of a second per step on a CPU."""
+    kind: Any = genmodels.family(name)
+    torch.manual_seed(0)
+    if name == "autoregressive":
+        return kind(replace(kind.Config(), size=16))
+    if name == "dit":
+        return kind(replace(kind.Config(), size=64, patch=8, gaussian=64))
+    return kind(replace(kind.Config(), size=64))
+
+
+def worker() -> None:
+    """Time what the lines of standard input ask for, such as "vae train"; print seconds."""
+    models: dict[str, Any] = {}
+    optimizers: dict[str, Any] = {}
+    for line in sys.stdin:
+        name, work = line.split()
+        if name not in models:
+            model = models[name] = build(name)
+            images = torch.rand(512, 3, model.config.size, model.config.size) * 2 - 1
+            model.initialise([images])
+            model.calibrate([images])
+            optimizers[name] = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+        seconds = train(models[name], optimizers[name]) if work == "train" else sample(models[name])
+        print(seconds, flush=True)
+
+
+def train(model: Any, optimizer: torch.optim.Optimizer) -> float:
+    """Time two optimiser steps in bf16."""
+    model.train()
+    size = model.config.size
+    images = torch.rand(BATCH, 3, size, size) * 2 - 1
+    began = time.perf_counter()
+    for step in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, _ = model(Batch(images, Noise.for_images(step, range(BATCH)), Condition(), step, 0.5))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_step()
+    return time.perf_counter() - began
+
+
+def sample(model: Any) -> float:
+    """Time the sampling of some images in fp32."""
+    model.eval()
+    count = 4 if model.family == "autoregressive" else BATCH
+    began = time.perf_counter()
+    model.generate(count, seed=0)
+    return time.perf_counter() - began
+
+
+def start(checkout: Path) -> subprocess.Popen[str]:
+    """Start a worker that imports genmodels from `checkout`."""
+    env = os.environ | {"PYTHONPATH": str(checkout)}
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker"]
+    return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(process: subprocess.Popen[str], request: str) -> float:
+    """Return the seconds that a worker needs for `request`."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(request + "\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def main(settings: Settings) -> None:
+    here = Path(__file__).resolve().parent.parent
+    ours, theirs = start(here), start(settings.other.resolve())
+    table = Table("family", "work", "other, s", "this, s", "speed, this / other", title="median over rounds")
+    for name in FAMILIES:
+        for work in WORK:
+            request = f"{name} {work}"
+            for process in (ours, theirs):
+                ask(process, request)  # warm-up
+            pairs = []
+            for i in range(settings.rounds):
+                order = (ours, theirs) if i % 2 else (theirs, ours)
+                seconds = {id(process): ask(process, request) for process in order}
+                pairs.append((seconds[id(theirs)], seconds[id(ours)]))
+            ratio = statistics.median(a / b for a, b in pairs)
+            before, now = (statistics.median(column) for column in zip(*pairs, strict=True))
+            table.add_row(name, work, f"{before:.3f}", f"{now:.3f}", f"{ratio:.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--worker"]:
+        worker()
+    else:
+        main(tyro.cli(Settings, description=__doc__))
