@@ -111,6 +111,22 @@ def test_a_damaged_file_is_said_and_replaced(cache: Path, capsys: pytest.Capture
     assert lines[0].endswith("recomputing it")
 
 
+def test_features_of_another_definition_are_computed_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, images = Counting(), noise()
+    mine = Extractor("mine", network, weights="0" * 16)
+    monkeypatch.setattr(features, "DEFINITIONS", 0)
+    extract(images, mine)
+    monkeypatch.undo()
+    monkeypatch.setenv("GENMODELS_CACHE", str(cache.parent))
+    file = only_file(cache)
+    for _ in range(2):
+        np.testing.assert_array_equal(extract(images, mine), expected(images))
+    assert len(network.seen) == 2
+    assert capsys.readouterr().err.splitlines() == [f"recomputing {file}: its definition changed"]
+
+
 def test_a_file_of_other_images_is_not_believed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network, images, others = Counting(), noise(), noise(seed=1)
     mine = Extractor("mine", network, weights="0" * 16)

@@ -114,7 +114,9 @@ def test_size_resizes_with_lanczos_and_says_so(tmp_path: Path, form: str) -> Non
     np.testing.assert_array_equal(images.pixels, expected)
     assert images.notes == ("resized from 16 to 8 px, lanczos",)
     assert read_images(path, 16).notes == ()
-    assert re.search(r"16( x 16 pixels| px) , which are not enlarged: choose at most --size 16", refusal(path, 32))
+    assert re.search(
+        r"16( x 16 pixels and images| px, which) are not enlarged: choose at most --size 16", refusal(path, 32)
+    )
     assert "size 4 is too small" in refusal(path, 4)
 
 

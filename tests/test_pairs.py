@@ -116,9 +116,7 @@ def test_without_lpips_there_is_no_lpips_and_without_a_spread_no_error() -> None
     scores = pairs.pair_scores(*noisy_pairs(1), None, PROTOCOL)
     assert set(scores) == {"psnr", "ssim"}
     assert scores["psnr"].error is None
-    with pytest.raises(
-        ValueError, match=r"\(4, 24, 32, 3\) and reconstructions \(3, 24, 32, 3\) must have"
-    ):
+    with pytest.raises(ValueError, match=r"\(4, 24, 32, 3\) and reconstructions \(3, 24, 32, 3\) must have"):
         pairs.pair_scores(noisy_pairs()[0], noisy_pairs(3)[1], None, PROTOCOL)
 
 

@@ -31,8 +31,9 @@ def codebook_scores(model: Any, batches: Iterable[Tensor], protocol: Protocol) -
         protocol: protocol of the images.
 
     Returns:
-        "codebook-usage", the fraction of the K codes that occur, and "codebook-perplexity", exp of the
-        entropy of their frequencies: K if all are used equally often, 1 if only one is used (as in
+        "codebook-usage", the fraction of the K codes that occur, and "codebook-perplexity", exp of
+        the entropy of their frequencies: K if all are used equally often, 1 if only one is used (as
+            in
         VQ-VAE's experiments, arXiv 1711.00937).
 
     Raises:

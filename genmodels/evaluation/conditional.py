@@ -1,4 +1,5 @@
-"""Whether samples have the attributes that were requested, according to a linear probe of real faces."""
+"""Whether samples have the attributes that were requested, according to a linear probe of real
+faces."""
 
 from __future__ import annotations
 
@@ -26,10 +27,10 @@ SHRINKAGE = 0.01
 class AttributeAccuracy:
     """How often samples have the requested attributes according to a probe.
 
-    Accuracies are balanced: the mean of the accuracy on images that should have the attribute and on
-    images that should not. Samples that ignore the condition therefore get 0.5 for every attribute,
-    however rare it is. By plain accuracy, faces that are never bald would get 0.98 if 2 % of them were
-    requested to be bald.
+    Accuracies are balanced: the mean of the accuracy on images that should have the attribute and
+    on images that should not. Samples that ignore the condition therefore get 0.5 for every
+    attribute, however rare it is. By plain accuracy, faces that are never bald would get 0.98 if 2
+    % of them were requested to be bald.
 
     Attributes:
         mean: mean over the attributes, of samples.
@@ -91,10 +92,11 @@ def attribute_accuracy(
     held_out_attributes: np.ndarray,
     names: tuple[str, ...],
 ) -> AttributeAccuracy:
-    """Fit a linear probe per attribute to real training images, and apply it to samples and held-out real images.
+    """Fit a linear probe per attribute to real training images, and apply it to samples and
+    held-out real images.
 
-    The probe is ridge regression to -1 and +1 on standardised features, in which both classes have the
-    same weight.
+    The probe is ridge regression to -1 and +1 on standardised features, in which both classes have
+    the same weight.
 
     Args:
         sample_features: (N, D).
@@ -148,5 +150,6 @@ def _too_few(sets: dict[str, tuple[np.ndarray, np.ndarray]], k: int) -> str:
 
 
 def _balanced(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Return the mean of the accuracies where `truth` is +1 and where it is -1; where it is 0, nothing counts."""
+    """Return the mean of the accuracies where `truth` is +1 and where it is -1; where it is 0,
+    nothing counts."""
     return float(np.mean([np.mean(predicted[truth == value] == value) for value in (1, -1)]))

@@ -1,4 +1,5 @@
-"""What a part of an evaluation is given and what it returns. A metric is one function of a `Context`."""
+"""What a part of an evaluation is given and what it returns. A metric is one function of a
+`Context`."""
 
 from __future__ import annotations
 
@@ -44,9 +45,11 @@ class Context:
         reference: real images.
         extractors: feature extractors. Copies and attributes are measured with the first one.
         batch_size: number of images computed at a time.
-        samples: images to score: samples of the model, or given images; None if the model cannot sample.
+        samples: images to score: samples of the model, or given images; None if the model cannot
+            sample.
         model: the model, on the device it should run on; None if images were given.
-        n: number of samples, and the largest number of real images to reconstruct or compute a likelihood of.
+        n: number of samples, and the largest number of real images to reconstruct or compute a
+            likelihood of.
         seed: seed of the noise.
         options: sampling options of the model.
         device: device of the networks that compare images.
@@ -80,7 +83,8 @@ class Context:
 
     @cached_property
     def lpips(self) -> tuple[Distance | None, dict[str, str]]:
-        """LPIPS if its weights are available; otherwise None and the reason, as in `Part.absent`."""
+        """LPIPS if its weights are available; otherwise None and the reason, as in
+        `Part.absent`."""
         try:
             return load_lpips(device=self.device), {}
         except ValueError as error:
@@ -93,7 +97,8 @@ class Context:
         return replace(self.reference.protocol, n=len(self.samples))
 
     def held_out(self, limit: int | None = None) -> tuple[Images, Protocol]:
-        """Return at most `n` real images, or at most `limit`, and the protocol of a score of these images alone."""
+        """Return at most `n` real images, or at most `limit`, and the protocol of a score of these
+        images alone."""
         images = spread(self.reference.images, min(self.n, limit or self.n))
         number = len(images)
         return images, replace(self.reference.protocol, n=number, n_reference=number, reference=images.fingerprint)

@@ -27,10 +27,10 @@ def part(context: Context) -> Part:
         train, fake, unseen = (
             context.features(part, extractor) for part in (reference.train, images, reference.images)
         )
-        found = memorisation(fake, train, unseen)
-        closest = found.order[:PAIRS]
+        result = memorisation(fake, train, unseen)
+        closest = result.order[:PAIRS]
         context.pictures["nearest samples"] = np.asarray(images.pixels)[closest]
-        context.pictures["nearest train"] = np.asarray(reference.train.pixels)[found.partner[closest]]
+        context.pictures["nearest train"] = np.asarray(reference.train.pixels)[result.partner[closest]]
         protocol = replace(extractor.protocol(context.protocol), train=reference.train.identity)
         ratio = (
             "median distance to the nearest training image, divided by that of held-out real images; "
@@ -43,8 +43,8 @@ def part(context: Context) -> Part:
         # Held-out real images have these floors by definition.
         return Part(
             {
-                ratio_name: Score(found.ratio, "neither", ratio, protocol, floor=1.0),
-                share_name: Score(found.share, "neither", share, protocol, floor=0.01),
+                ratio_name: Score(result.ratio, "neither", ratio, protocol, floor=1.0),
+                share_name: Score(result.share, "neither", share, protocol, floor=0.01),
             }
         )
     return Part(absent=absent)

@@ -1,4 +1,5 @@
-"""What a model costs: parameters, floating-point operations, network evaluations, time and memory."""
+"""What a model costs: parameters, floating-point operations, network evaluations, time and
+memory."""
 
 from __future__ import annotations
 
@@ -118,10 +119,11 @@ def _measure(
 
 
 def training_operations(model: Model, seed: int = 0) -> float:
-    """Count the floating-point operations per image of one training step: forward and backward of every turn.
+    """Count the floating-point operations per image of one training step: forward and backward of
+    every turn.
 
-    The result is the mean of `CYCLE` steps, since some losses have terms that are not computed in every
-    step. A copy of the model takes the steps, half-way through training, on random images.
+    The result is the mean of `CYCLE` steps, since some losses have terms that are not computed in
+    every step. A copy of the model takes the steps, half-way through training, on random images.
 
     Raises:
         ValueError: if no parameter of a turn takes a gradient, or the loss misses something.
@@ -147,10 +149,11 @@ def training_operations(model: Model, seed: int = 0) -> float:
 
 
 def sampling_operations(model: nn.Module, sample: Callable[[], object]) -> tuple[int, int]:
-    """Count the floating-point operations of `sample()`, and its calls of the most called module that has weights.
+    """Count the floating-point operations of `sample()`, and its calls of the most called module
+    that has weights.
 
-    The second number is 1 for a decoder and the number of steps for a diffusion model. If guidance puts
-    two evaluations into one batch, it counts once; the operations include both.
+    The second number is 1 for a decoder and the number of steps for a diffusion model. If guidance
+    puts two evaluations into one batch, it counts once; the operations include both.
     """
     calls: Counter[str] = Counter()
 
@@ -185,7 +188,8 @@ def counting() -> Iterator[FlopCounterMode]:
 
 
 def unknown(model: Model, n: int) -> Condition:
-    """Return the condition of `n` images about which nothing is known, in the form that the model is trained with."""
+    """Return the condition of `n` images about which nothing is known, in the form that the model
+    is trained with."""
     kinds, device = model.conditions, model.device
     attributes = torch.zeros(n, len(kinds.attributes), device=device) if kinds.attributes else None
     labels = torch.full((n,), -1, device=device) if kinds.classes else None
@@ -197,7 +201,8 @@ def unknown(model: Model, n: int) -> Condition:
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> tuple[int, str]:
-    """Return the peak memory of `run()` in bytes, beyond what was allocated before, and how it was measured."""
+    """Return the peak memory of `run()` in bytes, beyond what was allocated before, and how it was
+    measured."""
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -205,7 +210,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> tuple[int, s
         run()
         return torch.cuda.max_memory_allocated(device) - before, "the peak of the GPU's allocated memory beyond them"
     with suppress(OSError, AttributeError):
-        # Memory that was freed but not returned to the system would hide new allocations. glibc only.
+        # Freed memory that was not returned to the system would hide new allocations. glibc only.
         ctypes.CDLL(None).malloc_trim(0)
     process = psutil.Process()
     before = most = process.memory_info().rss
@@ -227,7 +232,8 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> tuple[int, s
 
 
 def median_seconds(run: Callable[[], object], seconds: float, device: torch.device) -> float:
-    """Return the median time of `run()`, which is called for `seconds` in total and at least once."""
+    """Return the median time of `run()`, which is called for `seconds` in total and at least
+    once."""
 
     def now() -> float:
         if device.type != "cpu":

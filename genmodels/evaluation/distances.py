@@ -104,11 +104,13 @@ def moments(features: np.ndarray, name: str = "moments") -> Moments:
 
 
 def frechet(first: Moments, second: Moments) -> float:
-    """Compute the squared Fréchet distance of two Gaussians, which is FID for Inception features (arXiv 1706.08500).
+    """Compute the squared Fréchet distance of two Gaussians, which is FID for Inception features
+    (arXiv 1706.08500).
 
-    It is |mu1 - mu2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With C1 = A A^T and C2 = B B^T the last
-    trace is the sum of the singular values of A^T B. This needs no square root of a matrix and adds
-    nothing to a diagonal, so it is exact for singular covariances, as of fewer images than features.
+    It is |mu1 - mu2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With C1 = A A^T and C2 = B B^T the
+    last trace is the sum of the singular values of A^T B. This needs no square root of a matrix and
+    adds nothing to a diagonal, so it is exact for singular covariances, as of fewer images than
+    features.
 
     Returns:
         The distance, at least 0.
@@ -127,7 +129,8 @@ def frechet(first: Moments, second: Moments) -> float:
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Compute the squared Fréchet distance between two sets of features, (M, D) and (N, D); see `frechet`.
+    """Compute the squared Fréchet distance between two sets of features, (M, D) and (N, D); see
+    `frechet`.
 
     Raises:
         ValueError: if they are not 2-D, fewer than 2 or not finite, or the widths differ.
@@ -137,9 +140,11 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """Return A (D, R) with A A^T = covariance up to rounding, by pivoted Cholesky; R is the numerical rank.
+    """Return A (D, R) with A A^T = covariance up to rounding, by pivoted Cholesky; R is the
+    numerical rank.
 
-    It stops where only rounding errors remain. A plain Cholesky would treat their square roots as features.
+    It stops where only rounding errors remain. A plain Cholesky would treat their square roots as
+    features.
     """
     factor, pivots, rank, _ = dpstrf(covariance, lower=1)
     rows = np.empty((len(covariance), rank))
@@ -148,10 +153,11 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
 
 
 def _nuclear_norm(matrix: np.ndarray) -> tuple[float, float]:
-    """Return the sum of the singular values, from the eigenvalues of the Gram matrix, and a bound on its error.
+    """Return the sum of the singular values, from the eigenvalues of the Gram matrix, and a bound
+    on its error.
 
-    This takes half the time of a singular value decomposition. But each eigenvalue has the rounding error
-    of the largest one, and the error of the root of a small one is much larger.
+    This takes half the time of a singular value decomposition. But each eigenvalue has the rounding
+    error of the largest one, and the error of the root of a small one is much larger.
     """
     if not matrix.any():
         return 0.0, 0.0
@@ -164,16 +170,17 @@ def _nuclear_norm(matrix: np.ndarray) -> tuple[float, float]:
 
 
 def kernel_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Compute the squared MMD under the kernel (x.y / D + 1)^3, which is KID for Inception (arXiv 1801.01401).
+    """Compute the squared MMD under the kernel (x.y / D + 1)^3, which is KID for Inception (arXiv
+    1801.01401).
 
-    This is the unbiased estimate over all pairs, which may be negative. KID is usually computed as the
-    mean of the same estimate over random subsets (torch-fidelity: 100 subsets of 1,000 images). The
-    expectation is the same, but subsets add noise, and the "std" quoted with them is the spread between
-    subsets, not an error.
+    This is the unbiased estimate over all pairs, which may be negative. KID is usually computed as
+    the mean of the same estimate over random subsets (torch-fidelity: 100 subsets of 1,000 images).
+    The expectation is the same, but subsets add noise, and the "std" quoted with them is the spread
+    between subsets, not an error.
 
-    The standard error is the jackknife over both sets (each image left out once). It is slightly too
-    large if the distributions are equal, where the estimate varies only to second order. Time is
-    O((M + N)^2 D), memory O(M + N).
+    The standard error is the jackknife over both sets (each image left out once). It is slightly
+    too large if the distributions are equal, where the estimate varies only to second order. Time
+    is O((M + N)^2 D), memory O(M + N).
 
     Args:
         first: features (M, D), finite, M >= 3.
@@ -202,13 +209,15 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, float
 
 
 def _mean_without(rows: np.ndarray) -> np.ndarray:
-    """Return, from sums (N,) over the pairs of each row, the mean over all pairs without that row, (N,)."""
+    """Return, from sums (N,) over the pairs of each row, the mean over all pairs without that row,
+    (N,)."""
     n = len(rows)
     return (rows.sum() - 2 * rows) / ((n - 1) * (n - 2))
 
 
 def _sums_within(features: np.ndarray) -> np.ndarray:
-    """Return the sum of the kernel between each row and all others, (N,). Half of the symmetric kernel is computed."""
+    """Return the sum of the kernel between each row and all others, (N,). Half of the symmetric
+    kernel is computed."""
     sums = np.zeros(len(features))
     parts = tiles(len(features))
     for i, rows in enumerate(parts):
@@ -225,7 +234,8 @@ def _sums_within(features: np.ndarray) -> np.ndarray:
 
 
 def _sums_between(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sums of the kernel over all pairs of two sets, per row of the first (M,) and of the second (N,)."""
+    """Return the sums of the kernel over all pairs of two sets, per row of the first (M,) and of
+    the second (N,)."""
     first_sums, second_sums = np.zeros(len(first)), np.zeros(len(second))
     for rows in tiles(len(first)):
         x = first[rows].astype(np.float64)

@@ -45,10 +45,10 @@ def lpips_diversity(images: np.ndarray, lpips: Distance, pairs: int = 500) -> tu
     if count < 2:
         raise ValueError(f"diversity needs at least two pairs of different images, got {len(images)} images")
     rows = spread_rows(len(images), 2 * count)
-    found = []
+    distances = []
     for start in range(0, count, 32):
         here = slice(start, min(start + 32, count))
         first, second = (to_float(torch.from_numpy(images[half[here]])) for half in (rows[:count], rows[count:]))
-        found.append(lpips(first, second))  # (n,)
-    values = torch.cat(found).double()
+        distances.append(lpips(first, second))  # (n,)
+    values = torch.cat(distances).double()
     return values.mean().item(), values.std().item() / math.sqrt(count)

@@ -31,18 +31,20 @@ from genmodels.evaluation.extractors import Extractor, load_extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import FULL_N, check_count, code_version
 from genmodels.evaluation.reference import Reference, reference_from
-from genmodels.evaluation.results import Evaluation, Subject
+from genmodels.evaluation.results import Evaluation, Score, Subject
 
 
 class Row(NamedTuple):
     """One metric, or several that are computed together."""
 
     ability: str | None
-    """The ability that a model needs (see `genmodels.abilities`), or None if every model has the metric."""
+    """The ability that a model needs (see `genmodels.abilities`), or None if every model has the
+    metric."""
     part: Callable[[Context], Part]
     """Computes the scores."""
     otherwise: Mapping[str, str] = {}
-    """Reasons for absent scores if the model lacks the ability, by score. "{family}" stands for the family."""
+    """Reasons for absent scores if the model lacks the ability, by score. "{family}" stands for the
+    family."""
 
 
 SAMPLE_PARTS = [Row("sample", samples.part), Row("sample", copies.part), Row("sample", diversity.part)]
@@ -91,8 +93,8 @@ def evaluate(
         subject: what is known about the model in addition.
 
     Raises:
-        ValueError: if the images are not of the model's size or are too few, or the model has no such
-            option. The message is one line.
+        ValueError: if the images are not of the model's size or are too few, or the model has no
+            such option. The message is one line.
     """
     reference = reference_from(data, "valid") if isinstance(data, Packed) else data
     if reference.images.size != model.config.size:
@@ -113,7 +115,7 @@ def evaluate(
             f"{model.kind} models do not sample images: leave out the sampling options {', '.join(options)}"
         )
     context = Context(reference, extractors, batch_size, images, model, n, seed, options, model.device)
-    parts, absent = [], {}
+    parts, absent = [], dict[str, str]()
     for ability, part, otherwise in PARTS:
         if ability is None or model.can(ability):
             parts.append(part)
@@ -157,8 +159,9 @@ def evaluate_images(
 def _run(
     parts: Sequence[Callable[[Context], Part]], context: Context, subject: Subject, absent: dict[str, str]
 ) -> Evaluation:
-    """Run `parts` in order. A score that is not finite, such as the PSNR of exact copies, becomes absent."""
-    scores = {}
+    """Run `parts` in order. A score that is not finite, such as the PSNR of exact copies, becomes
+    absent."""
+    scores: dict[str, Score] = {}
     for part in parts:
         result = part(context)
         if twice := scores.keys() & result.scores.keys():

@@ -22,7 +22,8 @@ from torch import Tensor
 from genmodels.evaluation.protocol import Protocol
 
 FID_WEIGHTS = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
-"""Two names of one file, the conversion of the FID graph of 2015: by torch-fidelity and by pytorch-fid."""
+"""Two names of one file, the conversion of the FID graph of 2015: by torch-fidelity and by
+pytorch-fid."""
 FID_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 DINOV2 = "facebook/dinov2-large"
@@ -44,10 +45,11 @@ class Extractor:
     Attributes:
         name: name in the metrics, such as "inception".
         network: maps uint8 (N, 3, H, W) on `device` to float (N, D).
-        weights: 16 hex digits of the SHA-256 of its weights. If they are "unknown", features are not cached.
+        weights: 16 hex digits of the SHA-256 of its weights. If they are "unknown", features are
+            not cached.
         resize: short description of how it resizes images.
-        official: whether it is the FID graph with its published weights. Only its distances are called
-            FID and KID.
+        official: whether it is the FID graph with its published weights. Only its distances are
+            called FID and KID.
         device: device of the network.
     """
 
@@ -59,10 +61,12 @@ class Extractor:
     device: torch.device | str = "cpu"
 
     def measure(self, what: str) -> str:
-        """Return the name of a metric of these features: "fd" -> "fd-faces", or "fid" for the official FID graph.
+        """Return the name of a metric of these features: "fd" -> "fd-faces", or "fid" for the
+        official FID graph.
 
         Args:
-            what: "fd" (Fréchet distance), "kd" (kernel distance), "rfd" (of reconstructions) or another metric.
+            what: "fd" (Fréchet distance), "kd" (kernel distance), "rfd" (of reconstructions) or
+                another metric.
         """
         published = {"fd": "fid", "kd": "kid", "rfd": "rfid"} if self.official else {}
         return published.get(what, f"{what}-{self.name}")
@@ -76,12 +80,12 @@ def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
     """Load an extractor by name, in eval mode and float32, and frozen.
 
     - faces: the embedded FaceNet, trained on procedural faces. It needs no download.
-    - inception: the graph of FID (arXiv 1706.08500) and KID (arXiv 1801.01401) from torch-fidelity: pool
-      features, (N, 2048).
-    - dinov2: DINOv2 ViT-L/14 at 224 px, as in FD-DINOv2 (arXiv 2306.04675): class token after the last
-      norm, (N, 1024).
-    - clip: CLIP ViT-L/14 at 336 px, as in CMMD (arXiv 2401.09603): projected image embedding of unit
-      length, (N, 768).
+    - inception: the graph of FID (arXiv 1706.08500) and KID (arXiv 1801.01401) from torch-fidelity:
+      pool features, (N, 2048).
+    - dinov2: DINOv2 ViT-L/14 at 224 px, as in FD-DINOv2 (arXiv 2306.04675): class token after the
+      last norm, (N, 1024).
+    - clip: CLIP ViT-L/14 at 336 px, as in CMMD (arXiv 2401.09603): projected image embedding of
+      unit length, (N, 768).
 
     Args:
         spec: one of these names, or NAME=PATH for other weights in the same layout: a .pth file for
@@ -89,8 +93,8 @@ def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
         device: device of the network.
 
     Raises:
-        ValueError: if the name is unknown, a library is not installed, or weights are absent, damaged or
-            of another network. The message is one line and says how to get them.
+        ValueError: if the name is unknown, a library is not installed, or weights are absent,
+            damaged or of another network. The message is one line and says how to get them.
     """
     check_spec(spec)
     name, _, path = spec.partition("=")
@@ -124,10 +128,11 @@ def hash_weights(tensors: Mapping[str, Tensor]) -> str:
 
 
 def resize_bicubic(pixels: Tensor, size: int) -> Tensor:
-    """Resize uint8 (N, 3, H, W) to float32 (N, 3, size, size) in [0, 1] as Pillow does, up to rounding.
+    """Resize uint8 (N, 3, H, W) to float32 (N, 3, size, size) in [0, 1] as Pillow does, up to
+    rounding.
 
-    Pillow, and therefore the published pipelines, resizes one axis after the other and rounds to 8 bits
-    after each.
+    Pillow, and therefore the published pipelines, resizes one axis after the other and rounds to 8
+    bits after each.
     """
     x = pixels.float()
     for shape in ((x.shape[2], size), (size, size)):
@@ -140,7 +145,8 @@ def _faces(path: str | None, device: torch.device) -> Extractor:
     from genmodels.evaluation.facenet import load_facenet
 
     network, weights, resize = load_facenet(None if path is None else Path(path), device)
-    name = "faces" if path is None else f"faces:{weights[:8]}"  # FD-faces is the distance of the embedded weights
+    # FD-faces is the distance of the embedded weights.
+    name = "faces" if path is None else f"faces:{weights[:8]}"
     return Extractor(name, network, weights, resize, device=device)
 
 
@@ -176,7 +182,8 @@ def _inception(path: str | None, device: torch.device) -> Extractor:
 
 
 def _find_fid_weights(url: str) -> Path:
-    """Return the published weights in torch.hub's folder. They are downloaded if they are not there."""
+    """Return the published weights in torch.hub's folder. They are downloaded if they are not
+    there."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     for name in FID_WEIGHTS:
         if (folder / name).is_file():
@@ -226,7 +233,8 @@ def _clip(source: str | None, device: torch.device) -> Extractor:
 
 
 def _load_transformer(kind: Any, name: str, source: str) -> Any:
-    """Load a model of transformers' class `kind` in float32. Weights that do not fill it are refused."""
+    """Load a model of transformers' class `kind` in float32. Weights that do not fill it are
+    refused."""
     with _one_line(name, source):
         model, report = kind.from_pretrained(
             source, dtype=torch.float32, weights_only=True, ignore_mismatched_sizes=True, output_loading_info=True
@@ -243,7 +251,8 @@ def _load_transformer(kind: Any, name: str, source: str) -> Any:
 
 @contextmanager
 def _one_line(name: str, source: str) -> Iterator[None]:
-    """Context manager in which transformers prints only downloads, and its errors about `source` become one line."""
+    """Context manager in which transformers prints only downloads, and its errors about `source`
+    become one line."""
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
@@ -289,4 +298,5 @@ def _in_brief(error: BaseException) -> str:
 
 
 LOADERS = {"faces": _faces, "inception": _inception, "dinov2": _dinov2, "clip": _clip}
-"""Function that loads each extractor, given a path (None for the published weights) and a device."""
+"""Function that loads each extractor, given a path (None for the published weights) and a
+device."""

@@ -38,7 +38,8 @@ class Block(nn.Module):
 
 
 class FaceNet(nn.Module):
-    """Convolutional network whose features are the spatial means at four resolutions, of texture and content."""
+    """Convolutional network whose features are the spatial means at four resolutions, of texture
+    and content."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +62,8 @@ class FaceNet(nn.Module):
         return torch.cat(means, dim=1)  # (N, 480)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features (N, 480); on training images, those of each resolution have a total variance of 1."""
+        """Compute features (N, 480); on training images, those of each resolution have a total
+        variance of 1."""
         return (self.raw(images) - self.mean) / self.std
 
 
@@ -80,8 +82,8 @@ def load_facenet(path: Path | None = None, device: torch.device | str = "cpu") -
         device: device of the network.
 
     Returns:
-        A function that maps uint8 (N, 3, H, W) to float (N, 480), the hash of the weights, and how it
-        resizes images.
+        A function that maps uint8 (N, 3, H, W) to float (N, 480), the hash of the weights, and how
+        it resizes images.
 
     Raises:
         ValueError: if the weights are absent, damaged or of another network.

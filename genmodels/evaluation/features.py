@@ -31,10 +31,10 @@ def extract(
 ) -> np.ndarray:
     """Compute the features of `images`: float32 (N, D), all finite.
 
-    They are cached in $GENMODELS_CACHE/features (by default ~/.cache/genmodels/features) under the name
-    and weights of the extractor and the fingerprint of the images. A file there that is damaged, or of
-    another version of the metrics' definitions, is computed again. A folder that cannot be written is
-    reported and is not an error.
+    They are cached in $GENMODELS_CACHE/features (by default ~/.cache/genmodels/features) under the
+    name and weights of the extractor and the fingerprint of the images. A file there that is
+    damaged, or of another version of the metrics' definitions, is computed again. A folder that
+    cannot be written is reported and is not an error.
 
     Args:
         images: images of any size; the extractor resizes them.
@@ -59,7 +59,8 @@ def extract(
 
 
 def with_features(data: Packed, spec: str | None, device: torch.device | str = "cpu") -> Packed:
-    """Return `data` with centred features of all its images, for a model that is aligned with an extractor.
+    """Return `data` with centred features of all its images, for a model that is aligned with an
+    extractor.
 
     Args:
         data: all splits.
@@ -164,7 +165,8 @@ def _read(file: Path, images: Images, extractor: Extractor) -> np.ndarray | None
 
 
 def _write(file: Path, features: np.ndarray, images: Images, extractor: Extractor) -> None:
-    """Cache features. The file is renamed when it is complete, so that other processes never see a part of it."""
+    """Cache features. The file is renamed when it is complete, so that other processes never see a
+    part of it."""
     draft = file.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""Sets of images from folders, archives and arrays, with notes on what was converted. Does not import torch."""
+"""Sets of images from folders, archives and arrays, with notes on what was converted. Does not
+import torch."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ BESIDE_IMAGES = (
     *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".rst", ".html", ".xml", ".yaml", ".yml", ".log"),
     *(".ini", ".db", ".py", ".sh"),
 )
-"""Files of these kinds (labels, manifests, read-me files) are common in folders of images and are ignored."""
+"""Files of these kinds (labels, manifests, read-me files) are common in folders of images and are
+ignored."""
 NAMED_BESIDE_IMAGES = ("readme", "license", "licence", "notice", "checksums", "md5sums", "sha256sums")
 
 Shape = tuple[int, int]
@@ -79,25 +81,28 @@ class Images:
         return f"{self.fingerprint} ({len(self):,})"
 
     def take(self, rows: slice | np.ndarray) -> Images:
-        """Return some of the images: a view for a slice, a copy in memory for an array of indices."""
+        """Return some of the images: a view for a slice, a copy in memory for an array of
+        indices."""
         return replace(self, pixels=self.pixels[rows])
 
 
 def read_images(path: Path, size: int | None = None) -> Images:
     """Read the images at `path`.
 
-    It may be a folder (with its subfolders) or a .zip of image files, an .npy or .npz array (if the .npz
-    holds several, "arr_0" or "samples"), or a packed directory, of which all splits are read. Grey,
-    palette and transparent images are read as RGB, as by `genmodels data pack`. Pickled objects are never
-    loaded.
+    It may be a folder (with its subfolders) or a .zip of image files, an .npy or .npz array (if the
+    .npz holds several, "arr_0" or "samples"), or a packed directory, of which all splits are read.
+    Grey, palette and transparent images are read as RGB, as by `genmodels data pack`. Pickled
+    objects are never loaded.
 
     Args:
         path: the file or folder.
-        size: side of the result in pixels. The centre square of every image is resized to it with the
-            Lanczos filter; images are never enlarged. None: the images must be square and of one size.
+        size: side of the result in pixels. The centre square of every image is resized to it with
+            the Lanczos filter; images are never enlarged. None: the images must be square and of
+            one size.
 
     Raises:
-        ValueError, FileNotFoundError: if they cannot be read. The message is one line and says what to do.
+        ValueError, FileNotFoundError: if they cannot be read. The message is one line and says what
+            to do.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such folder, .zip, .npy or .npz of images")
@@ -105,7 +110,8 @@ def read_images(path: Path, size: int | None = None) -> Images:
         check_crop("centre", size, aligned=False)
     if path.suffix.lower() in ARRAYS and path.is_file():
         return _resized(Images(_load_array(path), path.name), size)
-    if is_packed(path) and (path / IMAGES).exists():  # a folder of images may have a manifest.json too
+    # A folder of images may contain a manifest.json too.
+    if is_packed(path) and (path / IMAGES).exists():
         packed = load_packed(path)
         return _resized(Images(packed.images, f"{path.resolve().name} (packed, all splits)"), size)
     if path.is_file() and path.suffix.lower() != ".zip":
@@ -116,7 +122,8 @@ def read_images(path: Path, size: int | None = None) -> Images:
 
 
 def holds_images(path: Path) -> bool:
-    """Return whether `path` is an archive, an array or a folder of images, and not a run or a saved model."""
+    """Return whether `path` is an archive, an array or a folder of images, and not a run or a saved
+    model."""
     if path.is_dir():
         return not any((path / name).exists() for name in ("config.json", "config.yaml", "model_index.json"))
     return path.suffix.lower() in (".zip", *ARRAYS)
@@ -152,12 +159,14 @@ def _read_files(root: Path, size: int | None) -> Images:
 
 @contextmanager
 def _refusals(root: Path, name: str) -> Iterator[None]:
-    """Context manager in which an error about file `name` of `root` becomes one line that names the file."""
+    """Context manager in which an error about file `name` of `root` becomes one line that names the
+    file."""
     try:
         yield
     except RefusedError as error:
         raise ValueError(f"{root}: {name}: {error}; replace it or remove it") from None
-    except (OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # RuntimeError: encrypted in its archive
+    # RuntimeError: the file is encrypted in its archive.
+    except (OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{root}: {name} cannot be read ({error}); replace it or remove it") from None
 
 
@@ -237,7 +246,8 @@ def _load_array(path: Path) -> np.ndarray:
 
 
 def _check_layout(pixels: np.ndarray, name: str) -> None:
-    """Check that `pixels` are uint8 (N, S, S, 3). The error contains the numpy expression that converts them."""
+    """Check that `pixels` are uint8 (N, S, S, 3). The error contains the numpy expression that
+    converts them."""
     shape, kind = pixels.shape, pixels.dtype.kind
     if pixels.dtype == np.uint8 and len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[0] > 0:
         return
@@ -288,7 +298,8 @@ def _resized(images: Images, size: int | None) -> Images:
 
 
 def _in_threads(work: Callable[[int], T], count: int, title: str) -> list[T]:
-    """Call `work` on 0 ... count - 1 on all cores (Pillow releases the GIL), up to the first error."""
+    """Call `work` on 0 ... count - 1 on all cores (Pillow releases the GIL), up to the first
+    error."""
     with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
         # decode() refuses images with too many pixels, so that Pillow's warning is not needed.
         warnings.simplefilter("ignore")

@@ -36,15 +36,15 @@ def likelihood_score(model: Any, batches: Iterable[Tensor], seed: int, protocol:
         seed: seed of the noise that the estimate may need.
         protocol: protocol of the images.
     """
-    found: list[Tensor] = []
+    bits: list[Tensor] = []
     position = 0
     for images in batches:
         noise = Noise.for_images(seed, range(position, position + len(images)), images.device)
-        found.append(model.bits_per_dim(images, noise))
+        bits.append(model.bits_per_dim(images, noise))
         position += len(images)
     kind = model.likelihood_kind
     how = kind.estimator or ("exact" if kind.exact else "an upper bound; the true value is at most this")
     if kind.levels < 256:
         how += f"; of images rounded to {kind.levels} levels per colour channel"
-    value, error = mean_and_error(found)
+    value, error = mean_and_error(bits)
     return Score(value, "lower", how, protocol, "bits/dim", error, group="likelihood")

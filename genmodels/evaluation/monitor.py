@@ -21,8 +21,8 @@ from genmodels.evaluation.reference import spread
 class Monitor:
     """Fréchet distance between samples and real images under the embedded extractor, and coverage.
 
-    The real images are those of the valid split, or of the train split if the valid split has too few:
-    at most FULL_N, evenly spread. Their features are computed once.
+    The real images are those of the valid split, or of the train split if the valid split has too
+    few: at most FULL_N, evenly spread. Their features are computed once.
 
     Args:
         data: all splits.
@@ -35,7 +35,8 @@ class Monitor:
     samples: ClassVar[int] = 512
     """Number of samples to compare: enough to show whether a model improves."""
     name: ClassVar[str] = f"fd_faces_n{samples}"
-    """Name of the distance. It contains n, since the distance of so few images is much larger than that of many."""
+    """Name of the distance. It contains n, since the distance of so few images is much larger than
+    that of many."""
     coverage: ClassVar[str] = f"coverage_faces_n{samples}"
     """Name of the coverage, the fraction of real images with a sample in their neighbourhood."""
 
@@ -58,10 +59,12 @@ class Monitor:
         return features, moments(features)
 
     def measure(self, samples: np.ndarray) -> dict[str, float]:
-        """Compute the distance of `samples`, uint8 (N, S, S, 3), to the real images, and their coverage, by name.
+        """Compute the distance of `samples`, uint8 (N, S, S, 3), to the real images, and their
+        coverage, by name.
 
         Raises:
-            ValueError: if all samples are the same image, as those of a model that has collapsed or overflowed.
+            ValueError: if all samples are the same image, as those of a model that has collapsed or
+                overflowed.
         """
         features = extract(Images(samples, "samples"), self._extractor, progress=False, cached=False)
         check_varied(features, "samples")

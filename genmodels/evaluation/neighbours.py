@@ -1,8 +1,9 @@
-"""Metrics based on nearest neighbours of features: precision, recall, density, coverage, memorisation, diversity.
+"""Metrics based on nearest neighbours of features: precision, recall, density, coverage,
+memorisation, diversity.
 
-Distances are Euclidean and computed in float64 block by block, so that 50,000 x 50,000 distances need
-no more memory than 1,000 x 1,000. In float32, |x|^2 + |y|^2 - 2 x.y would be inexact for the distances
-that matter most, those of close neighbours.
+Distances are Euclidean and computed in float64 block by block, so that 50,000 x 50,000 distances
+need no more memory than 1,000 x 1,000. In float32, |x|^2 + |y|^2 - 2 x.y would be inexact for the
+distances that matter most, those of close neighbours.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ ROUNDING = 2.0**-44
 
 @dataclass(frozen=True)
 class Manifold:
-    """How two sets of features cover each other. Each image has a ball, which contains its neighbourhood.
+    """How two sets of features cover each other. Each image has a ball, which contains its
+    neighbourhood.
 
     Attributes:
         precision: fraction of fake images that lie in the ball of a real image: fidelity.
         recall: fraction of real images that lie in the ball of a fake image: diversity.
-        density: mean number of real balls that contain a fake image, divided by k. It may exceed 1. Like
-            precision, but robust to outliers.
-        coverage: fraction of real balls that contain a fake image. Like recall, but robust to outliers.
+        density: mean number of real balls that contain a fake image, divided by k. It may exceed 1.
+            Like precision, but robust to outliers.
+        coverage: fraction of real balls that contain a fake image. Like recall, but robust to
+            outliers.
     """
 
     precision: float
@@ -43,10 +46,10 @@ class Memorisation:
     """Whether samples are closer to training images than held-out real images are.
 
     Attributes:
-        ratio: median distance of samples to their nearest training image, divided by that of held-out
-            images. Well below 1 means copying.
-        share: fraction of samples that are at least as close to a training image as the closest 1 % of
-            held-out images. Well above 0.01 means copying.
+        ratio: median distance of samples to their nearest training image, divided by that of
+            held-out images. Well below 1 means copying.
+        share: fraction of samples that are at least as close to a training image as the closest 1 %
+            of held-out images. Well above 0.01 means copying.
         order: (N,) indices of the samples, the one closest to a training image first.
         partner: (N,) index of the nearest training image of each sample.
     """
@@ -58,11 +61,12 @@ class Memorisation:
 
 
 def manifold(real: np.ndarray, fake: np.ndarray, k_pr: int = 3, k_dc: int = 5) -> Manifold:
-    """Compute precision and recall (arXiv 1904.06991), and density and coverage (arXiv 2002.09797), in one pass.
+    """Compute precision and recall (arXiv 1904.06991), and density and coverage (arXiv 2002.09797),
+    in one pass.
 
-    The radius of the ball around each image is the distance to its k-th nearest neighbour in its own set.
-    As in the papers, the boundary belongs to the ball for precision and recall, but not for density and
-    coverage.
+    The radius of the ball around each image is the distance to its k-th nearest neighbour in its
+    own set. As in the papers, the boundary belongs to the ball for precision and recall, but not
+    for density and coverage.
 
     Args:
         real: features (M, D), M > k_pr and M > k_dc.
@@ -71,7 +75,8 @@ def manifold(real: np.ndarray, fake: np.ndarray, k_pr: int = 3, k_dc: int = 5) -
         k_dc: number of neighbours for density and coverage.
 
     Raises:
-        ValueError: if there are too few images for k, the widths differ, or features are not finite or not 2-D.
+        ValueError: if there are too few images for k, the widths differ, or features are not finite
+            or not 2-D.
     """
     check_widths(real, fake)
     for features, name, k in ((real, "real", max(k_pr, k_dc)), (fake, "fake", k_pr)):
@@ -111,8 +116,8 @@ def nearest(queries: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.n
     """Find the nearest row of `database` (M, D) for each row of `queries` (N, D).
 
     Returns:
-        Euclidean distances, float64 (N,), exactly 0 for equal rows, and indices into the database, int64
-        (N,).
+        Euclidean distances, float64 (N,), exactly 0 for equal rows, and indices into the database,
+        int64 (N,).
 
     Raises:
         ValueError: if the widths differ, or features are not finite or not 2-D.
@@ -132,35 +137,37 @@ def nearest(queries: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.n
             index = torch.where(closest < best, at + columns.start, index)
             best = torch.minimum(best, closest)
         indices[rows] = index.numpy()
-        distances[rows] = _distances(queries[rows], database[indices[rows]])  # without the rounding of the products
+        # Without the rounding errors of the products.
+        distances[rows] = _distances(queries[rows], database[indices[rows]])
     return distances, indices
 
 
 def memorisation(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Memorisation:
     """Compare how close samples and held-out real images are to the training images.
 
-    Samples of a model that has learned the distribution are as far from the training images as other
-    real images are: the ratio is 1 and the expected share is 0.01. The result is misleading in these
-    cases:
+    Samples of a model that has learned the distribution are as far from the training images as
+    other real images are: the ratio is 1 and the expected share is 0.01. The result is misleading
+    in these cases:
 
-    - Blurred or typical samples are close to everything. A ratio below 1 with a poor precision means
-      this, not copying.
-    - A model that copies some images and distorts others may have a ratio above 1. The share detects
-      the copies.
+    - Blurred or typical samples are close to everything. A ratio below 1 with a poor precision
+      means this, not copying.
+    - A model that copies some images and distorts others may have a ratio above 1. The share
+      detects the copies.
     - Images or people that are in both real sets make held-out images close, and hide copies.
-    - `train` must contain all training images. A mirrored or shifted copy is only close under features
-      that are invariant to it.
+    - `train` must contain all training images. A mirrored or shifted copy is only close under
+      features that are invariant to it.
 
     Look at the closest pairs, which `order` and `partner` identify.
 
     Args:
         samples: features (N, D) of generated images.
         train: features (M, D) of the images on which the model was trained.
-        held_out: features (H, D) of real images on which it was not trained. With fewer than 99, the
-            closest one stands for the closest 1 %.
+        held_out: features (H, D) of real images on which it was not trained. With fewer than 99,
+            the closest one stands for the closest 1 %.
 
     Raises:
-        ValueError: if most held-out images are training images, the widths differ, or features are not finite.
+        ValueError: if most held-out images are training images, the widths differ, or features are
+            not finite.
     """
     check_features(held_out, "held-out")
     distances, partner = nearest(samples, train)
@@ -184,8 +191,8 @@ def memorisation(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -
 def diversity(features: np.ndarray) -> tuple[float, float]:
     """Compute the mean Euclidean distance between two images of a set, and its standard error.
 
-    The mean is over N // 2 disjoint random pairs, so that the distances are independent. The pairs are
-    the same at every call.
+    The mean is over N // 2 disjoint random pairs, so that the distances are independent. The pairs
+    are the same at every call.
 
     Args:
         features: (N, D), N >= 4.
@@ -201,7 +208,8 @@ def diversity(features: np.ndarray) -> tuple[float, float]:
 
 
 def _reach(features: np.ndarray, centre: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
-    """Return squared distances of each row to its k nearest neighbours, (N, k), and a bound on their error, (N,)."""
+    """Return squared distances of each row to its k nearest neighbours, (N, k), and a bound on
+    their error, (N,)."""
     nearest_squared = torch.full((len(features), k), math.inf, dtype=torch.float64)
     norms = torch.zeros(len(features), dtype=torch.float64)
 
@@ -234,8 +242,8 @@ def _norms(x: np.ndarray) -> Tensor:
 def _squared(x: np.ndarray, y: np.ndarray) -> Tensor:
     """Return the squared distances (M, N) of float64 rows (M, D) and (N, D).
 
-    numpy computes the product, which takes 1.6 times as long in torch on some processors. torch computes
-    the rest, on all cores.
+    numpy computes the product, which takes 1.6 times as long in torch on some processors. torch
+    computes the rest, on all cores.
     """
     product = torch.from_numpy(x @ y.T)  # (M, N)
     return product.mul_(-2).add_(_norms(x)[:, None]).add_(_norms(y)).clamp_(min=0)

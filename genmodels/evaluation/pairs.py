@@ -1,4 +1,5 @@
-"""Reconstruction: PSNR, SSIM and LPIPS of pairs of images, and the distance between the two sets."""
+"""Reconstruction: PSNR, SSIM and LPIPS of pairs of images, and the distance between the two
+sets."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from genmodels.nn.perceptual import Distance
 
 LPIPS = "LPIPS v0.1, AlexNet"
 LPIPS_WEIGHTS = "lpips 0.1, alexnet-owt-7be5be79"
-"""The linear weights of the lpips package and torchvision's file with that hash. No others are loaded."""
+"""The linear weights of the lpips package and torchvision's file with that hash. No others are
+loaded."""
 INVERTED = 256
 """Number of images that are reconstructed by a search, which is slow."""
 PAIRS = 16
@@ -58,15 +60,15 @@ def part(context: Context) -> Part:
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """Convert float images in [-1, 1] to the 8-bit levels that a file would hold, as float64 in [0, 255]."""
+    """Round float images in [-1, 1] to the 8-bit levels of a file, as float64 in [0, 255]."""
     return images.double().add(1).mul(127.5).round().clamp(0, 255)
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Compute the peak signal-to-noise ratio of each pair in dB, (N,), on 8-bit levels: 10 log10(255^2 / MSE).
+    """Compute the PSNR of each pair in dB, (N,), on 8-bit levels: 10 log10(255^2 / MSE).
 
-    The MSE is over all values of a pair. Equal pairs give infinity. Report the mean of these per-image
-    values: the PSNR of the mean error is lower.
+    The MSE is over all values of a pair. Equal pairs give infinity. Report the mean of these
+    per-image values: the PSNR of the mean error is lower.
 
     Args:
         images: (N, 3, H, W) in [-1, 1].
@@ -77,7 +79,8 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Compute the structural similarity of each pair, (N,), on 8-bit levels (doi:10.1109/TIP.2003.819861).
+    """Compute the structural similarity of each pair, (N,), on 8-bit levels
+    (doi:10.1109/TIP.2003.819861).
 
     The settings are those of its authors: an 11 x 11 Gaussian window with sigma 1.5, K1 = 0.01,
     K2 = 0.03, population moments, only windows inside the image, and the mean over positions and
@@ -111,7 +114,8 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
 def pair_scores(
     originals: np.ndarray, rebuilt: np.ndarray, lpips: Distance | None, protocol: Protocol, batch_size: int = 64
 ) -> dict[str, Score]:
-    """Compute PSNR, SSIM and, if the network is given, LPIPS between images and their reconstructions.
+    """Compute PSNR, SSIM and, if the network is given, LPIPS between images and their
+    reconstructions.
 
     Args:
         originals: uint8 (N, S, S, 3).
@@ -147,7 +151,8 @@ def pair_scores(
 
 
 def mean_and_error(parts: list[Tensor]) -> tuple[float, float | None]:
-    """Return the mean of the values in `parts` and its standard error, which is None for a single value."""
+    """Return the mean of the values in `parts` and its standard error, which is None for a single
+    value."""
     values = np.concatenate([part.double().cpu().numpy() for part in parts])
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return float(values.mean()), error

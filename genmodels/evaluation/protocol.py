@@ -12,7 +12,8 @@ from typing import Any
 from genmodels import __version__
 
 DEFINITIONS = 1
-"""Version of the definitions of the metrics. It is raised when a metric is computed in another way."""
+"""Version of the definitions of the metrics. It is raised when a metric is computed in another
+way."""
 FULL_N = 2_048
 """Distances between fewer images are marked, since they depend strongly on n."""
 LEAST_N = 256
@@ -23,7 +24,8 @@ LEAST_N = 256
 class Protocol:
     """Everything that a score depends on in addition to what is measured.
 
-    Scores are comparable if their protocols are equal. A field that does not apply to a score is None.
+    Scores are comparable if their protocols are equal. A field that does not apply to a score is
+    None.
 
     Attributes:
         data: the real images, such as "celeba (18,022 of 202,599 images)".
@@ -112,7 +114,8 @@ def check_count(count: int, what: str) -> None:
 
 @cache
 def code_version() -> str:
-    """Return the version of this package with 8 hex digits of a hash of its source, which show local changes."""
+    """Return the version of this package with 8 hex digits of a hash of its source, which show
+    local changes."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

@@ -11,7 +11,8 @@ from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol
 
 MOST = 50_000
-"""Maximum number of real images that are compared with. Of larger sets, evenly spread images are used."""
+"""Maximum number of real images that are compared with. Of larger sets, evenly spread images are
+used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,8 @@ class Reference:
         images: the images that samples are compared with.
         protocol: the fields that the protocols of all scores have in common.
         others: further real images that are not in `images`, one item per split, for the floors.
-        train: all training images, to detect copies; None if they are not known or include `images`.
+        train: all training images, to detect copies; None if they are not known or include
+            `images`.
         attributes: attributes of `images`, int8 (N, K) in {-1, 0, +1}; K may be 0.
         train_attributes: attributes of `train`.
         attribute_names: K names, in order.
@@ -89,8 +91,8 @@ def reference_from_images(images: Images) -> Reference:
 def floor_pair(reference: Reference, n: int) -> tuple[Images, Images] | None:
     """Return n real images, and other real images to compare them with.
 
-    The first are further images if there are enough, and a part of the reference otherwise. Returns None
-    if there are too few of either.
+    The first are further images if there are enough, and a part of the reference otherwise. Returns
+    None if there are too few of either.
     """
     if sum(map(len, reference.others)) >= n:
         largest = max(reference.others, key=len)

@@ -76,8 +76,9 @@ class Evaluation:
         scores: scores by name, such as "fd-faces".
         absent: reasons why scores are missing, by name.
         made: versions and date of the measurement: "code", "torch", "device", "date".
-        pictures: uint8 (N, H, W, 3) by name, which are not stored in the JSON: "samples" (the first ones),
-            "originals" and "reconstructions", "nearest samples" and "nearest train" (the closest pairs).
+        pictures: uint8 (N, H, W, 3) by name, which are not stored in the JSON: "samples" (the first
+            ones), "originals" and "reconstructions", "nearest samples" and "nearest train" (the
+            closest pairs).
     """
 
     subject: Subject
@@ -104,7 +105,8 @@ def read_evaluation(path: Path) -> Evaluation:
     """Read the evaluation that `to_json` wrote to the file `path`.
 
     Raises:
-        ValueError: if the file does not exist, is not JSON, or is not an evaluation. The message is one line.
+        ValueError: if the file does not exist, is not JSON, or is not an evaluation. The message is
+            one line.
     """
     try:
         text = read_json(path)
@@ -125,8 +127,8 @@ def read_evaluation(path: Path) -> Evaluation:
 def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """Return `evaluations` with only the scores that can be compared.
 
-    Speeds that were measured on different machines, and likelihoods of the codes of different codecs, are
-    moved to `absent`.
+    Speeds that were measured on different machines, and likelihoods of the codes of different
+    codecs, are moved to `absent`.
 
     Raises:
         ValueError: if a score that two of them have was measured under different protocols.
@@ -148,7 +150,8 @@ def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def digits(value: float) -> str:
-    """Format a number with three to five significant digits: 0.00495, 0.0123, 4.320, 12.35, 1,234."""
+    """Format a number with three to five significant digits: 0.00495, 0.0123, 4.320, 12.35,
+    1,234."""
     if not np.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e6:

@@ -47,14 +47,14 @@ def _distances(context: Context, extractor: Extractor) -> dict[str, Score]:
     """Compare samples and real images with one extractor. Each score has its floor."""
     assert context.samples is not None
     protocol = extractor.protocol(context.protocol)
-    found = compare_sets(context.samples, context.reference.images, extractor, context.features)
+    fake = compare_sets(context.samples, context.reference.images, extractor, context.features)
     # The floor is computed by the same code at the same n, so that it has the same bias.
     real = None if context.floor is None else compare_sets(*context.floor, extractor, context.features)
 
     def score(value: str, better: Literal["higher", "lower", "neither"], how: str, error: str = "") -> Score:
         floor = None if real is None else getattr(real, value)
         return Score(
-            getattr(found, value), better, how, protocol, error=getattr(found, error) if error else None, floor=floor
+            getattr(fake, value), better, how, protocol, error=getattr(fake, error) if error else None, floor=floor
         )
 
     measured = {
@@ -91,8 +91,8 @@ def compare_sets(
 ) -> SetScores:
     """Compute all metrics of `images` compared with `real`.
 
-    They are cached next to the features, under the fingerprints of both sets. The floor of real images
-    is therefore computed once and not for every model.
+    They are cached next to the features, under the fingerprints of both sets. The floor of real
+    images is therefore computed once and not for every model.
 
     Args:
         images: images to score.
@@ -101,7 +101,8 @@ def compare_sets(
         features: returns the features of images.
 
     Raises:
-        ValueError: if all images of a set are the same, or the extractor fails. The message is one line.
+        ValueError: if all images of a set are the same, or the extractor fails. The message is one
+            line.
     """
     place = cache_place(extractor)
     file = None if place is None else place / f"{images.fingerprint}-{real.fingerprint}.json"
@@ -139,7 +140,8 @@ def _read(file: Path) -> SetScores | None:
 
 
 def _write(file: Path, scores: SetScores) -> None:
-    """Cache metrics. The file is renamed when it is complete, so that other processes never see a part of it."""
+    """Cache metrics. The file is renamed when it is complete, so that other processes never see a
+    part of it."""
     with suppress(OSError):  # extract() has reported that the folder cannot be written
         draft = file.with_name(f".{uuid.uuid4().hex}.tmp")
         draft.write_text(json.dumps({"definitions": DEFINITIONS, "scores": asdict(scores)}, allow_nan=False))
