@@ -1,12 +1,13 @@
-"""Memory and time of attention against T, for every backend that runs here and for the textbook's formula.
+"""Memory and time of attention against T, for every available backend and for the plain formula.
 
-    python benchmarks/attention.py [--lengths 512 1024 2048 4096] [--device cuda --dtype bfloat16] [--json a.json]
+    python benchmarks/attention.py [--lengths 512 1024 2048 4096] [--json a.json]
+    python benchmarks/attention.py --device cuda --dtype bfloat16
 
-`naive` is softmax(Q K^T / sqrt(d)) V written out: it makes T x T matrices. The rest are the backends of
-`genmodels.nn.attention`, under the names of the kernels that ran. Memory is the peak that one call adds to what its
-inputs take: of the process's resident memory on a CPU (Linux with glibc), of torch's allocator on a GPU. Time is the
-median of `--repeats` further calls. The growth is the exponent between the two longest lengths: 1 is proportional to T,
-2 to T^2.
+`naive` computes softmax(Q K^T / sqrt(d)) V with explicit T x T matrices. The other rows are the
+backends of `genmodels.nn.attention`, under the names of the kernels that ran. Memory is the peak
+that one call adds to the memory of its inputs: resident memory of the process on a CPU (Linux with
+glibc), or memory of torch's allocator on a GPU. Time is the median of `--repeats` further calls.
+Growth is the exponent p of T^p between the two longest lengths, for memory and time.
 """
 
 from __future__ import annotations
@@ -30,26 +31,27 @@ from torch import Tensor
 
 from genmodels.nn.attention import Backend, attend, available_backends, kernel_of
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+M_MMAP_THRESHOLD = -3  # constant of glibc's malloc.h
 
 
 @dataclass(frozen=True)
 class Settings:
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096)
-    """T, ascending."""
+    """Sequence lengths T, ascending."""
     batch_size: int = 1
     heads: int = 4
     head_dim: int = 64
     causal: bool = True
     backward: bool = True
-    """Measure forward and backward together as well."""
+    """Also measure the forward and backward pass together."""
     repeats: int = 3
+    """Number of timed calls; the median is reported."""
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: int = 1
-    """Threads of torch."""
+    """Number of threads used by torch."""
     json: Path | None = None
-    """Where to write every number."""
+    """File to write all measurements to."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ class Row:
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """The formula as it is written."""
+    """Compute attention by the formula, with explicit score matrices.
+
+    Args:
+        q, k, v: (N, H, T, d).
+        causal: whether a query attends only to keys at its position or before.
+    """
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (N, H, T, T)
     if causal:
         length = q.shape[2]
@@ -74,28 +81,28 @@ def naive(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 
 def peak_mebibytes(call: Callable[[], object], device: str) -> float:
-    """The most memory that `call` holds at once, beyond what was held before."""
+    """Measure the peak memory of `call` in MiB, above the memory in use before the call."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current value
     before = resident("VmRSS")
     call()
     return (resident("VmHWM") - before) / 2**10
 
 
 def resident(field: str) -> int:
-    """KiB of resident memory: VmRSS is now, VmHWM the peak."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found.group(1))
+    """Return the resident memory in KiB: the current value (VmRSS) or the peak (VmHWM)."""
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match.group(1))
 
 
 def measure(kernel: str, run: Callable[..., Tensor], length: int, passes: str, settings: Settings) -> Row:
-    """Peak memory of one call, then the median time of some."""
+    """Measure the peak memory of one call, then the median time of further calls."""
     shape = (settings.batch_size, settings.heads, length, settings.head_dim)
     dtype = getattr(torch, settings.dtype)
     torch.manual_seed(0)
@@ -120,7 +127,7 @@ def measure(kernel: str, run: Callable[..., Tensor], length: int, passes: str, s
 
 
 def kernels(settings: Settings) -> dict[str, Callable[..., Tensor]]:
-    """What to measure, under the name of the kernel that runs."""
+    """Return the functions to measure, by the name of the kernel that runs."""
     half = settings.dtype != "float32"
     shape = (settings.batch_size, settings.heads, settings.lengths[-1], settings.head_dim)
     q = torch.zeros(shape, device=settings.device, dtype=getattr(torch, settings.dtype))
@@ -128,25 +135,26 @@ def kernels(settings: Settings) -> dict[str, Callable[..., Tensor]]:
     def by(backend: Backend) -> Callable[..., Tensor]:
         return lambda q, k, v: attend(q, k, v, causal=settings.causal, backend=backend)
 
-    found: dict[str, Callable[..., Tensor]] = {"naive": lambda q, k, v: naive(q, k, v, settings.causal)}
+    functions: dict[str, Callable[..., Tensor]] = {"naive": lambda q, k, v: naive(q, k, v, settings.causal)}
     for backend in available_backends(settings.device):
         if half or backend not in ("flash", "flash3"):
-            found[kernel_of(q, q, q, causal=settings.causal, backend=backend)] = by(backend)
-    return found
+            functions[kernel_of(q, q, q, causal=settings.causal, backend=backend)] = by(backend)
+    return functions
 
 
 def exponent(rows: list[Row], value: Callable[[Row], float]) -> float:
-    """p of value ~ T^p, between the two longest lengths."""
+    """Return the exponent p of value ~ T^p between the two longest lengths."""
     last, longest = rows[-2:]
     return math.log(value(longest) / value(last)) / math.log(longest.length / last.length)
 
 
 def main(settings: Settings) -> None:
     if len(settings.lengths) < 2:
-        raise SystemExit("give at least two --lengths: the growth is what this is about")
+        raise SystemExit("give at least two --lengths: the growth is measured between two of them")
     torch.set_num_threads(settings.threads)
     if settings.device == "cpu":
-        # Freed tensors go back to the system at once, and the next ones do not hide in memory that was kept.
+        # glibc then returns freed tensors to the system at once. Otherwise later ones would reuse
+        # that memory and not show in the peak.
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     every: list[Row] = []
     headings = ("kernel", *(f"T = {length:,}" for length in settings.lengths), "growth")
@@ -154,8 +162,8 @@ def main(settings: Settings) -> None:
         table = Table(*headings, title=f"{passes}: MiB, ms")
         for kernel, run in kernels(settings).items():
             if passes == "both" and kernel.startswith("flex") and settings.device == "cpu":
-                continue  # torch has no backward pass of it on a CPU
-            # What is loaded at the first call is not attention's.
+                continue  # torch has no backward pass for it on a CPU
+            # Warm up: the first call also loads libraries.
             measure(kernel, run, settings.lengths[0], passes, settings)
             rows = [measure(kernel, run, length, passes, settings) for length in settings.lengths]
             every += rows

@@ -1,6 +1,8 @@
-"""A picture of what a conditional model makes of its attributes: two rows for each, the same seeds without and with it.
+"""Draw a grid of samples of a conditional model: two rows per attribute, without and with it.
 
-python benchmarks/attribute_grid.py runs/ar --guidance 2 --out attributes.png
+    python benchmarks/attribute_grid.py runs/ar --guidance 2 --out attributes.png
+
+All rows use the same seeds.
 """
 
 from __future__ import annotations
@@ -23,16 +25,17 @@ from genmodels.types import Condition
 @dataclass(frozen=True)
 class Settings:
     run: Positional[str]
-    """A run folder whose model takes attributes."""
+    """Run folder of a model that is conditioned on attributes."""
     out: Path = Path("attributes.png")
     columns: int = 12
-    """Faces in a row."""
+    """Number of images per row."""
     seed: int = 0
     guidance: float = 1.0
+    """Guidance scale."""
     temperature: float = 1.0
-    """Of families that have one."""
+    """Sampling temperature, for families that have one."""
     force: bool = False
-    """Overwrite an existing picture."""
+    """Overwrite an existing file."""
 
 
 def main(settings: Settings) -> None:
@@ -51,8 +54,8 @@ def main(settings: Settings) -> None:
         for value in (-1.0, 1.0):
             attributes = torch.zeros(settings.columns, len(model.conditions.attributes))
             attributes[:, k] = value
-            wanted = Condition(attributes)
-            images = sampling.sample(model, settings.columns, settings.seed, wanted, **options)
+            condition = Condition(attributes)
+            images = sampling.sample(model, settings.columns, settings.seed, condition, **options)
             rows.append(images)
         print(f"rows {len(rows) - 1} and {len(rows)}: without and with {name}")
     pictures.save_grid(settings.out, np.concatenate(rows), columns=settings.columns)

@@ -1,22 +1,18 @@
-"""Count the files and functions of genmodels that one training step, one sample and one evaluation pass through.
+"""Count the files and functions that a training step, a sample and an evaluation pass through.
 
     python benchmarks/call_counts.py
 
-The counts measure how much a reader has to know to follow each of them. They are made on a latent
-model: a DiT over a VAE.
+Only files and functions of genmodels are counted. The counts measure how much code a reader has to
+know to follow each operation. The model is a DiT over a VAE.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-import numpy as np
-import torch
 
 import genmodels
 

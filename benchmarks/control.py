@@ -1,7 +1,11 @@
-"""What a model's latent space is good for: how well a real face survives the way into it and back, and whether
-attributes can be changed along directions found in it.
+"""Measure latent spaces: reconstruction of held-out faces, and control along attribute directions.
 
-python benchmarks/control.py runs/ae runs/vae runs/gan runs/ldm --data celeba --root PATH > control.jsonl
+    python benchmarks/control.py runs/ae runs/vae runs/gan --data celeba --root PATH > control.jsonl
+
+For each run it prints one line of JSON. "psnr" is that of held-out faces after mapping them to the
+input of the model ("by way of": one vector, noise, or the latents of the codec) and back. The
+"directions" are the accuracies of a linear probe on samples that are moved along directions of
+attributes on which the model was not trained.
 """
 
 from __future__ import annotations
@@ -16,18 +20,17 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from genmodels.base import evaluating
 from genmodels.cli.arguments import load
 from genmodels.data import open_data
-from genmodels.data.packed import Packed
+from genmodels.data.packed import Packed, spread_rows
 from genmodels.directions import attribute_directions
 from genmodels.evaluation.conditional import attribute_accuracy
 from genmodels.evaluation.extractors import load_extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.pairs import psnr
-from genmodels.evaluation.reference import spread_rows
-from genmodels.pictures import to_uint8
+from genmodels.modes import evaluating
+from genmodels.pixels import to_uint8
 from genmodels.sampling import to_floats
 from genmodels.types import Noise
 
@@ -37,14 +40,18 @@ class Settings:
     runs: Positional[tuple[str, ...]]
     """Run folders."""
     data: str = "toyfaces"
+    """toyfaces, celeba, folder, or the path of a packed directory."""
     root: Path | None = None
+    """Folder with the images of celeba or folder."""
     copies: int = 64
-    """Validation faces to find and to paint again."""
+    """Number of validation faces to reconstruct."""
     n: int = 500
-    """Samples of seed 0 to change."""
+    """Number of samples, of seed 0, to move along the directions."""
     attributes: tuple[str, ...] = ("Smiling", "Male", "Eyeglasses", "Blond_Hair")
+    """Attributes to compute directions for."""
     reach: tuple[float, ...] = (1.0, 2.0)
-    """How far to go each way, in distances between the means of faces with and without an attribute."""
+    """Step sizes in both directions. 1 is the distance between the mean latents of faces with and
+    without an attribute."""
 
 
 def main(settings: Settings) -> None:
@@ -52,42 +59,45 @@ def main(settings: Settings) -> None:
         try:
             model = load(run)
             data = open_data(settings.data, settings.root, model.config.size).with_attributes(settings.attributes)
-            found = copies(model, data.split("valid"), settings.copies)
+            results = reconstruction_scores(model, data.split("valid"), settings.copies)
             if model.can("latent_directions"):
-                found |= changes(model, data, settings)
+                results |= direction_scores(model, data, settings)
         except (ValueError, OSError) as error:
             raise SystemExit(f"{run}: {error}") from None
-        print(json.dumps({"run": Path(run).name, **found}), flush=True)
+        print(json.dumps({"run": Path(run).name, **results}), flush=True)
 
 
 @torch.no_grad()
-def copies(model: Any, held: Packed, count: int) -> dict[str, Any]:
-    """PSNR of faces that were never seen, by way of what the model makes images from."""
+def reconstruction_scores(model: Any, held_out: Packed, count: int) -> dict[str, Any]:
+    """Compute the PSNR of `count` held-out faces that are mapped to the model's input and back."""
     with evaluating(model):
-        faces = to_floats(model, held.images[spread_rows(len(held), count)])
+        faces = to_floats(model, held_out.images[spread_rows(len(held_out), count)])
         if model.can("latent_directions"):
-            way, again = "one vector", model.from_latents(model.find_latents(faces))
-        elif model.can("morph"):  # the way from a face to itself begins at the face
-            options, begin = model.options(), torch.zeros(1)
-            way, again = "noise", torch.cat([model.morph(one, one, begin, options) for one in faces.split(1)])
+            space, decoded = "one vector", model.from_latents(model.find_latents(faces))
+        elif model.can("morph"):  # at weight 0, a morph is the reconstruction of its first image
+            options, zero = model.options(), torch.zeros(1)
+            space, decoded = "noise", torch.cat([model.morph(one, one, zero, options) for one in faces.split(1)])
         elif model.can("reconstruct"):
-            way, again = "the codec alone", model.reconstruct(faces)
+            space, decoded = "the codec alone", model.reconstruct(faces)
         else:
             return {}
-    rebuilt = to_floats(model, to_uint8(again))
-    return {"by way of": way, "psnr": round(psnr(rebuilt, faces).mean().item(), 2)}
+    rounded = to_floats(model, to_uint8(decoded))
+    return {"by way of": space, "psnr": round(psnr(rounded, faces).mean().item(), 2)}
 
 
 @torch.inference_mode()
-def changes(model: Any, data: Packed, settings: Settings) -> dict[str, Any]:
-    """Balanced accuracy of a linear probe of real faces, for samples moved along directions that the model was never
-    told of: half of them towards the attribute, half away."""
+def direction_scores(model: Any, data: Packed, settings: Settings) -> dict[str, Any]:
+    """Compute whether a linear probe detects that samples were moved along attribute directions.
+
+    Half of the samples are moved towards the attribute and half away from it. The scores are
+    balanced accuracies of a probe that was trained on real faces.
+    """
     names, extractor = settings.attributes, load_extractor("faces")
-    train, held = data.split("train"), data.split("valid")
-    seen, real = (extract(Images(part.images, name), extractor) for part, name in ((train, "train"), (held, "valid")))
+    train, valid = data.split("train"), data.split("valid")
+    seen, real = (extract(Images(part.images, name), extractor) for part, name in ((train, "train"), (valid, "valid")))
     directions = attribute_directions(model, np.asarray(train.images), train.attributes, names)  # (K, D)
     sign = np.where(np.arange(settings.n) % 2, -1, 1)
-    asked = np.kron(np.eye(len(names), dtype=int), sign[:, None])  # (K n, K): of each sample, one attribute
+    requested = np.kron(np.eye(len(names), dtype=int), sign[:, None])  # (K n, K), one attribute per sample
     result: dict[str, Any] = {}
     with evaluating(model):
         z = model.draw_latents(Noise.for_images(0, range(settings.n), directions.device), model.options())
@@ -95,8 +105,8 @@ def changes(model: Any, data: Packed, settings: Settings) -> dict[str, Any]:
             moved = [z + reach * torch.from_numpy(sign).to(z)[:, None] * direction for direction in directions]
             images = np.concatenate([to_uint8(model.from_latents(part)) for part in torch.cat(moved).split(64)])
             features = extract(Images(images, f"reach {reach}"), extractor, progress=False, cached=False)
-            found = attribute_accuracy(features, asked, seen, train.attributes, real, held.attributes, names)
-            result[f"directions, reach {reach:g}"] = {name: round(v, 3) for name, v in found.samples.items()}
+            accuracy = attribute_accuracy(features, requested, seen, train.attributes, real, valid.attributes, names)
+            result[f"directions, reach {reach:g}"] = {name: round(v, 3) for name, v in accuracy.samples.items()}
     return result
 
 

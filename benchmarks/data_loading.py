@@ -1,11 +1,12 @@
-"""Images/s of packed faces through BatchReader, beside torchvision's CelebA in a DataLoader, in one run.
+"""Compare the reading speed of BatchReader with torchvision's CelebA in a DataLoader, in images/s.
 
-    python benchmarks/data_loading.py --root PATH_OF_CELEBA [--size 64] [--batch-size 128] [--seconds 10]
+    python benchmarks/data_loading.py --root PATH_OF_CELEBA [--size 64] [--seconds 10]
 
-Both deliver shuffled, randomly mirrored float batches in [-1, 1] of the same crop and size. Each is warmed up, then
-timed three times. Ours reads a pack, which is made once and not timed (that is the decoding which theirs repeats in
-every epoch). torchvision's data set insists on files that a subset lacks, so its listing is replaced; its image loading
-stays.
+Both produce shuffled, randomly mirrored float batches in [-1, 1] of the same crop and size. Each is
+warmed up and then timed three times. BatchReader reads images that were decoded and packed once,
+before timing; torchvision decodes them in every epoch. The file listing of torchvision's data set
+is replaced, because it requires files that a subset of CelebA does not have. Its image loading is
+unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from genmodels.data.packing import cores
 
 
 class CelebASubset(CelebA):
-    """torchvision's CelebA over the images that are there: __getitem__ is inherited, only the listing is ours."""
+    """torchvision's CelebA restricted to the given images. __getitem__ is inherited unchanged."""
 
     def __init__(self, root: Path, names: list[str], attributes: Tensor, transform: Callable[[Image.Image], Tensor]):
         self.root, self.base_folder = str(root.parent), root.name
@@ -39,7 +40,7 @@ class CelebASubset(CelebA):
 
 
 def ours(reader: BatchReader) -> Iterator[int]:
-    """Sizes of batches as they are read."""
+    """Read batches forever and yield their sizes."""
     step = 0
     while True:
         yield sum(len(batch.images) for batch in reader.read(step, 0.0))
@@ -47,18 +48,18 @@ def ours(reader: BatchReader) -> Iterator[int]:
 
 
 def theirs(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[int]:
-    """Sizes of batches as they are read, epoch after epoch."""
+    """Read batches epoch after epoch and yield their sizes."""
     while True:
         for images, _ in loader:
             yield len(images)
 
 
 def rate(stream: Iterator[int], seconds: float) -> float:
-    """Images per second over `seconds` of reading."""
+    """Measure images per second while reading for `seconds`."""
     start, images = time.perf_counter(), 0
-    while (passed := time.perf_counter() - start) < seconds:
+    while (elapsed := time.perf_counter() - start) < seconds:
         images += next(stream)
-    return images / passed
+    return images / elapsed
 
 
 def main() -> None:
@@ -66,8 +67,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader; ours needs none")
-    parser.add_argument("--seconds", type=float, default=10.0, help="per measurement")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of the DataLoader")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
     arguments = parser.parse_args()
 
     train = open_data("celeba", arguments.root, arguments.size).split("train")

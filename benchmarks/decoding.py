@@ -1,11 +1,12 @@
-"""Seconds to generate a sequence: our transformer with its cache of keys, without it, and transformers' generate.
+"""Time greedy decoding: our transformer with and without its cache, and transformers' generate.
 
     pip install 'genmodels[evaluation]'
     python benchmarks/decoding.py [--length 1024] [--width 256] [--depth 6] [--json decoding.json]
 
-All sides hold the same random weights of a Llama, start from one token and take the likeliest next token until the
-sequence is full; how many tokens agree is printed. They take turns in one process; medians are reported. transformers
-runs as it comes: SDPA and its dynamic cache.
+All three use the same random weights of a Llama, start from one token and append the most likely
+next token until the sequence is full. The fraction of equal tokens is printed. The three alternate
+in one process, and medians are reported. transformers runs with its defaults, SDPA and a dynamic
+cache.
 """
 
 from __future__ import annotations
@@ -26,33 +27,33 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from genmodels.nn.llama import from_llama
+from genmodels.exchange.llama import from_llama
 from genmodels.nn.transformer import Transformer, TransformerConfig
 
 
 @dataclass(frozen=True)
 class Settings:
     length: int = 1024
-    """Tokens of a finished sequence."""
+    """Length of the generated sequence in tokens."""
     batch_size: int = 1
-    """Sequences at a time."""
+    """Number of sequences generated at a time."""
     width: int = 256
     depth: int = 6
     heads: int = 4
     kv_heads: int = 2
     vocabulary: int = 1024
-    """Tokens there are."""
+    """Number of different tokens."""
     repeats: int = 3
-    """Rounds of the two sides with a cache. The one without is timed once: it takes minutes."""
+    """Number of rounds with a cache. Decoding without a cache takes minutes and is timed once."""
     threads: int = 1
-    """Threads of torch."""
+    """Number of threads used by torch."""
     device: str = "cpu"
     json: Path | None = None
-    """Where to write every number."""
+    """File to write all measurements to."""
 
 
 def build(settings: Settings) -> tuple[Any, Transformer]:
-    """transformers' model with random weights, and ours with the same."""
+    """Build transformers' Llama with random weights, and our transformer with the same weights."""
     config = TransformerConfig(
         width=settings.width, depth=settings.depth, heads=settings.heads, kv_heads=settings.kv_heads
     )
@@ -68,22 +69,22 @@ def build(settings: Settings) -> tuple[Any, Transformer]:
             max_position_embeddings=settings.length,
             rms_norm_eps=config.norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            initializer_range=0.1,  # wide enough for the likeliest token to stand out
+            initializer_range=0.1,  # large enough that the most likely token is clear
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=None,
         )
     )
-    ours = Transformer(config)
+    ours = Transformer(config, causal=True)
     ours.load_state_dict(from_llama(peer.state_dict()))
     peer.to(device=settings.device)  # type: ignore[call-arg]  # its annotation hides torch's
     return peer.eval(), ours.to(settings.device).eval()
 
 
-def sides(settings: Settings) -> dict[str, Callable[[], Tensor]]:
-    """What is timed: each returns the tokens (N, length)."""
+def decoders(settings: Settings) -> dict[str, Callable[[], Tensor]]:
+    """Return the functions to time, by name. Each returns tokens (N, length)."""
     peer, ours = build(settings)
-    embed, head = peer.model.embed_tokens, peer.lm_head  # the same for all
+    embed, head = peer.model.embed_tokens, peer.lm_head  # shared by all three
     first = torch.zeros(settings.batch_size, 1, dtype=torch.int64, device=settings.device)
 
     def with_cache() -> Tensor:
@@ -109,23 +110,23 @@ def sides(settings: Settings) -> dict[str, Callable[[], Tensor]]:
 
 @torch.inference_mode()
 def measure(settings: Settings) -> dict[str, list[float]]:
-    """Seconds of each side's rounds."""
+    """Measure the seconds of every round, by name."""
     times: dict[str, list[float]] = {}
     tokens: dict[str, Tensor] = {}
-    ways = sides(settings)
-    for way in list(ways)[:2]:
-        ways[way]()  # warm up
-    for turn in range(settings.repeats):
-        for name, run in ways.items():
-            if turn and name == "ours, no cache":
+    functions = decoders(settings)
+    for name in list(functions)[:2]:
+        functions[name]()  # warm up
+    for round_number in range(settings.repeats):
+        for name, run in functions.items():
+            if round_number and name == "ours, no cache":
                 continue
             start = time.perf_counter()
             tokens[name] = run().cpu()  # copying waits for the device
             times.setdefault(name, []).append(time.perf_counter() - start)
-    for name, found in tokens.items():
-        same = (found == tokens["ours, cache"]).float().mean().item()
-        # Rounding may turn a near tie, and with it all that follows.
-        print(f"{name}: {100 * same:.1f}% of the tokens are those of 'ours, cache'")
+    for name, sequence in tokens.items():
+        same = (sequence == tokens["ours, cache"]).float().mean().item()
+        # Rounding can decide a near tie, and then all following tokens differ.
+        print(f"{name}: {100 * same:.1f}% of the tokens equal those of 'ours, cache'")
     return times
 
 

@@ -1,11 +1,13 @@
-"""How fast diffusion transformers train on a GPU: ours, compiled and not, beside diffusers' DiTTransformer2DModel.
+"""Training speed of diffusion transformers on a GPU: ours and diffusers' DiTTransformer2DModel.
 
     python benchmarks/dit_throughput.py --sizes S B L XL --batch-size 256
 
-One training step (forward, backward, AdamW) in bf16 autocast on random 32 x 32 x 4 latents with patch 2: 256 tokens an
-image, as in arXiv 2212.09748, whose structure diffusers' model has. Model FLOPs are those of the matrix products and of
-attention in a forward pass, as torch counts them without fused attention, times three for the backward; utilisation
-is model FLOPs per second over --peak (989e12: an H100 in bf16, dense). --cpu-check runs two tiny steps on a processor.
+Each is measured compiled and not compiled. A training step (forward, backward, AdamW) runs in bf16
+autocast on random 32 x 32 x 4 latents with patch 2, which gives 256 tokens per image, as in arXiv
+2212.09748. diffusers' model has the structure of that paper. Model FLOPs are the matrix products
+and attention of a forward pass, as counted by torch without fused attention, times three to include
+the backward pass. Utilisation (MFU) is model FLOPs per second divided by --peak (989e12: an H100 in
+dense bf16). --cpu-check only verifies that the script runs, with two tiny steps on the CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from genmodels.dit import SIZES, DiT, DiTConfig, vanilla
 from genmodels.training.optim import OptimConfig, build_optimizer
 from genmodels.training.setup import compile_blocks
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 LATENTS = (4, 32, 32)
 CLASSES = 1000
@@ -37,7 +39,7 @@ Build = Callable[[], tuple[nn.Module, Callable[[int], Tensor]]]
 
 
 def ours(config: DiTConfig, device: torch.device) -> tuple[nn.Module, Callable[[int], Tensor]]:
-    """A model of ours and its loss on a batch of n."""
+    """Build our DiT, and a function that computes its loss on a random batch of n images."""
     model = DiT(config).to(device)
 
     def loss(n: int) -> Tensor:
@@ -49,7 +51,10 @@ def ours(config: DiTConfig, device: torch.device) -> tuple[nn.Module, Callable[[
 
 
 class FastNoise(Noise):
-    """Noise drawn on the device: the loop's is drawn on the CPU, image by image, so that runs are reproducible."""
+    """Noise that is drawn on the device.
+
+    The training loop draws it on the CPU, image by image, to be reproducible.
+    """
 
     def __init__(self, n: int, device: torch.device):
         super().__init__(range(n), device)
@@ -62,7 +67,10 @@ class FastNoise(Noise):
 
 
 def theirs(size: str, device: torch.device) -> tuple[nn.Module, Callable[[int], Tensor]]:
-    """diffusers' network of the same size, trained on the noise as the paper does (without its variance term)."""
+    """Build diffusers' network of the same size, and a function that computes its loss.
+
+    The loss is that of the paper, the error of the predicted noise, without the variance term.
+    """
     from diffusers import DiTTransformer2DModel
 
     c = SIZES[size]
@@ -80,22 +88,22 @@ def theirs(size: str, device: torch.device) -> tuple[nn.Module, Callable[[int], 
     def loss(n: int) -> Tensor:
         noise = torch.randn(n, *LATENTS, device=device)
         t = torch.randint(1000, (n,), device=device)
-        found = model(noise, t, class_labels=torch.zeros_like(t)).sample.float()
-        return F.mse_loss(found[:, : LATENTS[0]], noise)
+        prediction = model(noise, t, class_labels=torch.zeros_like(t)).sample.float()
+        return F.mse_loss(prediction[:, : LATENTS[0]], noise)
 
     return model, loss
 
 
 def forward_flops(loss: Callable[[int], Tensor], device: torch.device) -> float:
-    """Of one image."""
+    """Count the FLOPs of a forward pass per image."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss(2)
     return counter.get_total_flops() / 2
 
 
 def measure(model: nn.Module, loss: Callable[[int], Tensor], n: int, steps: int, device: torch.device) -> float:
-    """Images per second, the median of `steps` steps after three."""
-    optimizer = build_optimizer(model.parameters(), OptimConfig())
+    """Measure images per second: the median of `steps` steps after three warm-up steps."""
+    optimizer = build_optimizer(model.parameters(), OptimConfig(), model)
     times = []
     for _ in range(steps + 3):
         began = time.monotonic()
@@ -110,9 +118,9 @@ def measure(model: nn.Module, loss: Callable[[int], Tensor], n: int, steps: int,
     return n / statistics.median(times[3:])
 
 
-def contestants(size: str, device: torch.device) -> Iterator[tuple[str, Build]]:
-    """Names, and what builds each."""
-    settings: dict[str, Any] = dict(latents=LATENTS, patch=2, classes=CLASSES)
+def candidates(size: str, device: torch.device) -> Iterator[tuple[str, Build]]:
+    """Yield the name of each model to measure and a function that builds it."""
+    settings: dict[str, Any] = dict(latents=LATENTS, patch=2, condition=ConditionConfig(classes=CLASSES))
     yield "modern", lambda: ours(DiTConfig(transformer=SIZES[size], **settings), device)
     yield "diffusers", lambda: theirs(size, device)
     yield "vanilla", lambda: ours(vanilla(transformer=SIZES[size], **settings), device)
@@ -123,8 +131,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--peak", type=float, default=989e12)
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no further row after this long")
+    parser.add_argument("--peak", type=float, default=989e12, help="peak FLOP/s of the GPU")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no further row after this time")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cpu-check", action="store_true")
     args = parser.parse_args()
@@ -136,7 +144,7 @@ def main() -> None:
     began, rows = time.monotonic(), []
     print(f"{'size':4} {'model':10} {'compiled':8} {'M params':>9} {'GFLOPs/image':>13} {'images/s':>9} {'MFU':>6}")
     for compiled, size in itertools.product((True, False), args.sizes):
-        for name, build in contestants(size, device):
+        for name, build in candidates(size, device):
             if time.monotonic() - began > args.seconds:
                 continue
             model, loss = build()

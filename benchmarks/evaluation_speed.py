@@ -1,13 +1,17 @@
-"""Speed and memory of the evaluation, beside scipy and torch-fidelity, in one run.
+"""Compare speed and memory of the evaluation with scipy and torch-fidelity.
 
     pip install 'genmodels[evaluation]'
-    python benchmarks/evaluation_speed.py [--width 2048] [--count 10000] [--threads 2] [--extractors faces inception]
+    python benchmarks/evaluation_speed.py [--width 2048] [--count 10000] [--threads 2]
 
-1. The Frechet distance of given moments: ours, scipy.linalg.sqrtm of the product of the covariances, torch-fidelity's.
-2. Precision and recall: ours (with density and coverage) and torch-fidelity's; seconds, and the peak of memory.
-3. Features of random images, in images/s: as evaluated, and with nothing but the resizing in the network's place.
+1. Frechet distance of given moments: ours, scipy.linalg.sqrtm of the product of the covariances,
+   and torch-fidelity.
+2. Precision and recall: ours (which also computes density and coverage) and torch-fidelity;
+   seconds and peak memory.
+3. Feature extraction of random images, in images/s: with the network, and with the resizing only.
+   --extractors faces inception measures several networks.
 
-The features of 1 and 2 are random and correlated. Each measurement has a process of its own, and the sides take turns.
+The features of 1 and 2 are random and correlated. Each measurement runs in its own process, and the
+libraries alternate.
 """
 
 from __future__ import annotations
@@ -33,37 +37,43 @@ from rich.table import Table
 from torch import Tensor
 
 SIDES = {"faces": 64, "inception": 299, "dinov2": 224, "clip": 336}
-"""To how many pixels a side the extractors resize."""
+"""Side in pixels that each extractor resizes images to."""
 T = TypeVar("T")
 
 
 def fresh(measure: Callable[[], T]) -> T:
-    """The result of `measure` in a process of its own, whose libraries start with the environment's threads."""
+    """Run `measure` in a new process and return its result.
+
+    The libraries in that process read their number of threads from the environment.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure).result()
 
 
 def gibibytes() -> float:
-    """The most memory this process has held."""
+    """Return the peak resident memory of this process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def timed(compute: Callable[[], float]) -> tuple[float, float]:
-    """Seconds, result."""
+    """Run `compute` and return its seconds and its result."""
     start = time.perf_counter()
     result = compute()
     return time.perf_counter() - start, result
 
 
 def random_features(count: int, width: int, seed: int) -> np.ndarray:
-    """float32 (N, D): rectified, correlated, with variances over five decades, as Inception's are."""
+    """Draw features (N, D), float32, that resemble Inception's.
+
+    They are rectified and correlated, with variances over five orders of magnitude.
+    """
     mix = np.random.default_rng(0).standard_normal((width, width)) * np.geomspace(1, 3e-3, width) / width**0.5
     base = np.random.default_rng(seed).standard_normal((count, width), np.float32)
     return np.maximum(base @ (mix * (1 + 0.05 * seed)).astype(np.float32) + 0.1, 0)
 
 
-def frechet_speed(side: str, count: int, width: int) -> tuple[float, float]:
-    """Seconds and result of one side's distance between the same moments."""
+def frechet_speed(library: str, count: int, width: int) -> tuple[float, float]:
+    """Measure seconds and result of the Frechet distance of the same moments by one library."""
     from scipy.linalg import sqrtm
     from torch_fidelity.metric_fid import fid_statistics_to_metric
 
@@ -83,21 +93,25 @@ def frechet_speed(side: str, count: int, width: int) -> tuple[float, float]:
         statistics = [{"mu": m.mean, "sigma": m.covariance} for m in (one, other)]
         return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
-    sides = {"genmodels": ours, "scipy sqrtm": scipy, "torch-fidelity": torch_fidelity}
-    return timed(sides[side])
+    functions = {"genmodels": ours, "scipy sqrtm": scipy, "torch-fidelity": torch_fidelity}
+    return timed(functions[library])
 
 
-def manifold_speed(side: str, count: int, width: int) -> tuple[float, float, float, float, float]:
-    """Seconds, precision, recall, peak of memory in GiB, and what was held before."""
+def manifold_speed(library: str, count: int, width: int) -> tuple[float, float, float, float, float]:
+    """Measure precision and recall by one library.
+
+    Returns:
+        Seconds, precision, recall, peak memory in GiB, and the memory in use before.
+    """
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     from genmodels.evaluation.neighbours import manifold
 
     real, fake = random_features(count, width, 1), random_features(count, width, 2)
     before, start = gibibytes(), time.perf_counter()
-    if side == "genmodels":
-        found = manifold(real, fake)
-        precision, recall = found.precision, found.recall
+    if library == "genmodels":
+        scores = manifold(real, fake)
+        precision, recall = scores.precision, scores.recall
     else:
         settings = {"prc_neighborhood": 3, "prc_batch_size": 10_000, "save_cpu_ram": False, "verbose": False}
         theirs = prc_features_to_metric(torch.from_numpy(fake), torch.from_numpy(real), **settings)
@@ -106,7 +120,10 @@ def manifold_speed(side: str, count: int, width: int) -> tuple[float, float, flo
 
 
 def extraction_speed(spec: str, images: int, size: int, batch_size: int, with_network: bool) -> float:
-    """Images/s from an .npy file to features; without the network, the mean colours of the resized images."""
+    """Measure images/s from an .npy file to features.
+
+    Without the network, the features are the mean colours of the resized images.
+    """
     from genmodels.evaluation.extractors import Extractor, load_extractor
     from genmodels.evaluation.features import extract
     from genmodels.evaluation.images import read_images
@@ -128,12 +145,12 @@ def extraction_speed(spec: str, images: int, size: int, batch_size: int, with_ne
         return images / (time.perf_counter() - start)
 
 
-def in_turns(sides: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
-    """Every side `repeats` times, one after the other, each time in a fresh process."""
-    rounds: dict[str, list[T]] = {side: [] for side in sides}
+def alternate(measurements: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
+    """Run all measurements in turn, `repeats` times, each time in a new process."""
+    rounds: dict[str, list[T]] = {name: [] for name in measurements}
     for _ in range(repeats):
-        for side, measure in sides.items():
-            rounds[side].append(fresh(measure))
+        for name, measure in measurements.items():
+            rounds[name].append(fresh(measure))
     return rounds
 
 
@@ -150,11 +167,11 @@ def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def report_frechet(count: int, width: int, repeats: int) -> None:
     """Measure and print the first table."""
     names = ("genmodels", "scipy sqrtm", "torch-fidelity")
-    rounds = in_turns({name: partial(frechet_speed, name, count, width) for name in names}, repeats)
-    seconds = {name: statistics.median(r[0] for r in found) for name, found in rounds.items()}
+    rounds = alternate({name: partial(frechet_speed, name, count, width) for name in names}, repeats)
+    seconds = {name: statistics.median(r[0] for r in results) for name, results in rounds.items()}
     rows = [
-        (name, f"{seconds[name]:.2f}", f"{seconds[name] / seconds['genmodels']:.1f}", f"{found[0][1]:.10g}")
-        for name, found in rounds.items()
+        (name, f"{seconds[name]:.2f}", f"{seconds[name] / seconds['genmodels']:.1f}", f"{results[0][1]:.10g}")
+        for name, results in rounds.items()
     ]
     show(f"Frechet distance of {width}-d moments", ("", "seconds", "times ours", "distance"), rows)
 
@@ -162,10 +179,10 @@ def report_frechet(count: int, width: int, repeats: int) -> None:
 def report_manifold(count: int, width: int, repeats: int) -> None:
     """Measure and print the second table."""
     names = ("genmodels", "torch-fidelity")
-    rounds = in_turns({name: partial(manifold_speed, name, count, width) for name in names}, repeats)
+    rounds = alternate({name: partial(manifold_speed, name, count, width) for name in names}, repeats)
     rows = []
-    for name, found in rounds.items():
-        seconds, (_, precision, recall, peak, before) = statistics.median(r[0] for r in found), found[0]
+    for name, results in rounds.items():
+        seconds, (_, precision, recall, peak, before) = statistics.median(r[0] for r in results), results[0]
         rows.append((name, f"{seconds:.1f}", f"{peak:.2f}", f"{before:.2f}", f"{precision:.6f}", f"{recall:.6f}"))
     headings = ("", "seconds", "peak GiB", "before", "precision", "recall")
     show(f"Precision and recall of {count:,} x {count:,} images, {width}-d", headings, rows)
@@ -176,8 +193,9 @@ def report_extraction(arguments: argparse.Namespace) -> None:
     rows = []
     for spec in arguments.extractors:
         settings = (spec, arguments.images, arguments.size, arguments.batch_size)
-        sides = {name: partial(extraction_speed, *settings, name == "with") for name in ("with", "without")}
-        rates = {name: statistics.median(found) for name, found in in_turns(sides, arguments.repeats).items()}
+        measurements = {name: partial(extraction_speed, *settings, name == "with") for name in ("with", "without")}
+        rounds = alternate(measurements, arguments.repeats)
+        rates = {name: statistics.median(results) for name, results in rounds.items()}
         rows.append((spec, f"{rates['with']:,.0f}", f"{rates['without']:,.0f}"))
     title = f"Features of {arguments.images:,} images of {arguments.size} px, batch {arguments.batch_size}"
     show(title, ("", "images/s", "without the network"), rows)
@@ -185,19 +203,23 @@ def report_extraction(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=2048, help="of the features")
-    parser.add_argument("--count", type=int, default=10_000, help="of the features")
+    parser.add_argument("--width", type=int, default=2048, help="width of the features in parts 1 and 2")
+    parser.add_argument("--count", type=int, default=10_000, help="number of feature vectors in parts 1 and 2")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3, help="rounds; medians are reported")
+    parser.add_argument("--repeats", type=int, default=3, help="number of rounds; medians are reported")
     parser.add_argument(
-        "--extractors", nargs="*", default=["faces"], metavar="NAME[=PATH]", help="none: leave out part 3"
+        "--extractors",
+        nargs="*",
+        default=["faces"],
+        metavar="NAME[=PATH]",
+        help="extractors of part 3; give no names to skip it",
     )
-    parser.add_argument("--images", type=int, default=1024, help="for the extractors")
-    parser.add_argument("--size", type=int, default=64, help="of these images, in pixels")
+    parser.add_argument("--images", type=int, default=1024, help="number of images in part 3")
+    parser.add_argument("--size", type=int, default=64, help="side of these images in pixels")
     parser.add_argument("--batch-size", type=int, default=64)
     arguments = parser.parse_args()
 
-    # Libraries read these when they start, in the processes to come.
+    # The libraries read these variables when they start in the new processes.
     os.environ |= {name: str(arguments.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     print(f"{arguments.threads} threads, {arguments.repeats} rounds, torch {torch.__version__}, numpy {np.__version__}")
     report_frechet(arguments.count, arguments.width, arguments.repeats)

@@ -1,10 +1,13 @@
-"""Does an extractor's distance see what people see? Real faces, damaged or thinned out, ever more so.
+"""Check that the distance of an extractor increases with damage to real faces.
 
-python benchmarks/extractor_check.py --root PATH --out sets/      (writes the sets as .npy for other scorers)
-python benchmarks/extractor_check.py --root PATH --samples runs/a.npy runs/b.npy --against scores.json
+    python benchmarks/extractor_check.py --root PATH --out sets/
+    python benchmarks/extractor_check.py --root PATH --samples runs/a.npy --against scores.json
 
-Every set has n images that come from the training split; they are compared with the validation split. `--against` is
-{"name of set": number} of another measure, such as an FD of another network; the ranks of both are then correlated.
+The sets are real faces that are increasingly blurred, noisy, compressed or tinted, or that show few
+people or one attribute only. Each has n images of the training split and is compared with the
+validation split. `--out` writes the sets as .npy files for other scorers. `--against` is a JSON
+file {"name of set": value} with values of another metric, such as the FD of another network. The
+rank correlation of both is then printed.
 """
 
 from __future__ import annotations
@@ -37,31 +40,31 @@ SERIES = {
     "Eyeglasses": ("real", "only-Eyeglasses"),
     "Blond_Hair": ("real", "only-Blond_Hair"),
 }
-"""Sets that must be ever farther from real faces."""
+"""Series of sets. Within a series, the distance to real faces must increase from set to set."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What is checked."""
+    """Settings of the check."""
 
     data: str = "celeba"
-    """celeba, or a packed directory with attributes and identities."""
+    """celeba, or the path of a packed directory with attributes and identities."""
     root: Path | None = None
-    """Where celeba lies."""
+    """Folder of celeba."""
     size: int = 64
     """Side of the images in pixels."""
     n: int = 1000
-    """Images of each set."""
+    """Number of images in each set."""
     extractor: str = "faces"
-    """As for genmodels evaluate."""
+    """Extractor, as in genmodels evaluate."""
     samples: tuple[Path, ...] = ()
-    """Further sets: images of models; the first n of each."""
+    """Additional sets, such as samples of models. The first n images of each are used."""
     against: Path | None = None
-    """Another measure of the same sets."""
+    """JSON file with values of another metric for the same sets."""
     out: Path | None = None
-    """Write the sets here."""
+    """Folder to write the sets to."""
     json: Path | None = None
-    """Write the distances here."""
+    """File to write the distances to."""
 
 
 def main(check: Check) -> None:
@@ -75,27 +78,34 @@ def main(check: Check) -> None:
             np.save(check.out / f"{name}.npy", pixels)
     extractor = load_extractor(check.extractor)
     real = extract(Images(data.split("valid").images, "valid"), extractor)
-    found = {}
+    distances = {}
     print(f"{'set':20} {'FD-' + check.extractor:>10} {'over real':>10} {'KD x 1000':>10}")
     for name, pixels in sets.items():
         features = extract(Images(pixels, name), extractor, progress=False)
-        found[name] = frechet_distance(features, real)
+        distances[name] = frechet_distance(features, real)
         kernel = 1000 * kernel_distance(features, real)[0]
-        print(f"{name:20} {found[name]:10.4f} {found[name] / found['real']:10.2f} {kernel:10.3f}", flush=True)
+        ratio = distances[name] / distances["real"]
+        print(f"{name:20} {distances[name]:10.4f} {ratio:10.2f} {kernel:10.3f}", flush=True)
     for title, names in SERIES.items():
-        values = [found[name] for name in names]
+        values = [distances[name] for name in names]
         print(f"{title}: {'in order' if values == sorted(set(values)) else 'NOT IN ORDER'}")
     if check.json:
-        check.json.write_text(json.dumps(found, indent=2) + "\n")
+        check.json.write_text(json.dumps(distances, indent=2) + "\n")
     if check.against:
         others = json.loads(check.against.read_text())
-        both = sorted(found.keys() & others.keys())
-        correlation = spearmanr([found[name] for name in both], [others[name] for name in both]).statistic
+        both = sorted(distances.keys() & others.keys())
+        correlation = spearmanr([distances[name] for name in both], [others[name] for name in both]).statistic
         print(f"rank correlation with {check.against.name} over {len(both)} sets: {correlation:.3f}")
 
 
 def damaged(faces: Packed, n: int) -> dict[str, np.ndarray]:
-    """Sets of n images, uint8 (n, S, S, 3): real ones, and the same damaged; others of few people or kinds."""
+    """Build sets of n images each, uint8 (n, S, S, 3), by name.
+
+    They are real faces, the same faces damaged, and other faces of few people or one attribute.
+
+    Raises:
+        ValueError: if the data has no identities.
+    """
     rng = np.random.default_rng(0)
     images = np.asarray(faces.images)
     real = images[rng.permutation(len(images))[:n]]
@@ -110,28 +120,28 @@ def damaged(faces: Packed, n: int) -> dict[str, np.ndarray]:
     for shift in (8, 20, 45):
         sets[f"colour-{shift}"] = eight_bit(levels + np.array([shift, 0, -shift]))
 
-    def some(which: np.ndarray) -> np.ndarray:
-        rows = np.flatnonzero(which)
+    def choose(mask: np.ndarray) -> np.ndarray:
+        rows = np.flatnonzero(mask)
         return images[rng.choice(rows, n, replace=len(rows) < n)]
 
     for name in ("Male", "Smiling", "Eyeglasses", "Blond_Hair"):
-        sets[f"only-{name}"] = some(faces.attributes[:, faces.attribute_names.index(name)] == 1)
+        sets[f"only-{name}"] = choose(faces.attributes[:, faces.attribute_names.index(name)] == 1)
     if faces.identities is None:
-        raise ValueError(f"{faces.source} does not say who is shown: identity_CelebA.txt is missing")
+        raise ValueError(f"{faces.source} has no identities: identity_CelebA.txt is missing")
     people, counts = np.unique(faces.identities, return_counts=True)
     most_shown = people[np.argsort(-counts)]
     for count in (1, 10, 100):
-        sets[f"identities-{count}"] = some(np.isin(faces.identities, most_shown[:count]))
+        sets[f"identities-{count}"] = choose(np.isin(faces.identities, most_shown[:count]))
     return sets
 
 
 def eight_bit(levels: np.ndarray) -> np.ndarray:
-    """Levels in [0, 255] as a file would hold them."""
+    """Round and clip levels to uint8."""
     return np.clip(np.round(levels), 0, 255).astype(np.uint8)
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """uint8 (S, S, 3), there and back."""
+    """Compress an image, uint8 (S, S, 3), as JPEG and decode it again."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file))

@@ -1,9 +1,11 @@
-"""What both networks of GANs put out while they trained, from the metrics of their runs.
+"""Plot critic scores, coverage and memorisation of GAN runs over time, from their metrics.
 
-python benchmarks/gan_curves.py runs/gan runs/dcgan --out docs/results/gan-30/curves.png
+    python benchmarks/gan_curves.py runs/gan runs/dcgan --out docs/results/gan-30/curves.png
 
-A column for each run: the critic's scores of training faces, held-out faces and samples, less the mean of the first and
-last; how much of the real faces the samples cover; and how far the critic knows its training faces by heart.
+Each run is a column. The first row shows the critic's scores of training faces, held-out faces and
+samples, relative to the mean of the scores of training faces and samples. The second row shows the
+coverage of real faces by samples. The third row shows how far the critic has memorised its training
+faces: 0 if held-out faces score like training faces, 1 if they score like samples.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ import matplotlib.pyplot as plt
 
 
 def read(run: Path) -> list[dict[str, float]]:
-    """Lines of RUN/metrics.jsonl that hold a diagnosis."""
+    """Read the lines of RUN/metrics.jsonl that contain critic scores."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = [line for line in lines if line.get("critic/seen") is not None]
-    if not found:
-        raise SystemExit(f"{run}: no scores in metrics.jsonl: train with --evaluate-every 500")
-    return found
+    lines = [line for line in lines if line.get("critic/seen") is not None]
+    if not lines:
+        raise SystemExit(f"{run}: no critic scores in metrics.jsonl: train with --evaluate-every 500")
+    return lines
 
 
 def main() -> None:
@@ -46,10 +48,10 @@ def main() -> None:
         column[0].set_title(run.name)
         column[0].set_yscale("symlog", linthresh=0.1)
         column[2].set_xlabel("minutes")
-    axes[0, 0].set_ylabel("critic's score")
+    axes[0, 0].set_ylabel("critic score")
     axes[0, 0].legend()
     axes[1, 0].set_ylabel("coverage (512 samples)")
-    axes[2, 0].set_ylabel("known by heart")
+    axes[2, 0].set_ylabel("memorised")
     axes[2, 0].set_ylim(-0.1, 1)
     figure.tight_layout()
     args.out.parent.mkdir(parents=True, exist_ok=True)

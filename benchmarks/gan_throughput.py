@@ -1,10 +1,10 @@
-"""Training speed of the GAN: images a second by precision, layout, compilation and frequency of penalties.
+"""Training speed of the GAN by precision, memory layout, compilation and interval of the penalties.
 
-python benchmarks/gan_throughput.py                     on a GPU
-python benchmarks/gan_throughput.py --cpu-check         that the script works
+    python benchmarks/gan_throughput.py                 on a GPU
+    python benchmarks/gan_throughput.py --cpu-check     only verify that the script runs
 
-A step is both turns with AdamW on random images; a row is the median of some blocks of eight steps, so that penalties
-of every fourth step count as often as they occur.
+A step trains critic and generator with AdamW on random images. A row is the median of `--blocks`
+blocks of eight steps, so that a penalty in every fourth step is counted in proportion.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from genmodels.training.setup import compile_blocks
 from genmodels.types import Batch, Noise
 
 STEPS = 8
-# Penalties in one step of so many, channels_last, precision, compiled.
+# Interval of the gradient penalties in steps, channels_last, precision, compiled.
 ROWS = (
     (4, True, "bf16", False),
     (1, True, "bf16", False),
@@ -38,7 +38,17 @@ ROWS = (
 def measure(
     config: GANConfig, n: int, precision: str, channels_last: bool, compiled: bool, blocks: int, device: str
 ) -> float:
-    """Images per second."""
+    """Measure images per second.
+
+    Args:
+        config: the GAN.
+        n: batch size.
+        precision: "bf16" for autocast, or "fp32".
+        channels_last: whether weights and images are in channels_last memory format.
+        compiled: whether to compile the blocks.
+        blocks: number of timed blocks of eight steps.
+        device: "cuda" or "cpu".
+    """
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = GAN(config).to(device).to(memory_format=layout)
@@ -46,7 +56,7 @@ def measure(
         torch.compiler.reset()
         compile_blocks(model)
     parts = {turn: list(model.parameters_for(turn)) for turn in model.turns}
-    optimizers = {turn: build_optimizer(own, OptimConfig(betas=(0.0, 0.99))) for turn, own in parts.items()}
+    optimizers = {turn: build_optimizer(part, OptimConfig(betas=(0.0, 0.99)), model) for turn, part in parts.items()}
     images = torch.rand(n, 3, config.size, config.size, device=device).mul(2).sub(1).contiguous(memory_format=layout)
 
     def eight() -> float:
@@ -73,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--blocks", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1e9, help="begin no further row after this long")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no further row after this time")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cpu-check", action="store_true")
     args = parser.parse_args()
@@ -92,8 +102,8 @@ def main() -> None:
         speed = measure(chosen, args.batch_size, precision, channels_last, compiled, args.blocks, device)
         layout = "channels_last" if channels_last else "contiguous"
         rows.append(dict(precision=precision, layout=layout, compiled=compiled, every=every, images_per_second=speed))
-        said = "yes" if compiled else "no"
-        print(f"{precision:9} {layout:13} {said:8} {f'1 in {every}':9} {speed:9.0f}", flush=True)
+        yes = "yes" if compiled else "no"
+        print(f"{precision:9} {layout:13} {yes:8} {f'1 in {every}':9} {speed:9.0f}", flush=True)
     if args.out:
         args.out.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -1,10 +1,11 @@
-"""25 Gaussians on a grid in the plane: how many of them a GAN finds, R3GAN's game against the textbook's.
+"""Mode coverage of GANs on 25 Gaussians: the losses of R3GAN and of the original GAN.
 
-python benchmarks/gaussians.py --out docs/results/gaussians.png
+    python benchmarks/gaussians.py --out docs/results/gaussians.png
 
-All games are played by the same networks from the same start, with the losses that genmodels/gan.py uses. A sample is
-good when it is within four standard deviations of a mode, and a mode is found when it has at least a quarter of its
-share of the good ones.
+The Gaussians lie on a 5 x 5 grid in the plane. All settings use the same networks, the same initial
+weights and the losses of genmodels/gan.py. A sample is good if it is within four standard
+deviations of a mode. A mode is covered if it has at least a quarter of the good samples that an
+even split of all samples would give it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SPACING, SPREAD = 2.0, 0.05
 
 
 def grid(side: int) -> Tensor:
-    """Means of the Gaussians, (side^2, 2)."""
+    """Return the means of side x side Gaussians on a grid, (side^2, 2)."""
     return (torch.cartesian_prod(torch.arange(side), torch.arange(side)) - (side - 1) / 2) * SPACING
 
 
@@ -34,12 +35,15 @@ MODES = grid(5)
 
 @dataclass(frozen=True)
 class Setting:
-    """A game, its penalty and its optimiser."""
+    """Loss, gradient penalty and optimiser of a GAN."""
 
     name: str
     game: Game
+    """Loss of critic and generator."""
     gamma: float
+    """Weight of the gradient penalties."""
     betas: tuple[float, float]
+    """Betas of Adam."""
 
 
 SETTINGS = (
@@ -51,7 +55,7 @@ SETTINGS = (
 
 
 class Points(nn.Module):
-    """(N, inputs) -> (N, outputs): a perceptron with residual blocks and no normalisation, as R3GAN's convolutions."""
+    """Residual MLP without normalisation, as in R3GAN: (N, inputs) -> (N, outputs)."""
 
     def __init__(self, inputs: int, outputs: int, width: int, depth: int):
         super().__init__()
@@ -75,20 +79,20 @@ class Points(nn.Module):
 
 
 def draw(n: int, modes: Tensor = MODES) -> Tensor:
-    """Real points (n, 2), in units of the modes' own spread, so that they are about as large as noise."""
+    """Draw real points (n, 2), divided by the standard deviation of the modes."""
     return (modes[torch.randint(len(modes), (n,))] + SPREAD * torch.randn(n, 2)) / modes.std()
 
 
-def judge(points: Tensor, modes: Tensor = MODES) -> tuple[int, float]:
-    """How many of the modes `points` (n, 2) cover, and the share that is good."""
+def score(points: Tensor, modes: Tensor = MODES) -> tuple[int, float]:
+    """Count the modes that `points` (n, 2) cover, and compute the fraction of good points."""
     distance, mode = torch.cdist(points * modes.std(), modes).min(1)
     good = distance < 4 * SPREAD
     counts = torch.bincount(mode[good], minlength=len(modes))
     return int((counts >= len(points) / len(modes) / 4).sum()), good.float().mean().item()
 
 
-def play(setting: Setting, steps: int, modes: Tensor = MODES) -> Tensor:
-    """Trains a generator from seed 0 and returns 10,000 of its samples (average of its weights)."""
+def train(setting: Setting, steps: int, modes: Tensor = MODES) -> Tensor:
+    """Train a generator from seed 0, and return 10,000 samples (N, 2) of its averaged weights."""
     batch, width, depth, lr = 256, 96, 2, 2e-3
     torch.manual_seed(0)
     generator, critic = Points(2, 2, width, depth), Points(2, 1, width, depth)
@@ -119,7 +123,7 @@ def play(setting: Setting, steps: int, modes: Tensor = MODES) -> Tensor:
 
 
 def plot(samples: dict[str, Tensor], out: Path) -> None:
-    """A panel of real points, and one for each entry of `samples`."""
+    """Draw a panel of real points and one panel for each entry of `samples`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -129,7 +133,7 @@ def plot(samples: dict[str, Tensor], out: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.5), sharex=True, sharey=True)
     for axis, (name, points) in zip(axes, panels.items(), strict=True):
         axis.scatter(*(points[:5000] * MODES.std()).T, s=2, alpha=0.4, linewidths=0)
-        modes, good = judge(points)
+        modes, good = score(points)
         axis.set_title(f"{name}\n{modes} of 25 modes, {good:.0%} good", fontsize=11)
         axis.set(xlim=(-5.5, 5.5), ylim=(-5.5, 5.5), aspect="equal", xticks=[], yticks=[])
     figure.tight_layout()
@@ -142,12 +146,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)  # such small matrices are not faster on two cores
+    torch.set_num_threads(1)  # more threads do not speed up such small matrices
     samples = {}
     for setting in SETTINGS:
         began = time.monotonic()
-        samples[setting.name] = play(setting, args.steps)
-        modes, good = judge(samples[setting.name])
+        samples[setting.name] = train(setting, args.steps)
+        modes, good = score(samples[setting.name])
         print(
             f"{setting.name:24} {modes:2} of 25 modes, {good:6.1%} good, {time.monotonic() - began:.0f} s", flush=True
         )

@@ -1,6 +1,8 @@
-"""What guidance buys and costs: accuracy of each attribute and FD, for samples asked to be what held-out faces are.
+"""Measure attribute accuracy and FD of conditional samples against the guidance scale.
 
-python benchmarks/guidance.py runs/ldm --data celeba --root PATH --json guidance.json
+    python benchmarks/guidance.py runs/ldm --data celeba --root PATH --json guidance.json
+
+Samples are conditioned on the attributes of validation faces.
 """
 
 from __future__ import annotations
@@ -18,31 +20,33 @@ from tyro.conf import Positional
 from genmodels import sampling
 from genmodels.cli.arguments import check_free, load
 from genmodels.data import open_data
+from genmodels.data.packed import spread_rows
 from genmodels.evaluation.conditional import attribute_accuracy
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.extractors import load_extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
-from genmodels.evaluation.reference import spread_rows
 from genmodels.types import Condition
 
 
 @dataclass(frozen=True)
 class Settings:
     run: Positional[str]
-    """A run folder of a model that takes attributes and guidance."""
+    """Run folder of a model that is conditioned on attributes and supports guidance."""
     data: str = "toyfaces"
+    """toyfaces, celeba, folder, or the path of a packed directory."""
     root: Path | None = None
+    """Folder with the images of celeba or folder."""
     n: int = 1000
-    """Samples of seed 0 at each scale."""
+    """Number of samples at each scale, of seed 0."""
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 5.0)
-    """Guidance."""
+    """Guidance scales."""
     schedule: str | None = None
-    """Of a diffusion model, the spacing of the times; None: as is usual for the process."""
+    """Time schedule of a diffusion model. None: the default of its process."""
     json: Path | None = None
-    """Write the numbers here."""
+    """File to write the results to."""
     save: Path | None = None
-    """Keep the samples of every scale in this folder, as .npy."""
+    """Folder to save the samples of every scale to, as .npy files."""
     force: bool = False
     """Overwrite existing files."""
 
@@ -60,15 +64,15 @@ def main(settings: Settings) -> None:
         data = open_data(s.data, s.root, model.config.size).with_attributes(model.conditions.attributes)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
-    train, held = data.split("train"), data.split("valid")
+    train, valid = data.split("train"), data.split("valid")
     extractor = load_extractor("faces")
-    seen, real = (extract(Images(part.images, name), extractor) for part, name in ((train, "train"), (held, "valid")))
-    rows = spread_rows(len(held), s.n)
-    asked = np.asarray(held.attributes)[rows]
-    found = []
+    seen, real = (extract(Images(part.images, name), extractor) for part, name in ((train, "train"), (valid, "valid")))
+    rows = spread_rows(len(valid), s.n)
+    requested = np.asarray(valid.attributes)[rows]
+    results = []
     options: dict[str, Any] = {} if s.schedule is None else {"schedule": s.schedule}
     for scale in s.scales:
-        condition = Condition(torch.from_numpy(asked).float())
+        condition = Condition(torch.from_numpy(requested).float())
         samples = sampling.sample(model, s.n, 0, condition, guidance=scale, progress=False, **options)
         if s.save is not None:
             s.save.mkdir(parents=True, exist_ok=True)
@@ -76,21 +80,21 @@ def main(settings: Settings) -> None:
         features = extract(Images(samples, f"guidance {scale:g}"), extractor, progress=False, cached=False)
         accuracy = attribute_accuracy(
             features,
-            asked,
+            requested,
             seen,
             np.asarray(train.attributes),
             real,
-            np.asarray(held.attributes),
+            np.asarray(valid.attributes),
             model.conditions.attributes,
         )
         distance = frechet_distance(features, real)
-        found.append({"guidance": scale, "fd_faces": distance, "accuracy": accuracy.samples, "real": accuracy.real})
+        results.append({"guidance": scale, "fd_faces": distance, "accuracy": accuracy.samples, "real": accuracy.real})
         each = "  ".join(f"{name} {value:.2f}" for name, value in accuracy.samples.items())
         print(f"guidance {scale:3g}   FD-faces {distance:.3f}   {each}   (mean on real faces {accuracy.ceiling:.2f})")
     if s.json is not None:
         s.json.parent.mkdir(parents=True, exist_ok=True)
         s.json.write_text(
-            json.dumps({"run": Path(s.run).name, "schedule": s.schedule, "n": s.n, "rows": found}, indent=2) + "\n"
+            json.dumps({"run": Path(s.run).name, "schedule": s.schedule, "n": s.n, "rows": results}, indent=2) + "\n"
         )
 
 

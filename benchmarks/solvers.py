@@ -1,4 +1,4 @@
-"""What each solver makes of a budget of evaluations: FD of samples against real images, and images per second.
+"""Measure FD and sampling speed of each diffusion solver by number of network evaluations.
 
 python benchmarks/solvers.py runs/ldm --data celeba --root PATH --json solvers.json
 """
@@ -36,21 +36,23 @@ SOLVERS: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class Settings:
     run: Positional[str]
-    """A run folder of a diffusion model."""
+    """Run folder of a diffusion model."""
     data: str = "toyfaces"
+    """toyfaces, celeba, folder, or the path of a packed directory."""
     root: Path | None = None
+    """Folder with the images of celeba or folder."""
     schedule: str | None = None
-    """The spacing of the times; None: as is usual for the process."""
+    """Time schedule. None: the default of the process."""
     shift: float = 1.0
-    """Of a flow's times towards noise."""
+    """Shift of the time schedule of a flow towards noise."""
     n: int = 1000
-    """Samples of seed 0 for each cell."""
+    """Number of samples of each measurement, of seed 0."""
     evaluations: tuple[int, ...] = (5, 10, 20, 50)
-    """Of the network, for each image."""
+    """Numbers of network evaluations per image."""
     json: Path | None = None
-    """Write the numbers here."""
+    """File to write the results to."""
     save: Path | None = None
-    """Keep the samples of every cell in this folder, as .npy."""
+    """Folder to save the samples of every measurement to, as .npy files."""
     force: bool = False
     """Overwrite existing files."""
 
@@ -71,7 +73,8 @@ def main(settings: Settings) -> None:
     rows = []
     for name, options in SOLVERS.items():
         for evaluations in s.evaluations:
-            # Heun evaluates twice a step and once in the last, so it spends one evaluation less than an even budget.
+            # Heun evaluates the network twice per step and once in the last step, so it uses one
+            # evaluation less than an even number.
             steps = (evaluations + 1) // 2 if name == "heun" else evaluations
             began = time.monotonic()
             samples = sampling.sample(

@@ -1,9 +1,9 @@
-"""Compare the speed of two checkouts of genmodels: training steps and sampling, in turn, in one run.
+"""Compare the speed of training steps and sampling between two checkouts of genmodels.
 
     python benchmarks/versions.py PATH_OF_OTHER_CHECKOUT
 
-Each checkout runs in a process of its own. The two take turns, so that a change in the speed of the
-machine affects both alike. The table shows the median ratio of speeds, this checkout over the other.
+Each checkout runs in its own process. The two alternate, so that a change in the speed of the
+machine affects both. The table shows the median ratio of speeds, this checkout over the other.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ WORK = ("train", "sample")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, and for how long."""
+    """Settings of the comparison."""
 
     other: Annotated[Path, tyro.conf.arg(name="checkout"), tyro.conf.Positional]
     """Folder of the other checkout."""
     rounds: int = 15
-    """Turns of each checkout for each row of the table."""
+    """Number of measurements of each checkout for each row of the table."""
 
 
 def build(name: str) -> Any:
-    """Build a model of family `name` in a size that takes some tenths of a second per step on a CPU."""
+    """Build a model of family `name` that takes some tenths of a second per step on a CPU."""
     kind: Any = genmodels.family(name)
     torch.manual_seed(0)
     if name == "autoregressive":
@@ -52,7 +52,7 @@ def build(name: str) -> Any:
 
 
 def worker() -> None:
-    """Time what the lines of standard input ask for, such as "vae train"; print seconds."""
+    """Read requests such as "vae train" from standard input, and print the seconds of each."""
     models: dict[str, Any] = {}
     optimizers: dict[str, Any] = {}
     for line in sys.stdin:
@@ -84,7 +84,7 @@ def train(model: Any, optimizer: torch.optim.Optimizer) -> float:
 
 
 def sample(model: Any) -> float:
-    """Time the sampling of some images in fp32."""
+    """Time the sampling of a batch in fp32."""
     model.eval()
     count = 4 if model.family == "autoregressive" else BATCH
     began = time.perf_counter()

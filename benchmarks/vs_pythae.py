@@ -1,10 +1,11 @@
-"""Training and sampling images/s: the VAE people copy, through pythae, beside recipes/vae.py, in one run.
+"""Compare the speed of the standard convolutional VAE in pythae and of recipes/vae.py.
 
     pip install 'genmodels[peers]'
     python benchmarks/vs_pythae.py --data celeba --root PATH --json vs_pythae.json
 
-Each side runs its own training loop on the same faces, batch size and threads; each measurement has a process of its
-own, and the sides take turns, so that a machine that slows down slows all of them. See benchmarks/README.md.
+Each library runs its own training loop on the same faces, with the same batch size and number of
+threads. Each measurement runs in its own process, and the libraries alternate, so that a slow phase
+of the machine affects all of them. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -41,37 +42,39 @@ LATENT = 128
 @dataclass(frozen=True)
 class Settings:
     data: str = "celeba"
-    """toyfaces, celeba, folder, or a packed directory."""
+    """toyfaces, celeba, folder, or the path of a packed directory."""
     root: Path | None = None
-    """Where celeba or the folder is."""
+    """Folder with the images of celeba or folder."""
     size: int = 64
-    """Side of the images in pixels: a multiple of 32."""
+    """Side of the images in pixels, a multiple of 32."""
     batch_size: int = 128
     steps: int = 60
-    """Training steps that are timed."""
+    """Number of timed training steps."""
     warmup: int = 10
-    """Training steps before them."""
+    """Number of training steps before the timed ones."""
     samples: int = 2048
-    """Images sampled, after a batch that is not timed."""
+    """Number of timed samples, after one batch of warm-up."""
     repeats: int = 3
-    """Rounds; the median of each side's rounds is reported."""
+    """Number of rounds; medians are reported."""
     threads: int = os.cpu_count() or 1
-    """Threads of torch."""
+    """Number of threads used by torch."""
     json: Path | None = None
-    """Write the numbers here too."""
+    """File to write the results to."""
 
 
 @dataclass(frozen=True)
 class Speed:
+    """Number of parameters and speed of one library."""
+
     parameters: int
     train: float
-    """Images/s."""
+    """Training speed in images/s."""
     sample: float
-    """Images/s."""
+    """Sampling speed in images/s."""
 
 
 def encoder_layers() -> nn.Sequential:
-    """(N, 3, H, W) -> (N, 512 * H/32 * W/32): strided convolutions, as in the VAE people copy."""
+    """Build the strided convolutions of the encoder: (N, 3, H, W) -> (N, 512 * H/32 * W/32)."""
     layers: list[nn.Module] = []
     for inner, outer in zip((3, *CHANNELS), CHANNELS, strict=False):
         layers += [nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.BatchNorm2d(outer), nn.LeakyReLU()]
@@ -79,7 +82,7 @@ def encoder_layers() -> nn.Sequential:
 
 
 def decoder_layers(side: int) -> nn.Sequential:
-    """(N, 128) -> (N, 3, H, W) in [0, 1]: the encoder's mirror image."""
+    """Build the decoder, which mirrors the encoder: (N, 128) -> (N, 3, H, W) in [0, 1]."""
     layers: list[nn.Module] = [nn.Linear(LATENT, CHANNELS[-1] * side**2), nn.Unflatten(1, (CHANNELS[-1], side, side))]
     down = CHANNELS[::-1]
     for inner, outer in zip(down, (*down[1:], down[-1]), strict=True):
@@ -89,7 +92,7 @@ def decoder_layers(side: int) -> nn.Sequential:
 
 
 def pythae_vae(size: int) -> Any:
-    """The VAE people copy (3.9 M parameters at 64 pixels) as a pythae model."""
+    """Build the standard convolutional VAE, 3.9 M parameters at 64 pixels, as a pythae model."""
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
@@ -119,13 +122,13 @@ def pythae_vae(size: int) -> Any:
 
 
 def images_per_second(ends: list[float], settings: Settings) -> float:
-    """From the times at which steps ended: the warm-up's last to the run's last."""
+    """Compute images/s from the end times of the steps, from the last warm-up step to the last."""
     timed = ends[settings.warmup - 1 :]
     return settings.batch_size * (len(timed) - 1) / (timed[-1] - timed[0])
 
 
 def time_sampling(sample: Callable[[int], Tensor], settings: Settings) -> float:
-    """Images/s of sample(n), after one batch of warm-up."""
+    """Measure the images/s of sample(n), after one batch of warm-up."""
     sample(settings.batch_size)
     start = time.perf_counter()
     images = sample(settings.samples)
@@ -135,7 +138,7 @@ def time_sampling(sample: Callable[[int], Tensor], settings: Settings) -> float:
 
 
 def measure_pythae(settings: Settings) -> Speed:
-    """One epoch of BaseTrainer over warmup + steps batches held in memory as floats, then NormalSampler."""
+    """Measure one epoch of BaseTrainer on batches of floats in memory, then NormalSampler."""
     from pythae.data.datasets import BaseDataset
     from pythae.samplers import NormalSampler
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
@@ -173,7 +176,7 @@ def measure_pythae(settings: Settings) -> Speed:
 
 
 def measure_ours(settings: Settings, precision: Literal["no", "bf16"]) -> Speed:
-    """fit() with recipes/vae.py's settings over warmup + steps steps, then generate() from the prior."""
+    """Measure fit() with the settings of recipes/vae.py, then generate() from the prior."""
     from genmodels.training.fit import fit
     from genmodels.vae import VAE
 
@@ -183,7 +186,7 @@ def measure_ours(settings: Settings, precision: Literal["no", "bf16"]) -> Speed:
             ends.append(time.perf_counter())
 
         def calibrate(self, images: Iterable[Tensor]) -> None:
-            super().calibrate(islice(images, 8))  # follows the timed steps; on all faces it would take a minute
+            super().calibrate(islice(images, 8))  # not timed; on all faces it would take a minute
 
     torch.set_num_threads(settings.threads)
     ends: list[float] = []
@@ -216,7 +219,7 @@ def measure_ours(settings: Settings, precision: Literal["no", "bf16"]) -> Speed:
     )
 
 
-SIDES: dict[str, tuple[Callable[..., Speed], tuple[Any, ...]]] = {
+MEASUREMENTS: dict[str, tuple[Callable[..., Speed], tuple[Any, ...]]] = {
     "pythae, fp32": (measure_pythae, ()),
     "genmodels, fp32": (measure_ours, ("no",)),
     "genmodels, bf16": (measure_ours, ("bf16",)),
@@ -224,13 +227,13 @@ SIDES: dict[str, tuple[Callable[..., Speed], tuple[Any, ...]]] = {
 
 
 def main(settings: Settings) -> None:
-    rounds: dict[str, list[Speed]] = {name: [] for name in SIDES}
+    rounds: dict[str, list[Speed]] = {name: [] for name in MEASUREMENTS}
     for _ in range(settings.repeats):
-        for name, (measure, options) in SIDES.items():
+        for name, (measure, options) in MEASUREMENTS.items():
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
                 rounds[name].append(fresh.submit(measure, settings, *options).result())
 
-    table = Table(title=f"{settings.size} px, batch {settings.batch_size}, {settings.threads} threads, in one run")
+    table = Table(title=f"{settings.size} px, batch {settings.batch_size}, {settings.threads} threads")
     for heading in ("", "parameters", "training images/s", "sampling images/s"):
         table.add_column(heading, justify="left" if not heading else "right")
     middle = {

@@ -1,6 +1,7 @@
 """genmodels: every family of generative model behind one interface.
 
-The names in `__all__` are imported when they are first used: `import genmodels` does not import torch.
+The names in `__all__` are imported when they are first used, so `import genmodels` does not import
+torch.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ FAMILIES = {
     "dit": "genmodels.dit:DiT",
     "latent": "genmodels.latent:Latent",
 }
-"""Families of this package: name in commands and config.json, and place of the class."""
+"""Families of this package: name in commands and config.json, and import path "module:Class"."""
 
 EXPORTS = {
     "ABILITIES": "genmodels.abilities",
@@ -77,7 +78,7 @@ EXPORTS = {
     "open_data": "genmodels.data",
     "pack": "genmodels.data",
 }
-"""Names that can be imported from the package itself, and the modules that define them."""
+"""Names that can be imported from `genmodels` directly, and the modules that define them."""
 
 __all__ = [
     "ABILITIES",
@@ -118,7 +119,7 @@ __all__ = [
 
 
 def families() -> dict[str, str]:
-    """Return the place of the class of every family, by name: "module:Class".
+    """Return the import path "module:Class" of every family, by name.
 
     Families of other packages are registered under the entry-point group `genmodels.families`. They
     cannot replace those of this package.
@@ -133,16 +134,16 @@ def family(name: str) -> type[Model]:
     Raises:
         ValueError: if there is no such family, or the package that registers it cannot be imported.
     """
-    place = FAMILIES.get(name) or families().get(name)
-    if place is None:
+    path = FAMILIES.get(name) or families().get(name)
+    if path is None:
         raise ValueError(f"unknown family {name!r}; known: {', '.join(families())}")
-    module, _, attribute = place.partition(":")
+    module, _, attribute = path.partition(":")
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         if name in FAMILIES:
             raise
-        raise ValueError(f"family {name!r} is registered as {place}, which cannot be imported: {error}") from None
+        raise ValueError(f"family {name!r} is registered as {path}, which cannot be imported: {error}") from None
 
 
 def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
@@ -150,8 +151,8 @@ def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
 
     Args:
         path_or_hub_id: a run or model folder (runs/vae); the id of a repository on the Hugging Face
-            Hub (user/name); or the folder of a diffusers pipeline that has a counterpart here
-            (DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline).
+            Hub (user/name); or the folder of a supported diffusers pipeline (DDPMPipeline,
+            DDIMPipeline, LDMPipeline, DiTPipeline).
         **hub: arguments of `from_pretrained`: revision, token, cache_dir, force_download,
             local_files_only.
 
@@ -159,7 +160,7 @@ def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
         The model, in eval mode.
 
     Raises:
-        ValueError: if there is no complete model.
+        ValueError: if there is no complete model at that path or id.
     """
     from huggingface_hub import hf_hub_download
 
@@ -177,7 +178,7 @@ def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
     else:
         try:
             config = Path(hf_hub_download(str(path_or_hub_id), "config.json", **hub))
-        except Exception as error:  # the Hub client raises many kinds; all mean the same to the caller
+        except Exception as error:  # the Hub client raises many types, which mean the same to the caller
             raise ValueError(
                 f"{where}: no such folder here, and not found on the Hub ({type(error).__name__})"
             ) from None

@@ -1,5 +1,7 @@
-"""AE: the autoencoder, with a Gaussian fitted to its latents for samples. The baseline the others are measured
-against."""
+"""AE: a deterministic autoencoder, the baseline of the other families.
+
+Samples come from a Gaussian that is fitted to its latents after training.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ class AEConfig(AutoencoderConfig):
 
 @dataclass(frozen=True)
 class AEOptions:
-    """How to sample an autoencoder."""
+    """Sampling options of an autoencoder."""
 
     temperature: float = 1.0
-    """Scale of the spread about the mean face: 0 is the mean latent, 1 the fitted Gaussian."""
+    """Factor on the standard deviation of the fitted Gaussian. 0 decodes the mean latent."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -30,10 +32,10 @@ class AEOptions:
 
 
 class AE(Autoencoder):
-    """Deterministic autoencoder trained on the squared error.
+    """Deterministic autoencoder trained with the squared error.
 
-    Nothing in training makes its latents Gaussian. Samples come from a full-covariance Gaussian fitted to the training
-    latents afterwards, which knows their mean and correlations and nothing else of their shape.
+    Nothing in training makes its latents Gaussian. Samples come from a full-covariance Gaussian
+    fitted to the latents of the training images. It models their mean and covariance only.
     """
 
     family = "ae"

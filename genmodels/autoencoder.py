@@ -1,5 +1,7 @@
-"""What codecs share: the settings of their networks, and Autoencoder, a codec with continuous latents that can also
-sample."""
+"""Shared parts of AE, VAE and VQ-VAE: settings of their networks, and the base class Autoencoder.
+
+An `Autoencoder` is a codec with continuous latents that can also generate images.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +19,28 @@ from genmodels.nn.conv import NORM_GROUPS, Decoder, Encoder, coarsest_grid, zero
 from genmodels.nn.density import GaussianMixture, Whitening
 from genmodels.nn.perceptual import PerceptualLoss
 from genmodels.nn.principal import PatchComponents, PrincipalComponents
+from genmodels.saving import Derived
 from genmodels.types import Noise
 
 
 @dataclass(frozen=True)
 class NetworksConfig:
-    """The encoder, the decoder and the loss that every codec has."""
+    """Encoder, decoder and reconstruction loss of a codec."""
 
-    size: int = 64
-    """Side of the images in pixels; the recipes set it from --size."""
+    size: Derived[int] = 64
+    """Side of the images in pixels. Training sets it from --size."""
     patch: int = 4
-    """Side of the patches the image is cut into; no convolution runs at a higher resolution than size / patch."""
+    """Side in pixels of the patches that the image is divided into. The finest convolutions work on
+    feature maps of size / patch a side."""
     channels: tuple[int, ...] = (64, 128, 256)
-    """Width of each level; every level after the first halves the resolution."""
+    """Channels of each level; every level after the first halves the resolution."""
     encoder_blocks: tuple[int, ...] = (1, 1, 0)
     """Residual blocks of the encoder at each level, finest first."""
     decoder_blocks: tuple[int, ...] = (2, 1, 0)
-    """Residual blocks of the decoder at each level, finest first: most of them where detail is drawn."""
+    """Residual blocks of the decoder at each level, finest first. Fine levels add the details."""
     lpips: float = 0.0
-    """Weight of the LPIPS perceptual loss (VGG; needs the lpips package and torchvision's weights on this machine)."""
+    """Weight of the LPIPS perceptual loss (VGG). Needs the lpips package and torchvision's VGG
+    weights on this machine."""
 
     def __post_init__(self) -> None:
         if not self.channels or any(width < 1 or width % NORM_GROUPS for width in self.channels):
@@ -54,15 +59,16 @@ class NetworksConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig(NetworksConfig):
-    """The networks of a codec with continuous latents."""
+    """Networks of a codec with continuous latents."""
 
     latent_dim: int = 128
     """Length of the latent vector, or channels of the latent map."""
     spatial: bool = False
-    """Keep a map of size / (patch 2^(levels - 1)) positions a side, for use as a codec, instead of a flat vector."""
+    """Encode to a latent map of size / (patch 2^(levels - 1)) positions a side, for use as a codec,
+    instead of a flat vector."""
     principal: bool = True
-    """Add the networks to the principal components of the training images, or of their squares where the latents are a
-    map, so that they learn only what a linear map cannot do."""
+    """Add encoder and decoder to a fixed PCA of the training images (of their patches if latents
+    are maps), so that they learn only what a linear map cannot represent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,14 +77,15 @@ class AutoencoderConfig(NetworksConfig):
 
 
 class Autoencoder(Generator, ABC):
-    """Encoder, decoder, whitening of the latents, and a density fitted to them after training.
+    """Autoencoder with whitened latents and a density that is fitted to them after training.
 
-    A family writes `_latents` (what a batch of images becomes), `loss` and `sample`.
+    A family implements `loss`, `sample`, `_code`, `_code_and_draw`, `_draw` and `_between`. Raw
+    latents are those of the networks. `encode` returns and `decode` takes whitened latents.
 
     Args:
-        config: the networks.
-        encoder_outputs: features the encoder gives per latent: 1, or 2 for a mean and a variance.
-        components: Gaussians in the density.
+        config: settings of the networks.
+        encoder_outputs: encoder outputs per latent value: 1, or 2 for a mean and a log variance.
+        components: number of Gaussians in the density.
     """
 
     def __init__(self, config: AutoencoderConfig, encoder_outputs: int, components: int):
@@ -94,68 +101,95 @@ class Autoencoder(Generator, ABC):
         self.whitening = Whitening(c.latent_dim)
         self.density = GaussianMixture(components, math.prod(self.latent_shape))
         self._perceptual = PerceptualLoss() if c.lpips else None
-        self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in
+        self.to(memory_format=torch.channels_last)  # fastest layout for convolutions
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(latent_dim,), or (latent_dim, grid, grid) for a spatial map."""
+        """Shape of the latents of one image: (latent_dim,), or (latent_dim, grid, grid)."""
         c = self.config
         grid = coarsest_grid(c.size, c.patch, len(c.channels))
         return (c.latent_dim, grid, grid) if c.spatial else (c.latent_dim,)
 
     @abstractmethod
     def _code_and_draw(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """`_code`, and raw latents whose distribution the density is to learn; each (N, *latent_shape)."""
+        """Return `_code(images)`, and raw latents for the density, each (N, *latent_shape)."""
 
     @abstractmethod
     def _code(self, images: Tensor) -> Tensor:
-        """The one raw latent (N, *latent_shape) that stands for each image."""
+        """Encode images deterministically to raw latents (N, *latent_shape)."""
 
     @final
     def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> latents (N, *latent_shape) of zero mean and unit variance per channel."""
+        """Encode images to latents of zero mean and unit variance per channel.
+
+        Args:
+            images: (N, 3, H, W) in [-1, 1].
+
+        Returns:
+            Whitened latents (N, *latent_shape).
+        """
         return self.whitening.whiten(self._code(images))
 
     @final
     def decode(self, latents: Tensor) -> Tensor:
-        """(N, *latent_shape) as `encode` gives them -> (N, 3, H, W) in [-1, 1]."""
+        """Decode whitened latents (N, *latent_shape) to images (N, 3, H, W) in [-1, 1]."""
         return self._decode(self.whitening.unwhiten(latents))
 
     @final
     def reconstruct(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> the same, through the latent."""
+        """Encode and decode images (N, 3, H, W) in [-1, 1]."""
         return self._decode(self._code(images))
 
     @final
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: object) -> Tensor:
-        """Images (len(weights), 3, H, W) on the way from the sample of `first` (weight 0) to that of `second`
-        (weight 1)."""
-        return self._way(self._draw(first, options), self._draw(second, options), weights, options)
+        """Interpolate between two samples in latent space.
+
+        Args:
+            first: noise of the sample at weight 0, one stream.
+            second: noise of the sample at weight 1, one stream.
+            weights: (K,) in [0, 1].
+            options: sampling options of the family.
+
+        Returns:
+            Images (K, 3, H, W) in [-1, 1].
+        """
+        return self._path(self._draw(first, options), self._draw(second, options), weights, options)
 
     @final
     def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
-        """Images (len(weights), 3, H, W) on the way between the reconstructions of `first` and `second`, each
-        (1, 3, H, W)."""
-        return self._way(self._code(first), self._code(second), weights, options)
+        """Interpolate between the reconstructions of two images in latent space.
+
+        Args:
+            first, second: images (1, 3, H, W) in [-1, 1], at weight 0 and at weight 1.
+            weights: (K,) in [0, 1].
+            options: sampling options of the family.
+
+        Returns:
+            Images (K, 3, H, W) in [-1, 1].
+        """
+        return self._path(self._code(first), self._code(second), weights, options)
 
     @final
     def draw_latents(self, noise: Noise, options: object) -> Tensor:
-        """The raw latents of the samples of `noise`, (N, values)."""
+        """Draw the raw latents (N, D) of the samples of `noise`, flattened."""
         return self._draw(noise, options).flatten(1)
 
     @final
     def find_latents(self, images: Tensor, exact: bool = True) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> raw latents (N, values)."""
+        """Encode images (N, 3, H, W) in [-1, 1] to raw latents (N, D), flattened.
+
+        `exact` has no effect here. Families that invert their decoder by a search use it.
+        """
         return self._code(images).flatten(1)
 
     @final
     def from_latents(self, latents: Tensor) -> Tensor:
-        """Raw latents (N, values) -> (N, 3, H, W) in [-1, 1]."""
+        """Decode raw latents (N, D) to images (N, 3, H, W) in [-1, 1]."""
         return self._decode(latents.unflatten(1, self.latent_shape))
 
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Fit the principal components, and start the networks as corrections of nothing to them."""
+        """Fit the principal components and zero the output layers of the networks added to them."""
         if self.principal is not None:
             self.principal.fit(images)
             zero_output(self.encoder)
@@ -168,7 +202,8 @@ class Autoencoder(Generator, ABC):
         draws: list[Tensor] = []
         seen = 0
         for batch in images:
-            noise = Noise.for_images(0, range(seen, seen + len(batch)), batch.device)  # fixed draws, so that it repeats
+            # A fixed seed makes the result deterministic.
+            noise = Noise.for_images(0, range(seen, seen + len(batch)), batch.device)
             seen += len(batch)
             code, draw = self._code_and_draw(batch, noise)
             codes.append(code)
@@ -178,24 +213,24 @@ class Autoencoder(Generator, ABC):
 
     @abstractmethod
     def _draw(self, noise: Noise, options: object) -> Tensor:
-        """Raw latents (N, *latent_shape) to decode into samples."""
+        """Draw the raw latents (N, *latent_shape) of samples."""
 
     @abstractmethod
     def _between(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
-        """Raw latents (len(weights), *latent_shape) on the path between two (1, *latent_shape)."""
+        """Interpolate raw latents (1, *latent_shape) to (K, *latent_shape), for weights (K,)."""
 
     @final
-    def _way(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
-        """Images (len(weights), 3, H, W) on the path between two raw latents (1, *latent_shape)."""
+    def _path(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
+        """Decode interpolated raw latents to images (K, 3, H, W), for weights (K,)."""
         return self._decode(self._between(first, second, weights.to(first), options))
 
     @final
     def _mean_image(self, raw: Tensor) -> Tensor:
-        """Raw latents (N, *latent_shape) -> (N, 3, H, W), float32, not clamped: what the losses compare."""
+        """Decode raw latents to images (N, 3, H, W) in float32, not clamped, for the losses."""
         if self.principal is None:
             return self.decoder(raw).float()
-        sketch = self.principal.decode(raw).float()  # the linear reconstruction, refined by the decoder
-        return sketch + self.decoder(raw, sketch).float()
+        linear = self.principal.decode(raw).float()  # PCA reconstruction, refined by the decoder
+        return linear + self.decoder(raw, linear).float()
 
     @final
     def _decode(self, raw: Tensor) -> Tensor:

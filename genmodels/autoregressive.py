@@ -1,49 +1,44 @@
-"""Autoregressive: p(x) = prod_t p(x_t | x_1, ..., x_(t-1)), over raw pixels or over a codec's codes, by one decoder."""
+"""Autoregressive models of pixels or codes: p(x) = prod_t p(x_t | x_1, ..., x_(t-1))."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from genmodels.nn.alphabet import Alphabet, Codes, Shades
-from genmodels.nn.choice import draw, filtered
-from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
+from genmodels.inpainting import known_rows
+from genmodels.nn.alphabet import Alphabet, Codes, PixelLevels
+from genmodels.nn.conditioning import Conditioner, drop_condition
 from genmodels.nn.decoder import GridDecoder
 from genmodels.nn.likelihood import LikelihoodKind
-from genmodels.nn.regions import known_rows
-from genmodels.nn.transformer import TransformerConfig, block_matrices
+from genmodels.nn.transformer import TransformerConfig
 from genmodels.prior import Prior
-from genmodels.types import Batch, Condition, Noise
+from genmodels.saving import Derived
+from genmodels.token_sampling import draw, filtered
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 
 @dataclass(frozen=True)
 class AutoregressiveConfig:
-    """The alphabet, the transformer, and what it can be asked for."""
+    """The symbols, the transformer and the condition."""
 
-    size: int = 64
-    """Side of the images in pixels; the recipe sets it from --size."""
+    size: Derived[int] = 64
+    """Side of the images in pixels, from --size."""
     levels: int = 32
-    """Shades of each colour, for pixels: 256 are all of them, 32 are 5 bits. Images are rounded to them."""
-    codes: tuple[int, ...] | None = None
-    """Shape of an image's codes, (rows, columns) or (rows, columns, levels); None: pixels. Set from --codec."""
-    codebook_size: int | None = None
-    """How many codes the codec's book has. Set from --codec."""
-    attributes: tuple[str, ...] = ()
-    """Attributes it can be asked for, by their names in the data; none: unconditional."""
-    classes: int = 0
-    """Labels it can be asked for."""
-    drop: float = 0.1
-    """Share of the training images whose condition is hidden, so that it can also be left open."""
-    drop_each: float = 0.5
-    """Share of the others in which a coin decides for each attribute whether it is hidden, so that any can be left
-    open."""
+    """Levels of each colour channel, for pixels: 256 keeps all 8 bits, 32 keeps 5. Images are
+    rounded to them."""
+    codes: Derived[tuple[int, ...] | None] = None
+    """Shape of an image's codes, (rows, columns) or (rows, columns, levels), from --codec. None:
+    pixels."""
+    codebook_size: Derived[int | None] = None
+    """Number of codes in the codec's codebook, from --codec."""
+    condition: ConditionConfig = ConditionConfig()
+    """What samples can be conditioned on."""
     transformer: TransformerConfig = TransformerConfig(width=192, depth=6, heads=4, qk_norm=True)
     """The network."""
 
@@ -51,39 +46,38 @@ class AutoregressiveConfig:
         if self.size < 1:
             raise ValueError(f"size must be at least 1 pixel, got {self.size}")
         if not 2 <= self.levels <= 256:
-            raise ValueError(f"levels must be 2 to 256 shades of each colour, got {self.levels}")
+            raise ValueError(f"levels must be 2 to 256 levels of each colour channel, got {self.levels}")
         if (self.codes is None) != (self.codebook_size is None):
-            raise ValueError("codes and codebook_size belong together: both are a codec's")
+            raise ValueError(
+                f"codes and codebook_size must be given together, got {self.codes} and {self.codebook_size}"
+            )
         if self.codes is not None and (len(self.codes) not in (2, 3) or min(self.codes) < 1):
             raise ValueError(f"codes must be (rows, columns) or (rows, columns, levels), got {self.codes}")
         if self.codebook_size is not None and self.codebook_size < 1:
             raise ValueError(f"the codebook is empty: codebook_size must be at least 1, got {self.codebook_size}")
-        if not (0 <= self.drop <= 1 and 0 <= self.drop_each <= 1):
-            raise ValueError(f"drop and drop_each must be shares in [0, 1], got {self.drop} and {self.drop_each}")
-        if self.classes < 0 or len(set(self.attributes)) < len(self.attributes):
-            raise ValueError("classes must not be negative, and each attribute can be named once")
 
     def alphabet(self) -> Alphabet:
-        """What its sequences consist of."""
+        """The symbols that sequences consist of."""
         if self.codes is None or self.codebook_size is None:
-            return Shades(self.size, self.levels)
+            return PixelLevels(self.size, self.levels)
         return Codes(self.codes, self.codebook_size)
 
 
 @dataclass(frozen=True)
 class AutoregressiveOptions:
-    """How to choose the next symbol."""
+    """How the next symbol is chosen."""
 
     temperature: float = 1.0
-    """1 samples the distribution as it is, less prefers likely symbols."""
+    """Logits are divided by it. 1 samples from the model's distribution; less favours likely
+    symbols."""
     top_k: int | None = None
-    """Choose among the k likeliest symbols; None: all."""
+    """Sample among the k most likely symbols. None: all."""
     top_p: float = 1.0
-    """Choose among the fewest symbols that hold this probability together."""
+    """Sample among the fewest symbols whose probabilities add up to this."""
     min_p: float = 0.0
-    """Choose among symbols at least this share as likely as the likeliest."""
+    """Sample among symbols at least this fraction as likely as the most likely one."""
     guidance: float = 1.0
-    """How much to exaggerate the condition (arXiv 2207.12598); 1: not at all."""
+    """Classifier-free guidance scale (arXiv 2207.12598). 1: no guidance."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
@@ -99,11 +93,12 @@ class AutoregressiveOptions:
 
 
 class Autoregressive(Prior):
-    """A decoder over sequences of symbols, trained on the cross-entropy: maximum likelihood, and exact.
+    """A causal transformer over sequences of symbols, with an exact likelihood.
 
-    Pixels are read row by row from the top left, and in each the colours in the order red, green, blue; every colour is
-    one of `levels` shades. Codes are read row by row, residual levels coarsest first. Over codes it is a prior, which
-    makes images as part of `Latent`; its "images" are then codes (N, *codes).
+    Pixels are ordered row by row from the top left, and colours within a pixel as red, green, blue,
+    each one of `levels` levels. Codes are ordered row by row, residual levels from coarse to fine.
+    Over codes it is a prior, and samples images as part of `Latent`. Its "images" are then codes
+    (N, *codes).
     """
 
     family = "autoregressive"
@@ -115,8 +110,9 @@ class Autoregressive(Prior):
         c = config or AutoregressiveConfig()
         super().__init__(c)
         self.alphabet = c.alphabet()
-        self.decoder = GridDecoder(*self.alphabet.grid, self.alphabet.size, c.transformer)
-        self.condition = ConditionEmbedding(len(c.attributes), c.classes, c.transformer.width)
+        has_text = c.condition.text.vocabulary > 0
+        self.decoder = GridDecoder(*self.alphabet.grid, self.alphabet.size, c.transformer, has_text)
+        self.condition = Conditioner(c.condition, c.transformer.width)
 
     @property
     def over_latents(self) -> bool:
@@ -139,67 +135,78 @@ class Autoregressive(Prior):
         """What `bits_per_dim` computes."""
         return LikelihoodKind(levels=self.alphabet.size, exact=True)
 
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        return block_matrices(self)
-
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
-        c = self.config
-        condition = drop_condition(batch.condition, batch.noise, c.drop, c.drop_each)
-        loss = self.nats(self.alphabet.spell(batch.images), condition).mean()  # per symbol
+        condition = drop_condition(batch.condition, batch.noise, self.config.condition)
+        loss = self.nats(self.alphabet.tokenize(batch.images), condition).mean()  # per symbol
         return loss, {self.alphabet.unit: loss.detach() / math.log(2)}
 
     def nats(self, tokens: Tensor, condition: Condition) -> Tensor:
-        """-log p of each symbol of `tokens` (N, T, S), given those before it: (N, T, S), float32."""
+        """Compute -log p of each symbol of `tokens` (N, T, S), given those before it."""
         embedded = self.condition(condition, len(tokens), tokens.device)
         logits = self.decoder(tokens, embedded).float()  # (N, T, S, V)
         return F.cross_entropy(logits.flatten(0, 2), tokens.flatten(), reduction="none").view_as(tokens)
 
     def bits_per_dim(self, images: Tensor, noise: Noise) -> Tensor:
-        """Exact bits per dimension of `images` (N, 3, H, W), rounded to `levels` shades, without a condition: (N,).
+        """Compute exact bits per dimension of images, rounded to `levels` levels, unconditionally.
+
+        Args:
+            images: (N, 3, H, W) in [-1, 1].
+            noise: not used.
+
+        Returns:
+            (N,).
 
         Raises:
             ValueError: for a prior over codes, whose likelihood is not that of images.
         """
         if self.over_latents:
             raise ValueError("a prior over codes has bits per token, and they are not bits per dimension of an image")
-        return self.nats(self.alphabet.spell(images), Condition()).mean((1, 2)) / math.log(2)
+        return self._bits(images)
 
     def bits_per_token(self, codes: Tensor) -> Tensor:
-        """Bits per code of `codes` (N, *codes), or per colour of images, without a condition: (N,)."""
-        return self.nats(self.alphabet.spell(codes), Condition()).mean((1, 2)) / math.log(2)
+        """Compute bits per code of `codes` (N, *codes), without a condition: (N,)."""
+        return self._bits(codes)
+
+    def _bits(self, images: Tensor) -> Tensor:
+        """Mean bits per symbol, without a condition: (N,)."""
+        return self.nats(self.alphabet.tokenize(images), Condition()).mean((1, 2)) / math.log(2)
 
     def sample(self, noise: Noise, condition: Condition, options: AutoregressiveOptions) -> Tensor:
-        nothing = torch.zeros(len(noise), 0, self.decoder.symbols, dtype=torch.int64)
-        return self._continue(nothing, noise, condition, options)
+        empty = torch.zeros(len(noise), 0, self.decoder.symbols, dtype=torch.int64)
+        return self._complete(empty, noise, condition, options)
 
     def inpaint(
         self, images: Tensor, known: Tensor, noise: Noise, condition: Condition, options: AutoregressiveOptions
     ) -> Tensor:
-        """Draws the rows below those that are known. What was known stays as it was, rounded to `levels` shades.
+        """Sample the rows below those that are known, which stay the same up to rounding.
 
         Args:
             images: (N, 3, H, W) in [-1, 1], or codes (N, *codes).
-            known: bool (H, W), or of the codes' grid: True in the first rows.
-            noise, condition, options: as for `sample`.
+            known: bool (H, W), or over the grid of codes: True in the first rows.
+            noise: N streams.
+            condition: N rows.
+            options: sampling options.
 
         Raises:
-            ValueError: when `known` is anything but the first rows: this model reads from the top.
+            ValueError: if `known` is not exactly the first rows, since sampling goes from top to
+                bottom.
         """
         rows, columns, _ = self.alphabet.grid
-        prefix = self.alphabet.spell(images)[:, : known_rows(known, rows, columns) * columns]
-        return self._continue(prefix, noise, condition, options)
+        prefix = self.alphabet.tokenize(images)[:, : known_rows(known, rows, columns) * columns]
+        return self._complete(prefix, noise, condition, options)
 
-    def _continue(self, prefix: Tensor, noise: Noise, condition: Condition, options: AutoregressiveOptions) -> Tensor:
-        """Images or codes that begin with `prefix` (N, P, S)."""
-        o = options
+    def _complete(self, prefix: Tensor, noise: Noise, condition: Condition, options: AutoregressiveOptions) -> Tensor:
+        """Sample images or codes that begin with `prefix` (N, P, S)."""
+        o, n, device = options, len(noise), noise.device
         if o.guidance != 1 and self.conditions.is_empty:
             raise ValueError(f"guidance {o.guidance:g} needs a condition, and this {self.family} was trained without")
         probabilities = partial(filtered, temperature=o.temperature, top_k=o.top_k, top_p=o.top_p, min_p=o.min_p)
         tokens = self.decoder.generate(
-            self.condition(condition, len(noise), noise.device),
+            self.condition(condition, n, device),
             noise.uniform(self.decoder.length, self.decoder.symbols),
             lambda logits, uniform: draw(probabilities(logits), uniform),
-            prefix.to(noise.device),
+            prefix.to(device),
             o.guidance,
+            self.condition.nothing(n, device) if o.guidance != 1 else None,
         )
-        return self.alphabet.read(tokens)
+        return self.alphabet.decode(tokens)

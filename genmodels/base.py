@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genmodels.abilities import ability
 from genmodels.card import model_card
-from genmodels.saving import FORMAT, from_dict, read_header
+from genmodels.modes import evaluating, native_precision
+from genmodels.saving import FORMAT, from_dict, load_weights, read_header, to_dict
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 if TYPE_CHECKING:
@@ -104,10 +104,6 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         """
         return {}, []
 
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        """Return the matrices inside the network that Muon may train; none by default."""
-        return iter(())
-
     def prepare(self, images: Iterable[Tensor]) -> None:
         """Measure what the saved model lacks before it is used as a codec. Only imported codecs need it.
 
@@ -134,6 +130,11 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         return self.family
 
     @property
+    def trained(self) -> Model:
+        """The part that is trained: the model itself, or the prior of a model over a codec."""
+        return self
+
+    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
@@ -158,7 +159,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         save_directory.mkdir(parents=True, exist_ok=True)
         # Weights first: a folder with a config.json is a complete model.
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, save_directory / "model.safetensors")
-        header = {"format": FORMAT, "family": self.family, "model": dataclasses.asdict(self.config)}
+        header = {"format": FORMAT, "family": self.family, "model": to_dict(self.config)}
         config = save_directory / "config.json"
         config.write_text(json.dumps(header, indent=2) + "\n")
         # safetensors makes the file readable by its owner only; give it the permissions of its folder.
@@ -196,18 +197,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         if header["family"] != cls.family:
             raise ValueError(f"{model_id} holds a {header['family']!r} model, not {cls.family!r}")
         model = cls(from_dict(cls.Config, header["model"], where=f"{model_id}/config.json"))
-        weights = path_of("model.safetensors")
-        try:
-            model.load_state_dict(load_file(weights))
-        except FileNotFoundError:
-            raise ValueError(
-                f"{model_id}: config.json is there but model.safetensors is not: save the model again"
-            ) from None
-        except (SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"{weights}: not the weights of this config ({reason}); the file is damaged or mixed up"
-            ) from None
+        load_weights(model, path_of("model.safetensors"))
         card = Path(model_id) / "README.md"
         model._card = card.read_text(errors="replace") if card.is_file() else None
         return model.eval()
@@ -328,34 +318,7 @@ class Generator(Model):
 
         The arguments are those of `generate`.
         """
-        from genmodels.pictures import ImageList, to_uint8
+        from genmodels.pictures import ImageList
+        from genmodels.pixels import to_uint8
 
         return ImageList.from_arrays(to_uint8(self.generate(n, seed, condition, **how)))
-
-
-class evaluating:  # noqa: N801  (a context manager that reads as a word)
-    """Context manager that puts a model into eval mode and restores the mode of each module after."""
-
-    def __init__(self, model: nn.Module):
-        self._modes = [(module, module.training) for module in model.modules()]
-
-    def __enter__(self) -> None:
-        for module, _ in self._modes:
-            module.training = False
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self._modes:
-            module.training = mode
-
-
-def native_precision(model: nn.Module) -> torch.autocast:
-    """Return a context in which a model in half precision computes in that precision.
-
-    Noise, conditions and images are float32. Autocast converts them where a layer needs it. For
-    float32 models the context does nothing.
-    """
-    weight = next(model.parameters())
-    half = weight.dtype in (torch.float16, torch.bfloat16)
-    dtype = weight.dtype if half else torch.get_autocast_dtype(weight.device.type)
-    enabled = half or torch.is_autocast_enabled(weight.device.type)
-    return torch.autocast(weight.device.type, dtype=dtype, enabled=enabled)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from huggingface_hub import ModelCardData
-
-if TYPE_CHECKING:
-    from genmodels.base import Model
 
 NO_LICENCE = "other"
 """Licence of a model whose training data is not known."""
 
 
-def model_card(
-    model: Model, licence: str = NO_LICENCE, picture: str = "", training: str = "", sections: str = ""
-) -> str:
+def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", training: str = "", sections: str = "") -> str:
     """Write the card of a model.
 
     Args:
-        model: the model, for its family, size and abilities.
+        model: the model (`genmodels.base.Model`), for its family, size and abilities.
         licence: licence of the weights, as the Hub names it.
         picture: Markdown of a picture under the title.
         training: a paragraph on how the model was trained.

@@ -1,4 +1,5 @@
-"""The demonstration: two small models learn faces in front of you, and a page shows what they learnt."""
+"""The demonstration: two small models learn faces in front of you, and a page shows what they
+learnt."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import numpy as np
 
 import genmodels
 from genmodels import pictures, sampling
-from genmodels.base import Generator, evaluating
+from genmodels.base import Generator
 from genmodels.data import Packed, open_data
 from genmodels.data.batches import image_batches
 from genmodels.evaluation.likelihood import likelihood_score
@@ -24,6 +25,7 @@ from genmodels.evaluation.pairs import pair_scores
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import Figure, Section, curves, embedded, page, tiles
 from genmodels.evaluation.results import Score
+from genmodels.modes import evaluating
 
 SIZE = 64
 MADE = {"index.html", "grid.png", "reconstructions.png", "interpolation.png", "interpolation.gif", "vae", "ae"}
@@ -35,11 +37,12 @@ MEASURED = 256
 
 
 def demo(out: Path, minutes: float = 1.5, force: bool = False) -> Path:
-    """Train a VAE, and an autoencoder for a third of the time, on toy faces; write pictures and a page into `out`.
+    """Train a VAE, and an autoencoder for a third of the time, on toy faces; write pictures and a
+    page into `out`.
 
     Args:
-        out: a new or empty folder. It gets index.html, grid.png, reconstructions.png, interpolation.png and .gif, and
-            the run folders vae/ and ae/.
+        out: a new or empty folder. It gets index.html, grid.png, reconstructions.png,
+            interpolation.png and .gif, and the run folders vae/ and ae/.
         minutes: wall-clock time of the VAE's training command.
         force: replace an earlier demo in `out`.
 
@@ -64,7 +67,8 @@ def demo(out: Path, minutes: float = 1.5, force: bool = False) -> Path:
 
 
 def show(out: Path, data: Packed, minutes: float, began: float) -> Path:
-    """Write pictures and page about out/vae and out/ae; the demo started at `began`, by time.monotonic."""
+    """Write pictures and page about out/vae and out/ae; the demo started at `began`, by
+    time.monotonic."""
     models = {name: genmodels.load(out / name) for name in ("vae", "ae")}
     pictures = _draw(models["vae"], models["ae"], data, out)
     scores = {name: _measure(model, data.split("valid")) for name, model in models.items()}
@@ -94,7 +98,8 @@ def _stage(title: str) -> Iterator[None]:
 
 
 def _train(family: str, out: Path, minutes: float) -> None:
-    """The family's own recipe, as a process of its own: a recipe counts its time from the start of the interpreter."""
+    """The family's own recipe, as a process of its own: a recipe counts its time from the start of
+    the interpreter."""
     package = str(Path(genmodels.__file__).parent.parent)
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = ["--size", str(SIZE), "--minutes", f"{minutes:.4f}", "--output", str(out / family)]

@@ -1,9 +1,9 @@
-"""The diffusion transformer: patches as tokens, and a transformer that is told the time by adaLN-zero."""
+"""Diffusion transformer (DiT): patches as tokens, and the time embedding in adaLN-zero."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.model import Diffusion
+from genmodels.nn.conditioning import Embedded
+from genmodels.nn.cross_attention import CrossAttentionStack
 from genmodels.nn.rope import grid_positions
-from genmodels.nn.transformer import Modulation, Transformer, TransformerConfig, block_matrices
+from genmodels.nn.transformer import Modulation, Transformer, TransformerConfig
+from genmodels.saving import Derived
 from genmodels.types import Batch
 
 SIZES = {
-    name: TransformerConfig(width=width, depth=depth, heads=heads, causal=False)
+    name: TransformerConfig(width=width, depth=depth, heads=heads)
     for name, (width, depth, heads) in {
         "S": (384, 12, 6),
         "B": (768, 12, 12),
@@ -27,22 +30,24 @@ SIZES = {
         "XL": (1152, 28, 16),
     }.items()
 }
-"""The sizes of the paper; the default is for a processor."""
+"""Sizes of the paper (arXiv 2212.09748). The default of `DiTConfig` is smaller, for CPUs."""
 FREQUENCIES = 256
-"""Sines and cosines that the time is shown as."""
+"""Number of sines and cosines of the time that are embedded."""
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Deferred masking (arXiv 2407.15811): most of training sees a part of the tokens, after a few blocks in which they
-    have seen each other."""
+    """Deferred masking of tokens in training (arXiv 2407.15811).
+
+    The first blocks process all tokens, the others a random subset of them.
+    """
 
     keep: float = 1.0
-    """Share of the tokens that go on; 1: all."""
+    """Fraction of the tokens that the other blocks process. 1: no masking."""
     mixers: int = 2
-    """Blocks that all tokens go through."""
+    """Number of first blocks, which process all tokens."""
     until: float = 0.8
-    """Share of training after which nothing is masked any more."""
+    """Fraction of training after which no token is masked."""
 
     def __post_init__(self) -> None:
         if not (0 < self.keep <= 1 and self.mixers >= 0 and 0 <= self.until <= 1):
@@ -54,17 +59,21 @@ class Masking:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Representation alignment (REPA, arXiv 2410.06940): the mean token inside the network, through a small MLP, is to
-    point where the features of the clean image do."""
+    """Representation alignment (REPA, arXiv 2410.06940).
 
-    features: int = 0
-    """How many features the extractor has; the recipe sets it from --align. 0: there is no alignment."""
+    The mean token of an inner block, projected by a small MLP, is trained to have a high cosine
+    similarity with the features of the clean image.
+    """
+
+    features: Derived[int] = 0
+    """Number of features of the extractor, from --align. 0: no alignment."""
     after: int = 2
-    """Blocks after which tokens are compared."""
+    """Number of blocks after which tokens are compared with the features."""
     weight: float = 0.5
-    """Of 1 - cosine, beside the loss."""
+    """Weight of the alignment loss, 1 - cosine similarity."""
     until: float = 0.5
-    """Share of training after which it ends: later it holds the model back (arXiv 2505.16792)."""
+    """Fraction of training after which alignment ends, since it slows later training (arXiv
+    2505.16792)."""
 
     def __post_init__(self) -> None:
         if self.features < 0 or self.after < 1 or self.weight < 0 or not 0 <= self.until <= 1:
@@ -76,17 +85,17 @@ class Alignment:
 
 @dataclass(frozen=True)
 class DiTConfig(DiffusionConfig):
-    """The network, beside what every diffusion model has."""
+    """Process, shapes and condition of a diffusion model, and the settings of the transformer."""
 
     patch: int = 2
-    """Side of the square of pixels (or latents) that is one token."""
-    transformer: TransformerConfig = TransformerConfig(width=256, depth=8, heads=4, causal=False)
+    """Side of the square of pixels (or latents) that becomes one token."""
+    transformer: TransformerConfig = TransformerConfig(width=256, depth=8, heads=4)
     """The blocks."""
-    trained: tuple[int, int] | None = None
-    """Rows and columns of the grid of tokens that it was trained on, onto which a larger or smaller one is laid; None:
-    the grid is its own. `resized` sets it."""
+    trained: Derived[tuple[int, int] | None] = None
+    """Rows and columns of the token grid that the model was trained on, if `resized` has changed
+    the grid. Positions are interpolated onto it."""
     masking: Masking = Masking()
-    """Dropping tokens in training."""
+    """Masking of tokens in training."""
     align: Alignment = Alignment()
     """Alignment with an extractor's features in training."""
 
@@ -96,14 +105,12 @@ class DiTConfig(DiffusionConfig):
         if self.masking.keep < 1 and self.masking.mixers >= depth:
             raise ValueError(f"masking: mixers must be fewer than the {depth} blocks, got {self.masking.mixers}")
         if self.align.features and self.process == "meanflow":
-            raise ValueError("alignment is for processes that evaluate a batch at once, and meanflow does so in parts")
+            raise ValueError("alignment evaluates a batch at once, and meanflow does so in parts")
         if self.align.features and not self.first < self.align.after <= depth:
             raise ValueError(f"align: after must be {self.first + 1} to {depth} blocks, got {self.align.after}")
         _, height, width = self.shape
         if self.patch < 1 or height % self.patch or width % self.patch:
             raise ValueError(f"patch must divide the sides of the input, got {self.patch} for {height} x {width}")
-        if self.transformer.causal:
-            raise ValueError("every patch of a diffusion transformer sees all others: transformer.causal must be False")
         channels = self.transformer.head_dim if self.transformer.rotary else self.transformer.width
         if channels % 4:
             what = "heads" if self.transformer.rotary else "tokens"
@@ -111,25 +118,30 @@ class DiTConfig(DiffusionConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
+        """Rows and columns of the token grid."""
         return self.shape[1] // self.patch, self.shape[2] // self.patch
 
     @property
     def first(self) -> int:
-        """Blocks before any token is dropped."""
+        """Number of blocks before tokens are masked."""
         return self.masking.mixers if self.masking.keep < 1 else 0
 
 
 class DiT(Diffusion):
-    """Diffusion with a transformer (arXiv 2212.09748): Llama's blocks, with rotary positions over the grid (as in
-    LightningDiT, arXiv 2501.01423), or those it was introduced with (`vanilla`)."""
+    """Diffusion with a transformer (arXiv 2212.09748).
+
+    Blocks are Llama's, with rotary positions over the grid (as in LightningDiT, arXiv 2501.01423),
+    or the original ones (`vanilla`). The pooled condition is added to the time embedding. With
+    text, cross-attention to its tokens follows every block (as in PixArt-alpha, arXiv
+    2310.00426).
+    """
 
     family = "dit"
     Config = DiTConfig
     positions: Tensor
     """Rows and columns of the tokens (T, 2)."""
     places: Tensor | None
-    """Sines and cosines of the positions (1, T, D), where they are not rotary."""
+    """Sines and cosines of the positions (1, T, D), if they are not rotary."""
 
     def __init__(self, config: DiTConfig | None = None):
         c = config or DiTConfig()
@@ -140,12 +152,13 @@ class DiT(Diffusion):
         self.frequencies = Timesteps(FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=1)  # as diffusers
         self.time = TimestepEmbedding(FREQUENCIES, width)
         self.modulations = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(c.transformer.depth))
-        self.transformer = Transformer(c.transformer)
+        self.transformer = Transformer(c.transformer, causal=False)
         self.last_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, c.outputs * c.patch**2)
-        for zero in (*self.modulations, self.last_modulation, self.head):  # every block begins as the identity
+        for zero in (*self.modulations, self.last_modulation, self.head):  # every block starts as the identity
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
+        self.cross_attention = CrossAttentionStack(c.transformer) if c.condition.text.vocabulary else None
         self.projector = None
         if c.align.features:
             self.projector = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, c.align.features))
@@ -163,99 +176,111 @@ class DiT(Diffusion):
             places = places.float().unsqueeze(0)
         self.register_buffer("places", places, persistent=False)
 
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        return block_matrices(self)
-
-    def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, time_input: Tensor, condition: Embedded | None) -> Tensor:
         """As `Diffusion.predict`.
 
         Raises:
-            ValueError: for x of another size.
+            ValueError: if x has another size.
         """
         if x.shape[1:] != self.config.shape:
             raise ValueError(
-                f"x has shape {tuple(x.shape[1:])} and this dit was trained on {self.config.shape}, whose positions it "
-                "knows: genmodels.dit.resized(model, size) interpolates them"
+                f"x has shape {tuple(x.shape[1:])} and this dit was trained on {self.config.shape}: use "
+                "genmodels.dit.resized(model, size), which interpolates the positions"
             )
-        return self.network(x, signal, condition)[0]
+        return self.network(x, time_input, condition)[0]
 
     def network(
-        self, x: Tensor, signal: Tensor, condition: Tensor | None, kept: Tensor | None = None
+        self, x: Tensor, time_input: Tensor, condition: Embedded | None, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What `predict` gives, 0 where a token is not among those `kept`, (K,) or None for all; and the tokens after
-        the blocks that alignment looks at (N, K, D)."""
+        """Apply the network.
+
+        Args:
+            x: (N, C, H, W).
+            time_input: (N,).
+            condition: of N rows, or None for an unconditional model.
+            kept: indices (K,) of the tokens that are not masked. None: all.
+
+        Returns:
+            The prediction of `predict`, which is 0 at masked tokens, and the tokens (N, K, D)
+            inside the network that alignment uses.
+        """
         c = self.config
-        patch, positions = c.patch, self.positions
+        patch, places = c.patch, self.transformer.places(self.positions)
         middle = max(c.first, c.align.after)
+        after = None
+        embedding = self.time(self.frequencies(time_input).to(x.dtype))  # (N, D)
+        if condition is not None:
+            embedding = embedding + condition.pooled
+            after = None if self.cross_attention is None else self.cross_attention(condition)
+        embedding = F.silu(embedding).unsqueeze(1)  # (N, 1, D)
+        modulation = [pairs(layer(embedding)) for layer in self.modulations]
         tokens = F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)  # (N, T, C p^2)
-        told = self.time(self.frequencies(signal).to(x.dtype))  # (N, D)
-        told = F.silu(told if condition is None else told + condition).unsqueeze(1)  # (N, 1, D)
-        modulation = [pairs(layer(told)) for layer in self.modulations]
         tokens = self.patches(tokens)  # (N, T, D)
         if self.places is not None:
             tokens = tokens + self.places
-        tokens = self.transformer.through(tokens, positions, modulation, 0, c.first)
+        through = partial(self.transformer.through, modulation=modulation, after=after)
+        tokens = through(tokens, places, first=0, last=c.first)
         if kept is not None:
-            tokens, positions = tokens[:, kept], positions[kept]
-        inner = tokens = self.transformer.through(tokens, positions, modulation, c.first, middle)
-        tokens = self.transformer.norm(self.transformer.through(tokens, positions, modulation, middle))
-        shift, scale = self.last_modulation(told).chunk(2, dim=-1)
-        found = self.head(tokens * (1 + scale) + shift)  # (N, K, outputs p^2)
+            tokens, places = tokens[:, kept], self.transformer.places(self.positions[kept])
+        inner = tokens = through(tokens, places, first=c.first, last=middle)
+        tokens = self.transformer.norm(through(tokens, places, first=middle))
+        shift, scale = self.last_modulation(embedding).chunk(2, dim=-1)
+        output = self.head(tokens * (1 + scale) + shift)  # (N, K, outputs p^2)
         if kept is not None:
-            found = found.new_zeros(len(x), len(self.positions), found.shape[2]).index_copy(1, kept, found)
-        return F.pixel_shuffle(found.transpose(1, 2).unflatten(2, c.grid), patch), inner
+            output = output.new_zeros(len(x), len(self.positions), output.shape[2]).index_copy(1, kept, output)
+        return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, c.grid), patch), inner
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         align, kept, inner = self.config.align, self._kept(batch), []
 
-        def predict(x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
-            found, tokens = self.network(x, signal, condition, kept)
+        def predict(x: Tensor, time_input: Tensor, condition: Embedded | None) -> Tensor:
+            prediction, tokens = self.network(x, time_input, condition, kept)
             inner.append(tokens)
-            return found
+            return prediction
 
-        seen = None
+        region = None
         if kept is not None:
-            seen = torch.zeros(len(self.positions), dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
-            seen = seen.view(self.config.grid)
-            seen = seen.repeat_interleave(self.config.patch, 0).repeat_interleave(self.config.patch, 1)
-        loss, metrics = self.denoising_loss(batch, predict, seen)
+            region = torch.zeros(len(self.positions), dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
+            region = region.view(self.config.grid)
+            region = region.repeat_interleave(self.config.patch, 0).repeat_interleave(self.config.patch, 1)  # (H, W)
+        loss, metrics = self.denoising_loss(batch, predict, region)
         if self.projector is None or (batch.features is None and batch.progress >= align.until):
             return loss, metrics
         if batch.features is None:
             raise ValueError("this dit is aligned with features of the images, and the batch has none: see --align")
-        guess = self.projector(inner[0].mean(1))  # (N, F)
-        apart = 1 - F.cosine_similarity(guess.float(), batch.features, dim=1).mean()
+        projected = self.projector(inner[0].mean(1))  # (N, F)
+        distance = 1 - F.cosine_similarity(projected.float(), batch.features, dim=1).mean()
         weight = align.weight if batch.progress < align.until else 0.0
-        return loss + weight * apart, metrics | {"apart": apart.detach()}
+        return loss + weight * distance, metrics | {"alignment": distance.detach()}
 
     def _kept(self, batch: Batch) -> Tensor | None:
-        """The tokens that go on in this step, the same of every image, (K,), in order; None: all."""
+        """Sorted indices (K,) of the tokens that are not masked in this step, or None for all."""
         masking, count = self.config.masking, len(self.positions)
         if masking.keep == 1 or batch.progress >= masking.until:
             return None
-        chance = batch.noise.uniform(count)[0]
-        return chance.argsort()[: max(1, round(masking.keep * count))].sort().values
+        order = batch.noise.uniform(count)[0].argsort()
+        return order[: max(1, round(masking.keep * count))].sort().values
 
 
-def pairs(change: Tensor) -> tuple[Modulation, Modulation]:
-    """(N, 1, 6 D) -> what it does to the attention and to the MLP of a block."""
-    parts = change.chunk(6, dim=-1)
+def pairs(parameters: Tensor) -> tuple[Modulation, Modulation]:
+    """Split (N, 1, 6 D) into the modulations of the attention and of the MLP of a block."""
+    parts = parameters.chunk(6, dim=-1)
     return Modulation(*parts[:3]), Modulation(*parts[3:])
 
 
 def resized(model: DiT, size: int) -> DiT:
-    """A copy of `model`, over pixels, for images of another size: its tokens lie on the grid that it was trained on,
-    closer together or further apart (position interpolation, arXiv 2306.15595).
+    """Copy `model` for images of another size, with interpolated positions (arXiv 2306.15595).
 
-    It knows what is there and not how things look at the new scale: train it on.
+    Positions are scaled to the grid that the model was trained on. Train the copy further: the
+    scale of what an image shows is new to it.
 
     Args:
         model: a model of pixels.
         size: side of the images.
 
     Raises:
-        ValueError: for a prior over latents, a closed-form denoiser, which knows one size only, or a size that the
-            patch does not divide.
+        ValueError: for a prior over latents, a model with a closed-form denoiser, or a size that
+            the patch does not divide.
     """
     c = model.config
     if c.latents is not None or c.gaussian:
@@ -266,14 +291,16 @@ def resized(model: DiT, size: int) -> DiT:
 
 
 def vanilla(**settings: Any) -> DiTConfig:
-    """The diffusion transformer as it was introduced (arXiv 2212.09748): LayerNorm, GELU, biases, sines and cosines
-    added for positions, and a DDPM that predicts the noise and the variance of its steps.
+    """Return the config of the original diffusion transformer (arXiv 2212.09748).
+
+    It has LayerNorm, GELU, biases, sinusoidal positions that are added to the tokens, and a DDPM
+    that predicts the noise and the variance of its steps.
 
     Args:
-        **settings: of DiTConfig, over these; `transformer` may be a TransformerConfig of which width, depth and heads
-            count.
+        **settings: fields of DiTConfig, which take precedence. Of `transformer`, only width, depth
+            and heads are used.
     """
     size = settings.pop("transformer", DiTConfig().transformer)
-    blocks = replace(size, norm="layer", mlp="gelu", bias=True, rotary=False, norm_eps=1e-6, hidden=None, causal=False)
+    blocks = replace(size, norm="layer", mlp="gelu", bias=True, rotary=False, norm_eps=1e-6, hidden=None)
     ddpm = DDPM(prediction="eps", schedule="linear", min_snr=None, learned_variance=True)
     return DiTConfig(**({"process": "ddpm", "ddpm": ddpm, "transformer": blocks} | settings))

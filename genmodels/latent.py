@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import genmodels
-from genmodels.base import Generator
+from genmodels.base import Generator, Model
 from genmodels.codecs import prior_shape
-from genmodels.nn.precision import full_precision
-from genmodels.nn.regions import continued, known_cells
+from genmodels.hashing import weights_hash
+from genmodels.inpainting import continued, known_cells
+from genmodels.modes import full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
-from genmodels.saving import from_dict, weights_hash
+from genmodels.saving import from_dict, to_dict
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 OWN = ("sample", "prior", "reconstruct")
@@ -42,7 +42,7 @@ class Part:
     @classmethod
     def of(cls, module: Any) -> Part:
         """Describe `module`."""
-        return cls(module.family, dataclasses.asdict(module.config))
+        return cls(module.family, to_dict(module.config))
 
     def build(self) -> Any:
         """Build a module with this config and random weights."""
@@ -112,6 +112,10 @@ class Latent(Generator):
         return f"{self.prior.family} (over a codec)"
 
     @property
+    def trained(self) -> Model:
+        return self.prior
+
+    @property
     def conditions(self) -> ConditionConfig:
         return self.prior.conditions
 
@@ -164,10 +168,6 @@ class Latent(Generator):
     def parameters_for(self, turn: str) -> Iterator[nn.Parameter]:
         """Return the parameters of the prior that `turn` updates."""
         return self.prior.parameters_for(turn)
-
-    def hidden_matrices(self) -> Iterator[nn.Parameter]:
-        """The prior's."""
-        return self.prior.hidden_matrices()
 
     def after_step(self) -> None:
         self.prior.after_step()
@@ -272,3 +272,17 @@ class Latent(Generator):
     def bits_per_token(self, images: Tensor) -> Tensor:
         """Compute the bits per code of the codes of images (N, 3, H, W) in [-1, 1]: (N,)."""
         return self.prior.bits_per_token(self.encode(images))
+
+
+def over_codec(codec: Any, prior: Prior, images: Iterable[Tensor]) -> Latent:
+    """Prepare a codec and combine it with a prior to be trained on its latents.
+
+    It is defined here and not in `genmodels.codecs`, which this module imports.
+
+    Args:
+        codec: as `load_codec` returns it.
+        prior: with a config from `config_over(config, codec)`.
+        images: batches of training images (N, 3, H, W) in [-1, 1] for `codec.prepare`.
+    """
+    codec.prepare(images)
+    return Latent.over(codec, prior)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.utils import make_grid
 
 
@@ -32,12 +31,6 @@ class ImageList(list[Image.Image]):
         file = io.BytesIO()
         self.grid().save(file, "PNG")
         return file.getvalue()
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """Convert float (N, 3, H, W) in [-1, 1] to uint8 (N, H, W, 3), rounded and clamped."""
-    levels = images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).cpu().contiguous().numpy()  # (N, H, W, 3)
 
 
 def animation_frames(legs: np.ndarray) -> np.ndarray:

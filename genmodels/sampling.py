@@ -19,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genmodels.abilities import ability
-from genmodels.base import Model, evaluating, native_precision
-from genmodels.pictures import to_uint8
+from genmodels.base import Model
+from genmodels.modes import evaluating, native_precision
+from genmodels.pixels import to_float, to_uint8
 from genmodels.types import Condition, Noise
 
 
@@ -297,7 +298,7 @@ def trajectory(model: Any, n: int, seed: int = 0, condition: Condition | None = 
 
 def to_floats(model: Model, images: np.ndarray) -> Tensor:
     """Convert uint8 (N, H, W, 3) to float (N, 3, H, W) in [-1, 1] on the model's device."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(model.device).permute(0, 3, 1, 2) / 127.5 - 1
+    return to_float(images, model.device)
 
 
 def _tour(stops: Sequence[Any] | Tensor) -> Iterator[tuple[Any, Any]]:

@@ -1,9 +1,9 @@
-"""Reading and checking what is saved as JSON: typed configs, model headers, hashes."""
+"""Reading and checking what is saved as JSON: typed configs and headers of saved models."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import hashlib
 import json
 import types
 import typing
@@ -20,17 +20,6 @@ Derived = Annotated[T, tyro.conf.Suppress]
 """Type of a config field that is computed from other settings. It is saved, and it is not a flag."""
 
 
-def weights_hash(module: Any) -> str:
-    """Return 16 hex digits that identify a model: the start of the SHA-256 of config, weights and buffers."""
-    import torch
-
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(module.config), sort_keys=True).encode())
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -42,6 +31,54 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from None
+
+
+def read_last_line(path: Path) -> dict[str, Any]:
+    """Return the last complete line of a file of JSON lines, such as metrics.jsonl; {} if there is none."""
+    last: dict[str, Any] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # the process was killed while it wrote this line
+        last = value if isinstance(value, dict) else last
+    return last
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Load model.safetensors into a model.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or holds the weights of another config.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent}: config.json is there but {path.name} is not: save the model again") from None
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path}: not the weights of this config ({reason}); the file is damaged or mixed up"
+        ) from None
+
+
+def reset_derived(config: T, **values: Any) -> T:
+    """Return a copy of a config with its derived fields at their defaults, or at `values`.
+
+    The copy is not validated, because other fields may still change. Derived fields of nested configs
+    are kept.
+    """
+    config = copy.copy(config)
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        if tyro.conf.Suppress in getattr(hints[field.name], "__metadata__", ()):
+            object.__setattr__(config, field.name, field.default)  # configs are frozen
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
+    return config
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -62,6 +99,27 @@ def read_header(path: Path) -> dict[str, Any]:
         remedy = "upgrade genmodels" if newer else "load it with the genmodels that wrote it, or train it again"
         raise ValueError(f"{path} has format {version}; this genmodels reads format {FORMAT}: {remedy}")
     return header
+
+
+def to_dict(value: Any) -> Any:
+    """Return a config as dicts, tuples and plain values: the inverse of `from_dict`.
+
+    It is `dataclasses.asdict`, except that a dataclass may have a property `unused_fields`: the names
+    of fields that have no effect given the others. They are left out, so that what is recorded is
+    what was used; `from_dict` gives them their defaults.
+
+    Args:
+        value: a dataclass, which may contain others.
+    """
+    if dataclasses.is_dataclass(value):
+        unused = getattr(value, "unused_fields", ())
+        names = [field.name for field in dataclasses.fields(value) if field.name not in unused]
+        return {name: to_dict(getattr(value, name)) for name in names}
+    if isinstance(value, dict):
+        return {key: to_dict(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_dict(item) for item in value)
+    return value
 
 
 def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
@@ -108,9 +166,10 @@ def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected a group of settings, got {value!r}")
     hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
     for name in value:
-        if name not in hints:
-            raise ValueError(f"{where}: unknown setting {name!r}; known: {', '.join(hints)}")
+        if name not in known:
+            raise ValueError(f"{where}: unknown setting {name!r}; known: {', '.join(known)}")
     return kind(**{name: from_dict(hints[name], item, f"{where}: {name}") for name, item in value.items()})
 
 

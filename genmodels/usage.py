@@ -1,20 +1,22 @@
-"""A wrong command line, said in one line."""
+"""Errors of the command line, in one line each."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
+import sys
 from collections.abc import Iterator
 
 
 class UsageError(ValueError):
-    """The command line itself is wrong: exit status 2."""
+    """The command line is wrong. The exit status is 2."""
 
 
 @contextlib.contextmanager
 def one_line_refusals() -> Iterator[None]:
-    """Inside, tyro's framed messages become a UsageError on one line, without frame and title."""
+    """Context in which the framed error messages of tyro become a UsageError of one line."""
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
@@ -25,8 +27,24 @@ def one_line_refusals() -> Iterator[None]:
         raise UsageError(_unframed(stderr.getvalue())) from None
 
 
+@contextlib.contextmanager
+def quiet_when_nobody_reads() -> Iterator[None]:
+    """Context that ends the process quietly if the reader of standard output has left, as `| head`
+    does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes again at exit: let it write to nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
 def _unframed(text: str) -> str:
-    """What stands in tyro's frame, drawn in lines or in ASCII, with or without colour; its title says nothing new."""
+    """Return the text inside tyro's frame, without its title. The frame may be ASCII, and the text
+    coloured."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
     blocks = re.split(r"^[╭╰].*$|^[ │|]*[─-]{3,}[ │|]*$", plain, flags=re.MULTILINE)
     sentences = [

@@ -1,5 +1,7 @@
-"""VAE: the variational autoencoder (arXiv 1312.6114), with a calibrated likelihood and an ex-post mixture over its
-latents."""
+"""VAE: variational autoencoder (arXiv 1312.6114) with a decoder of calibrated variance.
+
+A Gaussian mixture is fitted to its latents after training, for samples.
+"""
 
 from __future__ import annotations
 
@@ -18,43 +20,46 @@ from genmodels.nn.likelihood import CalibratedGaussian, LikelihoodKind, nats_to_
 from genmodels.types import Batch, Condition, Noise
 
 LOG_VARIANCE_RANGE = (-12.0, 4.0)
-"""Keeps exp() of an untrained encoder's output finite; trained posteriors stay well inside."""
+"""Range that the log variance of the posterior is clamped to. It keeps exp() finite for untrained
+encoders. Trained posteriors stay well inside."""
 
 
 @dataclass(frozen=True)
 class VAEConfig(AutoencoderConfig):
-    """Architecture and bound of a VAE."""
+    """Architecture and loss of a VAE."""
 
     variance: Literal["frequency", "pixel"] = "pixel"
-    """Decoder variance: one for all pixels, or one for each frequency of the 8x8 block DCT (needs a size divisible
-    by 8)."""
+    """Variance of the decoder: "pixel" is one value for all pixels, "frequency" one value per
+    frequency of the 8x8 block DCT (needs a size divisible by 8)."""
     kl_weight: float = 1.0
-    """Weight of the KL term. 1 is the bound itself; as a latent codec use a small one."""
+    """Weight of the KL term. 1 is the evidence lower bound; use a small weight to train a codec."""
     kl_warmup: float = 0.0
-    """Share of training over which the KL weight rises from 0. Needed where `principal` is off: the KL would win."""
+    """Fraction of training over which the KL weight rises from 0. Without `principal` it is needed
+    to avoid posterior collapse."""
     free_bits: float = 0.0
-    """Nats per latent value below which the KL costs nothing (arXiv 1606.04934), counted per image."""
+    """Nats per latent value below which the KL term is constant (arXiv 1606.04934), per image."""
     mixture: int = 10
-    """Gaussians of the mixture fitted to the latents after training."""
+    """Components of the Gaussian mixture that is fitted to the latents after training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variance == "frequency" and self.size % 8:
             raise ValueError(f"variance 'frequency' needs a size divisible by 8, got {self.size}: use 'pixel'")
         if self.kl_weight < 0 or self.free_bits < 0 or not 0 <= self.kl_warmup <= 1:
-            raise ValueError("kl_weight and free_bits must not be negative, and kl_warmup must be a share in [0, 1]")
+            raise ValueError("kl_weight and free_bits must not be negative, and kl_warmup must be in [0, 1]")
         if self.mixture < 1:
             raise ValueError(f"mixture must have at least 1 component, got {self.mixture}")
 
 
 @dataclass(frozen=True)
 class VAEOptions:
-    """How to sample a VAE."""
+    """Sampling options of a VAE."""
 
     latents: Literal["mixture", "prior"] = "mixture"
-    """Where latents come from: the mixture fitted after training, or the prior N(0, I) the bound was trained with."""
+    """Distribution of the latents: the mixture fitted after training, or the prior N(0, I)."""
     temperature: float = 1.0
-    """Scale of the spread: 1 samples the distribution as it is, less gives likelier and less varied faces."""
+    """Factor on the standard deviation of that distribution. Values below 1 give more typical and
+    less varied images."""
 
     def __post_init__(self) -> None:
         if self.latents not in ("mixture", "prior"):
@@ -64,11 +69,13 @@ class VAEOptions:
 
 
 class VAE(Autoencoder):
-    """q(z | x) Gaussian with diagonal variance, p(z) = N(0, I), p(x | z) a Gaussian of calibrated variance.
+    """Variational autoencoder with Gaussian posterior and decoder.
 
-    The loss is the negative evidence lower bound in nats per image,
-    E_q[-log p(x | z)] + kl_weight * KL(q(z | x) || p(z)), divided by the number of values in an image so that the
-    learning rate does not depend on the size. Curves show the terms in nats per image.
+    The posterior q(z | x) is Gaussian with diagonal covariance, the prior p(z) is N(0, I), and
+    p(x | z) is Gaussian with a calibrated variance. The loss is the negative evidence lower bound
+    in nats per image, E_q[-log p(x | z)] + kl_weight * KL(q(z | x) || p(z)), divided by the number
+    of values of an image, so that the learning rate does not depend on the image size. The logged
+    terms `nll` and `kl` are in nats per image.
     """
 
     family = "vae"
@@ -86,7 +93,7 @@ class VAE(Autoencoder):
         return LikelihoodKind()
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z | x), each (N, *latent_shape), float32."""
+        """Compute mean and log variance of q(z | x), each (N, *latent_shape), float32."""
         mean, log_variance = self.encoder(images).float().chunk(2, dim=1)
         if self.principal is not None:
             mean = mean + self.principal.encode(images).float()
@@ -94,12 +101,15 @@ class VAE(Autoencoder):
 
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Start as probabilistic PCA (Tipping and Bishop 1999): its posterior variances, its likelihood's variance."""
+        """Initialise the model as probabilistic PCA (Tipping and Bishop 1999).
+
+        This sets the log variances of the posterior and the variance of the likelihood.
+        """
         super().initialise(images)
         if self.principal is not None:
-            residual, signal = self.principal.residual, self.principal.std.square()
-            posterior = (residual / (signal + residual)).log()  # (D,)
-            # The encoder's outputs are the means, then the log variances.
+            residual, explained = self.principal.residual, self.principal.std.square()
+            posterior = (residual / (explained + residual)).log()  # (D,)
+            # The outputs of the encoder are the means, followed by the log variances.
             dict(output_layer(self.encoder).named_parameters())["bias"][self.config.latent_dim :] = posterior
             self.likelihood.variance.fill_(residual)
 
@@ -110,13 +120,13 @@ class VAE(Autoencoder):
         nll = self.likelihood.nll(batch.images, decoded).mean()  # nats per image
         kl_each = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)  # (N, *latent_shape)
         kl = kl_each.flatten(1).sum(1).mean()  # nats per image
-        # The gradient of the KL stops where a value carries less than its free bits.
-        paid = kl_each.clamp_min(self.config.free_bits).flatten(1).sum(1).mean()
+        # Latent values whose KL is below the free bits get no gradient from it.
+        kl_clamped = kl_each.clamp_min(self.config.free_bits).flatten(1).sum(1).mean()
         weight = self.config.kl_weight
         if self.config.kl_warmup:
             weight *= min(1.0, batch.progress / self.config.kl_warmup)
         dimensions = batch.images[0].numel()
-        loss = (nll + weight * paid) / dimensions
+        loss = (nll + weight * kl_clamped) / dimensions
         metrics = {
             "nll": nll,
             "kl": kl,
@@ -136,12 +146,20 @@ class VAE(Autoencoder):
         return self._decode(self._draw(noise, options))
 
     def bits_per_dim(self, images: Tensor, noise: Noise, samples: int = 16) -> Tensor:
-        """Upper bound on the bits per dimension of 8-bit `images` (N, 3, H, W), one number each, (N,).
+        """Compute an upper bound on the bits per dimension of 8-bit images.
 
-        The importance-weighted bound (arXiv 1509.00519) with `samples` draws of q(z | x), on uniformly dequantised
-        values (arXiv 1511.01844). More samples give a tighter bound.
+        This is the importance-weighted bound (arXiv 1509.00519) on uniformly dequantised values
+        (arXiv 1511.01844).
+
+        Args:
+            images: (N, 3, H, W) in [-1, 1].
+            noise: N streams.
+            samples: number of draws of q(z | x). More draws give a tighter bound.
+
+        Returns:
+            (N,)
         """
-        # Level k stands for [k - 1/2, k + 1/2) / 127.5 - 1.
+        # The 8-bit value k is dequantised to the interval [k - 1/2, k + 1/2) / 127.5 - 1.
         images = images + (noise.uniform(*images.shape[1:]) - 0.5) / 127.5
         mean, log_variance = self.posterior(images)
         log_weights = []
@@ -159,7 +177,7 @@ class VAE(Autoencoder):
         return self.posterior(images)[0]
 
     def _code_and_draw(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Posterior means, and one draw of q(z | x) per image: together the draws are the aggregate posterior."""
+        """Return the posterior means, and one draw of q(z | x) per image for the density."""
         mean, log_variance = self.posterior(images)
         return mean, mean + (0.5 * log_variance).exp() * noise.normal(*self.latent_shape)
 

@@ -1,42 +1,39 @@
-"""Train a U-Net by flow matching (or EDM, DDPM) on pixels.
+"""Diffusion with a U-Net: on pixels or, with --codec, on the latents of a codec (latent diffusion).
 
-accelerate launch recipes/unet.py --data celeba --root PATH --size 64 --output runs/unet --minutes 30
+accelerate launch recipes/unet.py --data celeba --root PATH --output runs/unet --minutes 30
 genmodels train unet --output runs/unet --model.process ddpm --model.ddpm.prediction eps
+genmodels train unet --codec runs/vqvae --output runs/ldm --minutes 20
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
-from genmodels.data import open_data
 from genmodels.diffusion.unet import UNet, UNetConfig
-from genmodels.training.fit import fit
-from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
+from genmodels.training.command_line import run
+from genmodels.training.pipeline import train
+from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
 
 @dataclass(frozen=True)
-class UNetRecipe(Recipe):
-    """Everything that decides the training of a U-Net on pixels."""
+class UNetRecipe(PriorRecipe):
+    """Settings of the training of a U-Net."""
+
+    shown = ("codec", "model.process", "model.condition.attributes", "model.channels", "model.blocks", "model.patch")
+    codec_defaults = MappingProxyType(
+        {"model": UNetConfig(channels=(80, 160), blocks=1, gaussian=512), "batch_size": 64}
+    )
 
     model: UNetConfig = UNetConfig(
         patch=2, channels=(48, 96, 192), blocks=1, attention=(False, False, True), gaussian=512
     )
-    """The process, the network, and what it can be asked for."""
     mixed_precision: Precision = "bf16"
-    """Convolutions and matrix products in bf16; "no" on processors without it."""
-    batch_size: int = 32
-    """Small: at so few images a second, more steps teach more than smoother ones."""
+    batch_size: int = 32  # small: on pixels, at so few images per second, more steps are worth more than less noise
     optim: OptimConfig = OptimConfig(lr=2e-3, clip=1.0)
-    """The optimiser."""
     ema: float = 0.1
-    """Width of the average of the weights, relative to the length of the run."""
-
-
-def main(recipe: UNetRecipe) -> None:
-    model = UNet(replace(recipe.model, size=recipe.size))  # first: it refuses a size that cannot be before any packing
-    data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
-    fit(model, data, recipe)
 
 
 if __name__ == "__main__":
-    run(main, UNetRecipe, "unet")
+    run(partial(train, UNet), UNetRecipe, "unet")

@@ -1,38 +1,31 @@
-"""Train a VAE.
+"""Variational autoencoder (VAE): a codec with a normal prior, trained on a likelihood bound.
 
-accelerate launch recipes/vae.py --data celeba --root PATH --size 64 --output runs/vae --minutes 10
-genmodels train vae --output runs/vae --steps 5000          (the same, in one process, on the embedded faces)
+accelerate launch recipes/vae.py --data celeba --root PATH --output runs/vae --minutes 10
+genmodels train vae --output runs/vae --steps 5000    # in one process, on procedural faces
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
-from genmodels.data import open_data
-from genmodels.training.fit import fit
-from genmodels.training.recipe import OptimConfig, Precision, Recipe, run
+from genmodels.training.command_line import run
+from genmodels.training.pipeline import train
+from genmodels.training.recipe import OptimConfig, Precision, Recipe
 from genmodels.vae import VAE, VAEConfig
 
 
 @dataclass(frozen=True)
 class VAERecipe(Recipe):
-    """Everything that decides a VAE's training."""
+    """Settings of the training of a VAE."""
+
+    shown = ("model.latent_dim", "model.spatial", "model.channels", "model.patch", "model.variance", "model.kl_weight")
 
     model: VAEConfig = VAEConfig()
-    """The networks and the bound."""
     mixed_precision: Precision = "bf16"
-    """Convolutions and matrix products in bf16; "no" on processors without it."""
-    batch_size: int = 64
-    """Small: at a few hundred images a second, more steps teach more than smoother ones."""
+    batch_size: int = 64  # small: at a few hundred images per second, more steps are worth more than less noise
     optim: OptimConfig = OptimConfig(lr=2e-3)
-    """The optimiser."""
-
-
-def main(recipe: VAERecipe) -> None:
-    model = VAE(replace(recipe.model, size=recipe.size))  # first: it refuses a size that cannot be before any packing
-    data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
-    fit(model, data, recipe)
 
 
 if __name__ == "__main__":
-    run(main, VAERecipe, "vae")
+    run(partial(train, VAE), VAERecipe, "vae")

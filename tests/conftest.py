@@ -1,4 +1,4 @@
-"""What every test starts from: no network, no user's cache, one thread, seeded generators."""
+"""Shared set-up of all tests: no network, a cache of their own, one thread, seeded generators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Packed data goes to a folder of this test session, in subprocesses too."""
+    """Write packed data to a folder of this test session, also in subprocesses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENMODELS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -37,7 +37,7 @@ def _seeded() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A folder of 40 smooth pictures with an attribute, as arguments of a recipe."""
+    """Make a folder of 40 smooth images with one attribute, and return arguments of a recipe."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GENMODELS_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A contrastive model of images and their attributes, and a script that trains it in a launched process."""
+"""Contrastive model of images and their attributes, and a script that trains it when launched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ContrastiveConfig:
 
 
 class Contrastive(Model):
-    """Embeds images and attributes so that those that belong together are close (InfoNCE)."""
+    """Model that embeds images and their attributes close to each other (InfoNCE)."""
 
     family = "contrastive"
     Config = ContrastiveConfig
@@ -40,7 +40,7 @@ class Contrastive(Model):
         self.log_scale = nn.Parameter(torch.tensor(1.0))
 
     def scores(self, batch: Batch) -> Tensor:
-        """Similarity of every image of all processes with every row of attributes."""
+        """Compute the similarity of all images with all rows of attributes, over all processes."""
         pair = (self.image(batch.images.flatten(1)), self.attributes(batch.condition.attributes))
         several = dist.is_initialized() and self.training
         first, second = (

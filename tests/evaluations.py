@@ -24,7 +24,7 @@ def evaluation(
     pictures: bool = True,
     **subject: Any,
 ) -> Evaluation:
-    """All scores and pictures there are, the `number`th of a kind; those named in `without` are absent."""
+    """Make evaluation number `number` with all scores and images but those named in `without`."""
     rng = np.random.default_rng(number)
     at_n = Protocol(**{**vars(AGAINST), "n": n})
     compared = Protocol(**{**vars(at_n), **FEATURES})

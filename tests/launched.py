@@ -1,4 +1,4 @@
-"""What the test of several processes runs in each: `launched.py OUTPUT`."""
+"""Script that the tests of several processes run in each of them: `launched.py OUTPUT`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The games and penalties of adversarial training against closed forms, and the augmentation."""
+"""Adversarial losses and penalties against closed forms, and the augmentation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_relativistic_game_sees_differences_only() -> None:
 
 
 def test_slopes_of_a_linear_critic() -> None:
-    """D(x) = w . x + b has slope w at every image, and d |w|^2 / d w = 2 w."""
+    """D(x) = w . x + b has gradient w at every image, and d |w|^2 / d w = 2 w."""
     critic = nn.Linear(12, 1)
     images = torch.randn(5, 3, 2, 2, requires_grad=True)
     slopes = squared_slope(images, critic(images.flatten(1))[:, 0])
@@ -53,7 +53,7 @@ def test_slopes_of_a_linear_critic() -> None:
 
 
 def test_slopes_of_a_quadratic_critic() -> None:
-    """D(x) = |x|^2 / 2 has slope x: each image its own."""
+    """D(x) = |x|^2 / 2 has gradient x, different for each image."""
     images = torch.randn(4, 3, 2, 2, requires_grad=True)
     slopes = squared_slope(images, images.square().flatten(1).sum(1) / 2)
     torch.testing.assert_close(slopes, images.square().flatten(1).sum(1))
@@ -86,7 +86,7 @@ def test_an_image_is_changed_by_itself() -> None:
 
 
 def test_each_kind_happens_as_often_as_asked() -> None:
-    """An image of one colour, 1, cannot change by saturation; cut out it has zeros, shifted too."""
+    """A white image is unchanged by saturation. Cutout and shifts replace parts of it by zeros."""
     n = 2000
     images = torch.ones(n, 3, 16, 16)
     changed = augment(images, noise(n), 0.3)
@@ -95,7 +95,7 @@ def test_each_kind_happens_as_often_as_asked() -> None:
 
 
 def test_translation_moves_whole_pixels_and_cutout_hides_a_square() -> None:
-    """Where colours are left alone, what remains are pixels of the image, moved together, or zeros."""
+    """Without colour changes, the result consists of shifted pixels of the image, or zeros."""
     images, n = faces(1).expand(400, -1, -1, -1), 400
     u = noise(n).uniform(3, 4)
     chance = 0.4

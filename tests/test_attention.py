@@ -1,18 +1,19 @@
-"""Attention against the written-out formula, for every backend that runs here; the FlashAttention reference."""
+"""Attention of every available backend against the formula, and the FlashAttention reference."""
 
 from __future__ import annotations
 
 import math
 import sys
 
+import flash_reference
 import pytest
 import torch
 import torch.nn.functional as F
+from flash_reference import flash_attention_1, flash_attention_2
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genmodels.nn import attention, flash_reference
+from genmodels.nn import attention
 from genmodels.nn.attention import attend, available_backends, check_backend, kernel_of
-from genmodels.nn.flash_reference import flash_attention_1, flash_attention_2
 
 HERE = available_backends("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -28,16 +29,18 @@ def inputs(heads: int = 4, groups: int = 2, queries: int = 7, keys: int = 7, d: 
 
 
 def formula(q, k, v, may_look=None):
-    """One head and one query at a time, in float64."""
+    """One head and one query at a time, in float64. `may_look` is (T, S) or (N, H, T, S)."""
     n, heads, queries, d = q.shape
     groups, keys = k.shape[1:3]
     q, k, v = q.double(), k.double(), v.double()
     out = torch.zeros_like(q)
+    if may_look is not None:
+        may_look = may_look.expand(n, heads, -1, -1)
     for i in range(n):
         for h in range(heads):
             g = h // (heads // groups)
             for t in range(queries):
-                seen = [s for s in range(keys) if may_look is None or may_look[t, s]]
+                seen = [s for s in range(keys) if may_look is None or may_look[i, h, t, s]]
                 weights = torch.tensor([math.exp(q[i, h, t] @ k[i, g, s] / math.sqrt(d)) for s in seen]).double()
                 out[i, h, t] = (weights[:, None] * v[i, g, seen]).sum(0) / weights.sum()
     return out.float()
@@ -73,9 +76,21 @@ def test_a_mask_is_kept_to(backend):
 
 
 @pytest.mark.parametrize("backend", HERE)
+@pytest.mark.parametrize("leading", [(2,), (2, 1), (2, 4)], ids=["rows", "rows, one for all heads", "rows and heads"])
+def test_a_mask_of_each_row_or_head(backend, leading):
+    q, k, v = inputs(queries=5, keys=9)
+    mask = torch.rand(*leading, 5, 9, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[..., 3] = True
+    out = attend(q, k, v, mask=mask, backend=backend)
+    expected = formula(q, k, v, mask.unsqueeze(1) if mask.ndim == 3 else mask)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+    assert kernel_of(q, k, v, mask=mask, backend=backend) in ("native: flash", "flex: unfused")
+
+
+@pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize(("queries", "keys"), [(150, 150), (20, 150)])
 def test_nothing_leaks_from_the_future(backend, queries, keys):
-    """Longer than a block of flex (128). The first queries do not notice that later keys changed; the last do."""
+    """The length exceeds a block of flex (128). Later keys affect the last queries only."""
     q, k, v = inputs(queries=queries, keys=keys)
     before = attend(q, k, v, causal=True, backend=backend)
     for changed in (keys - queries + 1, keys - 7, keys - 1):
@@ -150,7 +165,7 @@ def test_native_needs_no_diffusers(monkeypatch):
 
 
 def test_flash_gets_what_the_package_expects(monkeypatch):
-    """The package's kernel replaced by SDPA in its layout, (N, T, H, d), with its own causal alignment."""
+    """The kernel is replaced by SDPA in its layout, (N, T, H, d), and with its causal alignment."""
     from diffusers.models import attention_dispatch
 
     calls = []
@@ -181,6 +196,8 @@ def test_flash_gets_what_the_package_expects(monkeypatch):
         (dict(queries=8, keys=5, causal=True), "causal attention of 8 queries needs at least as many keys, got 5"),
         (dict(mask=torch.ones(7, 7)), r"the mask must be bool \(7, 7\), got torch.float32 \(7, 7\)"),
         (dict(mask=torch.ones(7, 6).bool()), r"the mask must be bool \(7, 7\), got torch.bool \(7, 6\)"),
+        (dict(mask=torch.ones(2, 3, 7, 7).bool()), r"leading axes \(2,\), \(2, 1\) or \(2, 4\) for rows and heads"),
+        (dict(mask=torch.ones(1, 7, 7).bool()), r"must be bool \(7, 7\), got torch.bool \(1, 7, 7\)"),
         (dict(mask=torch.ones(7, 7).bool(), causal=True), "give causal or a mask, not both"),
     ],
 )
@@ -231,7 +248,7 @@ def test_the_reference_equals_sdpa(causal, queries, keys, block):
 
 
 def test_the_running_maximum_keeps_large_scores_finite():
-    """Scores up to 1e5, growing along the keys, so that every tile moves the maximum; exp(89) is inf in float32."""
+    """Scores grow to 1e5, so every tile changes the maximum. exp(89) overflows float32."""
     q, k, v = inputs(2, 2, 32, 32)
     k = k * torch.linspace(1, 1e5, 32)[:, None]
     expected = attend(q, k, v)

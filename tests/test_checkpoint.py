@@ -1,19 +1,20 @@
-"""Checkpoints: whole or not at all; what is damaged is passed over; optimisers come back exactly."""
+"""Checkpoints: atomic writes, damaged checkpoints are skipped, optimisers are restored exactly."""
 
 from __future__ import annotations
 
 import copy
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from genmodels.nn.mixer import Branch
 from genmodels.training import checkpoint
 from genmodels.training.checkpoint import (
     State,
@@ -33,7 +34,7 @@ def net(seed: int = 0) -> tuple[nn.Module, dict[str, Optimizer]]:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 3))
     model = model.to(memory_format=torch.channels_last)
-    return model, {"model": build_optimizer(model.parameters(), OptimConfig())}
+    return model, {"model": build_optimizer(model.parameters(), OptimConfig(), model)}
 
 
 def step(model: nn.Module, optimizers: dict[str, Optimizer], seed: int) -> None:
@@ -59,7 +60,8 @@ def test_everything_comes_back_also_in_another_memory_format(tmp_path: Path) -> 
     state = load_checkpoint(path, IDENTITY, model, ema)
     load_optimizers(path, optimizers)
     assert (state.step, state.elapsed) == (3, 1.5)
-    # The convolution is channels_last in memory and its moments were saved plain: one more step tells.
+    # The convolution is channels_last in memory, but its moments were saved as contiguous tensors.
+    # One more step shows whether they are restored correctly.
     expected, theirs = net()
     for s in range(4):
         step(expected, theirs, s)
@@ -95,17 +97,17 @@ def test_damaged_ones_are_passed_over(tmp_path: Path, damage: Callable[[Path], o
     assert len(said) == 1
     assert str(bad) in said[0]
     assert reason in said[0]
-    # Training on from the older one replaces the damaged one.
+    # Training that resumes from the older checkpoint replaces the damaged one.
     assert problem_with(save(tmp_path, 2)) is None
     assert newest_checkpoint(tmp_path, said.append) == bad
 
 
 def test_none_that_is_whole_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(ValueError, match="contains no checkpoint"):
         newest_checkpoint(tmp_path, print)
     for steps in (1, 2):
         (save(tmp_path, steps) / "state.json").unlink()
-    with pytest.raises(ValueError, match=r"none of the 2 checkpoints .* is whole"):
+    with pytest.raises(ValueError, match=r"none of the 2 checkpoints .* is complete"):
         newest_checkpoint(tmp_path, print)
 
 
@@ -137,7 +139,7 @@ def test_differences_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="weights do not fit this version of the model"):
         load_checkpoint(path, IDENTITY, wider, wider)
     with pytest.raises(ValueError, match="weights do not fit this version of the model"):
-        load_optimizers(path, {"model": build_optimizer(wider.parameters(), OptimConfig())})
+        load_optimizers(path, {"model": build_optimizer(wider.parameters(), OptimConfig(), wider)})
 
 
 def test_no_pickle_is_written(tmp_path: Path) -> None:
@@ -148,9 +150,19 @@ def test_no_pickle_is_written(tmp_path: Path) -> None:
     shutil.rmtree(path)
 
 
+class Hidden(nn.Linear, Branch):
+    """A layer whose matrix Muon may train."""
+
+    def residual(self) -> Iterable[Tensor]:
+        return ()
+
+    def muon(self) -> Iterable[Tensor]:
+        return (self.weight,)
+
+
 def mlp(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    return nn.Sequential(nn.Linear(6, 8), Hidden(8, 8), nn.Linear(8, 2))
 
 
 def train_mlp(model: nn.Sequential, optimizers: list[Optimizer], steps: range) -> None:
@@ -166,7 +178,7 @@ def train_mlp(model: nn.Sequential, optimizers: list[Optimizer], steps: range) -
 def test_muon_trains_what_is_hidden_and_adamw_the_rest() -> None:
     config = OptimConfig(name="muon", weight_decay=0.1)
     ours, theirs = mlp(), mlp()
-    train_mlp(ours, [build_optimizer(ours.parameters(), config, [ours[1].weight])], range(3))
+    train_mlp(ours, [build_optimizer(ours.parameters(), config, ours)], range(3))
     rest = [p for p in theirs.parameters() if p is not theirs[1].weight]
     matrices, vectors = [p for p in rest if p.ndim == 2], [p for p in rest if p.ndim == 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -180,7 +192,7 @@ def test_muon_trains_what_is_hidden_and_adamw_the_rest() -> None:
 def test_muon_goes_on_from_a_checkpoint_as_if_uninterrupted(tmp_path: Path) -> None:
     config = OptimConfig(name="muon")
     whole, half, rest = mlp(), mlp(), mlp(seed=1)
-    build = [build_optimizer(model.parameters(), config, [model[1].weight]) for model in (whole, half, rest)]
+    build = [build_optimizer(model.parameters(), config, model) for model in (whole, half, rest)]
     train_mlp(whole, [build[0]], range(4))
     train_mlp(half, [build[1]], range(2))
     path = tmp_path / "step_00000002"
@@ -193,15 +205,16 @@ def test_muon_goes_on_from_a_checkpoint_as_if_uninterrupted(tmp_path: Path) -> N
 
 
 def test_muon_without_hidden_matrices_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 2))
     with pytest.raises(ValueError, match="no hidden matrices for it; it is for transformers"):
-        build_optimizer(mlp().parameters(), OptimConfig(name="muon"))
+        build_optimizer(model.parameters(), OptimConfig(name="muon"), model)
     with pytest.raises(ValueError, match="must be adamw or muon, got 'sgd'"):
         OptimConfig(name="sgd").check()  # type: ignore[arg-type]
 
 
 def test_weight_decay_is_for_matrices_and_kernels() -> None:
     model, _ = net()
-    groups = build_optimizer(model.parameters(), OptimConfig(weight_decay=0.5)).param_groups
+    groups = build_optimizer(model.parameters(), OptimConfig(weight_decay=0.5), model).param_groups
     decayed = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert [decayed[id(p)] for p in model.parameters()] == [0.5, 0, 0, 0, 0.5, 0]
 

@@ -1,7 +1,9 @@
-"""The `genmodels` command: what it writes, what it refuses, and with which exit status."""
+"""The `genmodels` command: files written, input refused, and exit statuses."""
 
 from __future__ import annotations
 
+import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,13 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 import genmodels
 from genmodels import sampling
+from genmodels.abilities import ABILITIES
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.cli import COMMANDS, DATA_COMMANDS, fold_options, main
+from genmodels.cli.arguments import ConditionFlags
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pictures import save_grid
+from genmodels.pixels import to_uint8
 from genmodels.types import Condition
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder of family tiny; the working directory is empty."""
+    """Make a run folder of family tiny, and change to an empty working directory."""
     for kind in (Tiny, Asked, OnlySamples):
         monkeypatch.setitem(genmodels.FAMILIES, kind.family, f"tiny_model:{kind.__name__}")
     Tiny(TinyConfig()).save_pretrained(tmp_path / "run")
@@ -37,7 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fails(capsys: pytest.CaptureFixture[str], status: int, *arguments: str | Path) -> str:
-    """The one line that `arguments` end with."""
+    """Run the command, which must fail, and return its one-line message."""
     assert main([str(a) for a in arguments]) == status
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
@@ -70,7 +75,6 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("", "Expected one of {train, sample"),
         ("sing", "Unrecognized options: sing"),
         ("sample", "Missing from genmodels sample: RUN"),
         ("sample run --n many", "Error parsing --n"),
@@ -82,17 +86,54 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("compare", "nothing to compare"),
         ("evaluate run --data toyfaces --extractors fases", "unknown extractor 'fases'; known: faces, inception"),
         ("evaluate run", "there is no folder run here"),
+        ("train vae --config", "--config needs a value"),
         ("reconstruct run", "no images given"),
         ("inpaint run", "no images given"),
-        ("inpaint run a.png --known 1", "--known must be a share in [0, 1)"),
+        ("inpaint run a.png --known 1", "--known must be a fraction in [0, 1)"),
         ("interpolate run --seeds 1", "needs at least 2 --seeds"),
         ("data pack mnist --root a --out b", "Expected one of ('celeba', 'folder')"),
-        ("train", "which family? Known: ae, autoregressive, dit, gan, ldm, unet, vae"),
-        ("train gun", "unknown family 'gun'. Known: ae, autoregressive, dit, gan, ldm, unet, vae"),
+        ("train gun", "unknown family 'gun'; known: ae, autoregressive, dit, gan, ldm, unet, vae"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(arguments: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in fails(capsys, 2, *arguments.split())
+
+
+def test_without_arguments_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in [*COMMANDS, "data"])
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"genmodels {genmodels.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["train", "--help"]])
+def test_train_lists_the_families(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert listed.keys() >= set(genmodels.FAMILIES) - {"latent"}
+    assert "Variational autoencoder" in listed["vae"]
+
+
+def test_every_ability_with_a_command_has_that_command() -> None:
+    named = {row.command.split()[0] for row in ABILITIES if row.command}
+    assert named <= set(COMMANDS)
+
+
+def test_all_commands_share_the_flags_of_the_condition() -> None:
+    for name in ("sample", "inpaint", "edit", "trajectory"):
+        parameter = inspect.signature(COMMANDS[name]).parameters["asked"]
+        assert parameter.default == ConditionFlags()
+
+
+@pytest.mark.parametrize("arguments", [["train", "vae", "--help"], ["sample", "--help"], []])
+def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)  # such as `| head`, once it has its lines
+    command = [sys.executable, "-m", "genmodels", *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr == ""
 
 
 def test_a_traceback_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +163,16 @@ def test_options_of_the_family_are_folded() -> None:
 def test_train_hands_the_rest_to_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     before = list(sys.argv)
     assert main(["train", "vae", "--help"]) == 0
-    assert "genmodels train vae" in capsys.readouterr().out
+    common = capsys.readouterr().out
+    assert main(["train", "vae", "--help-all"]) == 0
+    everything = capsys.readouterr().out
+    assert "genmodels train vae" in common and "--model.latent-dim" in common
+    assert 15 <= common.count("(default: ") <= 25
+    for group in ("data", "run", "length", "optimisation", "model", "logging"):
+        assert f" {group} options " in common
+    for flag in ("--model.free-bits", "--optim.betas", "--keep"):
+        assert flag not in common and flag in everything
+    assert "--model.size" not in everything and "--codec-minutes" not in everything
     assert sys.argv == before
     assert "--steps" in fails(capsys, 2, "train", "vae", "--steps", "5", "--minutes", "1")
 
@@ -131,7 +181,7 @@ def test_train_hands_the_rest_to_the_recipe(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_sample_writes_all_three_forms(run: Path) -> None:
-    expected = pictures.to_uint8(genmodels.load(run).generate(5, seed=3, temperature=0.5, latents="mixture", steps=2))
+    expected = to_uint8(genmodels.load(run).generate(5, seed=3, temperature=0.5, latents="mixture", steps=2))
     options = ["--temperature", "0.5", "--latents", "mixture", "--steps=2"]
     for out in ("a.npy", "b/", "c.png"):
         assert main(["sample", str(run), "--n", "5", "--seed", "3", "--out", out, *options]) == 0
@@ -164,14 +214,15 @@ def test_sample_with_conditions(run: Path, capsys: pytest.CaptureFixture[str]) -
     asked = run.parent / "asked"
     assert main(["sample", str(asked), "--n", "3", "--out", "a.npy", "--attributes", "Eyeglasses=no, Smiling=yes"]) == 0
     condition = Condition(attributes=torch.tensor([[1.0, -1.0]] * 3))
-    expected = pictures.to_uint8(genmodels.load(asked).generate(3, condition=condition))
+    expected = to_uint8(genmodels.load(asked).generate(3, condition=condition))
     assert np.array_equal(np.load("a.npy"), expected)
     assert main(["sample", str(asked), "--n", "2", "--out", "b.npy", "--label", "2"]) == 0
     for arguments, message in [
         (["--attributes", "Beard=yes"], "unknown attribute 'Beard'; this model knows: Smiling, Eyeglasses"),
         (["--attributes", "Smiling=maybe"], "write yes or no"),
         (["--attributes", "Smiling"], "write NAME=VALUE"),
-        (["--label", "3"], "has classes 0 to 2"),
+        (["--label", "3"], "it has labels 0 to 2"),
+        (["--label", "sea lion"], "label 'sea lion': this model does not know it"),
     ]:
         assert message in fails(capsys, 2, "sample", asked, *arguments)
     assert "trained without attributes" in fails(capsys, 2, "sample", run, "--attributes", "Smiling=yes")
@@ -195,7 +246,7 @@ def test_reconstruct_crops_and_pairs(run: Path, capsys: pytest.CaptureFixture[st
     assert "text.png: not an image" in fails(capsys, 1, "reconstruct", run, "text.png", "--out", "c.png")
     assert "absent.png: No such file" in fails(capsys, 1, "reconstruct", run, "absent.png", "--out", "c.png")
     assert "pairs.png exists" in fails(capsys, 1, "reconstruct", run, "a.png")
-    assert "do not reconstruct" in fails(capsys, 1, "reconstruct", run.parent / "only", "a.png", "--out", "c.png")
+    assert "do not reconstruct" in fails(capsys, 1, "reconstruct", run.parent / "only", "absent.png", "--out", "c.png")
 
 
 def test_interpolate_to_strip_and_animation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,8 +280,8 @@ def test_inpaint_shows_what_is_known_and_ways_to_go_on(run: Path, capsys: pytest
     assert np.abs(rows[0, 2:, :2].astype(int) - (32, 96, 224)).max() <= 1, "the known rows, in four shades"
     assert len({part.tobytes() for part in rows[:, 2:].reshape(6, -1)}) == 6
     assert "completed.png exists" in fails(capsys, 1, "inpaint", "ar", "a.png")
-    Image.new("RGB", (16, 16)).save("large.png")
-    assert "do not complete" in fails(capsys, 1, "inpaint", run.parent / "only", "large.png", "--out", "c.png")
+    for command in ("inpaint", "edit"):  # what the model cannot do comes first, and no file of the user is read
+        assert "models do not" in fails(capsys, 1, command, run.parent / "only", "absent.png", "--out", "c.png")
 
 
 # ---- data, info ----
@@ -264,12 +315,19 @@ def test_info_says_what_a_model_is(run: Path, capsys: pytest.CaptureFixture[str]
     (run / "metrics.jsonl").write_text('{"step": 1, "loss": 9}\n{"step": 7, "loss": 0.25}\n')
     assert main(["info", str(run)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("60", "reconstructs", "interpolates", "likelihood, a bound", "size=16", "temperature=1"):
+    for part in (
+        "60",
+        "reconstruct images (genmodels reconstruct)",
+        "interpolate",
+        "likelihood",
+        "size=16",
+        "temperature=1",
+    ):
         assert part in said
     assert "steps=7, optim.lr=0.001" in said
     assert "step=7, loss=0.25" in said
     assert main(["info", str(run.parent / "only")]) == 0
-    assert "reconstructs" not in capsys.readouterr().out
+    assert "reconstruct" not in capsys.readouterr().out
 
 
 def test_a_damaged_model_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`genmodels evaluate` and `genmodels compare`: models, anyone's images, numbers kept earlier, and what is refused."""
+"""`genmodels evaluate` and `compare`: models, image files, saved results, and input refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["run"]
 
 @pytest.fixture(autouse=True)
 def _quick(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real images and two sets of others in the working directory; features that cost nothing."""
+    """Save real images and two other sets in the working directory, and use a trivial extractor."""
     monkeypatch.setattr("genmodels.evaluation.extractors.load_extractor", lambda spec, device="cpu": EXTRACTOR)
     np.save("real.npy", faces().images[:300])
     np.save("one.npy", faces(1).images[:260])

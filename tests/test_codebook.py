@@ -1,4 +1,4 @@
-"""Use of a codebook, in closed form."""
+"""Codebook usage metrics against closed forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AE and VAE beyond the contract: shapes, the bound, and its gradients, against closed forms."""
+"""AE and VAE: shapes, the evidence lower bound and its gradients, against closed forms."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_kl_warm_up_and_weight_scale_the_kl_alone():
 
 
 def test_free_bits_cost_nothing_and_stop_the_gradient():
-    """With more free bits than any latent carries, the KL's gradient vanishes: the encoder feels the likelihood
-    alone."""
+    """With more free bits than any latent carries, the gradient of the KL vanishes: the encoder
+    gets gradients from the likelihood only."""
     grads = []
     for settings in (dict(free_bits=1e6, kl_weight=1.0), dict(free_bits=0.0, kl_weight=0.0)):
         torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_free_bits_cost_nothing_and_stop_the_gradient():
 
 
 def linear_gaussian_vae() -> tuple[VAE, float]:
-    """A VAE whose likelihood is known: the decoder ignores z, so p(x) is a Gaussian about a constant image."""
+    """Build a VAE of known likelihood: its decoder ignores z, so p(x) is Gaussian."""
     model = VAE(VAEConfig(**TINY, variance="pixel")).eval()
     torch.nn.init.zeros_(model.decoder.head[2].weight)
     torch.nn.init.constant_(model.decoder.head[2].bias, 0.25)
@@ -103,7 +103,7 @@ def linear_gaussian_vae() -> tuple[VAE, float]:
 
 
 def test_the_importance_weighted_bound_is_tight_where_the_likelihood_is_known():
-    """If z says nothing, log p(x) is a Gaussian density, and averaging weights of q(z | x) must recover it."""
+    """If the decoder ignores z, the importance-weighted bound equals the Gaussian density."""
     model, sigma = linear_gaussian_vae()
     images = batch().images.mul(127.5).round().div(127.5)
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_missing_lpips_weights_say_what_to_do(monkeypatch, tmp_path):
 
 
 def test_lpips_joins_the_loss_and_stays_out_of_the_model(monkeypatch):
-    """With a stand-in for the distance, since real weights cannot be had offline."""
+    """LPIPS is replaced by a stand-in, because its weights are not available offline."""
 
     def squared(images, decoded):
         return (images - decoded).square().mean((1, 2, 3))

@@ -1,4 +1,4 @@
-"""The report on several evaluations: its page, read by a real parser; its numbers; its figures; what it refuses."""
+"""Reports on several evaluations: the parsed page, numbers, figures, and input refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VOID = {"meta", "link", "img", "br", "hr", "input", "wbr"}
 
 
 class Element:
-    """A tag with its attributes, its text, and what stands inside it."""
+    """HTML element: tag, attributes, text and children."""
 
     def __init__(self, tag: str, attributes: dict[str, str | None]) -> None:
         self.tag = tag
@@ -41,7 +41,7 @@ class Element:
         return " ".join(words.split())
 
     def all(self, *tags: str) -> list[Element]:
-        """Everything below of these tags, in the page's order; every tag when none is given."""
+        """Return all descendants with one of the tags, or all descendants, in document order."""
         found = []
         for part in self.parts:
             if isinstance(part, Element):
@@ -51,7 +51,7 @@ class Element:
 
 
 class Page(html.parser.HTMLParser):
-    """Builds the tree, and fails where tags are not closed in turn."""
+    """Parser that builds the tree and fails if tags are not properly nested."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def section(page: Element, heading: str) -> Element:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report on three models, of which one has no likelihood, and one set of images whose name is hostile."""
+    """Make a report on three models, one without likelihood, and images with a hostile name."""
     images = dict(kind="images", weights="", seed=None, training={})
     cost = ("parameters", "sample-flops", "network-evaluations", "images-per-second", "memory")
     evaluations = [

@@ -1,4 +1,4 @@
-"""The probe of conditional samples, on features in which the attributes are known to be."""
+"""Linear probe of conditional samples, on features that encode known attributes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def attributes(n: int, seed: int) -> np.ndarray:
 
 
 def features(shown: np.ndarray, seed: int, noise: float = 0.3) -> np.ndarray:
-    """(N, 16): what is shown, mixed by one fixed matrix, among noise, on scales that differ."""
+    """Make features (N, 16): attributes mixed by a matrix, plus noise, on different scales."""
     rng = np.random.default_rng(99)
     mixing, scales = rng.normal(size=(3, 16)), np.geomspace(0.01, 100, 16)
     noises = np.random.default_rng(seed).normal(size=(len(shown), 16))
@@ -39,7 +39,7 @@ def test_samples_that_show_what_was_asked_reach_the_ceiling() -> None:
     assert found.mean == pytest.approx(np.mean(list(found.samples.values())))
     assert found.left_out == {}
     assert found == accuracy(features(asked, 6), asked)
-    # What the probe cannot see, the ceiling says.
+    # The ceiling shows which attributes the probe cannot detect.
     assert accuracy(features(asked, 6, noise=9), asked).mean < 0.75
 
 
@@ -49,7 +49,7 @@ def test_samples_that_ignore_the_condition_get_one_half_however_rare_the_attribu
     for name in NAMES:
         assert found.samples[name] == pytest.approx(0.5, abs=0.05)
         assert found.real[name] > 0.97
-    nobody = accuracy(features(np.full_like(asked, -1), 6), asked)  # one is asked to be bald in 20
+    nobody = accuracy(features(np.full_like(asked, -1), 6), asked)  # one in 20 is requested to be bald
     assert nobody.samples["Bald"] == pytest.approx(0.5, abs=0.02)
 
 
@@ -63,7 +63,7 @@ def test_what_was_not_asked_or_is_not_known_does_not_count() -> None:
     shown = asked.copy()
     shown[:500, 0] *= -1
     open_ = asked.copy()
-    open_[:500, 0] = 0  # where the first attribute is wrong, it was not asked for
+    open_[:500, 0] = 0  # where the first attribute is wrong, it was not requested
     assert accuracy(features(shown, 6), asked).samples["Smiling"] == pytest.approx(0.5, abs=0.05)
     assert accuracy(features(shown, 6), open_).samples["Smiling"] > 0.97
     known = attributes(2000, 1)

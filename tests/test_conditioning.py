@@ -1,62 +1,210 @@
-"""What a sample is asked to be: as a vector, and dropped in training."""
+"""Embedding of conditions, condition dropout and cross-attention."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
-from genmodels.nn.conditioning import ConditionEmbedding, drop_condition
-from genmodels.types import Condition, Noise
+from genmodels.nn.conditioning import Conditioner, Embedded, drop_condition
+from genmodels.nn.cross_attention import CrossAttentionStack
+from genmodels.nn.transformer import TransformerConfig
+from genmodels.types import Condition, ConditionConfig, Noise, Text, TextConfig
 
 CPU = torch.device("cpu")
+THREE = ConditionConfig(("A", "B", "C"), classes=4)
+WORDS = ConditionConfig(text=TextConfig(vocabulary=10, length=5))
+IDS = torch.tensor([[1, 2, 3], [4, 5, 9], [6, 6, 6]])
+MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
 
 
 def test_the_vector_is_the_signed_sum_of_what_is_known() -> None:
-    embedding = ConditionEmbedding(3, 4, 8)
+    embedding = Conditioner(THREE, 8)
     attributes = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
-    found = embedding(Condition(attributes, torch.tensor([2, -1])), 2, CPU)
+    pooled = embedding(Condition(attributes, torch.tensor([2, -1])), 2, CPU).pooled
     weight, labels = embedding.attributes.weight, embedding.labels.weight
-    torch.testing.assert_close(found[0], weight[:, 0] - weight[:, 1] + labels[2])
-    assert not found[1].any()
-    assert not embedding(Condition(), 2, CPU).any()
-    assert ConditionEmbedding(0, 0, 8)(Condition(), 3, CPU).shape == (3, 8)
+    torch.testing.assert_close(pooled[0], weight[:, 0] - weight[:, 1] + labels[2])
+    assert not pooled[1].any()
+    assert not embedding.nothing(2, CPU).pooled.any()
+    assert Conditioner(ConditionConfig(), 8).nothing(3, CPU).pooled.shape == (3, 8)
+
+
+def test_weights_keep_their_names_and_initial_values() -> None:
+    """Attributes first, then labels, all from N(0, 0.02^2), as saved models and runs from a seed expect."""
+    torch.manual_seed(0)
+    state = Conditioner(THREE, 8).state_dict()
+    assert list(state) == ["attributes.weight", "labels.weight"]
+    torch.manual_seed(0)
+    torch.nn.Linear(3, 8, bias=False), torch.nn.Embedding(4, 8)  # what their constructors draw
+    torch.testing.assert_close(state["attributes.weight"], torch.empty(8, 3).normal_(std=0.02), rtol=0, atol=0)
+    torch.testing.assert_close(state["labels.weight"], torch.empty(4, 8).normal_(std=0.02), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (Condition(torch.ones(2, 4)), r"attributes of shape \(2, 4\), this model takes \(2, 3\)"),
+        (Condition(torch.ones(2, 4)), r"attributes of shape \(2, 4\), and this model takes \(2, 3\)"),
         (Condition(labels=torch.tensor([0, 4])), "label 4 is not one of the 4 classes"),
+        (Condition(text=Text(IDS[:2], MASK[:2])), "this model was built without text"),
     ],
 )
 def test_other_conditions_are_refused(condition: Condition, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ConditionEmbedding(3, 4, 8)(condition, 2, CPU)
-    with pytest.raises(ValueError, match=r"takes \(2, 0\)|without classes"):
-        ConditionEmbedding(0, 0, 8)(condition, 2, CPU)
+        Conditioner(THREE, 8)(condition, 2, CPU)
+    with pytest.raises(ValueError, match=r"takes \(2, 0\)|without classes|without text"):
+        Conditioner(ConditionConfig(), 8)(condition, 2, CPU)
 
 
 def test_one_label_is_not_that_of_all() -> None:
     with pytest.raises(ValueError, match=r"labels of shape \(1,\), not \(5,\)"):
-        ConditionEmbedding(0, 4, 8)(Condition(labels=torch.tensor([2])), 5, CPU)
+        Conditioner(ConditionConfig(classes=4), 8)(Condition(labels=torch.tensor([2])), 5, CPU)
 
 
-def test_the_stated_shares_are_dropped() -> None:
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dict(drop=1.5), r"drop and drop_each must be in \[0, 1\], got 1.5 and 0.5"),
+        (dict(drop_each=-0.1), r"drop and drop_each must be in \[0, 1\], got 0.1 and -0.1"),
+        (dict(attributes=("A", "A")), "each attribute can be named once, got A, A"),
+        (dict(classes=-1), "must not be negative"),
+        (dict(text=TextConfig(vocabulary=3, length=0)), "text.length must be at least 1"),
+    ],
+)
+def test_configs_that_cannot_work(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ConditionConfig(**config)
+
+
+# ---- text ----
+
+
+def test_tokens_are_word_plus_position_and_the_vector_is_their_mean() -> None:
+    embedding = Conditioner(WORDS, 8)
+    embedded = embedding(Condition(text=Text(IDS, MASK)), 3, CPU)
+    words, positions = embedding.text.ids.weight, embedding.text.positions.weight
+    first = words[[1, 2, 3]] + positions[:3]
+    torch.testing.assert_close(embedded.tokens[0], first)
+    torch.testing.assert_close(embedded.pooled[0], first.mean(0))
+    torch.testing.assert_close(embedded.pooled[1], words[4] + positions[0])
+    assert torch.equal(embedded.mask, MASK | torch.tensor([[False] * 3, [False] * 3, [True, False, False]]))
+    torch.testing.assert_close(embedded.tokens[2, 0], embedding.text.null)
+    torch.testing.assert_close(embedded.pooled[2], embedding.text.null)
+
+
+def test_a_hidden_text_is_the_null_condition() -> None:
+    embedding = Conditioner(WORDS, 8)
+    null = embedding.nothing(2, CPU)
+    hidden = embedding(Condition(text=Text(IDS[:2], torch.zeros_like(MASK[:2]))), 2, CPU)
+    assert null.mask.any(1).all()
+    for one, other in ((null, hidden), (null, embedding(Condition(), 2, CPU))):
+        assert torch.equal(one.pooled, other.pooled)
+        assert torch.equal(one.tokens[one.mask], other.tokens[other.mask])
+
+
+def test_padding_may_hold_any_id() -> None:
+    embedding = Conditioner(WORDS, 8)
+    one = embedding(Condition(text=Text(IDS, MASK)), 3, CPU)
+    other = embedding(Condition(text=Text(IDS.where(MASK, 999), MASK)), 3, CPU)
+    assert torch.equal(one.pooled, other.pooled) and torch.equal(one.tokens[one.mask], other.tokens[one.mask])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (Text(IDS[:2], MASK[:2]), r"ids and mask of shape \(3, L\), got \(2, 3\) and \(2, 3\)"),
+        (Text(IDS, MASK[:, :2]), r"got \(3, 3\) and \(3, 2\)"),
+        (Text(IDS[:, 0], MASK[:, 0]), r"got \(3,\) and \(3,\)"),
+        (Text(IDS.float(), MASK), "integer ids and a bool mask, got torch.float32"),
+        (Text(IDS, MASK.long()), "bool mask, got torch.int64 and torch.int64"),
+        (Text(IDS.repeat(1, 2), MASK.repeat(1, 2)), "the text has 6 tokens, and this model takes 1 to 5"),
+        (Text(IDS[:, :0], MASK[:, :0]), "the text has 0 tokens, and this model takes 1 to 5"),
+        (Text(IDS + 7, MASK), "token 11 is outside the vocabulary of 10"),
+        (Text(IDS - 2, MASK), "token -1 is outside the vocabulary of 10"),
+    ],
+)
+def test_texts_that_do_not_fit_are_refused(text: Text, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        Conditioner(WORDS, 8)(Condition(text=text), 3, CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_are_selected_and_joined() -> None:
+    embedded = Conditioner(WORDS, 8)(Condition(text=Text(IDS, MASK)), 3, CPU)
+    part = embedded[1:]
+    assert torch.equal(part.pooled, embedded.pooled[1:]) and torch.equal(part.mask, embedded.mask[1:])
+    short = Embedded(torch.ones(1, 8), torch.ones(1, 2, 8), torch.ones(1, 2, dtype=torch.bool))
+    for whole, rows in ((embedded.join(short), slice(3, 4)), (short.join(embedded), slice(0, 1))):
+        assert whole.pooled.shape == (4, 8) and whole.tokens.shape == (4, 3, 8)
+        assert whole.mask[rows].tolist() == [[True, True, False]]
+        assert torch.equal(whole.tokens[rows][whole.mask[rows]], torch.ones(2, 8))
+    moved = embedded + torch.ones(3, 8)
+    assert torch.equal(moved.pooled, embedded.pooled + 1) and torch.equal(moved.tokens, embedded.tokens)
+
+
+# ---- dropout ----
+
+
+def test_the_stated_fractions_are_dropped() -> None:
     n = 4000
-    full = Condition(torch.ones(n, 4), torch.arange(n) % 7)
-    dropped = drop_condition(full, Noise.for_images(0, range(n)), everything=0.2, each=0.5)
+    text = Text(torch.ones(n, 2, dtype=torch.int64), torch.tensor([[True, False]]).expand(n, -1))
+    full = Condition(torch.ones(n, 4), torch.arange(n) % 7, text)
+    config = ConditionConfig(drop=0.2, drop_each=0.5)
+    dropped = drop_condition(full, Noise.for_images(0, range(n)), config)
     kept = dropped.attributes.sum(1)
     gone = dropped.labels < 0
     assert gone.float().mean().item() == pytest.approx(0.2, abs=0.02)
     assert not kept[gone].any() and torch.equal(dropped.labels[~gone], full.labels[~gone])
-    # Half of the others are whole; of the rest, a sixteenth is whole and a sixteenth empty, by the toss of four coins.
+    assert not dropped.text.mask[gone].any() and torch.equal(dropped.text.mask[~gone], text.mask[~gone])
+    # Half of the others are whole. Of the rest, 1/16 is whole and 1/16 is empty, by four coins.
     assert (kept[~gone] == 4).float().mean().item() == pytest.approx(0.5 + 0.5 / 16, abs=0.03)
     assert (kept[~gone] == 0).float().mean().item() == pytest.approx(0.5 / 16, abs=0.015)
 
 
 def test_nothing_dropped_and_everything_dropped() -> None:
-    full = Condition(torch.ones(5, 2), torch.arange(5))
-    same = drop_condition(full, Noise.for_images(0, range(5)), 0.0, 0.0)
+    full = Condition(torch.ones(3, 2), torch.arange(3), Text(IDS, torch.ones_like(MASK)))
+    same = drop_condition(full, Noise.for_images(0, range(3)), ConditionConfig(drop=0.0, drop_each=0.0))
     assert torch.equal(same.attributes, full.attributes) and torch.equal(same.labels, full.labels)
-    nothing = drop_condition(full, Noise.for_images(0, range(5)), 1.0, 0.0)
-    assert not nothing.attributes.any() and (nothing.labels == -1).all()
+    assert torch.equal(same.text.mask, full.text.mask)
+    nothing = drop_condition(full, Noise.for_images(0, range(3)), ConditionConfig(drop=1.0, drop_each=0.0))
+    assert not nothing.attributes.any() and (nothing.labels == -1).all() and not nothing.text.mask.any()
+
+
+def test_text_does_not_change_what_is_drawn() -> None:
+    config = ConditionConfig(drop=0.4)
+    with_text = Condition(torch.ones(3, 2), torch.arange(3), Text(IDS, MASK))
+    noises = [Noise.for_images(5, range(3)) for _ in range(2)]
+    one = drop_condition(with_text, noises[0], config)
+    other = drop_condition(Condition(with_text.attributes, with_text.labels), noises[1], config)
+    assert torch.equal(one.attributes, other.attributes) and torch.equal(one.labels, other.labels)
+    assert torch.equal(noises[0].uniform(), noises[1].uniform())
+
+
+# ---- cross-attention ----
+
+
+def stack(**settings: Any) -> CrossAttentionStack:
+    torch.manual_seed(0)
+    return CrossAttentionStack(TransformerConfig(**(dict(width=16, depth=2, heads=4) | settings)))
+
+
+def tokens(n: int, length: int, seed: int) -> Tensor:
+    return torch.randn(n, length, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def test_cross_attention_is_softmax_of_the_scores_over_real_tokens() -> None:
+    layers = stack(bias=True)
+    x, condition = tokens(3, 4, 1), Embedded(torch.zeros(3, 16), tokens(3, 3, 2), MASK | (~MASK.any(1, True)))
+    for function in layers(condition):
+        assert torch.equal(function(x), x), "it starts as the identity"
+    layer = layers.layers[1]
+    for parameter in layers.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    q = layer.q(layer.norm(x)).unflatten(2, (4, 4))  # (N, T, H, d)
+    k, v = layers.keys_values[1](layers.norm(condition.tokens)).unflatten(2, (2, 4, 4)).unbind(2)
+    scores = torch.einsum("nthd,nlhd->nhtl", q, k) / 2
+    weights = scores.masked_fill(~condition.mask[:, None, None], -torch.inf).softmax(-1)
+    expected = x + layer.out(torch.einsum("nhtl,nlhd->nthd", weights, v).flatten(2))
+    torch.testing.assert_close(layers(condition)[1](x), expected)
+    assert (expected - x).abs().max() > 0.1

@@ -1,4 +1,4 @@
-"""The contract every family keeps: one suite, run on each."""
+"""Contract suite: tests that every family must pass."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL["gan"] = dict(size=16, channels=(16, 16, 8), blocks=1, group=8, latent_dim
 SMALL["gan:dcgan"] = dict(
     size=16, network="dcgan", loss="non-saturating", r1=0.0, r2=0.0, channels=(16, 8), latent_dim=8
 )
-SMALL["dit"] = dict(size=16, patch=4, transformer=TRANSFORMER | dict(causal=False), gaussian=16)
+SMALL["dit"] = dict(size=16, patch=4, transformer=TRANSFORMER, gaussian=16)
 SMALL["latent"] = dict(
     size=SIZE,
     codec=dict(family="vqvae", model=SMALL["vqvae"]),
@@ -57,7 +57,7 @@ SMALL["latent:dit"] = dict(
     codec=dict(family="vae", model=MAP),
     prior=dict(family="dit", model=SMALL["dit"] | dict(size=SIZE, latents=(4, 4, 4), patch=1)),
 )
-"""A configuration of each family, and of some in more than one form, that trains in a second."""
+"""Configurations that train in a second: one or more of each family."""
 
 
 def test_every_family_is_here():
@@ -65,12 +65,12 @@ def test_every_family_is_here():
 
 
 def kind(name: str) -> str:
-    """The family of an entry of SMALL."""
+    """Return the family of an entry of SMALL."""
     return name.partition(":")[0]
 
 
 def faces(n: int, seed: int = 0, size: int = SIZE) -> torch.Tensor:
-    """Smooth random images (n, 3, size, size) of 8-bit values: something a model can learn."""
+    """Make smooth random images (n, 3, size, size) with 8-bit values, which models can learn."""
     coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
     return smooth.mul(255).round() / 127.5 - 1
@@ -104,7 +104,7 @@ def family(request) -> str:
 
 @pytest.fixture
 def model(family) -> Generator:
-    """Trained for a few steps, calibrated, in eval mode."""
+    """Build a model, train it for a few steps, calibrate it and put it into eval mode."""
     model = make(family)
     train(model, steps=3)
     model.calibrate([faces(16, seed=seed, size=model.config.size) for seed in (1, 2)])
@@ -112,7 +112,7 @@ def model(family) -> Generator:
 
 
 def train(model: Generator, steps: int, lr: float = 3e-3, only: str | None = None) -> list[float]:
-    """A plain loop over one fixed batch, of every turn or of one; the losses of the last."""
+    """Train on one fixed batch, every turn or only one, and return the losses of the last step."""
     model.train()
     turns = (only,) if only else model.turns
     optimisers = {turn: torch.optim.Adam(model.parameters_for(turn), lr) for turn in turns}
@@ -186,8 +186,8 @@ def test_gradients_reach_every_parameter_of_the_turn_and_no_other(family):
 
 
 def test_steps_lower_the_loss_on_a_fixed_batch(family):
-    """Below what as many steps without an optimiser leave: statistics in after_step move the loss as well. Each turn by
-    itself, since two that play against each other need not win."""
+    """Training lowers the loss more than the same steps with learning rate 0, which only update the
+    statistics of after_step. Turns are trained separately, because opposing turns need not win."""
     for turn in make(family).turns:
         still = train(make(family), steps=30, lr=0.0, only=turn)[-1]
         moved = train(make(family), steps=30, only=turn)[-1]
@@ -195,7 +195,7 @@ def test_steps_lower_the_loss_on_a_fixed_batch(family):
 
 
 def test_the_loss_is_a_mean_over_images(family):
-    """Halves average to the whole, so micro-batches and processes make no difference."""
+    """The loss of a batch is the mean of the losses of its halves."""
     model = make(family)
     train(model, steps=2)
     whole = batch(model)
@@ -233,7 +233,7 @@ def test_unknown_options_are_refused_with_the_known_ones(model):
 
 
 def test_options_are_plain_json(model):
-    """As evaluate writes them: no infinity, no NaN."""
+    """Options contain no infinity or NaN, so evaluate() can write them as JSON."""
     assert json.dumps(dataclasses.asdict(model.options()), allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""A model that produces no images trains, resumes, and is saved, loaded and evaluated like the others."""
+"""A model without images as output is trained, resumed, saved, loaded and evaluated like others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model costs, against closed forms and known amounts; and that measuring leaves no trace."""
+"""Cost of models against closed forms and known amounts. Measuring does not change a model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def scores_of(model: Tiny, **options: Any) -> dict[str, Score]:
 
 
 class Net(Tiny):
-    """A convolution, dropout and a linear layer, with statistics that its forward changes."""
+    """Model with a convolution, dropout, a linear layer, and statistics updated by its forward."""
 
     def __init__(self, config: TinyConfig):
         super().__init__(config)
@@ -42,7 +42,7 @@ class Net(Tiny):
 
 
 class Pair(Net):
-    """Two turns: one sees the decoder only, the other goes through all of the network."""
+    """Model with two turns: one uses the decoder only, the other the whole network."""
 
     turns = ("critic", "generator")
 
@@ -51,7 +51,7 @@ class Pair(Net):
 
 
 class Stepwise(Tiny):
-    """Its decoder runs once per step, its first layer once per sample."""
+    """Generator whose decoder runs once per step and whose first layer runs once per sample."""
 
     def __init__(self, config: TinyConfig):
         super().__init__(config)
@@ -60,13 +60,13 @@ class Stepwise(Tiny):
     def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
         latents = self.start(noise.normal(4))
         for _ in range(options.steps):
-            image = self._paint(latents)
+            image = self._decode(latents)
             latents = latents + image.mean()
         return image
 
 
 class Gained(nn.Module):
-    """No leaf, but it owns a parameter."""
+    """Module with children and a parameter of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ def test_operations_of_sampling_in_closed_form() -> None:
 
 def test_operations_of_a_training_step_in_closed_form() -> None:
     pixels, conv, linear = 16 * 16, 2 * 27 * 5, 2 * 5 * 3
-    # Backward: the convolution needs no gradient of the images; the linear layer needs both of its gradients.
+    # Backward: the convolution needs no gradient of its input; the linear layer needs both.
     assert training_operations(Net(TinyConfig())) == pixels * (2 * conv + 3 * linear)
-    # The critic's turn has one gradient, the generator's one of the layer above and its own.
+    # The turn of the critic needs one gradient, that of the generator two.
     critic, generator = conv + 2 * linear, 2 * conv + 2 * linear
     assert training_operations(Pair(TinyConfig())) == pixels * (critic + generator)
 

@@ -1,4 +1,4 @@
-"""BatchReader: order, shares, flips, pixels and labels."""
+"""BatchReader: order, shares of processes, flips, pixels and labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 4
 
 
 def make_data(n: int, attributes: int = 2) -> Packed:
-    """Image i has i in its top left channel, and on its right half everywhere 200; so mirroring shows."""
+    """Make images: image i has the value i at its top left, and 200 in its right half."""
     images = np.zeros((n, SIZE, SIZE, 3), np.uint8)
     images[..., 0] = np.arange(n)[:, None, None]
     images[:, :, SIZE // 2 :, 1] = 200

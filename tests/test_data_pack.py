@@ -1,4 +1,4 @@
-"""Packing: pixels, odd files, resume after a kill, and what is refused."""
+"""Packing: pixels, unusual files, resuming after a kill, and input refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import genmodels.data as data_room
+import genmodels.data as data_package
 from genmodels.data import export, load_packed, open_data, pack, packing, save_sheet
 from genmodels.data.packed import IMAGES, MANIFEST
 
@@ -112,7 +112,7 @@ def test_odd_files_are_converted_or_skipped_and_counted(tmp_path: Path, monkeypa
     write_odd_files(tmp_path / "tree")
     Image.new("L", (400, 300)).save(tmp_path / "tree" / "bomb.png")
     Image.new("L", (600, 500)).save(tmp_path / "tree" / "big_bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # 120,000 only earns Pillow's warning, 300,000 its error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow warns of 120,000 pixels, refuses 300,000
     out = pack("folder", tmp_path / "tree", tmp_path / "out", 16)
     found, manifest = by_name(out), load_packed(out).manifest
     assert manifest["converted"] == {
@@ -283,7 +283,7 @@ def test_unusable_folders_get_one_clear_line(tmp_path: Path):
         with pytest.raises((ValueError, OSError), match=message) as caught:
             pack("folder", out=tmp_path / "out", **({"size": 16} | arguments))
         assert "\n" not in str(caught.value)
-    assert load_packed(pack("folder", tree, tmp_path / "out", 16)).size == 16  # nothing in the way after all that
+    assert load_packed(pack("folder", tree, tmp_path / "out", 16)).size == 16  # the failures above left nothing behind
 
 
 def test_an_unwritable_place_gets_one_clear_line(tmp_path: Path):
@@ -361,7 +361,7 @@ def test_toyfaces_are_packed_with_their_attributes(tmp_path: Path, monkeypatch: 
     from genmodels.data import toyfaces
 
     monkeypatch.setenv("GENMODELS_CACHE", str(tmp_path))
-    monkeypatch.setattr(data_room, "TOYFACES", (96, 40))
+    monkeypatch.setattr(data_package, "TOYFACES", (96, 40))
     faces = open_data(size=16)
     assert faces.counts() == {"train": 96, "valid": 40}
     images, attributes = toyfaces.draw(0, np.arange(96, 136), 16)
@@ -379,5 +379,5 @@ def test_sheet_shows_the_images(tmp_path: Path):
         np.testing.assert_array_equal(np.asarray(sheet)[8 + 5, 8 + 5], packed.images[_first_shown(packed)][0, 0])
 
 
-def _first_shown(packed: data_room.Packed) -> int:
+def _first_shown(packed: data_package.Packed) -> int:
     return int(np.random.default_rng(0).permutation(len(packed))[:9].min())

@@ -1,4 +1,4 @@
-"""CelebA and folders: which images, which labels, which crop."""
+"""Sources CelebA and folder: images, labels and crop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def aligned(number: int) -> Image.Image:
 
 
 def write_celeba(root: Path, identities: bool = True) -> Path:
-    """Five images in the official layout; the label files also list a sixth that is absent."""
+    """Write five images in the official layout. The label files list a sixth, which is missing."""
     (root / "img_align_celeba").mkdir(parents=True)
     listed = sorted((*IDS, 9))
     for number in IDS:

@@ -1,4 +1,4 @@
-"""The demonstration's page, from models that were hardly trained."""
+"""Page of the demo, made from briefly trained models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def toyfaces(n: int = 48) -> Packed:
 
 
 def fake_run(folder: Path, model: AE | VAE) -> None:
-    """A run folder as the loop leaves it."""
+    """Make a run folder like that of the training loop."""
     model.calibrate(image_batches(toyfaces()))
     model.save_pretrained(folder)
     (folder / "samples").mkdir()
@@ -51,7 +51,7 @@ def fake_run(folder: Path, model: AE | VAE) -> None:
 
 
 class Tags(html.parser.HTMLParser):
-    """Collects tags and their attributes, and text."""
+    """Parser that collects tags, attributes and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

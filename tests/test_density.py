@@ -43,7 +43,7 @@ def test_one_component_is_the_sample_mean_and_covariance():
 
 
 def test_samples_have_the_moments_of_the_mixture():
-    """Two clusters, 3 to 1: shares, means and spreads come back, and temperature scales the spread alone."""
+    """Two clusters, 3 to 1, are recovered. Temperature scales their standard deviation only."""
     g = torch.Generator().manual_seed(1)
     x = torch.cat([torch.randn(3000, 2, generator=g) * 0.5 + 4, torch.randn(1000, 2, generator=g) - 4])
     density = GaussianMixture(2, 2)
@@ -59,7 +59,7 @@ def test_samples_have_the_moments_of_the_mixture():
 
 
 def test_against_scikit_learn():
-    """The log-density our buffers describe is the one scikit-learn fitted."""
+    """The log density defined by the buffers equals that of scikit-learn's mixture."""
     x = correlated(1000)
     density = GaussianMixture(3, 3)
     density.fit(x)

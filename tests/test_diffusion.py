@@ -1,25 +1,39 @@
-"""The diffusion model: its loss, what it can do with a trained network, and what it refuses."""
+"""Diffusion models: loss, sampling and other abilities, and input refused."""
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from genmodels.cli import main
 from genmodels.diffusion import likelihood, solvers
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.gaussian import GaussianDenoiser
-from genmodels.diffusion.guidance import Guidance, guided
+from genmodels.diffusion.guidance import Guidance
 from genmodels.diffusion.options import DiffusionOptions
 from genmodels.diffusion.process import EDM, Flow
+from genmodels.diffusion.sampler import Denoiser, make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig, network_settings
-from genmodels.types import Batch, Condition, Noise
+from genmodels.nn.likelihood import LikelihoodKind
+from genmodels.saving import from_dict
+from genmodels.training.command_line import parse, to_yaml
+from genmodels.training.recipe import Recipe
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.usage import UsageError
 
 NETWORK = dict(size=16, channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
 PROCESSES = {"flow": Flow(), "edm": EDM(), "ddpm": DDPM()}
+
+
+@dataclass(frozen=True)
+class UNetRecipe(Recipe):
+    model: UNetConfig = UNetConfig(**NETWORK)
 
 
 def unet(**settings) -> UNet:
@@ -50,7 +64,7 @@ def noises(n: int, seed: int = 0) -> Noise:
 
 @pytest.mark.parametrize("process", ["flow", "edm", "ddpm"])
 def test_with_the_closed_form_alone_normal_data_are_sampled_exactly(process):
-    """A network that puts out nothing: the model is the Gaussian of the data, whatever the process."""
+    """If the network outputs 0, the model is the Gaussian of the data, for any process."""
     shape = (1, 4, 4)
     torch.manual_seed(0)
     model = UNet(
@@ -118,7 +132,7 @@ def test_the_loss_is_the_weighted_error_of_the_target(process):
     eps = same.normal(3, 16, 16)
     x_t = model.process.alpha(t) * x + model.process.sigma(t) * eps
     with torch.no_grad():
-        output = model.network(model.process.scale(t) * x_t, model.process.signal(t).flatten()).sample
+        output = model.network(model.process.scale(t) * x_t, model.process.time_input(t).flatten()).sample
     error = (output - model.process.target(x, eps, t)).square().mean((1, 2, 3))
     torch.testing.assert_close(loss, (model.process.weight(t).flatten() * error).mean())
     torch.testing.assert_close(metrics["mse"], error.mean())
@@ -143,37 +157,51 @@ def test_a_new_network_starts_at_nothing():
 # ---- guidance ----
 
 
-def constant(value: float):
-    def denoise(x: Tensor, t) -> Tensor:
-        return torch.full_like(x, value)
+class Constant:
+    """A model that predicts the same x_0 everywhere."""
 
-    return denoise
+    process = Flow()
+
+    def __init__(self, x_0):
+        self.x_0 = x_0
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: None, to: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.x_0.expand_as(x_t), None
 
 
-def test_guidance_exaggerates_every_channel_within_its_interval():
+ONE, HALF = Constant(torch.tensor(1.0)), Constant(torch.tensor(0.5))
+
+
+def test_guidance_moves_every_channel_away_from_the_reference_within_its_interval():
     x = torch.zeros(2, 4, 3, 3)
-    how = Guidance(3.0, low=0.5, high=2.0)
-    both = guided(constant(1.0), constant(0.5), how, Flow())
+    denoise = Denoiser(ONE, None, Guidance(HALF, None, 3.0, low=0.5, high=2.0))
     for t, expected in ((0.3, 1.0), (0.5, 2.0), (0.6, 2.0), (0.9, 1.0), (1.0, 1.0)):
-        assert torch.equal(both(x, t), torch.full_like(x, expected)), t
-    assert torch.equal(guided(constant(1.0), constant(0.5), Guidance(3.0), Flow())(x, 1.0), torch.full_like(x, 2.0))
+        assert torch.equal(denoise(x, t), torch.full_like(x, expected)), t
+    unlimited = Denoiser(ONE, None, Guidance(HALF, None, 3.0))
+    assert torch.equal(unlimited(x, 1.0), torch.full_like(x, 2.0))
+    clipped = Denoiser(ONE, None, Guidance(HALF, None, 3.0), clip=True)
+    assert torch.equal(clipped(x, 1.0), torch.full_like(x, 1.0))  # after guidance, not before
 
 
-def test_rescaled_guidance_has_the_spread_of_the_condition():
+def test_rescaled_guidance_has_the_standard_deviation_of_the_unguided_prediction():
     better, worse = data(3), data(3, seed=1)
-    x = torch.zeros_like(better)
-    full = guided(lambda *_: better, lambda *_: worse, Guidance(4.0, rescale=1.0), Flow())(x, 0.5)
+    denoise = Denoiser(Constant(better), None, Guidance(Constant(worse), None, 4.0, rescale=1.0))
+    full = denoise(torch.zeros_like(better), 0.5)
     torch.testing.assert_close(full.std((1, 2, 3)), better.std((1, 2, 3)))
 
 
+def unguided(model: UNet, condition: Condition) -> Denoiser:
+    return Denoiser(model, model.embed(condition, 2, torch.device("cpu")))
+
+
 def test_guided_sampling_is_the_formula_on_the_denoisers():
-    model = unet(attributes=("Smiling", "Male"))
+    model = unet(condition=ConditionConfig(("Smiling", "Male")))
     asked = Condition(torch.tensor([[1.0, -1.0]]).repeat(2, 1))
     options = model.options(guidance=2.5, solver="euler", steps=4)
     x, device = noises(2).normal(3, 16, 16), torch.device("cpu")
     with torch.no_grad():
-        guiding = model.denoiser(asked, options, 2, device)(x, 0.7)
-        plain, free = (model.unguided(c, 2, device)(x, 0.7) for c in (asked, Condition()))
+        guiding = make_denoiser(model, asked, options, 2, device)(x, 0.7)
+        plain, free = (unguided(model, c)(x, 0.7) for c in (asked, Condition()))
         torch.testing.assert_close(guiding, free + 2.5 * (plain - free))
         assert (plain - free).abs().max() > 1e-3
 
@@ -182,9 +210,10 @@ def test_a_weaker_model_guides_without_any_condition(tmp_path):
     model, weaker = unet(), unet(channels=(8, 16))
     weaker.save_pretrained(tmp_path / "weak")
     x, device = noises(2).normal(3, 16, 16), torch.device("cpu")
+    options = model.options(guidance=2.0, guide=tmp_path / "weak")
     with torch.no_grad():
-        found = model.denoiser(Condition(), model.options(guidance=2.0, guide=tmp_path / "weak"), 2, device)(x, 0.5)
-        a, b = (m.unguided(Condition(), 2, device)(x, 0.5) for m in (model, weaker))
+        found = make_denoiser(model, Condition(), options, 2, device)(x, 0.5)
+        a, b = (unguided(m, Condition())(x, 0.5) for m in (model, weaker))
     torch.testing.assert_close(found, b + 2 * (a - b))
     unet(process="ddpm").save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="cannot guide this model: process, shape"):
@@ -198,8 +227,8 @@ def test_a_weaker_model_guides_without_any_condition(tmp_path):
 
 @pytest.mark.parametrize("process", list(PROCESSES))
 def test_noise_to_image_and_back(process):
-    """The ODE walked backwards, then forwards: the image again. (Of a smooth closed-form denoiser; a random network is
-    no denoiser.)"""
+    """Solving the ODE backwards and then forwards returns the image. The denoiser is a smooth
+    closed form, since a random network is no denoiser."""
     torch.manual_seed(0)
     model = UNet(UNetConfig(**(NETWORK | dict(process=process, gaussian=40))))
     model.initialise([data(200)])
@@ -249,7 +278,7 @@ def test_any_region_is_completed_and_the_rest_left():
         assert torch.equal(found, model.inpaint(hidden, known, noises(2), Condition(), model.options(steps=4)))
     with pytest.raises(ValueError, match=r"must be bool \(16, 16\), got bool \(8, 16\)"):
         model.inpaint(images, known[:8], noises(2), Condition(), model.options())
-    with pytest.raises(ValueError, match="a walk of its own: leave out the solver and eta"):
+    with pytest.raises(ValueError, match="a solver of its own: leave out the solver and eta"):
         model.inpaint(images, known, noises(2), Condition(), model.options(solver="heun"))
 
 
@@ -278,16 +307,16 @@ def test_morphing_leads_from_the_first_image_to_the_second():
 
 
 def test_guidance_where_nothing_is_asked_changes_nothing():
-    model = unet(attributes=("Smiling",))
+    model = unet(condition=ConditionConfig(("Smiling",)))
     assert torch.equal(model.generate(2, steps=3, guidance=3.0), model.generate(2, steps=3))
 
 
 @pytest.mark.parametrize("options", [dict(solver="ddim", eta=0.5), dict(solver="dpm-sde")])
 def test_walks_with_fresh_noise_cannot_be_walked_back(options):
     model = unet()
-    with pytest.raises(ValueError, match="interpolation needs a solver without fresh noise"):
+    with pytest.raises(ValueError, match="interpolation needs a deterministic solver"):
         model.interpolate(noises(1), noises(1, 1), torch.tensor([0.5]), model.options(**options))
-    with pytest.raises(ValueError, match="encoding an image as noise needs a solver without fresh noise"):
+    with pytest.raises(ValueError, match="encoding an image as noise needs a deterministic solver"):
         model.morph(data(1), data(1), torch.tensor([0.5]), model.options(**options))
 
 
@@ -315,7 +344,7 @@ def test_the_ode_gives_the_density_of_normal_data(process):
 
 
 def test_the_bound_of_a_ddpm_is_what_its_formula_gives_for_normal_data():
-    """With the exact denoiser every term is known; their sum is above the entropy, by what the coarse steps lose."""
+    """With the exact denoiser every term is known. Their sum exceeds the entropy slightly."""
     process, mean, deviation = DDPM(schedule="linear"), 0.1, 0.3
     generator = torch.Generator().manual_seed(0)
     x = (mean + deviation * torch.randn(64, 3, 8, 8, generator=generator)).clamp(-1, 1)
@@ -351,11 +380,13 @@ def test_bits_per_dim_of_the_model_in_inference_mode():
     )
     exact = (nats / 768 + math.log(127.5)) / math.log(2)
     assert bits.shape == (8,) and abs(bits.mean() - exact.mean()) < 0.06, (bits.mean(), exact.mean())
-    assert model.likelihood_name == "bits-per-dim-by-ode" and unet(process="ddpm").likelihood_name == "bits-per-dim"
+    assert model.likelihood_kind.name == "bits-per-dim-by-ode" and "no bound" in model.likelihood_kind.estimator
+    assert unet(process="ddpm").likelihood_kind == LikelihoodKind(levels=256, exact=False, name="bits-per-dim")
 
 
 def test_a_prior_over_latents_has_no_likelihood_of_images():
     model = unet(latents=(4, 8, 8))
+    assert not model.can("bits_per_dim")
     with pytest.raises(ValueError, match="no bits per dimension of an image"):
         model.bits_per_dim(torch.zeros(1, 3, 16, 16), noises(1))
 
@@ -375,13 +406,40 @@ def test_a_prior_over_latents_has_no_likelihood_of_images():
         (dict(latents=(4, 8)), r"latents must be \(channels, height, width\) or \(channels,\), got \(4, 8\)"),
         (dict(process="ode"), "process must be flow, meanflow, edm or ddpm, got 'ode'"),
         (dict(gaussian=-1), "gaussian must not be a negative number of components"),
-        (dict(drop=1.5), "shares in"),
-        (dict(attributes=("Smiling", "Smiling")), "named once"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         UNetConfig(**(NETWORK | settings))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.edm.mean", "-1"], "edm.mean applies to process edm only, and the process is flow: got -1.0"),
+        (["--model.process", "edm", "--model.flow.shift", "3"], "choose --model.process flow"),
+        (["--model.process", "ddpm", "--model.meanflow.mean", "0"], "meanflow.mean applies to process meanflow only"),
+    ],
+)
+def test_settings_of_a_process_that_is_not_selected_are_refused(flags, message):
+    with pytest.raises(UsageError, match=message):
+        parse(UNetRecipe, "unet", flags)
+
+
+@pytest.mark.parametrize("process", ["flow", "meanflow", "edm", "ddpm"])
+def test_only_the_selected_process_is_recorded(process, tmp_path):
+    """In config.yaml and config.json, from which the same config is read again."""
+    setting = {"ddpm": ["--model.ddpm.prediction", "eps"]}.get(process, [f"--model.{process}.std", "0.7"])
+    recipe = parse(UNetRecipe, "unet", ["--model.process", process, *setting])
+    others = {"flow", "meanflow", "edm", "ddpm"} - {process}
+    (tmp_path / "config.yaml").write_text(text := to_yaml(recipe, "unet"))
+    model = yaml.safe_load(text)["model"]
+    assert process in model and not others & model.keys()
+    assert parse(UNetRecipe, "unet", ["--config", str(tmp_path / "config.yaml")]).model == recipe.model
+    unet(process=process).save_pretrained(tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert process in saved and not others & saved.keys()
+    assert from_dict(UNetConfig, saved) == unet(process=process).config
 
 
 @pytest.mark.parametrize(
@@ -394,7 +452,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         (dict(temperature=-1.0), "temperature must not be negative, got -1.0"),
         (dict(guidance=-1.0), "guidance must not be negative"),
         (dict(guidance_low=2.0, guidance_high=1.0), "guidance_low must be from 0 to guidance_high"),
-        (dict(guide="runs/weak"), "guide runs/weak changes nothing at guidance 1"),
+        (dict(guide="runs/weak"), "guide runs/weak has no effect at guidance 1"),
         (dict(guidance_rescale=2.0), r"guidance_rescale must be in \[0, 1\]"),
     ],
 )
@@ -404,13 +462,11 @@ def test_options_that_cannot_be_are_refused(options, message):
 
 
 def test_a_solver_that_does_not_fit_and_too_many_steps_are_refused():
-    with pytest.raises(
-        ValueError, match="'ddpm' walks the chain of a DDPM, and this process is Flow: 'ddim' with eta 1"
-    ):
+    with pytest.raises(ValueError, match="'ddpm' needs a DDPM, and this process is Flow: 'ddim' with eta 1"):
         unet().generate(1, solver="ddpm")
     with pytest.raises(ValueError, match="steps must be at most 1000"):
         unet(process="ddpm").generate(1, steps=1001)
-    with pytest.raises(ValueError, match="shift 3 moves the times of a flow"):
+    with pytest.raises(ValueError, match="shift 3 applies to a flow only"):
         unet(process="edm").generate(1, shift=3.0)
 
 

@@ -1,4 +1,4 @@
-"""Directions of attributes in a latent space, and the command that walks along them."""
+"""Attribute directions in latent space, and the command that moves images along them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from test_two_commands import CODEC, QUICK, train
 from tiny_model import OnlySamples, TinyConfig
 
 import genmodels
-from genmodels import pictures, sampling
+from genmodels import sampling
 from genmodels.cli import main
 from genmodels.directions import attribute_directions, traverse
 from genmodels.gan import GAN, GANConfig
 from genmodels.latent import Latent
+from genmodels.pixels import to_uint8
 from genmodels.vae import VAE, VAEConfig
 
 GAN_SMALL = ["--model.channels", "16", "16", "--model.patch", "2", "--model.latent-dim", "8", "--model.group", "8"]
@@ -24,7 +25,7 @@ GAN_SMALL += ["--model.principal", "8", "--evaluate-every", "None"]
 
 
 def linear_gan() -> GAN:
-    """A generator of principal components alone: z is what the images say it is."""
+    """GAN whose generator is a PCA, so that the latents of an image are known."""
     torch.manual_seed(0)
     model = GAN(GANConfig(size=8, channels=(16,), patch=2, blocks=1, group=8, latent_dim=6, principal=6)).eval()
     coarse = torch.rand(400, 3, 2, 2) * 1.6 - 0.8
@@ -39,7 +40,7 @@ def test_the_direction_is_the_difference_of_the_means() -> None:
     z[:150, 0] += 0.5
     z[150:, 0] -= 0.5
     labels = np.stack([np.repeat([1, -1], 150), np.tile([1, -1, 0], 100)], 1).astype(np.int8)
-    images = pictures.to_uint8(model.from_latents(z))
+    images = to_uint8(model.from_latents(z))
     found = attribute_directions(model, images, labels, ("First", "Every third"))
     expected = torch.stack([z[:150].mean(0) - z[150:].mean(0), z[0::3].mean(0) - z[1::3].mean(0)])
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
@@ -54,9 +55,9 @@ def test_traverse_moves_samples_and_images() -> None:
     assert rows.shape == (3, 2, 3, 8, 8, 3) and rows.dtype == np.uint8
     assert np.array_equal(rows[:, 0, 1], sampling.sample(model, 3, seed=4, progress=False))
     z = model.draw_latents(sampling.Noise.for_images(4, range(3)), model.options())
-    assert np.array_equal(rows[:, 1, 2], pictures.to_uint8(model.from_latents(z + directions[1])))
+    assert np.array_equal(rows[:, 1, 2], to_uint8(model.from_latents(z + directions[1])))
     given = traverse(model, rows[:2, 0, 1], directions, amounts)
-    assert np.abs(given[:, 0, 1].astype(int) - rows[:2, 0, 1]).mean() < 3  # inverted and painted again
+    assert np.abs(given[:, 0, 1].astype(int) - rows[:2, 0, 1]).mean() < 3  # inverted and generated again
 
 
 def test_an_autoencoder_has_directions_too() -> None:
@@ -66,7 +67,7 @@ def test_an_autoencoder_has_directions_too() -> None:
     images = torch.rand(64, 3, 16, 16) * 2 - 1
     model.initialise([images])
     model.calibrate([images])
-    pixels = pictures.to_uint8(images)
+    pixels = to_uint8(images)
     labels = np.where(np.arange(64) % 2, 1, -1).astype(np.int8)[:, None]
     direction = attribute_directions(model, pixels, labels, ("Odd",))
     rows = traverse(model, pixels[:2], direction, torch.tensor([0.0, 3.0]))
@@ -79,7 +80,7 @@ def test_what_has_no_directions_is_refused() -> None:
         traverse(OnlySamples(TinyConfig()), None, torch.eye(2), torch.zeros(1))
     images, labels = np.zeros((60, 8, 8, 3), np.uint8), np.full((60, 1), -1, np.int8)
     labels[:9] = 1
-    with pytest.raises(ValueError, match="Bald: 9 images have it and 51 have not; a direction needs at least 10 of ea"):
+    with pytest.raises(ValueError, match="Bald: 9 images have it and 51 do not; a direction needs at least 10 of ea"):
         attribute_directions(linear_gan(), images, labels, ("Bald",))
 
 

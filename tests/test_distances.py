@@ -14,7 +14,7 @@ from genmodels.evaluation.distances import Moments, frechet, frechet_distance, k
 
 
 def features(n: int, width: int, seed: int, shift: float = 0.0) -> np.ndarray:
-    """Correlated, not negative and far from Gaussian, as the features of a network are."""
+    """Make features like those of a network: correlated, not negative and far from Gaussian."""
     rng = np.random.default_rng(seed)
     mix = np.random.default_rng(7).standard_normal((width, width)) * np.linspace(1, 0.05, width)
     return np.maximum(rng.standard_normal((n, width)) @ mix * (1 + shift) / width**0.5 + shift, 0).astype(np.float32)
@@ -27,8 +27,8 @@ def rotation(width: int, seed: int = 0) -> np.ndarray:
 def pytorch_fid(first: Moments, second: Moments) -> float:
     """calculate_frechet_distance of pytorch-fid 0.3.0.
 
-    It adds 1e-6 to the variances where sqrtm of a singular product is not finite, which depends on the version of
-    scipy; here it does wherever the product is singular.
+    It adds 1e-6 to the variances if sqrtm of a singular product is not finite, which depends on the
+    version of scipy. Here it always does so if the product is singular.
     """
     one, other, width = first.covariance, second.covariance, len(first.mean)
     if np.linalg.matrix_rank(one @ other) < width:
@@ -50,7 +50,7 @@ def torch_fidelity_kid(first: np.ndarray, second: np.ndarray, subsets: int, subs
 
 
 def brute_force_kid(first: np.ndarray, second: np.ndarray) -> float:
-    """The definition, pair by pair."""
+    """Compute the kernel distance by its definition, pair by pair."""
 
     def kernel(x: np.ndarray, y: np.ndarray) -> float:
         return (float(x.astype(float) @ y) / len(x) + 1) ** 3
@@ -99,8 +99,8 @@ def test_frechet_of_gaussians_that_commute(one: np.ndarray, other: np.ndarray, r
 
 @pytest.mark.parametrize("least", [1.0, 1e-3, 1e-12, 0.0])
 def test_frechet_of_gaussians_that_do_not_commute(least: float) -> None:
-    # C2 = T C1 T with T symmetric and positive is what the optimal map T makes of C1: the distance is
-    # tr (T - 1) C1 (T - 1), without any square root.
+    # If C2 = T C1 T with T symmetric and positive, T is the optimal transport map, and the distance
+    # is tr (T - 1) C1 (T - 1), without any square root.
     width = 40
     basis = rotation(width)
     spectrum = np.geomspace(1, max(least, 1e-3), width)
@@ -115,8 +115,8 @@ def test_frechet_of_gaussians_that_do_not_commute(least: float) -> None:
 
 
 def test_frechet_where_small_variances_decide() -> None:
-    # Half of the variances are 1e-12 and the distance is 1e-7 of the traces: roots of eigenvalues of C1 C2 are wrong
-    # by 1e-8 each, which would add up to a tenth of it.
+    # Half of the variances are 1e-12, and the distance is 1e-7 of the traces. Roots of eigenvalues
+    # of C1 C2 have errors of 1e-8 each, which would add up to a tenth of the distance.
     width = 80
     basis, other = rotation(width), rotation(width, 1)
     first = basis * np.repeat([1.0, 1e-12], width // 2) @ basis.T
@@ -141,7 +141,7 @@ def test_frechet_is_zero_for_the_same_and_never_below(n: int) -> None:
     x = features(n, 64, 0)
     assert 0 <= frechet_distance(x, x) < 1e-12
     assert frechet_distance(x, x[::-1].copy()) < 1e-12
-    # A shift of the mean alone is all there is, also where the rest cancels.
+    # For equal covariances, only the shift of the mean remains.
     assert frechet_distance(x, x + np.float32(2**-9)) == pytest.approx(64 * 2**-18, rel=1e-4)
 
 
@@ -155,7 +155,7 @@ def test_both_ways_to_singular_values_agree(monkeypatch: pytest.MonkeyPatch) -> 
 def test_frechet_against_torch_fidelity_and_pytorch_fid() -> None:
     first, second = features(500, 48, 0), features(400, 48, 1, 0.1)
     found = frechet_distance(first, second)
-    # float64 for theirs: of float32 features, torch-fidelity takes the mean in float32 (the next assertion).
+    # torch-fidelity gets float64: it averages float32 features in float32 (next assertion).
     assert found == pytest.approx(torch_fidelity_fid(first.astype(float), second.astype(float)), rel=1e-9)
     assert found == pytest.approx(torch_fidelity_fid(first, second), rel=1e-6)
     assert found == pytest.approx(pytorch_fid(moments(first), moments(second)), rel=1e-9)
@@ -164,13 +164,14 @@ def test_frechet_against_torch_fidelity_and_pytorch_fid() -> None:
 def test_frechet_of_fewer_images_than_features_against_torch_fidelity_and_pytorch_fid() -> None:
     first, second = features(30, 48, 0), features(25, 48, 1, 0.1)
     found = frechet_distance(first, second)
-    # tr (C1 C2)^(1/2) is also the sum of singular values of the Gram matrix of the centred sets: no covariance needed.
+    # tr (C1 C2)^(1/2) is also the sum of singular values of the Gram matrix of the centred sets.
     x, y = (f.astype(float) - f.astype(float).mean(0) for f in (first, second))
     overlap = np.linalg.svd(x @ y.T / np.sqrt(29 * 24), compute_uv=False).sum()
     shift = first.astype(float).mean(0) - second.astype(float).mean(0)
     exact = shift @ shift + (x**2).sum() / 29 + (y**2).sum() / 24 - 2 * overlap
     assert found == pytest.approx(exact, rel=1e-11)
-    # Theirs are loose: torch-fidelity takes roots of eigenvalues that should be 0, pytorch-fid adds 1e-6 to variances.
+    # Loose tolerances: torch-fidelity takes roots of eigenvalues that should be 0, and pytorch-fid
+    # adds 1e-6 to variances.
     assert found == pytest.approx(torch_fidelity_fid(first.astype(float), second.astype(float)), rel=1e-5)
     theirs = pytorch_fid(moments(first), moments(second))
     assert found == pytest.approx(theirs, rel=1e-3)
@@ -178,7 +179,8 @@ def test_frechet_of_fewer_images_than_features_against_torch_fidelity_and_pytorc
 
 
 def test_frechet_of_singular_gaussians_is_right_where_pytorch_fid_is_not() -> None:
-    # Equal up to rank 2 of 64: the true distance is (sqrt(1.1) - 1)^2. 62 variances of 0 + 1e-6 add up to theirs.
+    # The sets have rank 2 of 64, and the true distance is (sqrt(1.1) - 1)^2. The result of
+    # pytorch-fid is the sum of 62 variances of 0 + 1e-6.
     one, other = np.zeros(64), np.zeros(64)
     one[:2], other[:2] = [1.0, 1.0], [1.1, 1.0]
     first, second = (Moments(np.zeros(64), np.diag(v)) for v in (one, other))
@@ -190,7 +192,7 @@ def test_frechet_of_singular_gaussians_is_right_where_pytorch_fid_is_not() -> No
 def test_kernel_distance_against_torch_fidelity() -> None:
     first, second = features(300, 32, 0), features(300, 32, 1, 0.1)
     estimate, _ = kernel_distance(first, second)
-    # One subset of all: the same estimate. Of float32 features theirs is computed in float32.
+    # One subset of all images gives the same estimate. torch-fidelity computes it in float32.
     theirs = torch_fidelity_kid(first.astype(float), second.astype(float), 1, 300)
     assert estimate == pytest.approx(theirs, rel=1e-9)
     assert estimate == pytest.approx(torch_fidelity_kid(first, second, 1, 300), rel=1e-3)
@@ -199,8 +201,8 @@ def test_kernel_distance_against_torch_fidelity() -> None:
 
 
 def test_kernel_distance_is_unbiased_where_the_truth_is_known() -> None:
-    # x = +-1 against y = +-2 in one dimension: E k(x, x') = (8 + 0) / 2, E k(y, y') = (125 - 27) / 2,
-    # E k(x, y) = (27 - 1) / 2. All in all 4 + 49 - 26 = 27.
+    # x = +-1 and y = +-2 in one dimension: E k(x, x') = (8 + 0) / 2, E k(y, y') = (125 - 27) / 2,
+    # E k(x, y) = (27 - 1) / 2. The sum is 4 + 49 - 26 = 27.
     rng = np.random.default_rng(0)
     found = [kernel_distance(rng.choice([-1.0, 1.0], (9, 1)), rng.choice([-2.0, 2.0], (6, 1)))[0] for _ in range(1000)]
     # With the diagonals, (8 - 4) / 9 + (125 - 49) / 6 = 13 would be added.
@@ -224,7 +226,7 @@ def test_the_error_of_the_kernel_distance_is_the_spread_of_new_draws() -> None:
     draws = [kernel_distance(features(80, 8, 2 * i), features(120, 8, 2 * i + 1, 0.3)) for i in range(200)]
     estimates, errors = np.array(draws).T
     assert errors.mean() == pytest.approx(estimates.std(), rel=0.15)
-    # Of equal distributions it errs on the safe side: the jackknife of a degenerate estimate is sqrt(2) too large.
+    # For equal distributions the jackknife error of this degenerate estimate is sqrt(2) too large.
     draws = [kernel_distance(features(80, 8, 2 * i), features(80, 8, 2 * i + 1)) for i in range(200)]
     estimates, errors = np.array(draws).T
     assert abs(estimates.mean()) < 4 * estimates.std() / 200**0.5

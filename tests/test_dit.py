@@ -1,4 +1,4 @@
-"""The diffusion transformer: what its blocks compute, against diffusers' own; its start; what it refuses."""
+"""Diffusion transformer: blocks against those of diffusers, initialisation, and input refused."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from genmodels.dit import SIZES, Alignment, DiT, DiTConfig, Masking, resized, va
 from genmodels.exchange.dit import from_diffusers, to_diffusers
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.training.setup import compile_blocks
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
-BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
+BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 THEIRS = dict(
     num_attention_heads=4,
     attention_head_dim=8,
@@ -48,7 +48,10 @@ def small(**settings) -> DiT:
 
 
 def their_network(**settings):
-    """A small copy of facebook/DiT-XL-2-256's layout, with the time and label embedding of one block in all."""
+    """Build a small network with the layout of facebook/DiT-XL-2-256.
+
+    Its blocks share the time and label embeddings.
+    """
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(0)
@@ -74,7 +77,7 @@ def test_weights_of_diffusers_give_the_same_output(out_channels):
 
 
 def test_weights_for_diffusers_give_the_same_output():
-    model = DiT(vanilla(size=64, latents=(4, 8, 8), patch=2, transformer=BLOCKS, classes=5))
+    model = DiT(vanilla(size=64, latents=(4, 8, 8), patch=2, transformer=BLOCKS, condition=ConditionConfig(classes=5)))
     shaken(model)
     network = to_diffusers(model)
     x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([20.0, 700.0])
@@ -91,7 +94,7 @@ def test_weights_for_diffusers_give_the_same_output():
 def test_foreign_weights_that_do_not_fit_are_named():
     network = their_network()
     weights = network.state_dict()
-    with pytest.raises(ValueError, match="no place for adapter.weight, extra"):
+    with pytest.raises(ValueError, match="unknown weights adapter.weight, extra"):
         from_diffusers(network.config, weights | {"extra": torch.ones(1), "adapter.weight": torch.ones(1)}, 64)
     with pytest.raises(ValueError, match="proj_out_1.weight is missing"):
         from_diffusers(network.config, {k: v for k, v in weights.items() if k != "proj_out_1.weight"}, 64)
@@ -132,7 +135,7 @@ def _modulation(model: DiT):
 
 
 def test_patches_are_tokens_and_come_back_in_their_places():
-    """Changing one patch changes one token: with the blocks idle, the output changes there alone."""
+    """Changing one patch changes one token. With inactive blocks only its output changes."""
     model = DiT(DiTConfig(size=16, patch=4, transformer=BLOCKS)).eval()
     torch.nn.init.normal_(model.head.weight)
     x = torch.zeros(1, 3, 16, 16)
@@ -147,10 +150,10 @@ def test_patches_are_tokens_and_come_back_in_their_places():
 
 @pytest.mark.parametrize(("name", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_sizes_are_those_of_the_paper(name, millions):
-    """Table 4 of arXiv 2212.09748: 33, 130, 458 and 675 million parameters with patch 2, learned variance and 1,000
-    classes."""
+    """Table 4 of arXiv 2212.09748: 33, 130, 458 and 675 million parameters with patch 2, learned
+    variance and 1,000 classes."""
     with torch.device("meta"):
-        model = DiT(vanilla(latents=(4, 32, 32), transformer=SIZES[name], classes=1000))
+        model = DiT(vanilla(latents=(4, 32, 32), transformer=SIZES[name], condition=ConditionConfig(classes=1000)))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.6)
 
 
@@ -159,10 +162,9 @@ def test_sizes_are_those_of_the_paper(name, millions):
     [
         (dict(patch=5), "patch must divide the sides of the input, got 5 for 16 x 16"),
         (dict(patch=0), "patch must divide"),
-        (dict(transformer=TransformerConfig(width=32, heads=4)), "transformer.causal must be False"),
-        (dict(transformer=TransformerConfig(width=24, heads=4, causal=False)), "heads of a multiple of 4 .* got 6"),
+        (dict(transformer=TransformerConfig(width=24, heads=4)), "heads of a multiple of 4 .* got 6"),
         (
-            dict(transformer=TransformerConfig(width=30, heads=3, causal=False, rotary=False)),
+            dict(transformer=TransformerConfig(width=30, heads=3, rotary=False)),
             "tokens of a multiple of 4 channels, got 30",
         ),
     ],
@@ -199,7 +201,7 @@ def test_heads_that_groups_do_not_divide_are_refused():
 
 
 def test_masked_tokens_are_neither_seen_nor_asked_for_after_the_mixers():
-    """Without mixers: the loss changes with the kept patches alone. With one, a dropped patch informs the kept."""
+    """Without mixers the loss depends on kept patches only. With one, dropped patches affect it."""
     for mixers, informed in ((0, False), (1, True)):
         model = small(masking=Masking(keep=0.25, mixers=mixers))
         batch = Batch(torch.zeros(1, 3, 16, 16), Noise([7]), progress=0.1)
@@ -236,7 +238,7 @@ def test_the_masked_loss_is_that_of_the_kept_patches():
     noise.uniform(16)  # what chose them
     t, eps = model.process.draw(noise.uniform()).view(-1, 1, 1, 1), noise.normal(3, 16, 16)
     x_t = model.process.noisy(images, eps, t)
-    found = model.network(x_t, model.process.signal(t).view(-1), None, kept)[0]
+    found = model.network(x_t, model.process.time_input(t).view(-1), None, kept)[0]
     error = F.pixel_unshuffle((found - (eps - images)).square(), 4).flatten(2)[:, :, kept]
     loss, _ = model.loss(Batch(images, Noise(seeds), progress=0.2), "model")
     torch.testing.assert_close(loss, error.mean())
@@ -258,8 +260,8 @@ def test_alignment_pulls_the_tokens_to_the_features_and_stops_early():
 
     alone = plain.loss(batch(0.1), "model")[0]
     loss, metrics = model.loss(batch(0.1), "model")
-    torch.testing.assert_close(loss, alone + 2.0 * metrics["apart"])
-    assert 0 < metrics["apart"] < 2
+    torch.testing.assert_close(loss, alone + 2.0 * metrics["alignment"])
+    assert 0 < metrics["alignment"] < 2
     torch.testing.assert_close(model.loss(batch(0.7), "model")[0], alone)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(30):
@@ -267,7 +269,7 @@ def test_alignment_pulls_the_tokens_to_the_features_and_stops_early():
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert found["apart"] < 0.2 * metrics["apart"]
+    assert found["alignment"] < 0.2 * metrics["alignment"]
     with pytest.raises(ValueError, match="aligned with features of the images, and the batch has none"):
         model.loss(Batch(images, Noise.for_images(0, range(4)), progress=0.1), "model")
 
@@ -279,7 +281,7 @@ def test_alignment_pulls_the_tokens_to_the_features_and_stops_early():
 def test_positions_are_interpolated_when_asked_and_refused_otherwise(blocks):
     model = small(transformer=blocks)
     x, t = torch.randn(1, 3, 32, 32), torch.tensor([300.0])
-    with pytest.raises(ValueError, match=r"trained on \(3, 16, 16\), whose positions it knows"):
+    with pytest.raises(ValueError, match=r"trained on \(3, 16, 16\): use genmodels.dit.resized"):
         model.predict(x, t, None)
     larger = resized(model, 32)
     assert larger.config.grid == (8, 8) and larger.config.trained == (4, 4)
@@ -324,15 +326,24 @@ def test_aligned_with_an_extractor(data: list[str]) -> None:
     assert train("dit", *data, *QUICK, *PRIOR, *asked) == 0
     assert genmodels.load("runs/dit").config.align.features > 0
     row = json.loads(Path("runs/dit/metrics.jsonl").read_text().splitlines()[-1])
-    assert 0 < row["apart"] < 2
+    assert 0 < row["alignment"] < 2
 
 
 def test_over_a_codec_and_over_pixels_with_either_optimiser(data: list[str]) -> None:
     assert train("vqvae", *data, *QUICK, *CODEC, "--steps", "4", "--output", "runs/vq") == 0
-    asked = ["--codec", "runs/vq", "--model.patch", "1", "--model.attributes", "Smiling", "--optim.name", "muon"]
+    asked = [
+        "--codec",
+        "runs/vq",
+        "--model.patch",
+        "1",
+        "--model.condition.attributes",
+        "Smiling",
+        "--optim.name",
+        "muon",
+    ]
     assert train("dit", *data, *QUICK, *PRIOR, *asked, "--steps", "5", "--output", "runs/dit") == 0
     model = genmodels.load("runs/dit")
-    assert model.family == "latent" and model.prior.family == "dit" and model.attributes == ("Smiling",)
+    assert model.family == "latent" and model.prior.family == "dit" and model.conditions.attributes == ("Smiling",)
     asked = ["--attributes", "Smiling=yes", "--guidance", "2", "--steps", "3"]
     assert main(["sample", "runs/dit", "--n", "2", *asked]) == 0
     assert main(["inpaint", "runs/dit", "faces/00.png", "--n", "2", "--steps", "3"]) == 0
@@ -343,7 +354,7 @@ def test_over_a_codec_and_over_pixels_with_either_optimiser(data: list[str]) -> 
 
 
 def test_another_average_after_training(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """At the width it was trained with it is the model itself; at another it is not; what cannot be is refused."""
+    """At the trained width the average equals the model; widths out of range are refused."""
     small = [*QUICK, *PRIOR, "--model.patch", "4", "--model.gaussian", "16", "--steps", "32", "--output", "runs/dit"]
     assert train("dit", *data, *small, "--ema-snapshots", "8") == 0
     assert len(list(Path("runs/dit/ema").iterdir())) == 8

@@ -1,4 +1,4 @@
-"""The average of the weights: its profile against the closed form."""
+"""EMA of the weights: its profile against the closed form, and averages of other widths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def test_exponents_of_the_paper(sigma_rel: float, gamma: float) -> None:
 
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.1])
 def test_the_profile_has_the_width_asked_for(sigma_rel: float) -> None:
-    # A weight that is t at step t: its average is the profile's mean, that of t^2 gives its variance.
+    # The average of a weight that is t at step t is the mean of the profile. That of t^2 gives the
+    # variance.
     model, ema = nn.Linear(1, 2, bias=False), nn.Linear(1, 2, bias=False)
     model, ema = model.double(), ema.double()
     steps = 4000
@@ -72,7 +73,7 @@ def test_impossible_widths_are_refused(sigma_rel: float) -> None:
 
 
 def walk(steps: int, width: float, keep: int, folder: Path | None = None) -> nn.Module:
-    """The average of a weight that wanders, of width `width`, with snapshots at `keep` even shares of the run."""
+    """Average a random walk with relative width `width`, saving `keep` evenly spaced snapshots."""
     model, ema = nn.Linear(2, 3).double(), nn.Linear(2, 3).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -99,7 +100,7 @@ def test_snapshots_of_one_average_make_those_of_other_widths(width: float, tmp_p
 
 
 def test_a_combination_is_the_nearest_profile() -> None:
-    """Against the integrals by sums over a fine grid."""
+    """The integrals equal sums over a fine grid."""
     steps, widths = [250, 500, 750, 1000], [0.1] * 4
     weights, miss = combination(steps, widths, 0.15)
     tau = (np.arange(200_000) + 0.5) / 200_000
@@ -117,10 +118,12 @@ def test_a_combination_is_the_nearest_profile() -> None:
 
 def test_widths_that_cannot_be_made_are_refused_with_those_that_can(tmp_path: Path) -> None:
     walk(160, 0.1, 4, tmp_path / "ema")
-    with pytest.raises(ValueError, match=r"no average of width 0.01 can be made of the 4 snapshots .*: widths of 0.0"):
+    with pytest.raises(
+        ValueError, match=r"no average of width 0.01 can be computed from the 4 snapshots .*: possible widths are 0.0"
+    ):
         average_of(tmp_path / "ema", 0.01)
-    with pytest.raises(ValueError, match="holds no snapshots: train with --ema-snapshots"):
+    with pytest.raises(ValueError, match="contains no snapshots: train with --ema-snapshots"):
         average_of(tmp_path / "none", 0.1)
     (tmp_path / "ema" / "step_00000040.safetensors").write_bytes(b"junk")
-    with pytest.raises(ValueError, match="step_00000040.safetensors is damaged or no snapshot"):
+    with pytest.raises(ValueError, match="step_00000040.safetensors is damaged or not a snapshot"):
         average_of(tmp_path / "ema", 0.1)

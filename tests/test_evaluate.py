@@ -1,4 +1,4 @@
-"""The one call that measures everything: what it finds, beside what floor, under what protocol, and what it refuses."""
+"""evaluate(): scores, floors, the protocol, and input refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.base import Model
-from genmodels.data.packed import Packed
+from genmodels.data.packed import Packed, spread_rows
 from genmodels.evaluation import evaluate as evaluation
 from genmodels.evaluation.columns import columns, reason
 from genmodels.evaluation.context import Context, Part
@@ -23,7 +23,7 @@ from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.evaluate import PARTS, Row, evaluate, evaluate_images
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
-from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images, spread_rows
+from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images
 from genmodels.evaluation.results import Score, comparable
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
@@ -66,7 +66,7 @@ def test_a_model_is_scored_by_all_it_can_do() -> None:
     assert {f"{name}-colours" for name in names} <= set(found.scores)
     assert {"psnr", "ssim", "bits-per-dim", "parameters", "sample-flops", "images-per-second"} <= set(found.scores)
 
-    # The same as by hand.
+    # The same scores, computed step by step.
     samples = sampling.sample(model, 256, 5, temperature=0.5, progress=False)
 
     def features(pixels: np.ndarray) -> np.ndarray:
@@ -124,7 +124,7 @@ def test_what_a_model_cannot_do_is_absent_with_the_reason() -> None:
 
 def test_conditional_samples_are_held_against_what_they_were_asked() -> None:
     model = Asked(AskedConfig())
-    with torch.no_grad():  # obeys: the first two numbers are the attributes, and shine through the colours
+    with torch.no_grad():  # the first two latents are the attributes, and determine the colours
         model.decoder.weight.zero_()
         model.decoder.weight[:4, 0] = 0.1
         model.decoder.weight[:, 1] += 0.05
@@ -182,7 +182,7 @@ def test_reconstructions_are_compared_with_the_images_they_are_of() -> None:
 
 
 def test_reconstructions_without_an_encoder_are_few_and_have_names_of_their_own() -> None:
-    """So that they stand beside an encoder's in a comparison, and not in its columns."""
+    """Reconstructions by inversion get columns of their own in a comparison."""
 
     class Searched(Tiny):
         def invert(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""To diffusers and back: the same images from the same noise, by diffusers alone and by us."""
+"""Export to diffusers and import from it: both give the same images from the same noise."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from genmodels.cli import main
 from genmodels.diffusion import solvers
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import EDM, Flow
+from genmodels.diffusion.sampler import make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, vanilla
 from genmodels.exchange.export import export_to_diffusers
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedVQ
-from genmodels.types import Condition, Noise
+from genmodels.types import Condition, ConditionConfig, Noise
 
 NETWORK = dict(channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
 VQ = dict(
@@ -133,7 +134,7 @@ def script(folder):
 )
 @pytest.mark.parametrize("attributes", [(), ("Smiling", "Male")], ids=["free", "asked"])
 def test_everything_else_comes_with_a_script(settings, attributes, tmp_path):
-    model = unet(attributes=attributes, **settings)
+    model = unet(condition=ConditionConfig(attributes), **settings)
     assert "sample.py" in export_to_diffusers(model, tmp_path / "out")
     wanted = torch.tensor([[1.0, -1.0], [0.0, 1.0]]) if attributes else None
     guidance = 2.5 if attributes else 1.0
@@ -149,7 +150,7 @@ def test_everything_else_comes_with_a_script(settings, attributes, tmp_path):
 def test_latents_of_a_kl_autoencoder_come_with_it(tmp_path):
     torch.manual_seed(0)
     codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
-    codec.calibrate([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
+    codec.prepare([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
     model = Latent.over(codec, unet(latents=codec.latent_shape, gaussian=10)).eval()
     export_to_diffusers(model, tmp_path / "kl")
     found = script(tmp_path / "kl").sample(noise(model.prior), 6)
@@ -169,7 +170,7 @@ def test_export_runs_without_genmodels(tmp_path):
     import subprocess
     import sys
 
-    unet(attributes=("Smiling",)).save_pretrained(tmp_path / "run")
+    unet(condition=ConditionConfig(("Smiling",))).save_pretrained(tmp_path / "run")
     assert main(["export", str(tmp_path / "run"), "--to", "diffusers", str(tmp_path / "out")]) == 0
     code = "import sys, runpy; sys.modules['genmodels'] = None; sys.argv = sys.argv[1:]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -185,7 +186,7 @@ def test_export_runs_without_genmodels(tmp_path):
 
 
 def pipeline_folder(tmp_path, old_layout: bool = False):
-    """A small copy of google/ddpm-celebahq-256: its layout, the keys of its configs, random weights."""
+    """Save a small pipeline with the layout of google/ddpm-celebahq-256 and random weights."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     torch.manual_seed(0)
@@ -228,7 +229,7 @@ def test_a_ddpm_pipeline_runs_behind_our_interface(old_layout, tmp_path):
     expected = theirs(2, torch.Generator().manual_seed(3), num_inference_steps=20, output_type="np").images
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, 3, 16, 16, generator=generator)
-    denoise = model.denoiser(Condition(), model.options(), 2, x.device)
+    denoise = make_denoiser(model, Condition(), model.options(), 2, x.device)
     with torch.no_grad():
         found = solvers.ddpm(
             denoise, x, solvers.schedule(model.process, 20), lambda: torch.randn(x.shape, generator=generator)
@@ -272,12 +273,16 @@ def test_an_ldm_pipeline_runs_behind_our_interface(tmp_path):
 
 
 def dit_over_kl(classes: int) -> Latent:
-    """A small copy of facebook/DiT-XL-2-256's parts, with random weights, over a codec that centres its latents."""
+    """Save a small pipeline like facebook/DiT-XL-2-256, over a codec that centres its latents."""
     torch.manual_seed(0)
     codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
-    codec.calibrate([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
-    blocks = TransformerConfig(width=16, depth=2, heads=2, causal=False)
-    prior = DiT(vanilla(size=16, latents=codec.latent_shape, patch=2, transformer=blocks, classes=classes))
+    codec.prepare([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
+    blocks = TransformerConfig(width=16, depth=2, heads=2)
+    prior = DiT(
+        vanilla(
+            size=16, latents=codec.latent_shape, patch=2, transformer=blocks, condition=ConditionConfig(classes=classes)
+        )
+    )
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
@@ -305,8 +310,8 @@ def test_a_dit_becomes_a_dit_pipeline_and_comes_back(tmp_path):
 def test_dits_that_a_pipeline_cannot_be_are_refused(tmp_path):
     with pytest.raises(ValueError, match="must have 1,000 classes: this one has 10"):
         export_to_diffusers(dit_over_kl(classes=10), tmp_path / "out")
-    in_pixels = DiT(vanilla(size=16, transformer=TransformerConfig(width=16, depth=1, heads=2, causal=False)))
-    with pytest.raises(ValueError, match="samples latents of an AutoencoderKL"):
+    in_pixels = DiT(vanilla(size=16, transformer=TransformerConfig(width=16, depth=1, heads=2)))
+    with pytest.raises(ValueError, match="needs latents of an AutoencoderKL"):
         export_to_diffusers(in_pixels, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -323,7 +328,7 @@ def test_commands_take_the_pipeline_itself(tmp_path, monkeypatch, capsys):
 
 
 def test_chains_that_end_at_their_first_timestep_run_on_every_solver():
-    """set_alpha_to_one=False with leading timesteps: the last point is where the walk already is."""
+    """set_alpha_to_one=False with leading timesteps: the last step goes to the current point."""
     model = unet(process="ddpm", ddpm=DDPM(final="first", spacing="leading"))
     for solver in ("euler", "heun", "dpm", "unipc", "ddpm", "dpm-sde"):
         assert model.generate(1, solver=solver, steps=5).isfinite().all()
@@ -375,8 +380,8 @@ def edit_json(path, **changes):
         ("scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "a PNDMScheduler is not supported"),
         ("scheduler/scheduler_config.json", {"variance_type": "learned"}, "variance_type 'learned' is not supported"),
         ("unet/config.json", {"num_class_embeds": 10}, "class embeddings of its own"),
-        ("unet/config.json", {"sample_size": [16, 16]}, "does not say for which size"),
-        ("unet/config.json", {"sample_size": None}, "does not say for which size"),
+        ("unet/config.json", {"sample_size": [16, 16]}, "sample_size in its config must be one number"),
+        ("unet/config.json", {"sample_size": None}, "sample_size in its config must be one number"),
         ("unet/config.json", {"out_channels": 6}, "3 channels in and 6 out are not supported"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Extractors against the libraries they come from, on small or random weights in the published layouts."""
+"""Extractors against their original libraries, with small or random weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 from genmodels.evaluation import extractors
-from genmodels.evaluation.extractors import Extractor, hash_weights, load_extractor, resize_bicubic
+from genmodels.evaluation.extractors import Extractor, load_extractor, resize_bicubic
+from genmodels.hashing import weights_hash
 
 
 def pixels(n: int = 2, size: int = 32, seed: int = 0) -> torch.Tensor:
@@ -36,7 +37,7 @@ def refusal(spec: str) -> str:
 
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the layout of the published file, scaled so that features are neither 0 nor infinite."""
+    """Random weights in the layout of the published file, scaled for finite non-zero features."""
     from torch_fidelity import feature_extractor_inceptionv3 as library
 
     torch.manual_seed(0)
@@ -55,7 +56,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def transformers_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny random DINOv2 and CLIP models as save_pretrained writes them; "whole" is a CLIP with its text tower."""
+    """Save tiny random DINOv2 and CLIP models. "whole" is a CLIP with its text encoder."""
     import transformers
     from transformers.utils import logging
 
@@ -102,12 +103,12 @@ def test_unknown_extractors_are_refused() -> None:
 def test_weights_hash_is_of_values_not_of_names_or_order() -> None:
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
     renamed = {"z": tensors["b"], "y": tensors["c"].clone(), "x": tensors["a"].T.contiguous().T}
-    assert hash_weights(tensors) == hash_weights(renamed)
+    assert weights_hash(tensors, names=False) == weights_hash(renamed, names=False)
     for other in (torch.arange(6.0), torch.arange(6.0).reshape(3, 2), torch.arange(6).reshape(2, 3)):
-        assert hash_weights(tensors | {"a": other}) != hash_weights(tensors)
+        assert weights_hash(tensors | {"a": other}, names=False) != weights_hash(tensors, names=False)
     nudged = tensors["a"].clone()
     nudged[1, 2] = nudged[1, 2].nextafter(torch.tensor(9.0))
-    assert hash_weights(tensors | {"a": nudged}) != hash_weights(tensors)
+    assert weights_hash(tensors | {"a": nudged}, names=False) != weights_hash(tensors, names=False)
 
 
 @pytest.mark.parametrize(("size", "target"), [(64, 224), (96, 28), (40, 40), (33, 50)])
@@ -116,7 +117,7 @@ def test_resize_against_pillow(size: int, target: int) -> None:
     expected = [np.asarray(p.resize((target, target), Image.Resampling.BICUBIC)).astype(int) for p in pictures(batch)]
     found = resize_bicubic(batch, target).permute(0, 2, 3, 1).mul(255).round().int().numpy()
     difference = np.abs(found - np.stack(expected))
-    # Halves fall either way in Pillow's fixed-point arithmetic, and a second pass may carry one on.
+    # Pillow's fixed-point arithmetic rounds halves either way, in each of its two passes.
     assert difference.max() <= 2
     assert (difference > 0).mean() < 0.02
     assert (difference > 1).mean() < 1e-4
@@ -135,8 +136,8 @@ def test_inception_against_torch_fidelity(inception_file: Path) -> None:
     assert found.shape == (2, 2048)
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert inception.weights == hash_weights(reference.state_dict())
-    # Weights of one's own in that graph: its distances are never called FID.
+    assert inception.weights == weights_hash(reference.state_dict(), names=False)
+    # With other weights in the same network, distances are never called FID.
     assert not inception.official
     assert (inception.measure("fd"), inception.measure("kd")) == ("fd-inception", "kd-inception")
 
@@ -178,7 +179,7 @@ def test_inception_weights_are_found_downloaded_or_asked_for(
 
 
 class Trap:
-    """Runs code when it is unpickled."""
+    """Object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (pytest.fail, ("a pickle was loaded",))
@@ -235,7 +236,7 @@ def test_clip_against_transformers(transformers_folders: dict[str, Path], name: 
         assert found.shape == (3, 16)
         torch.testing.assert_close(found, expected / expected.norm(dim=1, keepdim=True), rtol=0, atol=tolerance)
     assert clip.resize == "bicubic as in Pillow, to 28 px"
-    assert clip.weights == hash_weights(model.state_dict())
+    assert clip.weights == weights_hash(model.state_dict(), names=False)
 
 
 def test_clip_takes_its_colours_from_the_checkpoint(transformers_folders: dict[str, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The embedded extractor: it is small, whole, and its distance grows with what is done to faces."""
+"""Extractor `faces`: its file, and distances that increase with damage to faces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features in batches, checked, and remembered by what they were made from."""
+"""Feature extraction: batches, checks, and the cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def noise(n: int = 7, size: int = 8, seed: int = 0) -> Images:
 
 
 class Counting:
-    """A linear network that remembers the batches it saw."""
+    """Linear network that records its batches."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, ...]] = []
@@ -59,7 +59,7 @@ def test_batches_are_channels_first_and_features_float32(cache: Path) -> None:
     np.testing.assert_array_equal(found, expected(images))
     assert found.dtype == np.float32
     assert network.seen == [(3, 3, 8, 8), (3, 3, 8, 8), (1, 3, 8, 8)]
-    assert not cache.exists()  # nobody knows the weights
+    assert not cache.exists()  # the weights have no known hash
 
 
 def test_a_second_call_is_answered_from_the_cache(cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: what it writes, that it resumes bit for bit, and what it does when something goes wrong."""
+"""Training loop: files written, bit-for-bit resuming, and handling of failures."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tiny import Tiny, TinyPair, TinyRecipe, faces, recipe, tiny
 from torch import Tensor
 
 from genmodels.training.checkpoint import STATE
+from genmodels.training.command_line import from_yaml
 from genmodels.training.fit import fit
 from genmodels.training.optim import OptimConfig
-from genmodels.training.recipe import from_yaml
 from genmodels.types import Batch
 
 TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
 class Stopped(Tiny):
-    """Its process is told to stop during the tenth step."""
+    """Model that sends its process a signal to stop during the tenth step."""
 
     signal = signal.SIGTERM
     steps = 0
@@ -40,7 +40,7 @@ class Stopped(Tiny):
 
 
 class Slow(Tiny):
-    """Calibration takes long enough to break a time budget that does not plan for it."""
+    """Model whose calibration exceeds a time budget unless the clock reserves time for it."""
 
     def calibrate(self, images: Iterable[Tensor]) -> None:
         time.sleep(0.4)
@@ -88,7 +88,7 @@ def test_writes_a_whole_run_folder(tmp_path: Path) -> None:
     assert Image.open(run / "samples" / "step_00000020.png").size == (8 * 10 + 2, 8 * 10 + 2)
     assert any((run / "tensorboard").iterdir())
 
-    # What load() sees is the EMA, calibrated on the training images; the raw weights are another thing.
+    # load() reads the EMA weights, calibrated on the training images, and not the raw weights.
     saved, checkpoint = Tiny.from_pretrained(str(run)), tensors(run)
     for name, value in saved.named_parameters():
         assert torch.equal(value, checkpoint["ema.safetensors"][name])
@@ -139,7 +139,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert "--resume" in said
     assert (tmp_path / "parts" / "model.safetensors").exists()
 
-    torch.manual_seed(7)  # neither the initial weights nor the generator's state matter to a resumed run
+    torch.manual_seed(7)  # a resumed run depends neither on initial weights nor on the generator
     other = Tiny(stopped.config)
     parts = fit(other, faces(), recipe(tmp_path / "parts", log_every=4, resume=True))
     assert_equal(whole, parts)
@@ -151,7 +151,7 @@ def test_resume_drops_metrics_of_steps_it_repeats(tmp_path: Path) -> None:
     whole = tensors(run)
     (run / "checkpoints" / "step_00000020" / STATE).unlink()
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 25, "lo')  # killed while it wrote
+        file.write('{"step": 25, "lo')  # as if killed while writing
     fit(tiny(TinyPair), faces(), recipe(run, resume=True))
     assert [line["step"] for line in lines(run)] == [5, 10, 15, 20]
     for name, values in tensors(run).items():
@@ -169,7 +169,7 @@ def test_micro_batches_change_nothing(tmp_path: Path, kind: type[Tiny]) -> None:
 
 
 def test_each_turn_moves_its_own_parameters_only(tmp_path: Path) -> None:
-    class Generating(TinyPair):  # the critic's loss says nothing
+    class Generating(TinyPair):  # the critic's loss has zero gradients
         def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
             error, metrics = super().loss(batch, turn)
             return (error * 0 if turn == "critic" else error), metrics
@@ -190,7 +190,7 @@ def test_steps_that_are_not_finite_are_skipped(tmp_path: Path, capsys: pytest.Ca
     assert all(line["loss"] > 0 for line in lines(run))
     for values in tensors(run).values():
         assert all(value.isfinite().all() for value in values.values())
-    # Seventeen good steps; the three others left neither an update nor their statistics.
+    # Seventeen steps were good. The other three changed neither weights nor statistics.
     assert tensors(run)["optimizer.safetensors"]["model.0.step"] == 17
     assert model.mean.isfinite().all()
 
@@ -207,7 +207,7 @@ def test_a_time_budget_includes_its_end(tmp_path: Path) -> None:
     start = time.monotonic()
     settings = recipe(tmp_path / "run", steps=None, minutes=4 / 60, startup=1.0)
     fit(tiny(Slow), faces(), settings)
-    # Four seconds, one of them spent on start-up; 0.4 are needed after the last step.
+    # A budget of four seconds: one is spent on start-up, 0.4 are needed after the last step.
     assert 2.2 < time.monotonic() - start < 3.4
     last = lines(tmp_path / "run")[-1]
     assert 2.7 < last["elapsed"] < 3.6

@@ -1,4 +1,4 @@
-"""Two processes give what one gives, to rounding."""
+"""Training with two processes equals training with one, up to rounding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from test_fit import assert_equal, lines
 from tiny import Tiny, TinyPair, faces, recipe, tiny
 
-from genmodels.nn.distributed import all_reduce_sum
+from genmodels.distributed import all_reduce_sum
 from genmodels.training.fit import fit
 from genmodels.training.launch import processes_wanted
 
@@ -23,8 +23,10 @@ LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
 
 
 def in_two_processes(script: Path, output: Path, **extra: str) -> list[str]:
-    """What the two processes said that ran `script OUTPUT` together, as a launcher starts them, with `extra` in their
-    environment."""
+    """Run `script OUTPUT` in two processes, as a launcher does, and return the output of each.
+
+    `extra` is added to their environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,6 +1,6 @@
-"""Two processes with a shard each train to what one does, to rounding.
+"""FSDP: training with two processes equals training with one, up to rounding.
 
-Run as a script, `test_fsdp.py OUTPUT`, it is what each process does.
+The tests run this file as a script in each process: `test_fsdp.py OUTPUT`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from genmodels.training.recipe import OptimConfig
 
 ROOT = Path(__file__).parent.parent
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-"""What accelerate's launcher makes of configs/fsdp.yaml."""
+"""Environment that accelerate's launcher sets for configs/fsdp.yaml."""
 RUNS = {
     "adamw": {"ema_snapshots": 2, "optim": OptimConfig(clip=1.0)},
     "muon": {"optim": OptimConfig(name="muon")},
@@ -41,40 +41,41 @@ RUNS = {
     "bf16": {"mixed_precision": "bf16"},
 }
 STEADY = OptimConfig(schedule="constant")
-"""Learning rates that do not depend on how long a run will be."""
+"""Learning rates that do not depend on the length of the run."""
 EVERY_ROW = MeanFlow(share=1.0)
-"""Else which images are trained on mean velocities depends on how a batch is divided."""
+"""Train all images on mean velocities. Otherwise the choice depends on how a batch is divided."""
 OTHERS = ("ae", "vqvae", "autoregressive", "unet", "latent:dit", "over a diffusers codec")
-"""Entries of the contract's SMALL that have one optimiser, and what else might be sharded that should not."""
+"""Models of SMALL with one optimiser, and a codec with parts that must not be sharded."""
 
 
 def over_diffusers() -> Latent:
-    """A prior over a codec that has lists of blocks."""
+    """Build a prior over a codec that has lists of blocks, which must not be sharded."""
     codec = PretrainedKL(PretrainedConfig(size=16, settings=dict(diffusers_kl().config)))
-    codec.calibrate([torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)).tanh()])
+    codec.prepare([torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)).tanh()])
     torch.manual_seed(0)
-    blocks = TransformerConfig(width=12, depth=2, heads=3, causal=False)
+    blocks = TransformerConfig(width=12, depth=2, heads=3)
     return Latent.over(codec, DiT(DiTConfig(size=16, patch=2, latents=codec.latent_shape, transformer=blocks)))
 
 
 def train_other(name: str, output: Path) -> Path:
-    """Five steps of a family's smallest model."""
+    """Train the smallest model of a family for five steps."""
     model = make(name) if name in SMALL else over_diffusers()
     settings = {"steps": 5, "log_every": 1, "sample_every": 10, "size": model.config.size, "ema": 0.1}
     return fit(model, faces(size=model.config.size), recipe(output / name, **settings))
 
 
 def train(output: Path, process: str = "flow", **settings) -> Path:
-    """Twenty steps of a transformer of two blocks."""
+    """Train a transformer of two blocks for twenty steps."""
     torch.manual_seed(0)
-    blocks = TransformerConfig(width=12, depth=2, heads=3, causal=False)
-    model = DiT(DiTConfig(size=8, patch=4, transformer=blocks, gaussian=16, process=process, meanflow=EVERY_ROW))
+    blocks = TransformerConfig(width=12, depth=2, heads=3)
+    jumps = {"meanflow": EVERY_ROW} if process == "meanflow" else {}
+    model = DiT(DiTConfig(size=8, patch=4, transformer=blocks, gaussian=16, process=process, **jumps))
     return fit(model, faces(), recipe(output, **({"ema": 0.1, "sample_every": 50} | settings)))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """What two processes made of RUNS, and of a run that one of them had begun."""
+    """Train RUNS with two processes, and resume a run that one process began."""
     folder = tmp_path_factory.mktemp("two") / "runs"
     train(folder / "continued", steps=10, optim=STEADY)
     in_shards(folder)
@@ -83,7 +84,7 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory) -> Path:
-    """What two processes made of OTHERS."""
+    """Train OTHERS with two processes."""
     folder = tmp_path_factory.mktemp("two") / "others"
     in_shards(folder)
     return folder
@@ -91,7 +92,7 @@ def others(tmp_path_factory) -> Path:
 
 def in_shards(folder: Path) -> None:
     said = in_two_processes(Path(__file__), folder, **SHARDED)
-    assert all(line.startswith("2 x cpu in shards") for line in re.findall("2 x cpu.*", said[0]))
+    assert all(line.startswith("2 x cpu (sharded)") for line in re.findall("2 x cpu.*", said[0]))
 
 
 @pytest.mark.slow
@@ -141,7 +142,7 @@ def test_the_config_for_accelerate_says_so():
     [
         ("1", "false", "set fsdp_version to 2"),
         ("2", "true", "fsdp_offload_params has no effect here"),
-        ("2", "false", "FSDP trains models of one optimiser.*critic, generator"),
+        ("2", "false", "FSDP trains models with one optimiser.*critic, generator"),
     ],
 )
 def test_what_cannot_be_sharded_is_refused(tmp_path, monkeypatch, version, offload, message):

@@ -1,4 +1,4 @@
-"""GAN: its own mathematics, and what else it can do with its latents."""
+"""GAN: losses, networks, conditions and latents."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from genmodels.nn.r3gan import R3Critic, R3Generator, ResidualBlock
 from genmodels.nn.regression import LinearMap
 from genmodels.training.fit import fit
 from genmodels.training.setup import compile_blocks
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 from genmodels.vqvae import VQVAE, VQVAEConfig
 
 SMALL: dict[str, Any] = dict(size=16, channels=(16, 16, 8), blocks=1, group=8, latent_dim=8, penalty_every=1)
+TWO = ConditionConfig(("Male", "Smiling"))
 
 
 def small(**settings: Any) -> GAN:
@@ -96,16 +97,16 @@ def test_slope_penalty_of_a_linear_critic() -> None:
 
 
 def test_the_generator_climbs_the_critics_slope() -> None:
-    """With D(x) = w . x, the relativistic loss has gradient -sigmoid(D(real) - D(fake)) w / N at each fake."""
+    """For D(x) = w . x the relativistic loss has gradient -sigmoid(D(real) - D(fake)) w / N."""
     model, _ = with_linear_critic()
-    pair, painted = batch(), []
-    paint = model.paint
-    model.paint = lambda z, condition: painted.append(paint(z, condition)) or painted[0]
+    pair, samples = batch(), []
+    synthesise = model.synthesise
+    model.synthesise = lambda z, condition: samples.append(synthesise(z, condition)) or samples[0]
     loss, metrics = model(pair, "generator")
-    apart = model.score(pair.images) - model.score(painted[0])
+    apart = model.score(pair.images) - model.score(samples[0])
     assert loss.item() == pytest.approx(nn.functional.softplus(apart).mean().item(), rel=1e-5)
     assert metrics["fooled"].item() == (apart < 0).float().mean().item()
-    (found,) = torch.autograd.grad(loss, painted[0])
+    (found,) = torch.autograd.grad(loss, samples[0])
     expected = -apart.sigmoid()[:, None] * model.critic.layer.weight / 4
     torch.testing.assert_close(found.flatten(1), expected)
 
@@ -145,8 +146,8 @@ def test_fixup_scale_of_the_inner_convolutions() -> None:
 @pytest.mark.parametrize("network", ["r3gan", "dcgan"])
 def test_every_size(size: int, network: str) -> None:
     model = GAN(GANConfig(size=size, network=network, channels=(8,) * 7, blocks=1, group=8, latent_dim=4))
-    painted = model.paint(torch.randn(1, 4))
-    assert painted.shape == (1, 3, size, size) and model.score(painted).shape == (1,)
+    samples = model.synthesise(torch.randn(1, 4))
+    assert samples.shape == (1, 3, size, size) and model.score(samples).shape == (1,)
 
 
 def test_more_levels_than_widths() -> None:
@@ -155,8 +156,8 @@ def test_more_levels_than_widths() -> None:
 
 
 def test_dcgan_has_the_papers_shapes() -> None:
-    """100 numbers, 1024 to 128 channels, kernels of 4 that halve or double: 12.7 M parameters in the generator (with
-    the scales of its norms)."""
+    """100 latents, 1024 to 128 channels, strided kernels of 4: the generator has 12.7 M parameters,
+    including the scales of its norms."""
     generator, critic = DCGenerator(100, (1024, 512, 256, 128)), DCCritic(1, (1024, 512, 256, 128))
     kernels = 16 * (100 * 1024 + 1024 * 512 + 512 * 256 + 256 * 128 + 128 * 3)
     assert sum(p.numel() for p in generator.parameters()) == kernels + 3 + 2 * (1024 + 512 + 256 + 128)
@@ -180,7 +181,6 @@ def test_dcgan_has_the_papers_shapes() -> None:
         (dict(penalty_every=0), "penalty_every must be at least 1"),
         (dict(latents=(1, 4, 4), latent_dim=99, principal=17), "principal 17 is more than the numbers of an image"),
         (dict(principal=9), "principal 9 must be at most latent_dim 8"),
-        (dict(attributes=("Male", "Male")), "different names"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -189,7 +189,7 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> No
 
 
 def test_compiled_blocks_are_left_alone_where_slopes_are_needed() -> None:
-    """torch.compile has no second derivatives; with it and without, the loss and its gradients are the same."""
+    """torch.compile has no second derivatives, so steps with penalties must not be compiled."""
     plain, compiled = small(penalty_every=2, blocks=2), small(penalty_every=2, blocks=2)
     compile_blocks(compiled, backend="aot_eager")
     try:
@@ -210,7 +210,7 @@ def test_compiled_blocks_are_left_alone_where_slopes_are_needed() -> None:
 
 def test_projection_of_the_condition() -> None:
     """score(x, y) - score(x) = h(x) . e(y), and e is linear in the attributes."""
-    model = small(attributes=("Male", "Smiling"))
+    model = small(condition=TWO)
     nn.init.normal_(model.judged.attributes.weight)
     x = images()
     asked = torch.tensor([[1.0, 0.0]]).expand(4, 2)
@@ -222,7 +222,7 @@ def test_projection_of_the_condition() -> None:
 
 
 def test_a_conditional_gan_trains_all_of_itself_and_obeys() -> None:
-    model = small(attributes=("Male", "Smiling"))
+    model = small(condition=TWO)
     condition = Condition(torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, 1.0], [-1.0, -1.0]]))
     for turn in model.turns:
         model(batch(condition=condition), turn)[0].backward()
@@ -269,8 +269,8 @@ def test_inversion_finds_what_the_generator_made() -> None:
     model.calibrate([images(16)] * 40)
     z = torch.randn(6, 8, generator=torch.Generator().manual_seed(5))
     with torch.inference_mode():
-        target = model.paint(z).clamp(-1, 1)
-        guess = model.paint(model.find_latents(target, exact=False)).clamp(-1, 1)
+        target = model.synthesise(z).clamp(-1, 1)
+        guess = model.synthesise(model.find_latents(target, exact=False)).clamp(-1, 1)
         rebuilt = model.reconstruct(target)
         alone = model.reconstruct(target[2:3])
     none = (target - target.mean(0)).square().mean()
@@ -285,7 +285,7 @@ def test_principal_start_is_a_gaussian_of_the_images() -> None:
     data = images(300)
     model.initialise([data])
     z = torch.randn(2, 8)
-    torch.testing.assert_close(model.paint(z), model.principal.decode(z))
+    torch.testing.assert_close(model.synthesise(z), model.principal.decode(z))
     model(batch(), "generator")[0].backward()
     assert model.generator.head.weight.grad.abs().max() > 0
 
@@ -314,7 +314,7 @@ def test_numbers_that_mean_nothing_are_no_alarm() -> None:
 
 
 def test_diagnosis() -> None:
-    """A critic that scores by the mean: 1 for seen, 0 for held-out, generated at -1 gives (1 - 0) / (1 - -1) = 1/2."""
+    """Scores of 1 (seen), 0 (held-out) and -1 (generated) give (1 - 0) / (1 - -1) = 1/2."""
     model = small()
 
     class Mean(nn.Module):
@@ -365,7 +365,7 @@ gan_run(Path(sys.argv[1]))
 
 
 def gan_run(output: Path, **changes: Any) -> Path:
-    model = small(penalty_every=2, augment=0.3, attributes=("Male", "Smiling"))
+    model = small(penalty_every=2, augment=0.3, condition=TWO)
     return fit(model, faces(size=16), recipe(output, size=16, steps=6, log_every=3, **changes))
 
 
@@ -388,7 +388,7 @@ def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
 
 
 def test_half_precision_keeps_penalties_and_scores(tmp_path: Path) -> None:
-    """As the recipe trains. Scores are computed in full precision: their differences count, however large they are."""
+    """Training in bf16. Scores are computed in full precision, because their differences matter."""
     full, half = gan_run(tmp_path / "full"), gan_run(tmp_path / "half", mixed_precision="bf16")
     for ours, theirs in zip(lines(half), lines(full), strict=True):
         assert ours["critic/r1"] == pytest.approx(theirs["critic/r1"], rel=0.1)
@@ -404,12 +404,12 @@ def test_half_precision_keeps_penalties_and_scores(tmp_path: Path) -> None:
 def test_resuming_goes_on_as_if_uninterrupted(tmp_path: Path) -> None:
     whole = gan_run(tmp_path / "whole")
     part = tmp_path / "part"
-    model = small(penalty_every=2, augment=0.3, attributes=("Male", "Smiling"))
+    model = small(penalty_every=2, augment=0.3, condition=TWO)
     settings = recipe(part, size=16, steps=6, log_every=3, save_every=3)
     fit(model, faces(size=16), replace(settings, keep=5))
     shutil.rmtree(part / "checkpoints" / "step_00000006")
     fit(
-        small(penalty_every=2, augment=0.3, attributes=("Male", "Smiling")),
+        small(penalty_every=2, augment=0.3, condition=TWO),
         faces(size=16),
         replace(settings, resume=True),
     )

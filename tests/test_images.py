@@ -1,4 +1,4 @@
-"""Anyone's images: what is read, what is converted and said, what is refused and how."""
+"""Image files of any source: formats read, conversions reported, and input refused."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_other_layouts_are_refused_with_the_line_that_converts_them(
 
 
 class Trap:
-    """Runs code when it is unpickled."""
+    """Object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (pytest.fail, ("a pickle was loaded",))

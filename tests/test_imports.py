@@ -1,4 +1,4 @@
-"""The rooms of the package and the arrows between them, read from the source; what an import costs."""
+"""Layers of the package: imports between its modules, and the time of `import genmodels`."""
 
 from __future__ import annotations
 
@@ -19,49 +19,47 @@ PACKAGE = ROOT / "genmodels"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if PACKAGE / "recipes" not in p.parents)
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
-# A room is a module or folder directly under genmodels/. It may import itself and the rooms named here, anywhere in the
-# file. Only __init__.py (lazily) and the commands may import everything; no room imports those.
-CORE = {"types", "base"}
-ALLOWED: dict[str, set[str]] = {
-    "types": set(),
-    "usage": set(),
-    "base": {"types"},
-    "nn": {"types"},
-    "codec": CORE | {"nn"},
-    "data": {"types"},
-    "sampling": CORE,
-    "directions": CORE | {"sampling"},
-    "evaluation": CORE | {"nn", "data", "sampling"},
-    "training": CORE | {"nn", "data", "sampling", "evaluation", "usage"},
-    "pretrained": CORE | {"nn"},
-    # Any family can be a part of it, so it asks the package itself for the class of a name.
-    "latent": CORE | {"nn", "pretrained", "__init__"},
-    "exchange": CORE | {"nn", "diffusion", "dit", "latent", "pretrained"},
-}
-FAMILY = CORE | {"nn", "codec"}
-"""What a family's own room may import; families are the modules named in genmodels.FAMILIES."""
-# A weaker model that guides may be of any family, and is loaded through the package itself.
-ALLOWED["diffusion"] = FAMILY | {"__init__"}
-ALLOWED["dit"] = FAMILY | {"diffusion"}
-UNRESTRICTED = {"__init__", "__main__", "cli", "demo"}
-NEVER_A_FAMILY = ["training", "sampling", "evaluation"]
+# Modules and folders directly under genmodels/, from the lowest layer to the highest. A module imports
+# from layers below its own, and never from its own layer or above.
+LAYERS: tuple[set[str], ...] = (
+    {"types", "abilities", "saving", "hashing", "pixels", "pictures", "modes", "distributed"},
+    {"card", "inpainting", "token_sampling", "usage"},
+    {"nn"},
+    {"base"},
+    {"prior", "autoencoder", "pretrained", "sampling", "data"},
+    {"codecs", "directions"},
+    {"ae", "vae", "vqvae", "gan_config", "autoregressive", "diffusion"},
+    {"gan", "dit"},
+    {"latent"},
+    {"exchange", "evaluation"},
+    {"training"},
+    {"demo"},
+    {"cli"},
+)
+LOADS_BY_NAME = {"codecs", "latent", "diffusion"}
+"""Modules that load a model of any family, through the package itself: a codec, a prior, a guide."""
+UNRESTRICTED = {"__init__", "__main__"}
+SHARED = ["training", "sampling", "evaluation", "cli", "codecs", "data", "directions"]
+"""Modules that serve every family alike."""
+LONGEST = 330
 
 
-def room_of(path: Path) -> str:
+def layer_of(path: Path) -> str:
     first = path.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py")
 
 
-def family_rooms() -> set[str]:
-    return {target.partition(":")[0].split(".")[1] for target in genmodels.FAMILIES.values()}
+def imported_layers(source: str, package: tuple[str, ...]) -> set[str]:
+    """Return the layers that a file imports anywhere, also under `if TYPE_CHECKING:`.
 
+    Args:
+        source: text of the file.
+        package: package of the file, such as ("genmodels", "data").
 
-def imported_rooms(source: str, package: tuple[str, ...]) -> set[str]:
-    """The rooms a file of `package` (("genmodels", "data")) imports, at any depth; "__init__" is the package itself.
-
-    What stands under `if TYPE_CHECKING:` counts too: an arrow is an arrow.
+    Returns:
+        Names of layers. "__init__" is the package itself.
     """
-    rooms = set()
+    layers = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             targets = [alias.name.split(".") for alias in node.names]
@@ -74,23 +72,51 @@ def imported_rooms(source: str, package: tuple[str, ...]) -> set[str]:
         for parts in targets:
             if parts[0] == "genmodels":
                 name = parts[1] if len(parts) > 1 else "__init__"
-                is_room = (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
-                rooms.add(name if is_room else "__init__")
-    return rooms
+                is_layer = (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
+                layers.add(name if is_layer else "__init__")
+    return layers
+
+
+def height(layer: str) -> int:
+    return next((i for i, names in enumerate(LAYERS) if layer in names), -1)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_as_drawn(path: Path) -> None:
-    room = room_of(path)
-    if room in UNRESTRICTED:
+def test_imports_point_down(path: Path) -> None:
+    layer = layer_of(path)
+    if layer in UNRESTRICTED:
         return
-    allowed = ALLOWED.get(room, FAMILY if room in family_rooms() else None)
-    assert allowed is not None, f"{room} is a new room: say in this file what it may import"
+    own = height(layer)
+    assert own >= 0, f"{layer} is a new module: add it to a layer in this file"
     package = ("genmodels", *path.relative_to(PACKAGE).parts[:-1])
-    # __version__ is the one name of the package itself that every room may use.
+    # Every module may use __version__ of the package itself.
     source = re.sub(r"from genmodels import __version__\n", "\n", path.read_text())
-    wrong = imported_rooms(source, package) - allowed - {room}
-    assert not wrong, f"{room} may import {sorted(allowed) or 'nothing of the package'}, not {sorted(wrong)}"
+    imported = imported_layers(source, package) - {layer}
+    if layer in LOADS_BY_NAME or layer in ("cli", "demo"):
+        imported -= {"__init__"}
+    wrong = {name for name in imported if not 0 <= height(name) < own}
+    assert not wrong, f"{layer} is in layer {own} and imports {sorted(wrong)}, which are not below it"
+
+
+def test_every_module_is_in_one_layer() -> None:
+    names = [name for layer in LAYERS for name in layer]
+    assert sorted(names) == sorted({layer_of(path) for path in MODULES} - UNRESTRICTED)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_fits_in_one_reading(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("layer", SHARED)
+def test_shared_modules_do_not_branch_on_the_type_of_a_model(layer: str) -> None:
+    classes = {target.partition(":")[2] for target in genmodels.FAMILIES.values()}
+    classes |= {"Model", "Generator", "Prior", "Autoencoder", "Diffusion", "PretrainedCodec"}
+    for path in (path for path in MODULES if layer_of(path) == layer):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+                names = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+                assert not names & classes, f"{path.relative_to(ROOT)}:{node.lineno} asks for the type of a model"
 
 
 @pytest.mark.parametrize(
@@ -107,11 +133,11 @@ def test_imports_point_as_drawn(path: Path) -> None:
 def test_every_form_of_import_is_seen(source: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_file", lambda self: self.name in {"vae.py"})
     monkeypatch.setattr(Path, "is_dir", lambda self: self.name in {"nn", "training", "data"})
-    assert imported_rooms(source, ("genmodels", "data")) == expected
+    assert imported_layers(source, ("genmodels", "data")) == expected
 
 
 def code_words(tree: ast.Module) -> set[str]:
-    """Every identifier and every string of a file, docstrings left out, split into lower-case words."""
+    """Split every identifier and string of a file, except docstrings, into lower-case words."""
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = []
     for node in ast.walk(tree):
@@ -126,10 +152,10 @@ def code_words(tree: ast.Module) -> set[str]:
     return {word.lower() for text in texts for word in re.findall(r"[A-Za-z0-9]+", text)}
 
 
-@pytest.mark.parametrize("room", NEVER_A_FAMILY)
-def test_shared_rooms_name_no_family(room: str) -> None:
+@pytest.mark.parametrize("layer", ["training", "sampling", "evaluation"])
+def test_shared_modules_name_no_family(layer: str) -> None:
     classes = {target.partition(":")[2].lower() for target in genmodels.FAMILIES.values()}
-    files = [path for path in MODULES if room_of(path) == room]
+    files = [path for path in MODULES if layer_of(path) == layer]
     assert files
     for path in files:
         named = code_words(ast.parse(path.read_text())) & (set(genmodels.FAMILIES) | classes)
@@ -148,7 +174,7 @@ def test_recipes_are_short(path: Path) -> None:
 
 
 def test_every_family_has_a_recipe() -> None:
-    # A latent model is trained by the recipe of its prior.
+    # A latent model is trained with the recipe of its prior.
     assert {path.stem for path in RECIPES} >= set(genmodels.FAMILIES) - {"latent"}
 
 
@@ -166,7 +192,7 @@ def test_starts_at_once_and_without_torch(command: list[str]) -> None:
     assert "genmodels" in loaded
     assert not loaded & {"torch", "torchvision", "accelerate", "matplotlib", "sklearn"}
 
-    # Processor time, best of five: starting up is all computation, and a busy machine must not fail what is fast.
+    # Best CPU time of five, so that the test does not fail on a busy machine.
     seconds = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

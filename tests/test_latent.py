@@ -20,9 +20,9 @@ from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.codecs import load_codec
 from genmodels.data.batches import BatchReader
 from genmodels.data.latents import DONE, LATENTS, with_latents
+from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.saving import weights_hash
 from genmodels.training.fit import fit
 from genmodels.types import Batch, Condition, Noise
 from genmodels.vae import VAE, VAEConfig
@@ -110,7 +110,7 @@ def test_what_it_can_do() -> None:
     assert model.can("prior") and model.prior.can("bits_per_token")
     assert model.can("reconstruct") and not model.can("quantise")
     bits = model.prior.bits_per_token(model.encode(faces(3, size=16)))
-    assert bits.tolist() == pytest.approx([4.0] * 3, abs=1e-5)  # a new prior: all 16 codes alike
+    assert bits.tolist() == pytest.approx([4.0] * 3, abs=1e-5)  # new prior: equal probabilities
 
 
 def test_the_codec_sees_nothing_of_what_is_unknown() -> None:
@@ -125,7 +125,7 @@ def test_the_codec_sees_nothing_of_what_is_unknown() -> None:
     done = complete(images)
     assert torch.equal(done, complete(torch.where(known, images, -images)))
     assert torch.equal(done[..., :9, :], images[..., :9, :])
-    # Nine rows cover two rows of codes, which the completion begins with.
+    # Nine known pixel rows contain two complete rows of codes, which are kept.
     seen: list[torch.Tensor] = []
     plain = model.prior.inpaint
     model.prior.inpaint = lambda codes, kept, *rest: seen.append(kept) or plain(codes, kept, *rest)
@@ -197,7 +197,7 @@ SETTINGS = [{}, {"norm_type": "spatial", "block_out_channels": (32, 32)}, {"look
 def test_against_diffusers_vqmodel(settings: dict[str, Any], tmp_path: Path) -> None:
     network = diffusers_vq(**settings)
     network.save_pretrained(tmp_path / "pipeline" / "vqvae")
-    codec = load_codec(tmp_path / "pipeline", 16, codes=True)  # as in the folder of an LDMPipeline
+    codec = load_codec(tmp_path / "pipeline", 16, codes=True)  # the layout of an LDMPipeline
     assert codec.can("encode") and codec.latent_shape == (8, 8) and codec.codebook_size == 20
     images = faces(3, size=16)
     codes = codec.encode(images)
@@ -279,7 +279,7 @@ def test_codes_are_those_of_each_image_and_of_its_mirror_image(tmp_path: Path) -
     for b in BatchReader(data.split("train"), 8, 0).read(5, 0.0):
         assert torch.equal(b.latents.long(), codec.encode(b.images))
     assert encoded(tmp_path, codec, flip=False).latents.shape == (40, 1, 4, 4)
-    with pytest.raises(ValueError, match="compute those of mirrored ones, or use --no-flip"):
+    with pytest.raises(ValueError, match="compute them too, or use --no-flip"):
         BatchReader(encoded(tmp_path, codec, flip=False), 8, 0, flip=True)
 
 
@@ -316,7 +316,7 @@ def run(output: Path, model: Latent, data: Any, **changes: Any) -> Path:
 
 
 def test_it_trains_on_computed_codes_as_on_images(tmp_path: Path) -> None:
-    """Bit for bit, with attributes; the exported model holds the codec, and the checkpoint knows it."""
+    """Training on cached codes is bit-for-bit equal. The exported model contains the codec."""
     data = tiny.faces(40, size=16)
     codec = make_codec()
     plain = run(tmp_path / "plain", make(codec, ("Smiling",)), data)

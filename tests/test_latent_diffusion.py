@@ -1,4 +1,4 @@
-"""Latent diffusion: over maps, vectors and quantised codecs; the recipes and commands from end to end."""
+"""Latent diffusion over maps, vectors and quantised codecs, with recipes and commands."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import genmodels
 from genmodels.cli import main
 from genmodels.codecs import load_codec, prior_shape
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 from genmodels.pretrained import PretrainedConfig, PretrainedKL
-from genmodels.saving import weights_hash
 from genmodels.types import Condition, Noise
 from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
@@ -83,7 +83,7 @@ def test_vectors_are_learnt_before_they_are_quantised_and_decoded_after() -> Non
 
 def test_vectors_and_codes_of_one_codec_are_cached_apart() -> None:
     model = over(codec("vqvae"))
-    assert model.latents_name != model.config.codec_weights and model.latents_name.startswith(model.config.codec_weights)
+    assert model.latents_name != (weights := model.config.codec_weights) and model.latents_name.startswith(weights)
     assert over(codec("map")).latents_name == over(codec("map")).config.codec_weights
 
 
@@ -156,10 +156,10 @@ def test_a_folder_of_diffusers_is_a_codec_of_the_recipe(kind: str, data: list[st
 def test_codec_then_diffusion(kind: str, data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     first = CODEC if kind == "vqvae" else [*CODEC[:-4], "--model.spatial", "--model.latent-dim", "4"]
     assert train(kind, *data, *QUICK, *first, "--steps", "4", "--output", "runs/codec") == 0
-    asked = ["--model.attributes", "Smiling", "--codec", "runs/codec"]
+    asked = ["--model.condition.attributes", "Smiling", "--codec", "runs/codec"]
     assert train("ldm", *data, *QUICK, *UNET, *asked, "--steps", "6", "--output", "runs/ldm") == 0
     model = genmodels.load("runs/ldm")
-    assert isinstance(model, Latent) and model.attributes == ("Smiling",) and model.prior.family == "unet"
+    assert isinstance(model, Latent) and model.conditions.attributes == ("Smiling",) and model.prior.family == "unet"
     assert yaml.safe_load(Path("runs/ldm/config.yaml").read_text())["family"] == "ldm"
     assert "genmodels train ldm --config" in Path("runs/ldm/README.md").read_text()
     quick = ["--steps", "3"]
@@ -209,12 +209,12 @@ def test_pixels_and_every_command(data: list[str], capsys: pytest.CaptureFixture
         (["trajectory", "RUN", "--frames", "1"], "--frames at least 2"),
         (["interpolate", "RUN", "--images", "face.png"], "at least 2 --seeds or --images"),
         (["interpolate", "VQVAE", "--images", "face.png", "face.png"], "do not interpolate between given images"),
-        (["interpolate", "RUN", "--solver", "dpm-sde"], "interpolation needs a solver without fresh noise"),
+        (["interpolate", "RUN", "--solver", "dpm-sde"], "interpolation needs a deterministic solver"),
         (["inpaint", "RUN", "face.png", "--mask", "small.png"], "is 8 x 8 pixels, the model's images are 16 x 16"),
         (["inpaint", "RUN", "face.png", "--mask", "black.png"], "is black: paint white what shall be made up"),
         (["inpaint", "RUN", "face.png", "--mask", "nowhere.png"], "No such file"),
         (["inpaint", "RUN", "face.png", "--mask", "text.png"], "is no picture"),
-        (["import", "RUN", "out"], "is no pipeline of diffusers"),
+        (["import", "RUN", "out"], "is not a pipeline of diffusers"),
         (["export", "VAE", "out"], "diffusers has no counterpart of vae models here"),
         (["export", "RUN", "full"], "full is not an empty folder"),
     ],
@@ -247,7 +247,7 @@ def test_what_cannot_be_is_one_line(
     [
         (["--codec", "nowhere"], "--codec nowhere: no such folder; train a codec first"),
         (["--model.process", "ddpm", "--model.ddpm.timesteps", "0"], "timesteps must be at least 1"),
-        (["--model.attributes", "Beard"], "has no attribute 'Beard'"),
+        (["--model.condition.attributes", "Beard"], "has no attribute 'Beard'"),
     ],
 )
 def test_training_that_cannot_work_is_one_line(

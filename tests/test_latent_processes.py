@@ -1,6 +1,6 @@
-"""Two processes train a prior over codes to what one does, to rounding.
+"""Prior over codes: training with two processes equals training with one, up to rounding.
 
-Run as a script, `test_latent_processes.py OUTPUT`, it is what each process does.
+The tests run this file as a script in each process: `test_latent_processes.py OUTPUT`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from genmodels.training.fit import fit
 
 
 def run(output: Path, accumulate: int = 1) -> Path:
-    """Codes are computed by one process while the other waits."""
+    """One process computes the codes while the other waits."""
     codec = make_codec()
     model = make(codec, ("Smiling", "Male"))
     data = encoded(output.parent / "cache", codec)

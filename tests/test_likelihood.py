@@ -1,4 +1,4 @@
-"""The decoder's calibrated Gaussian, against torch.distributions and scipy's DCT."""
+"""Calibrated Gaussian of the decoder, against torch.distributions and scipy's DCT."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_block_dct_is_orthonormal_and_agrees_with_scipy():
     filters = block_dct()
     flat = filters.flatten(1).double()
     torch.testing.assert_close(flat @ flat.T, torch.eye(192, dtype=torch.float64), atol=1e-6, rtol=0)
-    grey = images(1)[0, :1, :8, :8].expand(3, 8, 8)  # only the light channel sees grey, scaled by sqrt(3)
+    grey = images(1)[0, :1, :8, :8].expand(3, 8, 8)  # grey affects only the luminance channel, scaled by sqrt(3)
     ours = torch.einsum("fchw,chw->f", filters, grey)
     torch.testing.assert_close(
         ours[:64].numpy(), (math.sqrt(3) * dctn(grey[0].numpy(), norm="ortho")).ravel(), atol=1e-5, rtol=0
@@ -29,7 +29,7 @@ def test_block_dct_is_orthonormal_and_agrees_with_scipy():
 
 @pytest.mark.parametrize("kind", ["pixel", "frequency"])
 def test_nll_is_a_normal_density(kind):
-    """Every band at variance 0.25: the same isotropic Gaussian in either basis, since the basis is a rotation."""
+    """With variance 0.25 in every band, both kinds are the same isotropic Gaussian."""
     likelihood = CalibratedGaussian(kind)
     likelihood.variance.fill_(0.25)
     x, mean = images(seed=1), images(seed=2)
@@ -68,7 +68,7 @@ def test_micro_batches_commit_as_one_batch_and_eval_commits_nothing():
 
 
 def test_restored_buffers_leave_no_trace_of_a_step_that_was_not_finite():
-    """The loop puts the buffers back when it discards a step, and that is all it takes."""
+    """Restoring the buffers, as the loop does for a skipped step, is sufficient."""
     likelihood, untouched = CalibratedGaussian("pixel"), CalibratedGaussian("pixel")
     before = [buffer.clone() for buffer in likelihood.buffers()]
     likelihood.nll(images() * float("nan"), images())

@@ -1,4 +1,4 @@
-"""Mean flow: the closed form, the identity it is trained by, and walks of one and two steps."""
+"""Mean flow: the closed form, the training target, and sampling in one and two steps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, DiTConfig
 from genmodels.exchange.scheduler import scheduler_for
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
-BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
+BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 ALL_JUMP = MeanFlow(share=1.0, power=0.0)
 
 
@@ -80,16 +80,14 @@ def test_normal_data_are_sampled_in_any_number_of_steps(steps):
     model, data = model_of_nothing(), normal_data(4000, (3, 4, 4))
     noise = torch.randn(4000, 3, 4, 4, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        drawn = model._walk(
-            noise, model.schedule(model.options(steps=steps)), None, Condition(), model.options(steps=steps)
-        )
+        drawn = model.generate_from(noise, Condition(), model.options(steps=steps))
     drawn, data = drawn.flatten(1), data.flatten(1).clamp(-1, 1)
     torch.testing.assert_close(drawn.mean(0), data.mean(0), rtol=0.1, atol=0.05)
     torch.testing.assert_close(drawn.T.cov(), data.T.cov(), rtol=0.2, atol=0.06)
 
 
 def test_the_true_mean_velocity_has_no_error():
-    """For data that are one point c, x_t moves straight, and u = (x_t - c) / t for every earlier time."""
+    """For data at one point c, x_t moves on a line, and u = (x_t - c) / t for all earlier times."""
     generator = torch.Generator().manual_seed(0)
     point = torch.randn(1, 3, 2, 2, generator=generator)
     x0, eps = point.expand(16, -1, -1, -1), torch.randn(16, 3, 2, 2, generator=generator)
@@ -101,7 +99,7 @@ def test_the_true_mean_velocity_has_no_error():
 
 
 def test_the_closed_form_has_the_least_error_on_normal_data():
-    """Beside the loss of the network that says 0, that of the same one pushed away from it, either way."""
+    """A network that outputs 0 has a lower loss than one that outputs a constant of either sign."""
     model = model_of_nothing(meanflow=ALL_JUMP)
     data = normal_data(512, (3, 4, 4))
     batch = Batch(data, Noise.for_images(0, range(512)))
@@ -147,7 +145,7 @@ def test_a_mean_flow_is_also_a_flow_and_jumps_only_where_it_can():
     assert type(model.options()).__name__ == "JumpOptions" and model.options().steps == 2
     with pytest.raises(ValueError, match="solver 'jump' needs a mean flow"):
         UNet(UNetConfig(**NETWORK)).eval().generate(1, solver="jump")
-    with pytest.raises(ValueError, match="to jump towards data and not back"):
+    with pytest.raises(ValueError, match="to jump towards data, not back"):
         model.invert(one, Condition(), model.options())
     with pytest.raises(ValueError, match="share must be in"):
         MeanFlow(share=0.0)
@@ -158,7 +156,7 @@ def test_a_mean_flow_is_also_a_flow_and_jumps_only_where_it_can():
 
 def test_a_u_net_learns_mean_velocities_too():
     torch.manual_seed(0)
-    model = UNet(UNetConfig(**NETWORK, process="meanflow", attributes=("Smiling",)))
+    model = UNet(UNetConfig(**NETWORK, process="meanflow", condition=ConditionConfig(("Smiling",))))
     batch = Batch(torch.randn(8, 3, 16, 16), Noise.for_images(0, range(8)))
     loss, metrics = model.loss(batch, "model")
     loss.backward()

@@ -1,4 +1,4 @@
-"""The distance that is logged while training, with a stand-in for the network."""
+"""Scores logged during training, with a stand-in for the extractor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COVERAGE = "coverage_faces_n512"
 
 @pytest.fixture(autouse=True)
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Puts the pixels of a 2 x 2 thumbnail in the place of features; how many images came in each batch."""
+    """Use the pixels of a 2 x 2 thumbnail as features, and return the list of batch sizes."""
     seen: list[int] = []
 
     def network(images: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def test_measuring_does_not_change_what_is_trained(tmp_path: Path) -> None:
     assert len(set(values)) == 4
     assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
     assert all(line.keys() == other.keys() for line, other in zip(ours, theirs, strict=True))
-    # The last one is that of the model in the folder: 768 images calibrate either.
+    # The last score equals that of the exported model: both are calibrated on 768 images.
     samples = sample(Tiny.from_pretrained(str(watched)), 512, progress=False)
     assert values[-1] == pytest.approx(Monitor(data).measure(samples)[NAME], rel=1e-6)
 
@@ -181,7 +181,7 @@ def test_too_few_real_images_are_refused_before_any_work(tmp_path: Path) -> None
 
 
 class Diagnosed(Tiny):
-    """Says how bright what it is shown is, and complains at step 10."""
+    """Model whose diagnosis is the mean brightness, with a warning at step 10."""
 
     def diagnose(self, seen: Tensor, held_out: Tensor) -> tuple[dict[str, float], list[str]]:
         assert not self.training and not torch.is_grad_enabled() and len(seen) == len(held_out) == 256
@@ -203,11 +203,11 @@ def test_a_model_says_how_its_training_goes(tmp_path: Path, capsys: pytest.Captu
 def test_lost_variety_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also by a run that goes on: the best is in its log."""
+    """A resumed run warns as well: the best coverage is in its log."""
     covered = iter((0.4, 0.5, 0.26, 0.2))
     monkeypatch.setattr(Monitor, "measure", lambda self, samples: {NAME: 1.0, COVERAGE: next(covered)})
     fit(tiny(), faces(1024), recipe(tmp_path / "run", evaluate_every=5, keep=9))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(said) == 1 and said[0].startswith(
-        "warning, step 20: the samples have lost variety: 20% of real images have one near them, after 50%."
+        "warning, step 20: the samples have lost variety: coverage of real images is 20%, down from 50%."
     )

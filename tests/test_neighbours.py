@@ -1,4 +1,4 @@
-"""Nearest neighbours and what is made of them, against torch-fidelity, brute force and arithmetic on a line."""
+"""Metrics of nearest neighbours against torch-fidelity, brute force and closed forms."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_manifold_against_the_papers_formulas() -> None:
 
 
 def test_manifold_on_a_line_by_hand() -> None:
-    # k = 1: real balls 0 +- 1, 1 +- 1, 4 +- 3; fakes at 1.5 (ball +- 1), 2.5 (ball +- 1), 9 (ball +- 6.5).
+    # k = 1: real balls 0 +- 1, 1 +- 1, 4 +- 3, and fake balls 1.5 +- 1, 2.5 +- 1, 9 +- 6.5.
     found = manifold(on_line(0, 1, 4), on_line(1.5, 2.5, 9), k_pr=1, k_dc=1)
     assert found.precision == pytest.approx(2 / 3)  # 9 is in none
     assert found.recall == pytest.approx(2 / 3)  # 1 and 4; 0 is in none
@@ -66,8 +66,8 @@ def test_manifold_on_a_line_by_hand() -> None:
 
 
 def test_near_neighbours_far_from_the_origin(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Four clusters, 4,000 apart and 1 wide, all far from the origin: in float32, |x|^2 + |y|^2 - 2 x.y would be wrong
-    # by more than the squared radius.
+    # Four clusters, 4,000 apart and 1 wide, all far from the origin. In float32 the error of
+    # |x|^2 + |y|^2 - 2 x.y would exceed the squared radius.
     corners = np.random.default_rng(5).choice([-2000.0, 2000.0], (4, 8)) + 10_000
     real = (draw(80, 8, 0) + corners[np.arange(80) % 4]).astype(np.float32)
     fake = (draw(60, 8, 1) + corners[np.arange(60) % 4]).astype(np.float32)
@@ -77,7 +77,8 @@ def test_near_neighbours_far_from_the_origin(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_set_covers_itself_ties_and_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Every image lies on the boundary of its neighbours' balls. Open ones hold k - 1 others and their centre.
+    # Every image lies on the boundary of its neighbours' balls. Open balls contain k - 1 other
+    # images and their centre.
     x = draw(200, 64, 0)
     assert manifold(x, x) == Manifold(precision=1, recall=1, density=1, coverage=1)
     monkeypatch.setattr(distances, "TILE", 23)
@@ -85,8 +86,9 @@ def test_a_set_covers_itself_ties_and_all(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_density_and_coverage_of_one_distribution_are_as_their_paper_says() -> None:
-    # arXiv 2002.09797: E density = 1, and E coverage = 1 - (N - 1) ... (N - k) / ((M + N - 1) ... (M + N - k)), the
-    # chance that of the k nearest others of a real image one is fake; near 1 - 2^-k for N = M.
+    # arXiv 2002.09797: E density = 1, and E coverage is the probability that one of the k nearest
+    # neighbours of a real image is fake, 1 - (N - 1) ... (N - k) / ((M + N - 1) ... (M + N - k)).
+    # It is about 1 - 2^-k for N = M.
     found = [manifold(draw(300, 16, 2 * i), draw(300, 16, 2 * i + 1), k_dc=3) for i in range(8)]
     assert np.mean([m.density for m in found]) == pytest.approx(1, abs=0.08)
     assert np.mean([m.coverage for m in found]) == pytest.approx(1 - 299 * 298 * 297 / (599 * 598 * 597), abs=0.015)
@@ -165,7 +167,7 @@ def test_memorisation_tells_copies_from_new_images() -> None:
     assert found.ratio < 0.05 and found.share == 1
     assert found.partner.tolist() == list(range(200))
 
-    # One copy in ten among images that are too far from everything: the ratio is blind to that, the share is not.
+    # One sample in ten is a copy, the others are far from everything. Only the share detects it.
     mixed = memorisation(np.concatenate([draw(360, 8, 4, 1.5), train[:40]]), train, held_out)
     assert mixed.ratio > 1 and mixed.share == pytest.approx(0.1, abs=0.02)
     assert sorted(mixed.order[:40]) == list(range(360, 400))
@@ -178,7 +180,8 @@ def test_memorisation_refuses_training_images_as_held_out() -> None:
 
 
 def test_diversity_of_a_gaussian() -> None:
-    # |x - y| of independent normals in 3 dimensions is sqrt(2) times a chi of 3 degrees: mean 4 / sqrt(pi).
+    # |x - y| of independent normals in 3 dimensions is sqrt(2) times a chi variable with 3 degrees
+    # of freedom, with mean 4 / sqrt(pi).
     mean, error = diversity(draw(20_001, 3, 0))
     assert mean == pytest.approx(4 / np.pi**0.5, abs=4 * error)
     assert error == pytest.approx((6 - 16 / np.pi) ** 0.5 / 100, rel=0.03)  # its variance is 6 - mean^2; 10,000 pairs
@@ -186,7 +189,8 @@ def test_diversity_of_a_gaussian() -> None:
 
 
 def test_diversity_compares_across_the_whole_set() -> None:
-    # Ten kinds of image in blocks, as samples sorted by class would be: neighbours in order are alike, pairs are not.
+    # Ten kinds of image, sorted as samples by class would be: consecutive images are alike, and
+    # random pairs are not.
     blocks = on_line(*np.repeat(np.arange(10.0), 200))
     assert diversity(blocks)[0] == pytest.approx(3.3, abs=0.25)  # E |i - j| for i, j in 0 ... 9
     assert diversity(np.zeros((10, 4))) == (0, 0)

@@ -1,4 +1,4 @@
-"""Measures of pairs of images against other people's formulas, and the scores made of them."""
+"""Metrics of image pairs against reference implementations, and the scores based on them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def as_floats(images: np.ndarray) -> torch.Tensor:
 
 
 def test_ssim_and_psnr_against_scikit_image() -> None:
-    # scikit-image 0.26 on these pairs: structural_similarity(gaussian_weights=True, sigma=1.5,
-    # use_sample_covariance=False, data_range=255, channel_axis=2) and peak_signal_noise_ratio(data_range=255)
+    # Values of scikit-image 0.26: structural_similarity(gaussian_weights=True, sigma=1.5,
+    # use_sample_covariance=False, data_range=255, channel_axis=2) and
+    # peak_signal_noise_ratio(data_range=255).
     images, others = noisy_pairs()
     ssim = pairs.ssim(as_floats(images), as_floats(others))
     psnr = pairs.psnr(as_floats(images), as_floats(others))

@@ -7,7 +7,8 @@ import torch
 from sklearn.decomposition import PCA
 
 from genmodels.ae import AE, AEConfig
-from genmodels.nn.principal import PatchComponents, PrincipalComponents
+from genmodels.diffusion.gaussian import GaussianDenoiser
+from genmodels.nn.principal import PatchComponents, PrincipalComponents, randomised_pca
 from genmodels.types import Batch, Noise
 from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
@@ -16,7 +17,7 @@ MAP = dict(size=16, channels=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 
 
 
 def low_rank(n: int = 200, size: int = 8, rank: int = 6) -> torch.Tensor:
-    """Images that lie in a subspace of `rank` dimensions, plus a little noise."""
+    """Make images in a subspace of `rank` dimensions, plus a little noise."""
     g = torch.Generator().manual_seed(0)
     scales = torch.linspace(0.5, 0.1, rank)
     basis = torch.linalg.qr(torch.randn(3 * size**2, rank, generator=g)).Q
@@ -32,6 +33,20 @@ def test_against_scikit_learn():
     overlap = ours.basis.double().numpy().T @ reference.components_.T
     np.testing.assert_allclose(np.abs(overlap), np.eye(4), atol=1e-3)
     np.testing.assert_allclose(ours.std.numpy() ** 2, reference.explained_variance_, rtol=1e-3)
+
+
+def test_autoencoders_and_denoisers_share_one_randomised_pca():
+    images = low_rank()
+    mean, centred, basis, singular = randomised_pca(images.flatten(1), 4)
+    ours, denoiser = PrincipalComponents(8, 4), GaussianDenoiser((3, 8, 8), 4)
+    ours.fit([images])
+    denoiser.fit(images)
+    assert torch.equal(ours.mean, mean) and torch.equal(denoiser.mean, mean)
+    assert torch.equal(ours.basis, basis) and torch.equal(denoiser.basis, basis)
+    assert torch.equal(ours.std, singular / (len(images) - 1) ** 0.5)
+    assert torch.equal(denoiser.variance, singular.square() / len(images))
+    torch.testing.assert_close(centred.mean(0), torch.zeros(192), rtol=0, atol=1e-6)
+    torch.testing.assert_close(centred + mean, images.flatten(1))
 
 
 def test_coordinates_are_white_and_lead_back():
@@ -70,7 +85,7 @@ def test_fewer_images_than_components_and_large_images():
 
 
 def test_a_vae_starts_as_probabilistic_pca():
-    """Before the first step its reconstruction is the linear one, and its bound beats that of a random start by far."""
+    """A new model reconstructs like PCA, and its bound is better than that of random weights."""
     images = low_rank(64, size=16)
     config = dict(size=16, channels=(8, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=6)
     vae = VAE(VAEConfig(**config))

@@ -1,4 +1,4 @@
-"""One path behind every process: conversions, targets, weights, and what they share with diffusers and the papers."""
+"""Diffusion processes: conversions, targets and weights, against diffusers and the papers."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_against_diffusers_schedules(ours, theirs):
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_min_snr_weighs_the_error_of_the_data_alike(prediction):
-    """Errors of eps, v and x0 differ by a factor; weighted, all are min(SNR, 5) times the squared error of x0."""
+    """Weighted errors of eps, v and x0 all equal min(SNR, 5) times the squared error of x0."""
     process = DDPM(prediction=prediction)
     t = torch.tensor([3.0, 300.0, 700.0], dtype=torch.float64).view(-1, 1, 1, 1)
     x0, eps, wrong = normal(3, 1, 8, 8), normal(3, 1, 8, 8, seed=1), normal(3, 1, 8, 8, seed=2)

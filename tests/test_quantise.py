@@ -1,4 +1,4 @@
-"""Quantisers against closed forms: levels, gradients, running means, restarts."""
+"""Quantisers against closed forms: levels, gradients, moving averages, restarts of dead codes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def noise(n: int = 6, seed: int = 0) -> Noise:
 
 
 def line(values: list[float]) -> Tensor:
-    """One image of one number per position, (1, 1, 1, len(values))."""
+    """Make one image with one number per position, (1, 1, 1, len(values))."""
     return torch.tensor(values).view(1, 1, 1, -1)
 
 
@@ -54,13 +54,13 @@ def test_vectors_are_those_of_the_codes_and_pass_gradients(kind):
     torch.testing.assert_close(found.vectors, quantiser.decode(found.codes), rtol=0, atol=1e-6)
     (gradient,) = torch.autograd.grad(found.vectors.sum(), z)
     assert (gradient != 0).all()
-    # Positions keep their places: the code of one does not depend on the others.
+    # The code of a position does not depend on other positions.
     assert torch.equal(quantiser.encode(z[2:3, :, 1:, :2]), found.codes[2:3, 1:, :2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantisation_is_fp32_under_autocast(kind):
-    """The two nearest entries differ by less than half precision can tell."""
+    """The two nearest codes differ by less than half precision can resolve."""
     torch.manual_seed(0)
     quantiser = KINDS[kind]().eval()
     z = 8 + maps() / 100
@@ -98,7 +98,7 @@ def test_statistics_wait_for_commit_and_eval_leaves_none(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_micro_batches_in_any_order_teach_the_same(kind):
-    """What two processes are to one, but for the exchange: sums and candidates do not depend on the division."""
+    """Sums and candidates do not depend on how a batch is divided, as two processes need."""
     results = []
     for parts in ([[0, 1, 2, 3, 4, 5]], [[4, 5], [0, 1], [2, 3]]):
         torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_straight_through_is_the_identity_to_gradients():
 
 
 def test_the_rotation_trick_rotates_and_scales_the_gradient():
-    """Against the rotation written as a matrix: the one that takes a to b in their plane and leaves the rest alone."""
+    """The gradient equals that of the rotation matrix that takes a to b in their common plane."""
     points, vectors, g = torch.randn(4, 3), 3 * torch.randn(4, 3), torch.randn(4, 3)
     points.requires_grad_()
     out = rotate(points, vectors)
@@ -214,7 +214,7 @@ def test_the_gradient_of_fsq_is_that_of_its_bound():
 
 @pytest.mark.parametrize("sizes", [(), (8, 1), (0,)])
 def test_too_few_levels_are_refused(sizes):
-    with pytest.raises(ValueError, match="fsq needs at least 2 levels for each number"):
+    with pytest.raises(ValueError, match="fsq needs at least 2 levels for each value"):
         FSQ(sizes)
 
 
@@ -280,7 +280,7 @@ def test_no_more_restarts_than_candidates_are_kept():
     quantiser.frequency.zero_()
     quantiser(maps(n=90), noise(90))
     quantiser.commit()
-    assert (quantiser.codebook.abs().amax(1) < 10).sum() == RESTARTS + 1  # and the one that was the nearest to all
+    assert (quantiser.codebook.abs().amax(1) < 10).sum() == RESTARTS + 1  # plus the code that was nearest to all points
 
 
 def test_k_means_lowers_the_distance_and_repeats():
@@ -349,7 +349,7 @@ def test_every_residual_level_lowers_the_error():
     ("make", "message"),
     [
         (lambda: EMACodebook(0, 4), "a codebook needs at least 1 code, got codebook_size 0"),
-        (lambda: CosineCodebook(8, 0), "vectors of at least 1 number, got code_dim 0"),
+        (lambda: CosineCodebook(8, 0), "vectors of at least 1 value, got code_dim 0"),
         (lambda: ResidualQuantiser([]), "at least 1 level"),
     ],
 )

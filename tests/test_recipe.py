@@ -1,4 +1,4 @@
-"""Recipes: flags, files, what is refused, and how a command ends."""
+"""Recipes: flags, files, settings refused, and exit of the command."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from genmodels.training.clock import Clock
+from genmodels.training.command_line import parse, run, to_yaml
 from genmodels.training.optim import OptimConfig
-from genmodels.training.recipe import Recipe, check_recipe, parse, run, to_yaml
+from genmodels.training.recipe import Recipe, check_recipe
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def test_a_file_gives_values_and_flags_override_them(tmp_path: Path) -> None:
         ("family: net\nlatents: 3\n", "unknown setting 'latents'"),
         ("family: net\noptim:\n  rate: 3\n", "optim: unknown setting 'rate'; known: name, lr"),
         ("family: net\nsteps: many\n", "steps: expected a number, got 'many'"),
+        ("family: net\nbatch_size: 8.5\n", "batch_size: expected a whole number, got 8.5"),
+        ("family: net\nshown: []\n", "unknown setting 'shown'; known: data, root"),
         ("steps: 3\n", "does not begin with `family: net`"),
         ("a: [", "is not YAML"),
         (None, "no such file"),
@@ -102,15 +105,15 @@ def test_files_that_are_refused(tmp_path: Path, text: str | None, reason: str) -
     [
         ("--steps 10 --minutes 3", "--steps or --minutes, not both"),
         ("--minutes 0", "--minutes must be above 0"),
-        ("--steps 0", "--steps must be a whole number from 1"),
+        ("--steps 0", "--steps must be a whole number of at least 1"),
         ("--size 0", "--size must be"),
-        ("--batch-size 10 --accumulate 4", "--batch-size 10 does not divide by --accumulate 4"),
+        ("--batch-size 10 --accumulate 4", "--batch-size 10 is not divisible by --accumulate 4"),
         ("--ema 0.5", "--ema must be in [0, 0.2887]"),
         ("--optim.lr 0", "--optim.lr must be above 0"),
         ("--optim.betas 0.9 1.0", "--optim.betas"),
         ("--optim.clip 0", "--optim.clip"),
         ("--keep 0", "--keep"),
-        ("--evaluate-every 0", "--evaluate-every must be a whole number from 1"),
+        ("--evaluate-every 0", "--evaluate-every must be a whole number of at least 1"),
     ],
 )
 def test_flags_that_are_refused(args: str, reason: str) -> None:
@@ -120,7 +123,7 @@ def test_flags_that_are_refused(args: str, reason: str) -> None:
 
 def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        net("--help")
+        net("--help-all")
     assert end.value.code == 0
     text = capsys.readouterr().out
     for words in ("--config FILE", "--model.latent-dim", "Numbers per image", "--optim.warmup", "Peak learning rate"):
@@ -194,12 +197,13 @@ def test_a_recipe_without_a_length_has_one() -> None:
 
 def test_the_clock_keeps_time_for_the_end() -> None:
     clock = Clock(None, 10, before=300, device=torch.device("cpu"), main=True)
-    # Half of ten minutes is over. The end is estimated at 100 s, and gets 153.
+    # Half of ten minutes has passed. The work after the last step is estimated at 100 s, and 153 s
+    # are reserved for it.
     elapsed, progress, stop = clock.read(step=7, end=100.0, stop=False)
     assert elapsed == pytest.approx(300, abs=0.5)
     assert progress == pytest.approx(300 / (600 - 153), rel=2e-3)
     assert not stop
-    # Nothing timed yet: 5 % are kept. But progress, once announced, does not run backwards.
+    # Nothing has been timed yet, so 5 % are reserved. Progress never decreases.
     assert clock.read(step=7, end=None, stop=False)[1] == progress
     fresh = Clock(None, 10, before=300, device=torch.device("cpu"), main=True)
     assert fresh.read(step=7, end=None, stop=False)[1] == pytest.approx(300 / 570, rel=2e-3)

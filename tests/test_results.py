@@ -1,4 +1,4 @@
-"""Protocols and scores: what may be compared, what is refused, what goes to disk and comes back."""
+"""Protocols and scores: comparability, input refused, saving and loading."""
 
 from __future__ import annotations
 

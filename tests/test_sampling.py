@@ -1,4 +1,4 @@
-"""Seeds to pictures."""
+"""Sampling: from seeds to images, grids and files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image, ImageSequence
 from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 from genmodels import pictures, sampling
+from genmodels.pixels import to_uint8
 from genmodels.types import Condition
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 def test_to_uint8_rounds_and_clamps() -> None:
     levels = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5, 100 / 127.5 - 1, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1])
     images = levels.reshape(8, 1, 1, 1).expand(8, 3, 2, 4)
-    result = pictures.to_uint8(images)
+    result = to_uint8(images)
     assert result.shape == (8, 2, 4, 3)
     assert result.dtype == np.uint8
     # 0.0 lies between two levels, 127 and 128; round-half-even takes 128
@@ -33,16 +34,16 @@ def test_sample_is_generate_whatever_the_batch_size() -> None:
     model = Tiny(TinyConfig())
     whole = sampling.sample(model, 5, seed=3, steps=3, progress=False)
     parts = sampling.sample(model, 5, seed=3, steps=3, batch_size=2, progress=False)
-    assert np.array_equal(whole, pictures.to_uint8(model.generate(5, seed=3, steps=3)))
+    assert np.array_equal(whole, to_uint8(model.generate(5, seed=3, steps=3)))
     assert np.array_equal(whole, parts)
-    assert model.training  # the mode is as it was
+    assert model.training  # the mode is restored
 
 
 def test_sample_gives_each_image_its_condition() -> None:
     wanted = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
     model = Asked(AskedConfig())
     images = sampling.sample(model, 5, condition=Condition(wanted), batch_size=2, progress=False)
-    assert np.array_equal(images, pictures.to_uint8(model.generate(5, condition=Condition(wanted))))
+    assert np.array_equal(images, to_uint8(model.generate(5, condition=Condition(wanted))))
     assert not np.array_equal(images, sampling.sample(model, 5, progress=False))
 
 
@@ -66,7 +67,7 @@ def test_two_processes_sample_what_one_does(tmp_path: Path) -> None:
         "    images = sample(model, n, 4, batch_size=2)\n"
         f"    np.save({str(tmp_path)!r} + f'/{{n}}_{{processes().process_index}}.npy', images)\n"
     )
-    # Without MPI, `accelerate launch --cpu` starts one process whatever number it is given; torchrun starts two.
+    # Without MPI, `accelerate launch --cpu` starts only one process. torchrun starts two.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launch, script], env=env, capture_output=True, text=True, timeout=60)

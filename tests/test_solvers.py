@@ -1,4 +1,4 @@
-"""Solvers against closed forms (data that are normal) and against diffusers' schedulers on the same network."""
+"""Solvers against closed forms (Gaussian data) and against the schedulers of diffusers."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def exact_denoiser(process: Process):
 
 
 def exact_flow(process: Process, x: Tensor, s: Schedule) -> Tensor:
-    """Where the probability-flow ODE leads: standardised coordinates of the marginal do not change along it."""
+    """Solve the probability-flow ODE exactly: standardised coordinates are constant."""
     deviation = [(s.alpha[i] ** 2 * VARIANCE + s.sigma[i] ** 2).sqrt() for i in (0, -1)]
     return s.alpha[-1] * MEAN + deviation[1] / deviation[0] * (x - s.alpha[0] * MEAN)
 
 
 def smooth(process: Process, steps: int) -> Schedule:
-    """A walk that stops where there is still noise, so that no step is forced to be of first order."""
+    """Make a schedule that ends with some noise, so that no step has to be of first order."""
     share = torch.arange(steps + 1, dtype=torch.float64) / steps
     if isinstance(process, EDM):
         times = (80 ** (1 / 7) + share * (0.02 ** (1 / 7) - 80 ** (1 / 7))) ** 7
@@ -93,7 +93,7 @@ def test_the_reversed_walk_gives_back_the_data(name, solver):
     up = solvers.encoding(process, s)
     noise = solver(exact_denoiser(process), up.alpha[0] * data, up, never)
     torch.testing.assert_close(
-        noise, exact_flow(process, up.alpha[0] * data, up), rtol=0.02, atol=0.02 * process.spread
+        noise, exact_flow(process, up.alpha[0] * data, up), rtol=0.02, atol=0.02 * process.noise_scale
     )
     back = solver(exact_denoiser(process), noise, s, never)
     tolerance = 0.03 if solver is solvers.euler else 3e-3
@@ -106,7 +106,7 @@ def test_stochastic_solvers_reach_the_distribution(name, solver):
     process = PROCESSES[name]
     s = schedule(process, 1000)
     generator = torch.Generator().manual_seed(2)
-    x = process.spread * draw(20_000, 2, 1, 1)
+    x = process.noise_scale * draw(20_000, 2, 1, 1)
     found = solver(exact_denoiser(process), x, s, lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype))
     torch.testing.assert_close(found.mean(0, keepdim=True), MEAN, rtol=0, atol=0.02)
     torch.testing.assert_close(found.var(0, keepdim=True), VARIANCE, rtol=0.05, atol=0)
@@ -131,8 +131,8 @@ def by_output(process: Process, denoise):
 
 
 def test_all_parameterisations_of_one_denoiser_give_the_same_samples():
-    """The same denoiser as eps, v, x0 and velocity, on the same path: equal to 1e-5. And DDPM's chain walked as the
-    flow and as the EDM process that pass through the same sigma / alpha."""
+    """One denoiser as eps, v, x0 and velocity gives equal samples on the same path. So do a DDPM, a
+    flow and an EDM process with the same sigma / alpha."""
     chain = DDPM(schedule="linear")
     denoise = exact_denoiser(chain)
     x = draw(4, 2, 1, 1)
@@ -166,14 +166,14 @@ def our_denoiser(process: Process, told: dict[float, float] | None = None):
 
     def denoise(x_t: Tensor, t: float) -> Tensor:
         at = torch.full((1, 1, 1, 1), t, dtype=torch.float64)
-        signal = float(process.signal(at).flatten()[0]) if told is None else told[t]
+        signal = float(process.time_input(at).flatten()[0]) if told is None else told[t]
         return process.x0(network(x_t, signal), x_t, at)
 
     return denoise
 
 
 def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> None:
-    """Equal to 1e-4 of the largest value: diffusers computes most of its coefficients in float32, we in float64."""
+    """Compare to 1e-4 of the largest value. diffusers computes most coefficients in float32."""
     torch.testing.assert_close(ours, theirs.to(ours), rtol=0, atol=tolerance * float(theirs.abs().max().clamp_min(1)))
 
 
@@ -197,8 +197,8 @@ CHAIN = DDPM(prediction="eps", schedule="linear")
 @pytest.mark.parametrize(("steps", "spacing"), [(1, "trailing"), (20, "trailing"), (6, "leading"), (20, "leading")])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_ddim_against_diffusers(steps, spacing, prediction):
-    """Trailing, for steps that divide the chain: at others diffusers' DDIM steps back by 1000 // steps from timesteps
-    that are further apart."""
+    """Trailing spacing is tested only for steps that divide the chain. For others, the DDIM of
+    diffusers steps back by 1000 // steps from timesteps that are further apart."""
     from diffusers import DDIMScheduler
 
     names = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -343,8 +343,8 @@ def test_karras_and_log_snr_are_what_they_are_called():
     ("make", "message"),
     [
         (lambda: schedule(Flow(), 0), "steps must be at least 1, got 0"),
-        (lambda: schedule(DDPM(), 1001), "steps must be at most 1000, the length of this chain, got 1001"),
-        (lambda: schedule(DDPM(), 10, shift=2.0), "shift 2 moves the times of a flow, and this process is DDPM"),
+        (lambda: schedule(DDPM(), 1001), "steps must be at most 1000, the timesteps of this DDPM, got 1001"),
+        (lambda: schedule(DDPM(), 10, shift=2.0), "shift 2 applies to a flow only, and this process is DDPM"),
         (lambda: schedule(Flow(), 10, shift=0.0), "shift must be above 0"),
         (lambda: schedule(Flow(), 10, "cosine"), "unknown schedule 'cosine'; known: uniform"),
         (
@@ -367,7 +367,7 @@ def test_quadratic_does_not_repeat_timesteps():
 
 
 def test_repaint_keeps_what_is_known_and_draws_the_rest_from_the_conditional():
-    """Two correlated normal values, one known: the other is drawn from its conditional distribution."""
+    """Two correlated normal values, one known. The other has its conditional distribution."""
     rho, known_value = 0.8, 1.5
     cov = torch.tensor([[1.0, rho], [rho, 1.0]], dtype=torch.float64)
     process = PROCESSES["ddpm"]

@@ -1,4 +1,4 @@
-"""The procedural faces: pure, scale-free, consistent, and with attributes that can be read from the pixels."""
+"""Procedural faces: deterministic, the same at every size, with visible attributes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_large_indices_and_negative_seeds_are_worlds_of_their_own() -> None:
 
 @pytest.mark.parametrize("size", [32, 128, 256])
 def test_another_size_is_the_same_picture(size: int) -> None:
-    """Averaged down to 32 pixels, the picture at any size is the one at 64 averaged down, and not another face's."""
+    """Images of one face at any size are the same after reduction to 32 px, other faces differ."""
 
     def small(side: int) -> NDArray[np.float64]:
         images = draw(0, np.arange(8), side)[0].astype(np.float64)
@@ -92,7 +92,7 @@ def test_frequencies_are_plausible(holds: dict[str, NDArray[np.bool_]]) -> None:
 
 @pytest.fixture(scope="module")
 def scores(faces: tuple[NDArray[np.uint8], NDArray[np.int8]]) -> dict[str, float]:
-    """Area under the ROC curve of a linear probe on pixels, per attribute, on faces it did not see."""
+    """Compute the ROC AUC of a linear probe on pixels, per attribute, on held-out faces."""
     pixels = faces[0].reshape(len(faces[0]), -1).astype(np.float32) / 127.5 - 1
     train, test = pixels[:2200], pixels[2200:]
     probe = RidgeClassifier(alpha=300).fit(train, faces[1][:2200])

@@ -1,4 +1,4 @@
-"""The shared transformer: against Llama, its cache against none, its parts against their formulas."""
+"""Transformer: against Llama, cached against uncached, and its parts against their formulas."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from genmodels.nn.attention import attend
-from genmodels.nn.llama import from_llama
+from genmodels.exchange.llama import from_llama
+from genmodels.nn.attention import attend, set_backend
+from genmodels.nn.init import init_weights
+from genmodels.nn.mlp import MLP, MLPS, SwiGLU
+from genmodels.nn.norm import RMSNorm
+from genmodels.nn.places import Places
 from genmodels.nn.rope import grid_positions, rope, rotate
 from genmodels.nn.transformer import (
     Block,
     Modulation,
-    RMSNorm,
-    SwiGLU,
     Transformer,
     TransformerConfig,
-    init_weights,
-    set_backend,
 )
 
 TINY = TransformerConfig(width=32, depth=3, heads=4, kv_heads=2, hidden=48)
 
 
-def randomised(config: TransformerConfig, seed: int = 0) -> Transformer:
+def randomised(config: TransformerConfig, seed: int = 0, causal: bool = True) -> Transformer:
     """Weights large enough for every part to matter."""
     torch.manual_seed(seed)
-    model = Transformer(config).eval()
+    model = Transformer(config, causal=causal).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -71,7 +71,7 @@ def llama():
 
 def test_against_llama():
     theirs = llama()
-    ours = Transformer(dataclasses.replace(TINY, rope_theta=500_000.0)).eval()
+    ours = Transformer(dataclasses.replace(TINY, rope_theta=500_000.0), causal=True).eval()
     ours.load_state_dict(from_llama(theirs.state_dict()))
     ids = torch.randint(0, 50, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_against_llama():
 
 
 def test_the_older_parts_are_gpt2():
-    """LayerNorm, GELU and biases in place of Llama's, without rotation; GPT-2's norms have a gain of 1 here."""
+    """GPT-2 has LayerNorm, GELU, biases, no rotary positions. Its norms have a gain of 1 here."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
@@ -97,7 +97,7 @@ def test_the_older_parts_are_gpt2():
     )
     theirs = transformers.GPT2Model(config).eval()
     older = TransformerConfig(width=32, depth=2, heads=4, norm="layer", mlp="gelu", bias=True, rotary=False)
-    ours = Transformer(older).eval()
+    ours = Transformer(older, causal=True).eval()
     names = {
         "attention.qkv": "attn.c_attn",
         "attention.out": "attn.c_proj",
@@ -151,7 +151,7 @@ def test_cached_equals_uncached(pieces, changes):
         whole = model(x)
     cache = model.make_cache(2, 30)
     torch.testing.assert_close(in_pieces(model, x, cache, pieces), whole, atol=1e-5, rtol=0)
-    assert cache.length == 24 and cache.keys[0].shape == (2, model.config.key_heads, 30, 8)
+    assert cache.length == 24 and cache.states[0][0].shape == (2, model.config.key_heads, 30, 8)
 
 
 def test_cached_equals_uncached_over_a_grid():
@@ -168,9 +168,9 @@ def test_a_cache_can_be_rewound():
     model, x = randomised(TINY), tokens()
     cache = model.make_cache(2, 24)
     first = in_pieces(model, x, cache, [24])
-    cache.length.fill_(10)
+    cache.rewind(10)
     in_pieces(model, tokens(seed=1), cache, [14])
-    cache.length.fill_(10)
+    cache.rewind(10)
     torch.testing.assert_close(in_pieces(model, x[:, 10:], cache, [4] + [1] * 10), first[:, 10:], atol=1e-5, rtol=0)
 
 
@@ -185,7 +185,7 @@ def test_a_compiled_step_reads_the_whole_cache_masked_and_is_compiled_once():
     torch.compiler.reset()
     compiled = torch.compile(model, backend=count, fullgraph=True)
     cache = model.make_cache(2, 30)
-    cache.values[1][:, :, 24:] = 1e4  # must not be seen
+    cache.states[1][1][:, :, 24:] = 1e4  # must not be seen
     found = in_pieces(compiled, x, cache, [6] + [1] * 18)
     with torch.no_grad():
         torch.testing.assert_close(found, model(x), atol=1e-5, rtol=0)
@@ -196,8 +196,8 @@ def test_the_cache_follows_autocast():
     model, x = randomised(TINY), tokens()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         cache = model.make_cache(2, 24)
-        assert cache.keys[0].dtype == torch.bfloat16
-        assert model.make_cache(2, 24, torch.float32).keys[0].dtype == torch.float32
+        assert cache.states[0][0].dtype == torch.bfloat16
+        assert model.make_cache(2, 24, torch.float32).states[0][0].dtype == torch.float32
         whole = model(x)
         assert whole.dtype == torch.float32, "the residual stream and the norms stay in float32"
         found = in_pieces(model, x, cache, [10] + [1] * 14)
@@ -213,8 +213,8 @@ def test_a_full_cache_and_a_bidirectional_model_are_refused():
     in_pieces(model, tokens(length=8), cache, [8])
     with pytest.raises(ValueError, match="11 positions are more than the cache's 10"):
         model(tokens(length=3), cache=cache)
-    with pytest.raises(ValueError, match="a cache of keys needs a causal transformer"):
-        randomised(dataclasses.replace(TINY, causal=False)).make_cache(2, 10)
+    with pytest.raises(ValueError, match="a cache needs a causal transformer"):
+        randomised(TINY, causal=False).make_cache(2, 10)
 
 
 # ---- what sees what ----
@@ -226,7 +226,7 @@ def test_only_the_past_is_seen_when_causal_and_everything_when_not():
     other = x.clone()
     other[:, 15] = 9.0
     for causal in (True, False):
-        model = randomised(dataclasses.replace(TINY, causal=causal))
+        model = randomised(TINY, causal=causal)
         change = (model(other) - model(x)).abs().amax((0, 2))
         assert change[15:].min() > 1e-4
         assert (change[:15].max() < 1e-6) if causal else (change[:15].min() > 1e-4)
@@ -284,8 +284,18 @@ def test_over_a_grid_half_the_pairs_turn_by_the_row_and_half_by_the_column():
     assert grid_positions(2, 3).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
 
 
+def test_rows_may_have_their_own_positions():
+    lines, grids = torch.tensor([[3, 0], [1, 7]])[..., None], torch.stack([grid_positions(2, 3), grid_positions(3, 2)])
+    for positions, x in ((lines, tokens(2, 2, 8)), (grids, tokens(2, 6, 8))):
+        x = x.unflatten(-1, (1, 8)).transpose(1, 2)  # (N, H, T, d)
+        turned = rotate(x, rope(positions, 8))
+        for row in range(2):
+            own = positions[row].squeeze(-1) if positions.shape[-1] == 1 else positions[row]
+            torch.testing.assert_close(turned[row], rotate(x[row][None], rope(own, 8))[0], atol=0, rtol=0)
+
+
 def test_rotation_is_computed_in_float32():
-    """At position 4,001 neighbouring bfloat16 numbers are 16 apart; the angle must still be that of 4,001."""
+    """Near 4,001 neighbouring bfloat16 numbers are 16 apart. The angle must still be exact."""
     x = torch.ones(1, 1, 1, 8, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         turned = rotate(x, rope(torch.tensor([4001]), 8))
@@ -299,7 +309,7 @@ def test_rotation_is_computed_in_float32():
     [
         (torch.arange(4), 7, "RoPE in 1-D needs a head of a multiple of 2 channels, got 7"),
         (grid_positions(2, 2), 6, "RoPE in 2-D needs a head of a multiple of 4 channels, got 6"),
-        (torch.zeros(4, 3), 12, r"positions must be \(T,\) or \(T, 2\), got \(4, 3\)"),
+        (torch.zeros(4, 3), 12, r"positions must be \(T,\), \(T, 2\) or \(N, T, 1 or 2\), got \(4, 3\)"),
     ],
 )
 def test_positions_that_cannot_be_are_refused(positions, d, message):
@@ -337,24 +347,24 @@ def test_queries_and_keys_are_normalised_per_head_before_they_turn():
     q, k = normalised(q, layer.q_norm.weight), normalised(k, layer.k_norm.weight)
     mixed = attend(rotate(q, angles), rotate(k, angles), v, causal=True)
     expected = mixed.transpose(1, 2).flatten(2) @ layer.out.weight.T
-    torch.testing.assert_close(layer(x, angles), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer(x, Places(torch.arange(24), angles)), expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_modulation_is_adaln():
-    block = randomised(dataclasses.replace(TINY, causal=False)).blocks[0]
+    block = randomised(TINY, causal=False).blocks[0]
     assert isinstance(block, Block)
-    x, angles = tokens(), rope(grid_positions(4, 6), 8)
+    x, places = tokens(), Places(grid_positions(4, 6), rope(grid_positions(4, 6), 8))
     nothing = torch.zeros(2, 1, 32)
     closed = Modulation(nothing + 3, nothing + 2, nothing)
-    assert torch.equal(block(x, angles, None, (closed, closed)), x), "gates at zero leave the identity"
+    assert torch.equal(block(x, places, None, (closed, closed)), x), "gates at zero leave the identity"
     neutral = Modulation(nothing, nothing, nothing + 1)
-    torch.testing.assert_close(block(x, angles, None, (neutral, neutral)), block(x, angles))
+    torch.testing.assert_close(block(x, places, None, (neutral, neutral)), block(x, places))
 
     first, second = (Modulation(*torch.randn(3, 2, 24, 32)) for _ in range(2))  # each token its own
-    h = x + first.gate * block.attention(block.attention_norm(x) * (1 + first.scale) + first.shift, angles)
+    h = x + first.gate * block.attention(block.attention_norm(x) * (1 + first.scale) + first.shift, places)
     h = h + second.gate * block.mlp(block.mlp_norm(h) * (1 + second.scale) + second.shift)
-    torch.testing.assert_close(block(x, angles, None, (first, second)), h, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block(x, places, None, (first, second)), h, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -363,13 +373,13 @@ def test_each_block_gets_its_own_modulation():
     zero, one = torch.zeros(2, 1, 32), torch.ones(2, 1, 32)
     closed, neutral = Modulation(zero, zero, zero), Modulation(zero, zero, one)
     only_second = [(closed, closed), (neutral, neutral), (closed, closed)]
-    expected = model.norm(model.blocks[1](x, rope(torch.arange(24), 8)))
+    expected = model.norm(model.blocks[1](x, model.places(torch.arange(24))))
     torch.testing.assert_close(model(x, modulation=only_second), expected)
 
 
 def test_initialisation():
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig(width=256, depth=8))
+    model = Transformer(TransformerConfig(width=256, depth=8), causal=True)
     for block in model.blocks:
         for layer in (block.attention.qkv, block.mlp.gate_up):
             assert abs(layer.weight.std().item() / 0.02 - 1) < 0.02
@@ -402,6 +412,35 @@ def test_dropout_is_for_training_alone():
     model, x = randomised(dataclasses.replace(TINY, dropout=0.5)), tokens()
     assert torch.equal(model(x), randomised(TINY)(x))
     assert not torch.equal(model.train()(x), model(x))
+
+
+def test_another_mlp_is_one_class_and_one_entry(monkeypatch):
+    class Squared(MLP):
+        def __init__(self, width, hidden, bias=False):
+            super().__init__(width, hidden, bias)
+            self.up, self.down = torch.nn.Linear(width, hidden, bias), torch.nn.Linear(hidden, width, bias)
+
+        def forward(self, x):
+            return self.down(self.up(x).relu().square())
+
+        def residual(self):
+            return (self.down.weight,)
+
+        @staticmethod
+        def default_hidden(width):
+            return 5 * width
+
+    with pytest.raises(ValueError, match="mlp swiglu or gelu, got 'rms' and 'squared'"):
+        dataclasses.replace(TINY, mlp="squared")
+    monkeypatch.setitem(MLPS, "squared", Squared)
+    torch.manual_seed(0)
+    block = Transformer(dataclasses.replace(TINY, mlp="squared", hidden=None), causal=True).blocks[0]
+    assert block.mlp.up.weight.shape == (160, 32)
+    assert abs(block.mlp.down.weight.std().item() / (0.02 / math.sqrt(6)) - 1) < 0.05
+    x, places = tokens(), Places(torch.arange(24))
+    zero, one = torch.zeros(2, 1, 32), torch.ones(2, 1, 32)
+    only = (Modulation(zero, zero, zero), Modulation(zero, zero, one))
+    torch.testing.assert_close(block(x, places, None, only), x + block.mlp(block.mlp_norm(x)))
 
 
 @pytest.mark.parametrize(("width", "inner"), [(256, 704), (96, 256), (768, 2048)])

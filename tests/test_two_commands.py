@@ -1,4 +1,4 @@
-"""Train the codec, then the prior: the two recipes by their command lines, and what follows."""
+"""Train a codec and then a prior by their commands, and use the result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import yaml
 
 import genmodels
 from genmodels.cli import main
+from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
-from genmodels.saving import weights_hash
 
 QUICK = ["--size", "16", "--batch-size", "8", "--no-tensorboard", "--mixed-precision", "no"]
 CODEC = ["--model.patch", "2", "--model.channels", "16", "16", "--model.encoder-blocks", "1", "0"]
@@ -25,12 +25,12 @@ def train(*arguments: str) -> int:
 
 def test_codec_then_prior(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train("vqvae", *data, *QUICK, *CODEC, "--steps", "6", "--output", "runs/vq") == 0
-    asked = ["--model.attributes", "Smiling", "--codec", "runs/vq"]
+    asked = ["--model.condition.attributes", "Smiling", "--codec", "runs/vq"]
     assert train("autoregressive", *data, *QUICK, *PRIOR, *asked, "--steps", "8", "--output", "runs/ar") == 0
     assert "encoding" in capsys.readouterr().err
 
     model = genmodels.load("runs/ar")
-    assert isinstance(model, Latent) and model.attributes == ("Smiling",)
+    assert isinstance(model, Latent) and model.conditions.attributes == ("Smiling",)
     assert weights_hash(model.codec) == weights_hash(genmodels.load("runs/vq")) == model.config.codec_weights
     settings = yaml.safe_load(Path("runs/ar/config.yaml").read_text())
     assert settings["family"] == "autoregressive" and settings["codec"] == "runs/vq"
@@ -44,11 +44,11 @@ def test_codec_then_prior(data: list[str], capsys: pytest.CaptureFixture[str]) -
     assert main(["info", "runs/ar"]) == 0
     assert "completes images" in " ".join(capsys.readouterr().out.split())
 
-    # The same settings again, from the run's own file; the codes are not computed twice.
+    # The same settings, from the config.yaml of the run. The codes are not computed again.
     assert train("autoregressive", "--config", "runs/ar/config.yaml", "--output", "runs/again") == 0
     assert "encoding" not in capsys.readouterr().err
     assert weights_hash(genmodels.load("runs/again")) == weights_hash(model)
-    # Without the cache the same is learnt.
+    # Training without the cached codes gives the same model.
     assert train("autoregressive", "--config", "runs/ar/config.yaml", "--no-cache", "--output", "runs/plain") == 0
     assert weights_hash(genmodels.load("runs/plain")) == weights_hash(model)
 
@@ -78,7 +78,7 @@ def test_a_codec_trained_again_is_not_taken_for_the_old_one(
     [
         (["--codec", "nowhere"], "--codec nowhere: no such folder; train a codec first: genmodels train vqvae"),
         (["--model.levels", "1"], "levels must be 2 to 256"),
-        (["--model.attributes", "Beard"], "has no attribute 'Beard'; known: Smiling"),
+        (["--model.condition.attributes", "Beard"], "has no attribute 'Beard'; known: Smiling"),
     ],
 )
 def test_what_cannot_work_is_one_line(

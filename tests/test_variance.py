@@ -1,4 +1,4 @@
-"""A DDPM's learned variance: the bound that teaches it, the walk that uses it, and what of it reaches which weights."""
+"""Learned variance of a DDPM: its loss, its gradients, and sampling with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from genmodels.nn.transformer import TransformerConfig
 from genmodels.types import Batch, Condition, Noise
 
 CHAIN = DDPM(prediction="eps", schedule="linear", min_snr=None, learned_variance=True)
-BLOCKS = TransformerConfig(width=32, depth=2, heads=4, causal=False)
+BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -99,7 +99,7 @@ def test_the_bound_teaches_the_variance_and_nothing_else():
 
 
 def test_training_finds_the_variance_of_normal_data():
-    """With an exact estimate of the mean, the best variance of a step is where the bound is least."""
+    """With the exact mean, the bound is smallest at the true variance of a step."""
     x0, t = 0.5 * draw(4096, 1, 1, 1), torch.full((4096, 1, 1, 1), 600.0, dtype=torch.float64)
     alpha, sigma = CHAIN.alpha(t), CHAIN.sigma(t)
     x_t = alpha * x0 + sigma * draw(4096, 1, 1, 1, seed=1)
@@ -128,6 +128,6 @@ def test_sampling_uses_it_and_a_u_net_can_have_it(tmp_path):
     options, noise = model.options(solver="ddpm", steps=6), [Noise.for_images(0, range(2)) for _ in range(2)]
     seen, _ = model.trajectory(noise[0], Condition(), options)
     torch.testing.assert_close(seen[-1].clamp(-1, 1), model.sample(noise[1], Condition(), options), atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="know no learned variance"):
+    with pytest.raises(ValueError, match="do not support a learned variance"):
         export_to_diffusers(model, tmp_path / "out")
     assert DiT(DiTConfig(size=8, transformer=BLOCKS)).config.outputs == 3

@@ -1,4 +1,4 @@
-"""VQ-VAE beyond the contract: codes and vectors, the loss, the second turn, and its place in the training loop."""
+"""VQ-VAE: codes and vectors, the loss, the discriminator, and training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from genmodels.training.fit import fit
 from genmodels.types import Batch, Noise
 from genmodels.vqvae import VQVAE, VQVAEConfig
 
-# Group norm over single channels would leave biases before it without gradients: 16 channels in 8 groups at least.
+# At least 16 channels in 8 groups: group norm over single channels gives biases before it no
+# gradients.
 TINY: dict[str, Any] = dict(
     size=16, patch=4, channels=(16, 16), encoder_blocks=(1, 0), decoder_blocks=(1, 0), codebook_size=16, code_dim=4
 )
@@ -39,7 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def tiny(kind: type[VQVAE] = VQVAE, **changes: Any) -> VQVAE:
-    """A model whose initial weights are the same at every call."""
+    """Build a model with the same initial weights at every call."""
     torch.manual_seed(0)
     return kind(VQVAEConfig(**(TINY | changes)))
 
@@ -78,7 +79,7 @@ def test_what_decode_refuses():
     model = tiny().eval()
     codes = model.encode(images())
     for wrong in (codes + 16, codes - 16):
-        with pytest.raises(ValueError, match="codes go from 0 to 15, got .*: they are of another codec"):
+        with pytest.raises(ValueError, match="codes go from 0 to 15, got .*: they belong to another codec"):
             model.decode(wrong)
     with pytest.raises(ValueError, match=r"codes of shape \(N, 2, 2\), got \(6, 4\)"):
         model.decode(codes.flatten(1))
@@ -93,7 +94,7 @@ def test_what_decode_refuses():
         (dict(size=20), "size 20 is not divisible by 8"),
         (dict(codebook_size=0), "a codebook needs at least 1 code, got codebook_size 0"),
         (dict(code_dim=0), "got code_dim 0"),
-        (dict(quantiser="fsq", fsq_levels=(8, 1)), r"fsq needs at least 2 levels for each number, got \(8, 1\)"),
+        (dict(quantiser="fsq", fsq_levels=(8, 1)), r"fsq needs at least 2 levels for each value, got \(8, 1\)"),
         (dict(quantiser="vq"), "quantiser must be 'ema', 'fsq' or 'cosine', got 'vq'"),
         (dict(gradient="gumbel"), "gradient must be 'straight-through' or 'rotation', got 'gumbel'"),
         (dict(quantiser="fsq", gradient="rotation"), "has no vector to rotate to: use gradient 'straight-through'"),
@@ -101,7 +102,7 @@ def test_what_decode_refuses():
         (dict(residual=2, quantiser="cosine"), "residual 2 needs quantiser 'ema', got 'cosine'"),
         (dict(commitment=-1.0), "must not be negative"),
         (dict(discriminator=1.0, discriminator_channels=(12,)), r"multiples of 8, got \(12,\)"),
-        (dict(discriminator_start=2.0), "discriminator_start must be a share in"),
+        (dict(discriminator_start=2.0), "discriminator_start must be in"),
         (dict(encoder_blocks=(1,)), r"encoder_blocks needs one number for each of the 2 channels"),
     ],
 )
@@ -133,7 +134,7 @@ def test_k_means_starts_the_codebook_near_the_encoder():
 
 
 def test_lpips_joins_the_loss(monkeypatch):
-    """With a stand-in for the distance, since real weights cannot be had offline."""
+    """LPIPS is replaced by a stand-in, because its weights are not available offline."""
     monkeypatch.setattr(
         "genmodels.nn.perceptual.load_lpips", lambda net, device: lambda a, b: (a - b).abs().mean((1, 2, 3))
     )
@@ -146,7 +147,7 @@ def test_lpips_joins_the_loss(monkeypatch):
 
 def test_samples_are_draws_of_each_positions_codes():
     model = tiny().eval()
-    with pytest.raises(ValueError, match="code frequencies are not counted yet"):
+    with pytest.raises(ValueError, match="code frequencies are not known yet"):
         model.generate(1)
     model.initialise([images(40, seed=1)])
     seen = model.encode(images(40, seed=1))
@@ -194,7 +195,7 @@ def test_each_turn_reaches_its_own_parameters_and_no_other():
     model = tiny(**KINDS["gan"]).train()
     model.balance.value.fill_(1.0)
     for turn in model.turns:
-        model(batch(), "model")[0].backward()  # a first step, past the zeros that block gradients
+        model(batch(), "model")[0].backward()  # the first step, because layers that start at zero block gradients
         with torch.no_grad():
             for p in model.parameters_for("model"):
                 p.add_(0 if p.grad is None else p.grad, alpha=-1e-2)
@@ -213,13 +214,13 @@ def test_the_adversarial_loss_counts_only_after_its_start():
     assert torch.equal(early, plain(batch())[0]) and "adversarial" not in metrics
     model.after_step()
     assert model.balance.value == 0
-    # The discriminator learns all the same.
+    # The discriminator is trained nevertheless.
     loss, seen = model(batch(progress=0.0), "discriminator")
     enable(model, "discriminator")
     model(batch(progress=0.0), "discriminator")[0].backward()
     assert all(p.grad.abs().sum() > 0 for p in model.discriminator.parameters())
     assert loss > 0 and set(seen) == {"real", "fake"}
-    # At first the weight is not known; the step before gives it.
+    # In the first step the adaptive weight is 0; later it comes from the previous step.
     enable(model, "model")
     late, metrics = model(batch(progress=0.3))
     torch.testing.assert_close(late, plain(batch())[0], rtol=0.1, atol=0)
@@ -290,13 +291,13 @@ def test_a_logit_judges_a_patch_of_its_own_image():
 
 
 def run(output: Path, kind: type[VQVAE] = VQVAE, model: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """Twenty steps on 16 px faces."""
+    """Make a recipe of twenty steps on 16 px faces."""
     network = tiny(kind, **(model or {}))
     return fit(network, faces(size=16), recipe(output, size=16, model=network.config, **changes))
 
 
 class Restarting(VQVAE):
-    """Half of its codes are dead at the start and return in its first steps."""
+    """Model with half of its codes dead at first; they are restarted in the first steps."""
 
     def initialise(self, images: Any) -> None:
         super().initialise(images)
@@ -326,7 +327,7 @@ def test_micro_batches_change_nothing(tmp_path: Path, kind: str) -> None:
 
 
 class Bad(VQVAE):
-    """Sees images that are not numbers in its sixth step."""
+    """Model whose images are nan in the sixth step."""
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         bad = float("nan") if batch.step == 5 else 1.0
@@ -342,7 +343,7 @@ def test_a_step_that_is_not_finite_leaves_no_statistics(tmp_path: Path, kind: st
 
 
 def test_tokens_without_a_place_start_as_principal_components():
-    """An untrained model quantises the white coordinates and is the linear reconstruction of what they became."""
+    """An untrained model quantises whitened PCA coordinates and decodes them linearly."""
     model = tiny(tokens=5, code_dim=2, codebook_size=64).eval()
     many = images(200, seed=1)
     model.initialise([many[:120], many[120:]])
@@ -356,5 +357,5 @@ def test_tokens_without_a_place_start_as_principal_components():
     torch.testing.assert_close(model.reconstruct(many), expected, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="tokens must be at least 1"):
         tiny(tokens=0)
-    with pytest.raises(ValueError, match="tokens 200 of 4 numbers are more than an image has"):
+    with pytest.raises(ValueError, match="tokens 200 of 4 numbers are more values than an image has"):
         tiny(tokens=200)

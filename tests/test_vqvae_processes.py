@@ -1,6 +1,7 @@
-"""Two processes train a VQ-VAE to what one does, to rounding: codebooks, restarts and the adaptive weight included.
+"""VQ-VAE: training with two processes equals training with one, up to rounding.
 
-Run as a script, `test_vqvae_processes.py OUTPUT`, it is what each process does.
+This includes codebooks, restarts of dead codes and the adaptive weight. The tests run this file as
+a script in each process: `test_vqvae_processes.py OUTPUT`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ TRAINED = {
     "residual-gan": (KINDS["residual"] | KINDS["gan"] | {"discriminator_start": 0.2}, 2),
     "cosine": (KINDS["cosine"] | {"gradient": "rotation"}, 1),
 }
-"""What is trained by two processes: the model, and its micro-batches on each of them."""
+"""Models that are trained, and their number of micro-batches in each process."""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The smallest models and data that exercise the whole training loop, in a script of their own for launched tests."""
+"""Small models and data for tests of the training loop, also used by scripts that tests launch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from genmodels.base import Generator
 from genmodels.data.packed import Packed
-from genmodels.nn.distributed import all_reduce_sum
+from genmodels.distributed import all_reduce_sum
 from genmodels.training.recipe import Recipe
 from genmodels.types import Batch, Condition, Noise
 
@@ -24,9 +24,9 @@ class TinyConfig:
     width: int = 16
     dropout: float = 0.0
     bad_from: int = -1
-    """The loss is nan from this step on ..."""
+    """First step at which the loss is nan."""
     bad_until: int = -1
-    """... and before this one."""
+    """First step at which it is finite again."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TinyOptions:
 
 
 class Tiny(Generator):
-    """A denoising autoencoder with a convolution, a running mean kept in after_step, and a calibrated latent mean."""
+    """Denoising autoencoder with a convolution, a running mean and a calibrated latent mean."""
 
     mean: Tensor
     sums: Tensor
@@ -84,7 +84,7 @@ class Tiny(Generator):
 
 
 class TinyPair(Tiny):
-    """Two turns that pull in different directions, each through the other's frozen parameters."""
+    """Model with two opposing turns, each through the frozen parameters of the other."""
 
     family = "tinypair"
     turns = ("critic", "generator")
@@ -105,7 +105,7 @@ class TinyRecipe(Recipe):
 
 
 def faces(count: int = 96, size: int = 8, seed: int = 0) -> Packed:
-    """Random smooth images, three quarters of them for training."""
+    """Make random smooth images, three quarters of them in the train split."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, size // 4, size // 4, 3), np.uint8)
     return Packed(
@@ -119,12 +119,12 @@ def faces(count: int = 96, size: int = 8, seed: int = 0) -> Packed:
 
 
 def recipe(output: Path, **changes: Any) -> TinyRecipe:
-    """Twenty quick steps."""
+    """Make a recipe of twenty fast steps."""
     settings = {"steps": 20, "batch_size": 8, "size": 8, "tensorboard": False, "log_every": 5}
     return TinyRecipe(output=output, **(settings | changes))
 
 
 def tiny(kind: type[Tiny] = Tiny, **config: Any) -> Tiny:
-    """A model whose initial weights are the same at every call."""
+    """Build a model with the same initial weights at every call."""
     torch.manual_seed(0)
     return kind(TinyConfig(**config))

@@ -1,4 +1,4 @@
-"""Three generators of a few lines, for what is tested above the families: sampling, metrics, commands."""
+"""Three small generators for tests of sampling, metrics and commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TinyOptions:
 
 
 class Tiny(Generator):
-    """Smooth colour blobs from four numbers. It can do all that a model can."""
+    """Generator of smooth colour blobs from four numbers, with every ability."""
 
     family = "tiny"
     Config: ClassVar[type] = TinyConfig
@@ -39,10 +39,10 @@ class Tiny(Generator):
         self.decoder = nn.Linear(4, 12)
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (self._paint(batch.noise.normal(4)) - batch.images).square().mean()
+        loss = (self._decode(batch.noise.normal(4)) - batch.images).square().mean()
         return loss, {"loss": loss.detach()}
 
-    def _paint(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor) -> Tensor:
         corners = self.decoder(latents).reshape(-1, 3, 2, 2)
         return nn.functional.interpolate(corners, size=(self.config.size,) * 2, mode="bilinear").tanh()
 
@@ -54,7 +54,7 @@ class Tiny(Generator):
             latents = latents.sign()
         if condition.attributes is not None:
             latents[:, : condition.attributes.shape[1]] += 9 * condition.attributes
-        return self._paint(latents * options.temperature)
+        return self._decode(latents * options.temperature)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         return self.config.gain * images
@@ -63,7 +63,7 @@ class Tiny(Generator):
         return images.abs().mean(dim=(1, 2, 3)) + torch.zeros(len(noise))
 
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: Any) -> Tensor:
-        return self._paint(torch.lerp(first.normal(4), second.normal(4), weights[:, None]) * options.temperature)
+        return self._decode(torch.lerp(first.normal(4), second.normal(4), weights[:, None]) * options.temperature)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class NoOptions:
 
 
 class OnlySamples(Generator):
-    """A generator without any further capability."""
+    """Generator that can only sample."""
 
     family = "only_samples"
     Config: ClassVar[type] = TinyConfig

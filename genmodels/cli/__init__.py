@@ -1,11 +1,10 @@
-"""The `genmodels` command: reads the command line, runs a function of this folder, says in one line what fails."""
+"""The `genmodels` command: parses a command line, runs it, and reports errors in one line."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,25 +13,26 @@ from typing import Any
 import tyro
 from tyro.extras import SubcommandApp
 
-from genmodels.cli import commands, data, directions, evaluation, exchange
-from genmodels.usage import UsageError, one_line_refusals
+from genmodels import __version__
+from genmodels.cli import data, directions, editing, evaluation, exchange, info, sample, train
+from genmodels.usage import UsageError, one_line_refusals, quiet_when_nobody_reads
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "train": commands.train,
-    "sample": commands.sample,
-    "reconstruct": commands.reconstruct,
-    "inpaint": commands.inpaint,
-    "interpolate": commands.interpolate,
-    "edit": commands.edit,
+    "train": train.train,
+    "sample": sample.sample,
+    "reconstruct": editing.reconstruct,
+    "inpaint": editing.inpaint,
+    "interpolate": editing.interpolate,
+    "edit": editing.edit,
     "traverse": directions.traverse,
-    "trajectory": commands.trajectory,
+    "trajectory": sample.trajectory,
     "evaluate": evaluation.evaluate,
     "compare": evaluation.compare,
-    "average": commands.average,
+    "average": train.average,
     "export": exchange.export,
     "import": exchange.import_,
-    "info": commands.info,
-    "demo": commands.demo,
+    "info": info.info,
+    "demo": train.demo,
 }
 DATA_COMMANDS: dict[str, Callable[..., None]] = {
     "pack": data.pack,
@@ -40,17 +40,36 @@ DATA_COMMANDS: dict[str, Callable[..., None]] = {
     "export": data.export,
     "download": data.download,
 }
+DATA_HELP = "Pack, show, export and download data sets."
 DESCRIPTION = (
-    "Train, sample and score generative models of faces. Start with: genmodels demo. "
-    "After an error, --debug on the same command shows the traceback."
+    "Train, sample and evaluate generative models of faces. Start with: genmodels demo. "
+    "After an error, add --debug to the same command to see the traceback."
 )
 
 
+def overview() -> str:
+    """Return the short help: what the command does and its subcommands, one line each."""
+    lines = {name: inspect.getdoc(command) or "" for name, command in COMMANDS.items()} | {"data": DATA_HELP}
+    first = {name: text.partition("\n")[0].partition(". ")[0].rstrip(".") for name, text in lines.items()}
+    commands = [f"  {name:12}  {text}" for name, text in first.items()]
+    return "\n".join(
+        [
+            f"genmodels {__version__}: train, sample and evaluate generative models of faces.",
+            "",
+            *commands,
+            "",
+            "  genmodels demo                  shows what it does, in 4 minutes",
+            "  genmodels train                 lists the families of models",
+            "  genmodels COMMAND --help        lists the arguments of a command",
+        ]
+    )
+
+
 def parse(arguments: Sequence[str]) -> Callable[[], None]:
-    """The call that `arguments` ask for, checked by tyro and ready to be made.
+    """Parse a command line and return the call that it describes.
 
     Raises:
-        UsageError: for anything tyro refuses.
+        UsageError: if the command line is wrong.
         SystemExit: 0 after --help.
     """
     app, data_app = SubcommandApp(), SubcommandApp()
@@ -58,7 +77,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
         data_app.command(name=name)(_deferred(command))
     for name, command in COMMANDS.items():
         app.command(name=name)(_deferred(command))
-    app.command(data_app, name="data", help="Pack data sets, look at them, obtain them.")
+    app.command(data_app, name="data", help=DATA_HELP)
     with one_line_refusals():
         return app.cli(
             prog="genmodels",
@@ -69,7 +88,10 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
 
 
 def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """`command` as tyro shall see it, returning a call to make later: parsing and running fail in different ways."""
+    """Return `command` with the same signature, except that it returns a call to make later.
+
+    Errors of parsing and of running have different exit statuses.
+    """
 
     @functools.wraps(command)
     def prepare(*positional: Any, **named: Any) -> Callable[[], None]:
@@ -79,14 +101,14 @@ def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
 
 
 def fold_options(arguments: Sequence[str]) -> list[str]:
-    """Rewrite the flags that a sampling command does not have itself: --top-k 9 becomes --options top_k=9.
+    """Rewrite flags that a command does not have itself: --top-k 9 becomes --options top_k=9.
 
-    Which options exist is the family's business, and its class is not imported just to read a command line.
+    They are options of the family, whose class is not imported in order to parse a command line.
     """
     command = COMMANDS.get(arguments[0]) if arguments else None
     own: set[str] = set()
     for name, parameter in inspect.signature(command).parameters.items() if command else ():
-        grouped = dataclasses.is_dataclass(parameter.default)  # its fields are the command's flags
+        grouped = dataclasses.is_dataclass(parameter.default)  # its fields are flags of the command
         own |= {field.name for field in dataclasses.fields(parameter.default)} if grouped else {name}
     if "options" not in own:
         return list(arguments)
@@ -102,31 +124,29 @@ def fold_options(arguments: Sequence[str]) -> list[str]:
         if value.startswith("--"):
             raise UsageError(f"{flag} needs a value: {flag} VALUE")
         folded.append(f"{name}={value}")
-    if "--options" in kept:  # the long form and the short one together
+    if "--options" in kept:  # both forms together
         place = kept.index("--options") + 1
         return [*kept[:place], *folded, *kept[place:]]
     return [*kept, "--options", *folded] if folded else kept
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `genmodels ARGUMENTS`, by default this process's own; the exit status: 0, 1 failed, 2 bad usage."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    while arguments[:1] == ["--debug"]:
-        arguments = [*arguments[1:], "--debug"]
+    """Run `genmodels ARGUMENTS` and return its exit status: 0 success, 1 failure, 2 wrong usage.
+
+    Args:
+        arguments: by default those of this process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    while given[:1] == ["--debug"]:
+        given = [*given[1:], "--debug"]
     try:
-        if arguments[:1] == ["train"] and arguments[1:] not in (["--help"], ["-h"]):
-            # The recipe parses its own arguments, --help and --debug among them.
-            commands.train(arguments[1] if len(arguments) > 1 else "", tuple(arguments[2:]))
-        else:
-            parse([a for a in arguments if a != "--debug"])()
+        with quiet_when_nobody_reads():
+            _dispatch(given)
     except SystemExit as exit:
         if isinstance(exit.code, str):
             print(exit.code, file=sys.stderr)
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
-    except BrokenPipeError:  # the reader of our output left, such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         return _report("interrupted", debug, 1)
     except UsageError as error:
@@ -137,6 +157,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "" if debug else " (--debug shows where)"
         return _report(f"{type(error).__name__}: {error}{hint}", debug, 1)
     return 0
+
+
+def _dispatch(given: list[str]) -> None:
+    """Run one command line."""
+    plain = [argument for argument in given if argument != "--debug"]
+    if not plain:
+        print(overview())
+    elif plain[0] == "--version":
+        print(f"genmodels {__version__}")
+    elif plain[0] == "train":
+        # The recipe parses its own arguments, --help and --debug among them.
+        rest = [argument for argument in given[1:] if argument not in ("--help", "-h", "--help-all")]
+        lists = not rest or rest == ["--debug"]
+        train.train("" if lists else given[1], () if lists else tuple(given[2:]))
+    else:
+        parse(plain)()
 
 
 def _report(message: str, debug: bool, status: int) -> int:

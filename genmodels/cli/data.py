@@ -1,4 +1,7 @@
-"""The subcommands of `genmodels data`. Signatures and docstrings are the command line's; slow imports stay inside."""
+"""The subcommands of `genmodels data`.
+
+Signatures and docstrings are what `--help` prints. Slow imports are inside the functions.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ from genmodels.usage import UsageError
 def pack(
     data: Positional[Literal["celeba", "folder"]], root: Path, out: Path, size: int = 64, crop: str | None = None
 ) -> None:
-    """Decode a data set once into a memory-mapped array with attributes and a manifest. Interrupted, it goes on.
+    """Decode a data set once into a memory-mapped array with attributes and a manifest.
+
+    The same command resumes an interrupted pack.
 
     Args:
-        data: celeba for the official layout, folder for any tree of images.
-        root: where the images lie: the folder, or for folder also a .zip.
-        out: the packed directory to write, for --data OUT of train and evaluate.
+        data: celeba for CelebA in its official layout, folder for any tree of images.
+        root: folder that holds the images; for folder also a .zip.
+        out: packed directory to write. train and evaluate read it with --data OUT.
         size: side of the packed images in pixels.
-        crop: celeba: 178 (default), 148, 140 or 128. folder: centre (default) or a number of pixels.
+        crop: celeba: 178 (default), 148, 140 or 128. folder: centre (default) or a number of
+            pixels.
     """
     from genmodels import data as sets
 
@@ -35,13 +41,13 @@ def pack(
 
 
 def show(data: Positional[str], out: Path = Path("sheet.png"), n: int = 32, seed: int = 0, force: bool = False) -> None:
-    """Say what a packed directory (or toyfaces) holds, and write a sheet of some of its images with their attributes.
+    """Describe a packed directory (or toyfaces), and show some of its images with their attributes.
 
     Args:
-        data: the packed directory, or toyfaces.
-        out: the picture to write.
-        n: how many images.
-        seed: which images.
+        data: packed directory, or toyfaces.
+        out: picture to write.
+        n: number of images.
+        seed: seed of the selection of images.
         force: overwrite an existing file.
     """
     if n < 1:
@@ -56,13 +62,15 @@ def show(data: Positional[str], out: Path = Path("sheet.png"), n: int = 32, seed
 
 
 def export(packed: Positional[Path], out: Path, kind: Literal["jpeg", "webp"] = "jpeg", quality: int = 92) -> None:
-    """Write a packed directory as one small .zip that `--data folder --root OUT` reads, to carry it elsewhere.
+    """Write a packed directory as one small .zip, for another machine.
+
+    --data folder --root OUT reads it.
 
     Args:
-        packed: the packed directory.
-        out: the .zip to write.
-        kind: how the images are compressed.
-        quality: of the compression, 1 to 100.
+        packed: packed directory.
+        out: .zip to write.
+        kind: format of the images in it.
+        quality: quality of the compression, 1 to 100.
     """
     from genmodels import data as sets
 
@@ -76,12 +84,12 @@ def download(
     via: Literal["torchvision", "hub"] = "torchvision",
     repo: str | None = None,
 ) -> None:
-    """Obtain a data set. Where that fails, the error says how to place the files by hand.
+    """Download a data set. If that fails, the error says how to place the files by hand.
 
     Args:
-        data: which.
-        root: the folder to put it in.
-        via: torchvision's downloader, or a data set repository on the Hub.
+        data: data set.
+        root: folder to write it to.
+        via: torchvision's downloader, or a data set repository on the Hugging Face Hub.
         repo: that repository (user/name).
     """
     from genmodels.data import download_celeba

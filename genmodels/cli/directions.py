@@ -1,5 +1,7 @@
-"""The subcommand that changes attributes of images. The signature and docstring are the command line's; slow imports
-stay inside."""
+"""The command that changes attributes of images.
+
+Signatures and docstrings are what `--help` prints. Slow imports are inside the functions.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,12 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from genmodels.cli.arguments import check_free, load, read_face
+from genmodels.cli.arguments import check_free, open_model, read_images
 from genmodels.cli.real_images import Measuring, real_images
 from genmodels.usage import UsageError
 
 ENOUGH = 10_000
-"""Labelled images: a mean of more is hardly another."""
+"""Labelled images that directions are computed from. More of them hardly change a mean."""
 
 
 def traverse(
@@ -28,23 +30,24 @@ def traverse(
     out: Path = Path("directions.png"),
     force: bool = False,
 ) -> None:
-    """Change one attribute of faces, along a direction found in the latent space.
+    """Change one attribute of faces, along a direction in the latent space.
 
-    A direction leads from the mean latents of the training faces without the attribute to those of the faces with it.
-    The model need not have been trained with attributes. One row for each face and attribute, the face in the middle.
+    A direction leads from the mean latents of the training faces without the attribute to those of
+    the faces with it. The model need not have been trained with attributes. The picture has one row
+    for each face and attribute, with the face in the middle.
 
     Args:
         run: run or model folder, or an id on the Hub.
-        images: image files to change; without any, samples of the model.
-        attributes: names, as the data has them.
-        reach: how far to go either way, in distances between the two means.
-        frames: pictures of a row.
-        n: how many samples to change.
-        seed: which samples.
-        data: labelled images to find the directions with: toyfaces, celeba, folder or a packed directory; default: what
-            the run was trained on.
-        root: where the images of celeba or folder lie; default: where the run found them.
-        out: the picture to write.
+        images: image files to change. Without any, samples of the model are changed.
+        attributes: names of attributes of the data.
+        reach: largest change in either direction, in distances between the two means.
+        frames: number of images in a row.
+        n: number of samples to change.
+        seed: seed of the samples.
+        data: labelled images from which the directions are computed: toyfaces, celeba, folder or a
+            packed directory. By default, what the run was trained on.
+        root: folder that holds the images of celeba or folder. By default, that of the run.
+        out: picture to write.
         force: overwrite an existing file.
     """
     if not attributes or frames < 3 or frames % 2 == 0 or n < 1 or not reach > 0:
@@ -56,14 +59,13 @@ def traverse(
     import numpy as np
     import torch
 
-    from genmodels import pictures, sampling
+    from genmodels import pictures
     from genmodels.data import open_data
+    from genmodels.data.packed import spread_rows
     from genmodels.directions import attribute_directions
     from genmodels.directions import traverse as along
-    from genmodels.evaluation.reference import spread_rows
 
-    model = load(run)
-    sampling.require(model, "latent_directions")
+    model = open_model(run, "latent_directions")
     real = real_images([run], Measuring(data=data, root=root))
     size = model.config.size
     labelled = open_data(real.data, real.root, size, real.crop).split("train")
@@ -72,7 +74,7 @@ def traverse(
         raise UsageError(f"--attributes {unknown[0]}: {labelled.source} does not have it; it has: {known}")
     labelled = labelled.take(spread_rows(len(labelled), min(len(labelled), ENOUGH))).with_attributes(attributes)
     directions = attribute_directions(model, np.asarray(labelled.images), labelled.attributes, attributes)
-    starts = np.stack([read_face(path, size) for path in images]) if images else None
+    starts = read_images(images, size) if images else None
     amounts = torch.linspace(-reach, reach, frames)
     rows = along(model, starts, directions, amounts, n, seed)  # (N, K, frames, H, W, 3)
     pictures.save_grid(out, rows.reshape(-1, *rows.shape[3:]), columns=frames)

@@ -1,4 +1,7 @@
-"""The subcommands that measure: evaluate and compare."""
+"""Commands that evaluate: evaluate and compare.
+
+Signatures and docstrings are what `--help` prints. Slow imports are inside the functions.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from genmodels.cli.arguments import check_free, chosen_options, load
+from genmodels.cli.arguments import check_empty, check_free, chosen_options, load
 from genmodels.cli.real_images import Measuring, RealImages, real_images, say_notes
 from genmodels.cli.run_folder import read_subject
 from genmodels.usage import UsageError
@@ -21,27 +24,29 @@ if TYPE_CHECKING:
     from genmodels.evaluation.images import Images
     from genmodels.evaluation.results import Evaluation
 
-AS_USUAL = Measuring()
+DEFAULTS = Measuring()
 
 
 def evaluate(
     run: Positional[str],
-    how: OmitArgPrefixes[Measuring] = AS_USUAL,
+    how: OmitArgPrefixes[Measuring] = DEFAULTS,
     options: tuple[str, ...] = (),
     json: Path | None = None,
     force: bool = False,
 ) -> None:
-    """Score a model, or anyone's images, against real images.
+    """Score a model, or a set of images, against real images.
 
-    A model is scored by all it can do: samples (Frechet and kernel distance, precision, recall, density, coverage,
-    copies, diversity), reconstructions, likelihood, cost. The family's sampling options are given by name, such as
-    --temperature 0.9. What each number means, and when it lies: docs/evaluation.md.
+    A model is scored on everything that it can do: samples (Frechet and kernel distance, precision,
+    recall, density, coverage, copies, diversity), reconstructions, likelihood and cost. Sampling
+    options of the family are given by name, such as --temperature 0.9. docs/evaluation.md explains
+    each metric and its limits.
 
     Args:
-        run: run or model folder, or an id on the Hub; or images: a folder, .zip, .npy or .npz.
-        how: what evaluate and compare are told alike.
-        options: sampling options as NAME=VALUE; --NAME VALUE is short for it.
-        json: also write the numbers and their protocols to this file.
+        run: run or model folder, or an id on the Hub; or a set of images: a folder, .zip, .npy or
+            .npz.
+        how: options shared by evaluate and compare.
+        options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
+        json: file to which the metrics and their protocols are also written.
         force: overwrite an existing file.
     """
     how.check()
@@ -61,7 +66,7 @@ def evaluate(
     console = Console()
     console.print(terminal_table(result))
     if any(score.protocol.small for score in result.scores.values()):
-        print("* fewer than 2,048 images on one side: comparable at equal n only, and not worth quoting")
+        print("* fewer than 2,048 images on one side: comparable only at equal n, and too few to quote")
     for name, reason in result.absent.items():
         print(f"not measured: {name}: {reason}")
     for protocol in dict.fromkeys(
@@ -71,26 +76,27 @@ def evaluate(
     if json:
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(result.to_json())
-        print(f"numbers and protocols in {json}")
+        print(f"metrics and protocols in {json}")
 
 
 def compare(
-    runs: Positional[tuple[str, ...]], how: OmitArgPrefixes[Measuring] = AS_USUAL, out: Path = Path("report")
+    runs: Positional[tuple[str, ...]], how: OmitArgPrefixes[Measuring] = DEFAULTS, out: Path = Path("report")
 ) -> None:
-    """Score several models or sets of images under one protocol and write a page that compares them.
+    """Score several models or sets of images and write a page that compares them.
 
-    The folder gets index.html (one self-contained page), results.json, results.csv and figures/*.png.
+    The folder gets index.html (one self-contained page), results.json, results.csv and
+    figures/*.png.
 
     Args:
-        runs: as for evaluate; also .json files that evaluate wrote, and folders with such a metrics.json.
-        how: what evaluate and compare are told alike.
-        out: a new or empty folder for the report.
+        runs: models or sets of images as for evaluate; .json files that evaluate wrote; or folders
+            with such a metrics.json.
+        how: options shared by evaluate and compare.
+        out: new or empty folder for the report.
     """
     if not runs:
         raise UsageError("nothing to compare. Usage: genmodels compare RUN... --out FOLDER")
     how.check()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder: choose another --out")
+    check_empty(out, "choose another --out")
     check_free(out / "index.html", force=False)
 
     from genmodels.evaluation.compare import write_report
@@ -112,13 +118,13 @@ def compare(
             results[run] = _measure(run, given[run], real, networks, replace(how, n=count), ())
             comparable(list(results.values()))  # not only after the last one
     elif how.flags():
-        raise UsageError(f"all of these were measured before: {' '.join(how.flags())} has no effect")
+        raise UsageError(f"all of these have been evaluated already: {' '.join(how.flags())} has no effect")
     command = shlex.join(["genmodels", "compare", *runs, *how.flags(), "--out", str(out)])
     print(f"\nOpen {write_report([results[run] for run in runs], out, command)} in a browser.")
 
 
 def _given(run: str, how: Measuring, options: tuple[str, ...]) -> Images | None:
-    """The images at `run`, as many as are asked for; None when `run` is a model."""
+    """Return the images at `run`, at most --n of them; None if `run` is a model."""
     from genmodels.evaluation.images import holds_images, read_images
     from genmodels.evaluation.reference import spread
 
@@ -141,7 +147,7 @@ def _measure(
     how: Measuring,
     options: tuple[str, ...],
 ) -> Evaluation:
-    """All scores of one model, or of `images`."""
+    """Evaluate one model, or `images`."""
     from genmodels.evaluation.evaluate import evaluate as evaluate_model
     from genmodels.evaluation.evaluate import evaluate_images
     from genmodels.evaluation.protocol import FULL_N
@@ -169,7 +175,7 @@ def _measure(
 
 
 def _load_extractors(specs: tuple[str, ...]) -> Callable[[], list[Extractor]]:
-    """Loads the extractors once, when they are first needed: after everything else has been checked."""
+    """Return a function that loads the extractors at its first call, after all checks."""
     from functools import cache
 
     from genmodels.evaluation.extractors import check_spec, load_extractor
@@ -191,16 +197,16 @@ def _load_extractors(specs: tuple[str, ...]) -> Callable[[], list[Extractor]]:
 
 
 def _kept_result(run: str) -> Path | None:
-    """The file of numbers that `run` is or holds; None when it is a model or images."""
+    """Return the file of metrics that `run` is or holds; None if it is a model or images."""
     path = Path(run)
     if path.suffix == ".json":
         return path
-    a_model = (path / "config.json").exists()  # is measured anew
+    a_model = (path / "config.json").exists()  # it is evaluated again
     return path / "metrics.json" if (path / "metrics.json").is_file() and not a_model else None
 
 
 def _read_kept(path: Path) -> Evaluation:
-    """Numbers measured earlier, with the grid of samples beside them if there is one."""
+    """Read metrics of an earlier evaluation, with the grid of samples if there is one."""
     from genmodels import pictures
     from genmodels.evaluation.results import read_evaluation
 

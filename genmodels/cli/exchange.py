@@ -1,5 +1,7 @@
-"""The subcommands that take models to other libraries and back. Signatures and docstrings are the command line's; slow
-imports stay inside."""
+"""Commands that exchange models with other libraries: export and import.
+
+Signatures and docstrings are what `--help` prints. Slow imports are inside the functions.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from genmodels.cli.arguments import check_empty, load
 
 
 def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers"] = "diffusers") -> None:
-    """Write a model as a folder that another library loads, without genmodels.
+    """Write a model as a folder that another library loads without genmodels.
 
     Args:
         run: run or model folder, or an id on the Hub.
-        out: a new or empty folder.
-        to: the library.
+        out: new or empty folder.
+        to: library that loads it.
     """
     from genmodels.exchange.export import export_to_diffusers
 
@@ -25,19 +27,21 @@ def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers"]
 
 
 def import_(pipeline: Positional[Path], out: Positional[Path]) -> None:
-    """Make a pipeline of diffusers a model of ours. Every command also takes the pipeline's folder itself.
+    """Convert a pipeline of diffusers to a genmodels model.
+
+    Every command also reads the folder of the pipeline itself.
 
     Args:
-        pipeline: the folder of a DDPMPipeline, DDIMPipeline, LDMPipeline or DiTPipeline.
-        out: a new or empty folder for the model.
+        pipeline: folder of a DDPMPipeline, DDIMPipeline, LDMPipeline or DiTPipeline.
+        out: new or empty folder for the model.
     """
     from genmodels.exchange.importing import import_pipeline, is_pipeline
 
     if not pipeline.is_dir():
         raise ValueError(f"{pipeline}: no such folder")
     if not is_pipeline(pipeline):
-        raise ValueError(f"{pipeline} is no pipeline of diffusers: it has no model_index.json")
+        raise ValueError(f"{pipeline} is not a pipeline of diffusers: it has no model_index.json")
     check_empty(out)
     model = import_pipeline(pipeline)
     model.save_pretrained(out)
-    print(f"a {model.family} of {model.config.size} px in {out}: genmodels sample {out}")
+    print(f"{model.family} model of {model.config.size} px in {out}: genmodels sample {out}")

@@ -1,13 +1,14 @@
-"""How a command line wants things measured, and which real images it compares with."""
+"""How evaluate and compare measure, and the real images that they compare with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from genmodels.cli.run_folder import read_recipe
+from genmodels.data.packed import IN_MEMORY
 from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
@@ -19,32 +20,33 @@ BUILT_IN = ("toyfaces", "celeba", "folder")
 
 @dataclass(frozen=True)
 class Measuring:
-    """What evaluate and compare are told alike."""
+    """Options shared by evaluate and compare."""
 
     data: str | None = None
-    """The real images: toyfaces, celeba, folder, a packed directory, or images as for RUN. By default what the model
-    was trained on, where its run folder says it."""
+    """Real images: toyfaces, celeba, folder, a packed directory, or a set of images as for RUN. By
+    default, the data that the model was trained on."""
     root: Path | None = None
-    """Where celeba or the folder lies."""
+    """Folder that holds the images of celeba or folder."""
     crop: str | None = None
-    """The named crop; by default the data set's own."""
+    """Crop of the images. By default, that of the data set."""
     split: Literal["train", "valid", "test", "all"] = "valid"
-    """Which images to compare with. The others serve for the real-versus-real floor."""
+    """Split to compare with. The others are used for the floor, the distance between real images
+    and real images."""
     size: int | None = None
-    """Resize given images to this many pixels a side; a model has its own size."""
+    """Side in pixels that a set of images is resized to. A model has its own size."""
     n: int | None = None
-    """How many images, at least 256; by default 2,048 samples of a model and all of given images. compare takes the
-    same number of each."""
+    """Number of images, at least 256. By default, 2,048 samples of a model, or all images of a set.
+    compare uses the same number for all."""
     seed: int = 0
-    """Of the samples."""
+    """Seed of the samples."""
     extractors: tuple[str, ...] = ("faces",)
-    """Whose features are compared: faces, inception (FID), dinov2, clip; NAME=PATH for weights of your own. The first
-    also looks for copies of training images."""
+    """Extractors whose features are compared: faces, inception (FID), dinov2 or clip; NAME=PATH for
+    your own weights. The first one is also used to look for copies of training images."""
     batch_size: int = 64
-    """Images at a time."""
+    """Number of images computed at a time."""
 
     def check(self) -> None:
-        """Refuse, before any work, numbers that cannot be."""
+        """Refuse numbers that cannot work, before any work."""
         if self.batch_size < 1:
             raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.n is not None:
@@ -56,7 +58,7 @@ class Measuring:
                 raise UsageError(str(error)) from None
 
     def flags(self) -> list[str]:
-        """What to type for these settings."""
+        """Return the flags that give these settings."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         words = []
         for name, value in changed.items():
@@ -66,11 +68,11 @@ class Measuring:
 
 @dataclass
 class RealImages:
-    """The real images that a command line asks for, opened once their size is known.
+    """Real images of a command line, opened when their size is known.
 
     Attributes:
-        data, root, crop: of the command line, or of the recipe of a run.
-        split, size: of the command line.
+        data, root, crop: from the command line, or from the recipe of a run.
+        split, size: from the command line.
     """
 
     data: str
@@ -78,17 +80,19 @@ class RealImages:
     crop: str | None
     split: Literal["train", "valid", "test", "all"]
     size: int | None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the data that runs were trained on, by run, if the data come from their recipes."""
     _opened: Reference | None = None
 
     @property
     def are_given(self) -> bool:
-        """Whether they are plain images, of which nothing is known, and not a data set."""
+        """Whether they are a plain set of images and not a data set with splits."""
         from genmodels.data.packed import is_packed
 
         return self.data not in BUILT_IN and not is_packed(Path(self.data))
 
     def check(self) -> None:
-        """Refuse, before any work, data that cannot be there and settings without effect."""
+        """Refuse data that does not exist and settings without effect, before any work."""
         if not self.are_given:
             return
         if not Path(self.data).exists():
@@ -97,10 +101,10 @@ class RealImages:
             raise UsageError(f"--data {self.data} is a set of images: leave out --root, --crop and --split")
 
     def of_size(self, size: int) -> Reference:
-        """The real images at `size` pixels, or at --size, if they are plain images.
+        """Open the images at `size` pixels, or, for a plain set of images, at --size.
 
         Raises:
-            ValueError: when they cannot be had at that size.
+            ValueError: if they are not available at that size.
         """
         from genmodels.data import open_data
         from genmodels.evaluation.images import read_images
@@ -112,46 +116,61 @@ class RealImages:
                 say_notes(images, self.data)
                 self._opened = reference_from_images(images)
             else:
-                self._opened = reference_from(open_data(self.data, self.root, size, self.crop), self.split)
+                data = open_data(self.data, self.root, size, self.crop)
+                for run, fingerprint in self.fingerprints.items():
+                    if data.size == size and data.fingerprint != fingerprint:
+                        raise ValueError(
+                            f"{run} was trained on other images than {self.data} holds now (fingerprint {fingerprint}, "
+                            f"now {data.fingerprint}): choose the real images to compare with by --data"
+                        )
+                self._opened = reference_from(data, self.split)
         return self._opened
 
 
 def real_images(runs: Sequence[str], how: Measuring) -> RealImages:
-    """What --data says, or what `runs` were trained on, if they agree; --root and --crop come before their recipes.
+    """Return the real images of --data, or those that all `runs` were trained on.
+
+    --root and --crop take precedence over the recipes of the runs.
 
     Raises:
-        UsageError: when nothing says it, or the runs disagree.
+        UsageError: if neither names any, or the runs were trained on different images.
     """
     data, root, crop = how.data, how.root, how.crop
     if data is None:
-        found: dict[tuple[str, Path | None, str | None], str] = {}
+        fingerprints: dict[str, str] = {}
+        recorded_by: dict[tuple[str, Path | None, str | None], str] = {}
         for run in runs:
-            if settings := read_recipe(run):
+            settings = read_recipe(run)
+            if settings and settings.get("data") != IN_MEMORY:
+                fingerprints |= {run: settings["fingerprint"]} if "fingerprint" in settings else {}
                 recorded = Path(settings["root"]) if settings.get("root") else None
                 place = root or (recorded and recorded.resolve())
-                found.setdefault((str(settings.get("data")), place, crop or settings.get("crop")), run)
-        if not found:
+                recorded_by.setdefault((str(settings.get("data")), place, crop or settings.get("crop")), run)
+        if not recorded_by:
             missing = next((run for run in runs if not Path(run).exists()), None)
             hint = f"; there is no folder {missing} here" if missing else ""
             raise UsageError(
-                f"compared with which real images? {runs[0]} does not say what it was trained on: give --data{hint}"
+                f"{runs[0]} does not record which images it was trained on: give --data, the real images to "
+                f"compare with{hint}"
             )
-        if len(found) > 1:
-            (first, one), (second, other) = list(found.items())[:2]
+        if len(recorded_by) > 1:
+            (first, one), (second, other) = list(recorded_by.items())[:2]
             differing = " and ".join(f"{a} / {b}" for a, b in zip(first, second, strict=True) if a != b)
             raise UsageError(
-                f"{one} and {other} were trained on different images ({differing}): say with --data, --root and --crop "
-                "which ones to compare with"
+                f"{one} and {other} were trained on different images ({differing}): choose the real "
+                "images to compare with by --data, --root and --crop"
             )
-        data, root, crop = next(iter(found))
+        data, root, crop = next(iter(recorded_by))
         if root is not None and not root.exists():
-            raise ValueError(f"{root}, where {runs[0]} found its training images, is not there: give --root")
-    chosen = RealImages(data, root, crop, how.split, how.size)
+            raise ValueError(f"{root}, which held the training images of {runs[0]}, does not exist: give --root")
+    if how.data is not None or how.crop is not None:
+        fingerprints = {}  # the images are chosen by hand
+    chosen = RealImages(data, root, crop, how.split, how.size, fingerprints)
     chosen.check()
     return chosen
 
 
 def say_notes(images: Images, name: str) -> None:
-    """What was converted to get the images."""
+    """Print how images were converted when they were read."""
     for note in images.notes:
         print(f"{name}: {note}")

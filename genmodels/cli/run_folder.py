@@ -1,20 +1,21 @@
-"""What a run folder says of its model: the recipe it was made by, and the last line of its log."""
+"""What a run folder records about its model: the recipe, and the last line of the metrics."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from genmodels.saving import read_last_line
 
 if TYPE_CHECKING:
     from genmodels.evaluation.results import Subject
 
 
 def read_recipe(run: str) -> dict[str, Any]:
-    """The settings in RUN/config.yaml; {} when there are none.
+    """Return the settings in RUN/config.yaml; {} if there are none.
 
     Raises:
-        ValueError: when the file is damaged.
+        ValueError: if the file is damaged.
     """
     import yaml
 
@@ -31,22 +32,20 @@ def read_recipe(run: str) -> dict[str, Any]:
 
 
 def last_metrics(run: str) -> dict[str, Any]:
-    """The last whole line of RUN/metrics.jsonl; {} when there is none."""
-    log, last = Path(run) / "metrics.jsonl", {}
-    for line in log.read_text().splitlines() if log.is_file() else ():
-        try:
-            last = json.loads(line)
-        except ValueError:
-            continue  # the last line of a run that was killed while it wrote
-    return last
+    """Return the last complete line of RUN/metrics.jsonl; {} if there is none."""
+    return read_last_line(Path(run) / "metrics.jsonl")
 
 
 def read_subject(run: str, family: str) -> Subject:
-    """What an evaluation says of a model: which weights the folder holds, and how long it was trained."""
+    """Return what an evaluation records about a model: its kind of weights and its training.
+
+    The minutes of a model over a codec include those of the codec.
+    """
     from genmodels.evaluation.results import Subject
 
     recipe, last = read_recipe(run), last_metrics(run)
     weights = "" if not recipe else "EMA" if recipe.get("ema") else "raw"
     training = {name: last[key] for name, key in (("images", "images"), ("steps", "step")) if key in last}
-    training |= {"minutes": last["elapsed"] / 60} if "elapsed" in last else {}
+    if "elapsed" in last:
+        training["minutes"] = last["elapsed"] / 60 + recipe.get("codec_minutes", 0.0)
     return Subject(run, family, weights, training=training)

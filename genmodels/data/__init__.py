@@ -1,10 +1,14 @@
-"""Data sets: procedural faces, CelebA, any folder; packed once into memory-mapped arrays. No torch is imported here."""
+"""Data sets: procedural faces, CelebA and folders, packed once into memory-mapped arrays.
+
+Importing this package does not import PyTorch.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,40 +18,47 @@ from rich.console import Console
 from genmodels.data.celeba import celeba_source, download_celeba
 from genmodels.data.decode import check_crop
 from genmodels.data.folder import export, folder_source
-from genmodels.data.packed import IMAGES, PARTIAL, Packed, is_packed, load_packed, save_labels
+from genmodels.data.packed import IMAGES, PARTIAL, Origin, Packed, is_packed, load_packed, save_labels
 from genmodels.data.packing import lock, progress_bar, write_pack
 from genmodels.data.sheet import save_sheet
 
 __all__ = ["Packed", "cache_folder", "download_celeba", "export", "load_packed", "open_data", "pack", "save_sheet"]
 
 TOYFACES = (16_384, 2_048)
-"""Procedural faces for training and for validation."""
+"""Number of procedural faces for training and for validation."""
 
 
 def open_data(
-    data: str = "toyfaces", root: Path | None = None, size: int | None = 64, crop: str | None = None
+    data: str | Path = "toyfaces", root: str | Path | None = None, size: int | None = 64, crop: str | None = None
 ) -> Packed:
-    """A data set by name, packed into the cache if it is not there yet.
+    """Open a data set by name. It is packed into the cache first if it is not there yet.
 
-    The cache ($GENMODELS_CACHE, or ~/.cache/genmodels) is keyed by the files' names, sizes and times of change, so a
-    changed source is packed again. Several processes may ask at once: one packs, the others wait.
+    The cache ($GENMODELS_CACHE, or ~/.cache/genmodels) is keyed by names, sizes and modification
+    times of the files, so a changed source is packed again. If several processes call this at the
+    same time, one packs and the others wait.
 
     Args:
-        data: "toyfaces" (procedural, the default), "celeba", "folder", or the path of a packed directory.
-        root: for celeba its official layout, for folder the folder or .zip.
-        size: side of the images in pixels; None: that of a packed directory.
-        crop: for celeba "178" (default), "148", "140" or "128"; for a folder "centre" (default) or a number of pixels.
+        data: "toyfaces" (procedural faces, the default), "celeba", "folder", or the path of a
+            packed directory.
+        root: for celeba, the folder with the official layout; for folder, the folder or .zip of
+            images.
+        size: side of the images in pixels; None uses the size of a packed directory.
+        crop: for celeba "178" (default), "148", "140" or "128"; for folder "centre" (default) or a
+            number of pixels.
 
     Raises:
-        ValueError, OSError: one line that says what was wrong, where, and what to do.
+        ValueError, OSError: with one line that says what is wrong, where, and what to do.
     """
+    data, root = str(data), None if root is None else Path(root)
     if data == "toyfaces":
         if root is not None or crop is not None:
-            raise ValueError("toyfaces are drawn, not read: leave out --root and --crop")
-        return load_packed(_pack_toyfaces(64 if size is None else size))
-    if data not in ("celeba", "folder"):
-        return _open_directory(data, root, size, crop)
-    return load_packed(pack(data, root, None, 64 if size is None else size, crop))
+            raise ValueError("toyfaces are drawn, not read from files: leave out --root and --crop")
+        packed = load_packed(_pack_toyfaces(64 if size is None else size))
+    elif data in ("celeba", "folder"):
+        packed = load_packed(pack(data, root, None, 64 if size is None else size, crop))
+    else:
+        packed = _open_directory(data, root, size, crop)
+    return replace(packed, origin=Origin(data, root, crop))
 
 
 def pack(
@@ -58,32 +69,32 @@ def pack(
     crop: str | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Decode celeba or a folder once, on all cores, into a packed directory; returns it.
+    """Decode celeba or a folder into a packed directory, on all cores, and return that directory.
 
-    Killed at any time, the same call goes on where it was.
+    After an interruption, the same call continues where the previous one stopped.
 
     Args:
         data: "celeba" or "folder".
-        root: see open_data.
-        out: a new or empty directory; None: a place in the cache.
-        size: side of the packed images in pixels; images are never enlarged to it.
-        crop: see open_data.
-        workers: threads; None: one per core.
+        root: see `open_data`.
+        out: new or empty directory; None uses the cache.
+        size: side of the packed images in pixels. Images are never enlarged.
+        crop: see `open_data`.
+        workers: number of threads; None means one per core.
 
     Raises:
-        ValueError, OSError: one line that says what was wrong, where, and what to do.
+        ValueError, OSError: with one line that says what is wrong, where, and what to do.
     """
     if data not in ("celeba", "folder"):
         raise ValueError(f"cannot pack {data!r}: expected celeba or folder")
     if root is None:
-        raise ValueError(f"--data {data} needs --root, the folder that holds it")
+        raise ValueError(f"--data {data} needs --root, the folder of its files")
     aligned = data == "celeba"
     crop = crop or ("178" if aligned else "centre")
     check_crop(crop, size, aligned)
     source = celeba_source(root) if aligned else folder_source(root)
     if out is None:
         out = cache_folder() / f"{data}-{crop}-{size}-{source.stamp[:12]}"
-        if is_packed(out):  # before any lock, so that a finished cache may be read-only
+        if is_packed(out):  # before locking, so that a complete cache may be read-only
             return out
     fresh = not is_packed(out)
     write_pack(source, out, size, crop, aligned, workers)
@@ -93,7 +104,7 @@ def pack(
 
 
 def cache_folder() -> Path:
-    """Where packs are kept when nobody says where: $GENMODELS_CACHE, or ~/.cache/genmodels."""
+    """Return the default folder of packs: $GENMODELS_CACHE, or ~/.cache/genmodels."""
     return Path(os.environ.get("GENMODELS_CACHE") or Path.home() / ".cache" / "genmodels")
 
 
@@ -113,7 +124,7 @@ def _open_directory(data: str, root: Path | None, size: int | None, crop: str | 
 
 
 def _pack_toyfaces(size: int) -> Path:
-    """Draw the procedural faces of this version of their code into the cache."""
+    """Draw the procedural faces into the cache. The folder is named after a hash of their code."""
     from genmodels.data import toyfaces
 
     if size < 8:
@@ -146,5 +157,6 @@ def _pack_toyfaces(size: int) -> Path:
             "attributes": list(toyfaces.ATTRIBUTES),
         }
         names = [f"{i:06d}" for i in range(count)]
-        save_labels(out, manifest, attributes, names, np.repeat(np.array([0, 1], np.uint8), TOYFACES), None)
+        splits = np.repeat(np.array([0, 1], np.uint8), TOYFACES)
+        save_labels(out, manifest, attributes=attributes, names=names, splits=splits)
     return out

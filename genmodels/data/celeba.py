@@ -1,7 +1,8 @@
-"""CelebA in its official layout (Liu et al., arXiv 1411.7766): any subset, attributes, identities, splits, download.
+"""CelebA in its official layout (Liu et al., arXiv 1411.7766), complete or a subset of its images.
 
-ROOT/img_align_celeba/ (or img_align_celeba.zip), ROOT/list_attr_celeba.txt, ROOT/list_eval_partition.txt and, if there,
-ROOT/identity_CelebA.txt. Non-commercial research only; the images may not be redistributed.
+The layout is ROOT/img_align_celeba/ (or img_align_celeba.zip), ROOT/list_attr_celeba.txt,
+ROOT/list_eval_partition.txt and, optionally, ROOT/identity_CelebA.txt. CelebA is for non-commercial
+research; its images may not be redistributed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from genmodels.data.source import Files, Source, fingerprint
 
 COUNT = 202_599
-"""Images in the whole of CelebA."""
+"""Number of images in CelebA."""
 IMAGES, ATTRIBUTES, PARTITION, IDENTITY = (
     "img_align_celeba",
     "list_attr_celeba.txt",
@@ -28,11 +29,11 @@ BY_HAND = (
 
 
 def celeba_source(root: Path) -> Source:
-    """The images of CelebA that are in `root`, in the order of their names.
+    """Return the images of CelebA that are in `root`, sorted by name.
 
     Raises:
-        FileNotFoundError: when images or labels are missing; says how to place them.
-        ValueError: when a label file does not read as such.
+        FileNotFoundError: if images or labels are missing; the message says how to place them.
+        ValueError: if a label file is malformed.
     """
     root = _find_root(root)
     where = root / IMAGES if (root / IMAGES).is_dir() else root / f"{IMAGES}.zip"
@@ -45,7 +46,7 @@ def celeba_source(root: Path) -> Source:
     identity_text = _read_text(root / IDENTITY) if (root / IDENTITY).exists() else ""
     identities = _read_rows(root / IDENTITY, identity_text, columns=1)
 
-    # Archives hold a folder; the label files speak of bare file names.
+    # Archives contain a folder; the label files list bare file names.
     entries = {entry.name.rsplit("/", 1)[-1]: entry for entry in Files(where).entries()}
     known = sorted(name for name in entries if name in partition)
     if not known:
@@ -57,32 +58,33 @@ def celeba_source(root: Path) -> Source:
     table = np.array([attributes.get(name, unknown) for name in known])  # (N, K)
     if not np.isin(table, (-1, 0, 1)).all():
         raise ValueError(f"{root / ATTRIBUTES}: an attribute is neither -1 nor 1; download it again")
-    found = [entries[name] for name in known]
+    files = [entries[name] for name in known]
     return Source(
         title=f"celeba ({len(known):,} of {COUNT:,} images)",
         where=where,
         names=known,
-        paths=[entry.name for entry in found],
+        paths=[entry.name for entry in files],
         attributes=table.astype(np.int8),
         attribute_names=attribute_names,
         splits=np.array([partition[name][0] for name in known], np.uint8),
         identities=np.array([identities.get(name, [-1])[0] for name in known], np.int32) if identities else None,
-        stamp=fingerprint(found, attribute_text, identity_text, (root / PARTITION).read_text()),
+        stamp=fingerprint(files, attribute_text, identity_text, (root / PARTITION).read_text()),
         left_out=[(name, f"not in {PARTITION}") for name in sorted(entries.keys() - partition.keys())],
     )
 
 
 def download_celeba(via: Literal["torchvision", "hub"], root: Path, repo_id: str | None = None) -> Path:
-    """Obtain CelebA in its official layout; returns the folder to give as --root.
+    """Download CelebA in its official layout and return the folder to pass as --root.
 
     Args:
-        via: "torchvision": torchvision's downloader. "hub": a copy of the official files in a data set repository.
-        root: where to put it.
-        repo_id: the repository on the Hub (user/name), for via="hub".
+        via: "torchvision" uses torchvision's downloader; "hub" uses a data set repository with the
+            official files.
+        root: folder to download into.
+        repo_id: repository on the Hub (user/name), for via="hub".
 
     Raises:
-        OSError: when it cannot be had; the message says how to place the files by hand.
-        ValueError: when via="hub" and no repository is named.
+        OSError: if the download fails; the message says how to place the files by hand.
+        ValueError: if via="hub" and no repository is given.
     """
     root.mkdir(parents=True, exist_ok=True)
     if via == "hub" and repo_id is None:
@@ -97,15 +99,15 @@ def download_celeba(via: Literal["torchvision", "hub"], root: Path, repo_id: str
 
             wanted = [f"*{name}*" for name in (IMAGES, ATTRIBUTES, PARTITION, IDENTITY)]
             snapshot_download(str(repo_id), repo_type="dataset", local_dir=root, allow_patterns=wanted)
-        found = _find_root(root)
-    except Exception as error:  # every kind means the same to the caller: it did not come
+        complete = _find_root(root)
+    except Exception as error:  # whatever the cause, the download failed
         reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
         raise OSError(f"download via {via} failed ({reason}); instead, {BY_HAND} in {root}") from None
-    return found
+    return complete
 
 
 def _find_root(root: Path) -> Path:
-    """`root`, or root/celeba where torchvision puts it; complete."""
+    """Return `root`, or root/celeba (as torchvision names it), if it is complete."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; make it and {BY_HAND} in it")
     for folder in (root, root / "celeba"):
@@ -125,7 +127,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_rows(path: Path, text: str, columns: int, skip: int = 0) -> dict[str, list[int]]:
-    """Rows "name integer ..." of a label file."""
+    """Parse the rows "name integer ..." of a label file."""
     rows = {}
     for number, line in enumerate(text.splitlines()[skip:], start=skip + 1):
         name, *values = line.split() or [""]

@@ -1,4 +1,4 @@
-"""One image file to one square of uint8 pixels: what is converted, how, and what is refused, why."""
+"""Decoding of image files into squares of uint8 pixels: crops, conversions, refusals."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FILTER = "lanczos"
-"""Name of the resize filter, as manifests state it."""
+"""Name of the resize filter, as recorded in manifests."""
 
 Box = tuple[int, int, int, int]
-"""left, top, right, bottom in pixels; right and bottom are outside."""
+"""left, top, right, bottom in pixels; right and bottom are exclusive."""
 
 CELEBA_SIZE = (178, 218)
 """Width and height of every aligned CelebA image."""
@@ -23,17 +23,19 @@ CELEBA_CROPS: dict[str, Box] = {
     "140": (19, 39, 159, 179),
     "128": (25, 57, 153, 185),
 }
-"""Named crops of aligned CelebA images, after their published use.
+"""Named crops of aligned CelebA images, as used in the literature.
 
-"178": the largest centred square. Most of the face's surroundings stay. The default.
-"148": the centred 148 x 148 of VAE papers (DFC-VAE, arXiv 1610.00291, and the VAE collections that follow it).
-"140": the centred 140 x 140 of WAE (arXiv 1711.01558), RAE (arXiv 1903.12436) and score SDE (arXiv 2011.13456).
-"128": 128 x 128 about (89, 121), from progressive GAN (arXiv 1710.10196) and DDIM (arXiv 2010.02502).
+"178": the largest centred square; keeps most of the background. The default.
+"148": the centred 148 x 148 of DFC-VAE (arXiv 1610.00291) and later VAE libraries.
+"140": the centred 140 x 140 of WAE (arXiv 1711.01558), RAE (arXiv 1903.12436) and score SDE (arXiv
+2011.13456).
+"128": 128 x 128 about (89, 121), from progressive GAN (arXiv 1710.10196) and DDIM (arXiv
+2010.02502).
 """
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _ORIENTATION = 0x0112
-# What Pillow's readers raise on bytes that are not what their header promised.
+# Exceptions that Pillow's readers raise on damaged files.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -49,30 +51,34 @@ _BROKEN = (
 
 
 class RefusedError(Exception):
-    """The file has no obvious reading; the message is the reason."""
+    """The file cannot be decoded unambiguously; the message is the reason."""
 
 
 def known_formats() -> list[str]:
-    """The formats that this Pillow reads among those we accept. Others (EPS, PDF) run programs or have no pixels."""
+    """Return the accepted formats that this Pillow reads.
+
+    Other formats run programs (EPS) or have no pixels (PDF).
+    """
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def decode(file: BinaryIO, crop: str, size: int, aligned: bool, formats: list[str]) -> tuple[np.ndarray, list[str]]:
-    """The pixels of one image, cropped and resized.
+    """Decode, crop and resize one image.
 
     Args:
-        file: open for reading.
-        crop: a name for `crop_box`.
+        file: file open for reading.
+        crop: name of a crop, see `crop_box`.
         size: side of the result in pixels.
-        aligned: whether these are aligned CelebA images, which have their own crops.
-        formats: from `known_formats`.
+        aligned: whether this is an aligned CelebA image, which has its own crops.
+        formats: accepted formats, from `known_formats`.
 
     Returns:
-        uint8 (size, size, 3) and the names of the conversions that were made ("grey", "palette", "alpha", ...).
+        uint8 (size, size, 3), and the names of the conversions made ("grey", "palette", "alpha",
+        ...).
 
     Raises:
-        RefusedError: with the reason.
+        RefusedError: if the image cannot be used; the message is the reason.
     """
     try:
         with Image.open(file, formats=formats) as image:
@@ -104,10 +110,10 @@ def decode(file: BinaryIO, crop: str, size: int, aligned: bool, formats: list[st
 
 
 def check_crop(crop: str, size: int, aligned: bool) -> None:
-    """Refuse an unknown crop, and a size that a crop cannot fill.
+    """Check that the crop is known and at least as large as `size`.
 
     Raises:
-        ValueError: naming the known crops, or the largest size.
+        ValueError: if it is not; the message lists the known crops, or the largest size.
     """
     if size < 8:
         raise ValueError(f"size {size} is too small: images have at least 8 pixels a side")
@@ -126,10 +132,10 @@ def check_crop(crop: str, size: int, aligned: bool) -> None:
 
 
 def crop_box(crop: str, shape: tuple[int, int], aligned: bool) -> Box:
-    """The square that crop `crop` takes from an image of `shape` (width, height).
+    """Return the square that crop `crop` takes from an image of `shape` (width, height).
 
     Raises:
-        RefusedError: when the crop does not fit.
+        RefusedError: if the image is smaller than the crop.
     """
     width, height = shape
     if aligned:
@@ -146,10 +152,12 @@ def crop_box(crop: str, shape: tuple[int, int], aligned: bool) -> Box:
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The obvious reading of any mode as RGB, and the conversions made. Alpha goes over white; 16 bits are scaled to 8.
+    """Convert an image of any mode to RGB; also return the conversions made.
+
+    Transparent pixels are composited over white, and 16 bits are scaled to 8.
 
     Raises:
-        RefusedError: for floating-point and 32-bit pixels, whose range nobody knows.
+        RefusedError: for floating-point and 32-bit pixels, whose range is unknown.
     """
     kinds = []
     if image.mode == "I" or image.mode.startswith("I;16"):

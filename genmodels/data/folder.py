@@ -1,7 +1,9 @@
-"""Any tree of images, as a folder or a zip archive, with optional labels in attributes.csv; the export of packs as one.
+"""Folders and zip archives of images, with labels and captions; export of packs as such archives.
 
-attributes.csv has a header; its first column is the file (relative path, or bare name), the others are attributes in
-{-1, 0, 1} (an empty cell is 0, unknown), except two names with a meaning: `split` (train, valid, test) and `identity`.
+attributes.csv has a header. Its first column is the file (relative path or bare name). The other
+columns are attributes in {-1, 0, 1}, where an empty cell means 0 (unknown), except for two special
+names: `split` (train, valid, test) and `identity`. captions.csv has the columns file and caption; a
+file may have several rows.
 """
 
 from __future__ import annotations
@@ -20,23 +22,25 @@ from PIL import Image
 from genmodels.data.packed import MANIFEST, SPLITS, Packed
 from genmodels.data.source import Files, Source, fingerprint
 
-LABELS = "attributes.csv"
+LABELS, CAPTIONS = "attributes.csv", "captions.csv"
 _MEANINGS = {"-1": -1, "0": 0, "1": 1, "+1": 1, "": 0, "-1.0": -1, "0.0": 0, "1.0": 1}
 
 
 def folder_source(root: Path) -> Source:
-    """The files of `root`, a folder or a zip archive, in the order of their paths.
+    """Return the images of `root`, a folder or a zip archive, sorted by path.
 
     Raises:
-        FileNotFoundError: when it does not exist.
-        ValueError: when it is empty, no archive, or attributes.csv does not fit.
+        FileNotFoundError: if `root` does not exist.
+        ValueError: if it is empty or not an archive, or if attributes.csv or captions.csv is
+            malformed.
     """
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder or .zip of images")
     files = Files(root)
     entries = sorted(files.entries(), key=lambda entry: entry.name)
-    texts = {entry.name: files.read_text(entry.name) for entry in entries if entry.name in (LABELS, MANIFEST)}
-    entries = [entry for entry in entries if entry.name not in (LABELS, MANIFEST)]
+    tables = (LABELS, CAPTIONS, MANIFEST)
+    texts = {entry.name: files.read_text(entry.name) for entry in entries if entry.name in tables}
+    entries = [entry for entry in entries if entry.name not in tables]
     if not entries:
         raise ValueError(f"{root} holds no images: it is empty")
     names = [entry.name for entry in entries]
@@ -59,26 +63,29 @@ def folder_source(root: Path) -> Source:
         splits=splits,
         identities=identities if (identities >= 0).any() else None,
         stamp=fingerprint(entries, *texts.values()),
+        text=_read_captions(root, texts[CAPTIONS], names) if CAPTIONS in texts else None,
         origin=_read_origin(texts.get(MANIFEST, "")),
     )
 
 
 def export(data: Packed, out: Path, kind: Literal["jpeg", "webp"] = "jpeg", quality: int = 92) -> Path:
-    """Write a pack as one small .zip of compressed images that `--data folder --root OUT.zip` reads; returns `out`.
+    """Write a pack as a .zip of images for `--data folder --root OUT.zip`, and return `out`.
 
-    Names, labels, splits and the manifest travel along. Pixels change a little: the compression is lossy.
+    Names, labels, splits, captions and the manifest are included. The compression is lossy, so
+    pixels change slightly.
 
     Raises:
-        ValueError: when `out` exists or does not end in .zip.
+        ValueError: if `out` exists or does not end in .zip.
     """
     if out.suffix != ".zip":
-        raise ValueError(f"{out}: an export is one archive; give a name that ends in .zip")
+        raise ValueError(f"{out}: an export is a zip archive; give a name that ends in .zip")
     if out.exists():
         raise ValueError(f"{out} already exists: choose another name, or delete it")
     out.parent.mkdir(parents=True, exist_ok=True)
     suffix = {"jpeg": ".jpg", "webp": ".webp"}[kind]
-    table = io.StringIO()
-    writer = csv.writer(table)
+    table, captions = io.StringIO(), io.StringIO()
+    writer, caption_writer = csv.writer(table), csv.writer(captions)
+    caption_writer.writerow(["file", "caption"])
     identity = [] if data.identities is None else ["identity"]
     writer.writerow(["file", "split", *identity, *data.attribute_names])
     draft = out.with_name(out.name + ".tmp")
@@ -90,6 +97,10 @@ def export(data: Packed, out: Path, kind: Literal["jpeg", "webp"] = "jpeg", qual
             archive.writestr(stored, picture.getvalue())
             who = [] if data.identities is None else [int(data.identities[i])]
             writer.writerow([stored, SPLITS[data.splits[i]], *who, *data.attributes[i].tolist()])
+            if data.text is not None:
+                caption_writer.writerows([stored, caption] for caption in data.text[i])
+        if data.text is not None and any(data.text):
+            archive.writestr(CAPTIONS, captions.getvalue(), zipfile.ZIP_DEFLATED)
         archive.writestr(LABELS, table.getvalue(), zipfile.ZIP_DEFLATED)
         origin = {**data.manifest, "export": f"{kind}, quality {quality}"}
         archive.writestr(MANIFEST, json.dumps(origin), zipfile.ZIP_DEFLATED)
@@ -101,36 +112,68 @@ Row = tuple[list[int], int | None, int]
 """Attributes, split code or None, identity or -1."""
 
 
+class _Table:
+    """Rows of a CSV file whose first column is an image file. Rows of other files are ignored.
+
+    Args:
+        root: folder or archive that holds the CSV file.
+        file: name of the CSV file.
+        text: its content.
+        names: relative paths of all images.
+
+    Raises:
+        ValueError: if the header is missing or has a name twice, if a row has another number of
+            columns, or if no row belongs to an image.
+    """
+
+    def __init__(self, root: Path, file: str, text: str, names: list[str]):
+        where = str(root / file)
+        lines = list(csv.reader(io.StringIO(text)))
+        if not lines or len(lines[0]) < 2:
+            raise ValueError(f"{where}: expected a header line with the column names, the first one for the file")
+        self.columns = [name.strip() for name in lines[0][1:]]
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"{where}: a column name occurs twice in the header")
+        # A bare file name is enough if only one file has it.
+        by_name: dict[str, list[str]] = {}
+        for name in names:
+            by_name.setdefault(name.rsplit("/", 1)[-1], []).append(name)
+        known = set(names)
+        self.rows: list[tuple[str, str, dict[str, str]]] = []  # (file, where the row is, its cells)
+        for number, line in enumerate(lines[1:], start=2):
+            if not line:
+                continue
+            if len(line) != len(self.columns) + 1:
+                message = f"{len(line)} columns, the header has {len(self.columns) + 1}"
+                raise ValueError(f"{where}, line {number}: {message}")
+            image = line[0].strip().removeprefix("./")
+            owners = [image] if image in known else by_name.get(image, [])
+            if len(owners) > 1:
+                message = f"{image} is the name of {len(owners)} files: give the relative path"
+                raise ValueError(f"{where}, line {number}: {message}")
+            if owners:
+                cells = dict(zip(self.columns, line[1:], strict=True))
+                self.rows.append((owners[0], f"{where}, line {number}", cells))
+        if not self.rows:
+            raise ValueError(f"{where}: none of its files is in {root}")
+
+
 def _read_labels(root: Path, text: str, names: list[str]) -> tuple[tuple[str, ...], dict[str, Row]]:
-    """Attribute names, and the labels of each file that attributes.csv speaks of."""
-    where = f"{root / LABELS}"
-    lines = list(csv.reader(io.StringIO(text)))
-    if not lines or len(lines[0]) < 2:
-        raise ValueError(f"{where}: expected a header line: file, then one name per attribute")
-    columns = [name.strip() for name in lines[0][1:]]
-    if len(set(columns)) != len(columns):
-        raise ValueError(f"{where}: a column name occurs twice in the header")
-    # A bare file name is enough where it is the only one.
-    by_name: dict[str, list[str]] = {}
-    for name in names:
-        by_name.setdefault(name.rsplit("/", 1)[-1], []).append(name)
-    whole, rows = set(names), {}
-    for number, line in enumerate(lines[1:], start=2):
-        if not line:
-            continue
-        if len(line) != len(columns) + 1:
-            raise ValueError(f"{where}, line {number}: {len(line)} columns, the header has {len(columns) + 1}")
-        file = line[0].strip().removeprefix("./")
-        owners = [file] if file in whole else by_name.get(file, [])
-        if len(owners) > 1:
-            raise ValueError(
-                f"{where}, line {number}: {file} is the name of {len(owners)} files: give the relative path"
-            )
-        if owners:
-            rows[owners[0]] = _read_row(f"{where}, line {number}", dict(zip(columns, line[1:], strict=True)))
-    if not rows:
-        raise ValueError(f"{where}: none of its files is in {root}")
-    return tuple(name for name in columns if name not in ("split", "identity")), rows
+    """Return the names of the attributes, and the labels of each file that attributes.csv lists."""
+    table = _Table(root, LABELS, text, names)
+    rows = {file: _read_row(where, cells) for file, where, cells in table.rows}
+    return tuple(name for name in table.columns if name not in ("split", "identity")), rows
+
+
+def _read_captions(root: Path, text: str, names: list[str]) -> list[tuple[str, ...]]:
+    """Return the captions of each image. A file may have several rows in captions.csv, or none."""
+    table = _Table(root, CAPTIONS, text, names)
+    if table.columns != ["caption"]:
+        raise ValueError(f"{root / CAPTIONS}: expected the columns file and caption, got file, {table.columns}")
+    captions: dict[str, list[str]] = {}
+    for file, _, cells in table.rows:
+        captions.setdefault(file, []).append(cells["caption"])
+    return [tuple(captions.get(name, ())) for name in names]
 
 
 def _read_row(where: str, cells: dict[str, str]) -> Row:
@@ -147,13 +190,13 @@ def _read_row(where: str, cells: dict[str, str]) -> Row:
 
 
 def _split_of(name: str) -> int:
-    """Split code by a hash of the file name: 90 % train, 5 % valid, 5 % test, whatever else is in the folder."""
+    """Return a split code from a hash of the file name: 90 % train, 5 % valid, 5 % test."""
     percent = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") % 100
     return 0 if percent < 90 else 1 if percent < 95 else 2
 
 
 def _read_origin(text: str) -> dict[str, Any] | None:
-    """The manifest of the pack that this folder is an export of, if it is one."""
+    """Return the manifest of the pack of which this folder is an export, or None."""
     try:
         manifest = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a frozen codec makes of a data set, computed once and kept: each image as it is, and mirrored."""
+"""Cached latents: outputs of a frozen codec for images and mirrored images, computed once."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
 from genmodels.data.packing import lock, progress_bar
+from genmodels.hashing import file_sha256
 
 LATENTS, DONE, PARTIAL = "latents.npy", "latents.json", "latents.partial"
 BATCH = 128
@@ -32,39 +33,40 @@ def with_latents(
     flip: bool = True,
     device: torch.device | str = "cpu",
 ) -> Packed:
-    """`data` with `latents`: from `cache` when this codec has seen these images before, else computed now.
+    """Return `data` with the column `latents`, read from `cache` or else computed and stored there.
 
-    The place in the cache is named after the images, the codec's weights and `flip`, so that codes of a codec that has
-    changed since, or of other images, are never taken for these. Several processes may ask at once: one computes, the
-    others wait.
+    The cache entry is named after the images, the weights of the codec and `flip`, so latents of
+    other images or of other weights are never used by mistake. If several processes call this at
+    the same time, one computes the latents and the others wait.
 
     Args:
         data: all splits.
-        encode: of a frozen codec: images (N, 3, H, W) in [-1, 1] -> latents (N, *latent_shape).
-        weights: what identifies that codec and which of its outputs `encode` gives.
-        cache: a folder for all such files.
-        flip: whether training mirrors images: their latents are kept too, since they are no mirrored latents.
-        device: where the codec is.
+        encode: method of a frozen codec: images (N, 3, H, W) in [-1, 1] -> latents (N,
+            *latent_shape).
+        weights: identifies the weights of the codec and the output that `encode` returns.
+        cache: folder of all cached latents.
+        flip: also compute the latents of mirrored images. They differ from mirrored latents.
+        device: device of the codec.
 
     Raises:
-        OSError: when the cache cannot be written.
+        OSError: if the cache cannot be written.
     """
     name = hashlib.sha256(f"{data.fingerprint} {weights} {flip}".encode()).hexdigest()[:16]
     place = cache / f"latents-{name}"
-    found = _read(place, len(data))  # before any lock, so that a finished cache may be read-only
-    if found is not None:
-        return replace(data, latents=found)
+    latents = _read(place, len(data))  # before locking, so that a complete cache may be read-only
+    if latents is not None:
+        return replace(data, latents=latents)
     with lock(place):
-        if (found := _read(place, len(data))) is None:  # nor has another process written it meanwhile
+        if (latents := _read(place, len(data))) is None:  # another process may have written it meanwhile
             _write(place, data, encode, flip, torch.device(device))
-            found = _read(place, len(data))
-    if found is None:
-        raise OSError(f"{place}: what was just written cannot be read back; is the disk full?")
-    return replace(data, latents=found)
+            latents = _read(place, len(data))
+    if latents is None:
+        raise OSError(f"{place}: the latents were written but cannot be read back; is the disk full?")
+    return replace(data, latents=latents)
 
 
 def _write(place: Path, data: Packed, encode: Callable[[Tensor], Tensor], flip: bool, device: torch.device) -> None:
-    """Fills `place`; its record is written last, so that what was interrupted is computed again."""
+    """Write the latents to `place`. Their record is written last: it marks them as complete."""
     out: np.memmap | None = None
     with progress_bar("encoding") as progress:
         bar = progress.add_task("", total=len(data))
@@ -83,29 +85,24 @@ def _write(place: Path, data: Packed, encode: Callable[[Tensor], Tensor], flip: 
     del out
     os.replace(place / PARTIAL, place / LATENTS)
     draft = place / f"{DONE}.tmp"
-    draft.write_text(json.dumps({"count": len(data), "sha256": _sha256(place / LATENTS)}) + "\n")
+    draft.write_text(json.dumps({"count": len(data), "sha256": file_sha256(place / LATENTS)}) + "\n")
     os.replace(draft, place / DONE)
 
 
 def _kind(latents: Tensor) -> type[np.generic]:
-    """The type that holds latents, or codes, which are whole numbers."""
+    """Return the type in which latents (float) or codes (integer) are stored."""
     return np.float32 if latents.is_floating_point() else np.int32
 
 
 def _read(place: Path, count: int) -> np.ndarray | None:
-    """The latents in `place`; None when there are none, or they are damaged, which is said."""
+    """Return the latents in `place`, or None if they are absent or damaged."""
     try:
         record = json.loads((place / DONE).read_text())
-        if record["count"] != count or record["sha256"] != _sha256(place / LATENTS):
-            raise ValueError("its checksum is another")
+        if record["count"] != count or record["sha256"] != file_sha256(place / LATENTS):
+            raise ValueError("count or checksum does not match its record")
         return np.load(place / LATENTS, mmap_mode="c", allow_pickle=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{place / LATENTS} is damaged ({error}): computing it again", file=sys.stderr)
+        print(f"{place / LATENTS} is damaged ({error}); computing it again", file=sys.stderr)
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,43 +1,76 @@
-"""Packed: images decoded once, in a memory-mapped array, with all that is known of them."""
+"""Packed data: images decoded once into a memory-mapped array, with labels, names and captions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from genmodels.hashing import file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genmodels.data.dataset import PackedDataset
+
 FORMAT = 1
-"""Version of the packed directory. A reader refuses a newer one."""
+"""Version of the directory layout. Newer versions are refused."""
 Split = Literal["train", "valid", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-"""Split names; a split's code in `Packed.splits` is its place here."""
+"""Names of the splits. `Packed.splits` holds indices into this tuple."""
 
-MANIFEST, IMAGES, LABELS, NAMES, CHECKED = "manifest.json", "images.npy", "labels.npz", "names.json", "checked"
+MANIFEST, IMAGES, LABELS, NAMES, TEXT = "manifest.json", "images.npy", "labels.npz", "names.json", "text.json"
+CHECKED = "checked"
 PARTIAL, JOURNAL = "images.partial", "progress.jsonl"
+
+
+COLUMNS = ("images", "attributes", "names", "splits", "identities", "text", "latents", "features")
+"""Fields of `Packed` that have one row per image."""
+LABEL_COLUMNS = ("attributes", "names", "splits", "identities", "text")
+"""Columns that a source has before its images are decoded, and that `save_labels` writes."""
+
+
+IN_MEMORY = "in-memory"
+"""What a run records as the name of its data if they were not opened by `open_data`."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The arguments of `open_data` that opened a data set."""
+
+    data: str
+    root: Path | None = None
+    crop: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A data set as every consumer sees it.
+    """A data set: images and what is known about each of them.
+
+    A column is a field with one row per image; `COLUMNS` lists them. A column that is None is
+    absent.
 
     Attributes:
-        images: uint8 (N, H, W, 3), H = W; memory-mapped when it comes from disk.
+        images: uint8 (N, H, W, 3), H = W; memory-mapped if loaded from disk.
         attributes: int8 (N, K) in {-1, 0, +1}: no, unknown, yes. K may be 0.
         attribute_names: K names, in order.
-        names: N source file names.
+        names: N names of source files.
         splits: uint8 (N,): 0 train, 1 valid, 2 test.
-        identities: int32 (N,): who is shown, or None when nobody said.
-        manifest: where the images came from: source, crop, size, filter, count, checksums, converted, skipped ...
-        latents: what a codec makes of each image and, where there are two, of the mirrored image: (N, 1 or 2,
-            *latent_shape); None when it was not asked. See `genmodels.data.latents`.
-        features: what an extractor makes of each image, (N, F); None when it was not asked.
+        identities: int32 (N,), a number for each person, -1 if unknown.
+        manifest: origin of the images: source, crop, size, filter, count, checksums, converted,
+            skipped ...
+        latents: outputs of a codec for each image and, if the second axis is 2, for the mirrored
+            image: (N, 1 or 2, *latent_shape). See `genmodels.data.latents`.
+        features: outputs of a feature extractor for each image, (N, F).
+        text: captions of each image, any number of them.
+        origin: how to open the data again, or None if they were made in memory.
     """
 
     images: np.ndarray
@@ -49,6 +82,8 @@ class Packed:
     manifest: dict[str, Any] = field(default_factory=dict)
     latents: np.ndarray | None = None
     features: np.ndarray | None = None
+    text: Sequence[tuple[str, ...]] | None = None
+    origin: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,30 +95,32 @@ class Packed:
 
     @property
     def feature_count(self) -> int:
-        """F; 0 where no extractor was asked."""
+        """Number of features per image; 0 if there are none."""
         return 0 if self.features is None else self.features.shape[1]
 
     @property
     def crop(self) -> str | None:
-        """Name of the crop the pixels went through, also when they travelled through an export in between."""
+        """Name of the crop that was applied to the original images, before any export."""
         return (self.manifest.get("origin") or self.manifest).get("crop")
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that identify these images, in this order, with these labels."""
+        """16 hex digits that identify the images, their order and their labels."""
         digest = hashlib.sha256()
         checksums = self.manifest.get("checksums")
         digest.update(json.dumps(checksums, sort_keys=True).encode())
         for part in (self.attributes, self.splits) if checksums else (self.attributes, self.splits, self.images):
             digest.update(np.ascontiguousarray(part).data)
         digest.update(json.dumps([*self.attribute_names, *self.names]).encode())
+        if self.text is not None:
+            digest.update(json.dumps(list(self.text)).encode())
         return digest.hexdigest()[:16]
 
     def split(self, name: Split) -> Packed:
-        """One split. Packed directories are in split order, so its images stay on disk.
+        """Return one split. Packed directories are in split order, so its images stay on disk.
 
         Raises:
-            ValueError: for an unknown split, or one without images.
+            ValueError: if the split is unknown or empty.
         """
         if name == "all":
             return self
@@ -97,25 +134,14 @@ class Packed:
         return self.take(slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows)
 
     def take(self, rows: slice | np.ndarray) -> Packed:
-        """Some of the images: a view for a slice, a copy in memory for an array of indices."""
-        names = self.names[rows] if isinstance(rows, slice) else [self.names[i] for i in rows]
-        identities = None if self.identities is None else self.identities[rows]
-        return replace(
-            self,
-            images=self.images[rows],
-            attributes=self.attributes[rows],
-            names=names,
-            splits=self.splits[rows],
-            identities=identities,
-            latents=None if self.latents is None else self.latents[rows],
-            features=None if self.features is None else self.features[rows],
-        )
+        """Return some of the images: a view for a slice, a copy for an array of indices."""
+        return replace(self, **{name: take_rows(getattr(self, name), rows) for name in COLUMNS})
 
     def with_attributes(self, names: Sequence[str]) -> Packed:
-        """The same images, of whose attributes only `names` are known, in that order.
+        """Return the same images with only the attributes `names`, in that order.
 
         Raises:
-            ValueError: for a name that the data does not have.
+            ValueError: if the data have no attribute of that name.
         """
         unknown = [name for name in names if name not in self.attribute_names]
         if unknown:
@@ -124,44 +150,72 @@ class Packed:
         columns = [self.attribute_names.index(name) for name in names]
         return replace(self, attributes=self.attributes[:, columns], attribute_names=tuple(names))
 
+    def dataset(self, transform: Callable[[Tensor], Any] | None = None) -> PackedDataset:
+        """Return a view for `torch.utils.data.DataLoader`, for use outside genmodels.
+
+        Args:
+            transform: applied to each image, float32 (3, H, W) in [-1, 1].
+        """
+        from genmodels.data.dataset import PackedDataset
+
+        return PackedDataset(self, transform)
+
     def counts(self) -> dict[str, int]:
-        """Images in each split that has any."""
-        found = np.bincount(self.splits, minlength=len(SPLITS))
-        return {name: int(count) for name, count in zip(SPLITS, found, strict=True) if count}
+        """Return the number of images in each split that is not empty."""
+        counts = np.bincount(self.splits, minlength=len(SPLITS))
+        return {name: int(count) for name, count in zip(SPLITS, counts, strict=True) if count}
 
     @property
     def source(self) -> str:
-        """What these images are, in a few words: "celeba (18,022 of 202,599 images)"."""
+        """Short description of the source: "celeba (18,022 of 202,599 images)"."""
         return str(self.manifest.get("source", "images"))
 
     def describe(self) -> str:
-        """One line for people: source, splits, size, crop, attributes."""
+        """Return one line: source, splits, size, crop, attributes and captions."""
         splits = ", ".join(f"{count:,} {name}" for name, count in self.counts().items())
         crop = f", crop {self.crop}" if self.crop else ""
         skipped = f", {n:,} files skipped" if (n := len(self.manifest.get("skipped", []))) else ""
-        return f"{self.source}: {splits}; {self.size} px{crop}, {len(self.attribute_names)} attributes{skipped}"
+        captions = f", {sum(map(len, self.text)):,} captions" if self.text is not None else ""
+        attributes = f"{len(self.attribute_names)} attributes{captions}"
+        return f"{self.source}: {splits}; {self.size} px{crop}, {attributes}{skipped}"
+
+
+def take_rows(column: Any, rows: slice | np.ndarray) -> Any:
+    """Return some rows of a column: an array, a sequence, or None if the column is absent."""
+    if column is None:
+        return None
+    if isinstance(column, np.ndarray) or isinstance(rows, slice):
+        return column[rows]
+    return [column[row] for row in rows]
+
+
+def spread_rows(length: int, count: int) -> np.ndarray:
+    """Return `count` row numbers, evenly spaced in 0 ... length - 1."""
+    return np.arange(count) * length // max(1, count)
 
 
 def is_packed(path: Path) -> bool:
-    """Whether `path` holds a finished pack. The manifest is written last."""
+    """Return whether `path` holds a complete pack. The manifest is written last."""
     return (path / MANIFEST).is_file()
 
 
 def load_packed(path: Path) -> Packed:
-    """The pack in directory `path`, checked.
+    """Load the pack in directory `path` and check it.
 
-    The images' checksum is verified whenever the file changed since it was last verified.
+    The checksum of the images is verified if the file has changed since it was last verified.
 
     Raises:
-        ValueError: when there is no pack, or it is partial, truncated, damaged or of a newer format; says which.
+        ValueError: if there is no pack, or if it is incomplete, damaged or of a newer format.
     """
     manifest = _read_manifest(path)
-    if _sha256(path / LABELS) != manifest["checksums"][LABELS] or _sha256(path / NAMES) != manifest["checksums"][NAMES]:
-        raise ValueError(f"{path}: {LABELS} or {NAMES} is missing or does not match the manifest; {_AGAIN}")
+    for name in (LABELS, NAMES, TEXT):
+        if name in manifest["checksums"] and _checksum(path / name) != manifest["checksums"][name]:
+            raise ValueError(f"{path / name} is missing or does not match the manifest; {_AGAIN}")
     images = _map_images(path, manifest)
     with np.load(path / LABELS, allow_pickle=False) as labels:
         identities = labels.get("identities")
         attributes, splits = labels["attributes"], labels["splits"]
+    text = [tuple(row) for row in json.loads((path / TEXT).read_text())] if TEXT in manifest["checksums"] else None
     return Packed(
         images=images,
         attributes=attributes,
@@ -170,24 +224,40 @@ def load_packed(path: Path) -> Packed:
         splits=splits,
         identities=identities,
         manifest=manifest,
+        origin=Origin(str(path)),
+        text=text,
     )
 
 
 def save_labels(
-    folder: Path, manifest: dict[str, Any], attributes: np.ndarray, names: list[str], splits: np.ndarray,
-    identities: np.ndarray | None,
-) -> None:  # fmt: skip
-    """Finish a pack whose images.npy is in place: labels, then checksums, and the manifest last, in one rename."""
+    folder: Path,
+    manifest: dict[str, Any],
+    *,
+    attributes: np.ndarray,
+    names: Sequence[str],
+    splits: np.ndarray,
+    identities: np.ndarray | None = None,
+    text: Sequence[tuple[str, ...]] | None = None,
+) -> None:
+    """Complete a pack whose images are in place: write labels, then checksums, then the manifest.
+
+    The manifest appears in one rename, so that an interrupted pack is never mistaken for a complete
+    one.
+    """
     arrays: dict[str, Any] = {"attributes": attributes.astype(np.int8), "splits": splits.astype(np.uint8)}
     if identities is not None:
         arrays["identities"] = identities.astype(np.int32)
     np.savez_compressed(folder / LABELS, **arrays)
-    (folder / NAMES).write_text(json.dumps(names))
-    checksums = {name: _sha256(folder / name) for name in (IMAGES, LABELS, NAMES)}
-    written = {"format": FORMAT, **manifest, "count": len(names), "checksums": checksums}
+    (folder / NAMES).write_text(json.dumps(list(names)))
+    written = [IMAGES, LABELS, NAMES]
+    if text is not None:
+        (folder / TEXT).write_text(json.dumps(list(text)))
+        written.append(TEXT)
+    checksums = {name: file_sha256(folder / name) for name in written}
+    complete = {"format": FORMAT, **manifest, "count": len(names), "checksums": checksums}
     draft = folder / f"{MANIFEST}.tmp"
     with open(draft, "w") as file:
-        file.write(json.dumps(written, indent=1) + "\n")
+        file.write(json.dumps(complete, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     _remember_checked(folder)
@@ -209,9 +279,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         newer = manifest["format"] > FORMAT
-        complete = {"source", "size", "count", "attributes"} <= manifest.keys() and {IMAGES, LABELS, NAMES} <= manifest[
-            "checksums"
-        ].keys()
+        complete = {"source", "size", "count", "attributes"} <= manifest.keys()
+        complete = complete and {IMAGES, LABELS, NAMES} <= manifest["checksums"].keys()
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path / MANIFEST} is not a manifest of genmodels; {_AGAIN}") from None
     if newer:
@@ -225,7 +294,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _map_images(path: Path, manifest: dict[str, Any]) -> np.ndarray:
     try:
-        # Copy on write: torch wants writable memory, and the file never changes.
+        # Copy on write: torch needs writable memory, and the file must not change.
         images = np.load(path / IMAGES, mmap_mode="c", allow_pickle=False)  # (N, H, W, 3)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path / IMAGES} is missing or truncated ({error}); {_AGAIN}") from None
@@ -235,18 +304,15 @@ def _map_images(path: Path, manifest: dict[str, Any]) -> np.ndarray:
             f"{path / IMAGES} is {images.dtype} {images.shape}, the manifest says uint8 {expected}; {_AGAIN}"
         )
     if not _is_checked(path):
-        if _sha256(path / IMAGES) != manifest["checksums"][IMAGES]:
+        if _checksum(path / IMAGES) != manifest["checksums"][IMAGES]:
             raise ValueError(f"{path / IMAGES} does not match the manifest's checksum; {_AGAIN}")
         _remember_checked(path)
     return images
 
 
-def _sha256(path: Path) -> str | None:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
+def _checksum(path: Path) -> str | None:
+    """Return the checksum of a file, or None if it is absent."""
+    return file_sha256(path) if path.exists() else None
 
 
 def _state(folder: Path) -> str:
@@ -262,6 +328,7 @@ def _is_checked(folder: Path) -> bool:
 
 
 def _remember_checked(folder: Path) -> None:
-    # Hashing gigabytes at every start would cost seconds; size and time of change tell whether it must be done again.
+    # Hashing gigabytes at every start takes seconds. It is repeated only if the size or
+    # modification time changed.
     with suppress(OSError):  # a read-only pack is checked every time
         (folder / CHECKED).write_text(_state(folder))

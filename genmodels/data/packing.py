@@ -1,4 +1,4 @@
-"""Packing: decode every image of a source once, on all cores, into a directory that load_packed reads."""
+"""Packing: decode all images of a source once, on all cores, for `load_packed`."""
 
 from __future__ import annotations
 
@@ -25,23 +25,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from genmodels.data.decode import FILTER, RefusedError, check_crop, decode, known_formats
-from genmodels.data.packed import IMAGES, JOURNAL, PARTIAL, is_packed, load_packed, save_labels
+from genmodels.data.packed import (
+    IMAGES,
+    JOURNAL,
+    LABEL_COLUMNS,
+    PARTIAL,
+    is_packed,
+    load_packed,
+    save_labels,
+    take_rows,
+)
 from genmodels.data.source import Files, Source
 
 CHUNK = 128
-"""Images per unit of work, and per line of the journal: what a kill can cost each core."""
+"""Images per unit of work and per line of the journal."""
 LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What the journal remembers of images start ... start + CHUNK.
+    """Journal entry of images start ... start + CHUNK.
 
     Attributes:
         start: index of the first image in the source.
-        checksum: CRC-32 of the chunk's pixels, so that a resumed pack trusts nothing that did not reach the disk.
-        converted: how many images of each kind were converted.
-        skipped: (index, reason) of images without an obvious reading; their pixels stay 0.
+        checksum: CRC-32 of the pixels, to detect pixels that did not reach the disk before a crash.
+        converted: number of images per kind of conversion.
+        skipped: (index, reason) of images that were refused; their pixels are 0.
     """
 
     start: int
@@ -51,22 +60,24 @@ class Chunk:
 
 
 def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, workers: int | None = None) -> Path:
-    """Pack `source` into directory `out`, or finish the partial pack that is there; returns `out`.
+    """Pack `source` into directory `out`, or complete a partial pack there, and return `out`.
 
-    Pixels are written chunk by chunk with a journal, the manifest last: killed at any time, the same call goes on where
-    it was. Two processes may call this at once: the second waits, then finds the work done.
+    Pixels are written in chunks with a journal, and the manifest is written last. After an
+    interruption, the same call continues where the previous one stopped. If two processes call this
+    at the same time, the second one waits for the first.
 
     Args:
-        source: what to pack.
-        out: a new or empty directory, or a pack of the same source, size and crop.
+        source: images to pack.
+        out: new or empty directory, or a pack of the same source, size and crop.
         size: side of the packed images in pixels.
         crop: name of the crop.
-        aligned: whether these are aligned CelebA images.
-        workers: threads; None: one per core. (Decoding and resizing release Python's lock.)
+        aligned: whether the images are aligned CelebA images.
+        workers: number of threads; None means one per core. (Decoding and resizing release the
+            GIL.)
 
     Raises:
-        ValueError: when no image could be read, or `out` holds something else.
-        OSError: when there is no room.
+        ValueError: if no image can be read, or if `out` holds something else.
+        OSError: if the disk has too little space.
     """
     check_crop(crop, size, aligned)
     header = {"stamp": source.stamp, "count": len(source.names), "size": size, "crop": crop, "filter": FILTER}
@@ -78,7 +89,7 @@ def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, w
             return out
         images, done = _resume(out, header)
         with open(out / JOURNAL, "a") as journal:
-            journal.write("\n")  # ends the line that was being written when a pack was killed
+            journal.write("\n")  # ends a line that was cut off by an interruption
             for chunk in _fill(source, images, crop, aligned, set(done), workers):
                 journal.write(json.dumps(asdict(chunk)) + "\n")
                 journal.flush()
@@ -89,7 +100,7 @@ def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, w
 
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """Hold directory `out` (made when absent) against other processes."""
+    """Lock directory `out` against other processes. It is created if it is absent."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         held = FileLock(out / LOCK)
@@ -108,7 +119,7 @@ def lock(out: Path) -> Iterator[None]:
 
 
 def progress_bar(title: str) -> Progress:
-    """A bar on stderr with images per second and time left."""
+    """Return a progress bar on stderr that shows images per second and the remaining time."""
     return Progress(
         TextColumn(title),
         BarColumn(),
@@ -126,31 +137,31 @@ class _Rate(ProgressColumn):
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chunk]]:
-    """The pixels and the chunks that a killed pack left in `out`, or new ones."""
+    """Return the pixels and chunks of a partial pack in `out`, or new ones."""
     partial, journal, shape = out / PARTIAL, out / JOURNAL, (header["count"], header["size"], header["size"], 3)
     first, *lines = journal.read_text().splitlines() if journal.exists() else [""]
     if first and first != json.dumps(header):
         raise ValueError(f"{out} holds a partial pack of something else or of changed files: delete it and pack again")
     if first and not partial.exists() and (out / IMAGES).exists():
-        (out / IMAGES).rename(partial)  # killed in _finish
+        (out / IMAGES).rename(partial)  # interrupted in _finish
     done = {}
     for line in lines:
         try:
             chunk = Chunk(**json.loads(line))
         except (json.JSONDecodeError, TypeError):
-            continue  # the line being written when the process was killed
+            continue  # a line that was cut off by an interruption
         done[chunk.start] = chunk
     if done and partial.exists():
         images = open_memmap(partial, "r+")  # (N, H, W, 3)
         return images, {start: c for start, c in done.items() if _checksum(images, start) == c.checksum}
-    if found := sorted(item.name for item in out.iterdir() if item.name not in (LOCK, PARTIAL, JOURNAL)):
-        raise ValueError(f"{out} is not empty ({found[0]}): choose a new directory for the pack")
-    # Twice: rows may have to be dropped or put in the order of the splits, into a second file.
+    if others := sorted(item.name for item in out.iterdir() if item.name not in (LOCK, PARTIAL, JOURNAL)):
+        raise ValueError(f"{out} is not empty ({others[0]}): choose a new directory for the pack")
+    # Twice the size: dropping rows or sorting them by split needs a second file.
     needed, free = 2 * header["count"] * header["size"] ** 2 * 3, shutil.disk_usage(out).free
     if needed > free:
         raise OSError(f"the pack needs {needed / 1e9:.1f} GB and {out} has {free / 1e9:.1f} GB free")
@@ -160,7 +171,7 @@ def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chu
 
 
 def _tidy(out: Path) -> None:
-    """Remove what only an unfinished pack needs."""
+    """Remove the files that only a partial pack needs."""
     for name in (PARTIAL, JOURNAL):
         (out / name).unlink(missing_ok=True)
 
@@ -172,7 +183,7 @@ def _checksum(images: np.ndarray, start: int) -> int:
 def _fill(
     source: Source, images: np.ndarray, crop: str, aligned: bool, done: set[int], workers: int | None
 ) -> Iterator[Chunk]:
-    """Decode what is not done into `images`; yields each chunk as it is finished."""
+    """Decode the remaining chunks into `images` and yield each one when it is complete."""
     files, formats, size = Files(source.where), known_formats(), images.shape[1]
     images = np.asarray(images)
 
@@ -191,7 +202,7 @@ def _fill(
 
     starts = [start for start in range(0, len(images), CHUNK) if start not in done]
     pool = ThreadPoolExecutor(workers or cores())
-    # Bombs are refused by their size in pixels; Pillow's warning about them would only repeat it.
+    # Images with too many pixels are refused; Pillow's warning about them adds nothing.
     with warnings.catch_warnings(), progress_bar("packing") as progress:
         warnings.simplefilter("ignore")
         bar = progress.add_task("", total=len(images), completed=min(len(done) * CHUNK, len(images)))
@@ -204,7 +215,7 @@ def _fill(
 
 
 def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any], chunks: list[Chunk]) -> None:
-    """From a complete partial pack to a pack: drop the skipped rows, order by split, write labels and manifest."""
+    """Complete a pack: drop skipped rows, sort by split, write labels and manifest."""
     skipped = [(source.names[i], reason) for chunk in chunks for i, reason in chunk.skipped]
     kept = np.ones(len(images), bool)
     kept[[i for chunk in chunks for i, _ in chunk.skipped]] = False
@@ -213,7 +224,7 @@ def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any]
         _tidy(out)
         raise ValueError(f"no usable image in {source.where}: {len(skipped):,} files, none readable; {name}: {reason}")
     order = np.flatnonzero(kept)
-    order = order[np.argsort(source.splits[order], kind="stable")]  # each split is then one slice of the file
+    order = order[np.argsort(source.splits[order], kind="stable")]  # each split becomes one slice of the file
     images.flush()
     if np.array_equal(order, np.arange(len(images))):
         (out / PARTIAL).rename(out / IMAGES)
@@ -233,7 +244,6 @@ def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any]
         "origin": source.origin,
         "request": header,
     }
-    identities = None if source.identities is None else source.identities[order]
-    names = [source.names[i] for i in order]
-    save_labels(out, manifest, source.attributes[order], names, source.splits[order], identities)
+    columns = {name: getattr(source, name) for name in LABEL_COLUMNS}
+    save_labels(out, manifest, **{name: take_rows(column, order) for name, column in columns.items()})
     _tidy(out)

@@ -1,4 +1,4 @@
-"""A contact sheet: some images of a data set, each with its name and the attributes it has."""
+"""Contact sheets: images of a data set with their names and attributes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _COLUMNS = 8
 
 
 def save_sheet(data: Packed, path: Path, n: int = 32, seed: int = 0) -> Path:
-    """Write `n` images drawn at random, with captions, as one picture; returns `path`.
+    """Write `n` random images and their labels as one picture, and return `path`.
 
     Args:
-        data: what to show.
-        path: .png or another image file name; replaced when it exists.
-        n: how many.
-        seed: which.
+        data: data set.
+        path: image file to write (.png, .jpg ...); an existing file is replaced.
+        n: number of images.
+        seed: seed of the random choice.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(data))[:n])
     captions = [_caption(data, i) for i in chosen]
@@ -39,7 +39,7 @@ def save_sheet(data: Packed, path: Path, n: int = 32, seed: int = 0) -> Path:
 
 
 def _caption(data: Packed, i: int) -> str:
-    """File name and positive attributes, wrapped to the tile's width."""
+    """Return the file name and the positive attributes, wrapped to the width of the tile."""
     lines = [data.names[i].rsplit("/", 1)[-1][-24:]]
     for k in np.flatnonzero(data.attributes[i] > 0):
         name = data.attribute_names[k].replace("_", " ")

@@ -1,4 +1,4 @@
-"""Source: a list of image files with what is known of them, before anything is decoded."""
+"""Source: a list of image files and their labels, before the images are decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 LARGEST_MEMBER = 1 << 28
-"""Bytes; a larger file in an archive is not read into memory."""
+"""Largest file, in bytes, that is read from an archive into memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +23,15 @@ class Source:
     """Images in a folder or a zip archive.
 
     Attributes:
-        title: for people, such as "celeba (18,022 of 202,599 images)".
+        title: short description, such as "celeba (18,022 of 202,599 images)".
         where: the folder or archive.
-        names: what the images are called, sorted.
-        paths: where each is in the folder or archive.
-        attributes, attribute_names, splits, identities: one row per name, as in Packed.
-        stamp: changes when a file does (names, sizes, times of change); cheap, no file is opened for it.
-        left_out: (name, reason) of files known not to be usable before they are opened.
-        origin: manifest of the pack that this source is an export of.
+        names: names of the images, sorted.
+        paths: paths of the images in the folder or archive.
+        attributes, attribute_names, splits, identities, text: one row per name, as in `Packed`.
+        stamp: hash of names, sizes and modification times; it changes if a file changes. No image
+            is opened to compute it.
+        left_out: (name, reason) of files that are skipped without opening them.
+        origin: manifest of the pack of which this source is an export.
     """
 
     title: str
@@ -42,13 +43,14 @@ class Source:
     splits: np.ndarray
     identities: np.ndarray | None
     stamp: str
+    text: list[tuple[str, ...]] | None = None
     left_out: list[tuple[str, str]] = field(default_factory=list)
     origin: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file that may be an image: relative path with forward slashes, bytes, time of change."""
+    """A file that may be an image: relative path, size in bytes, and modification time or CRC."""
 
     name: str
     size: int
@@ -56,11 +58,11 @@ class Entry:
 
 
 class Files:
-    """Reads files of a folder or a zip archive by relative path. Safe to use from several threads.
+    """Reads files of a folder or a zip archive by relative path, also from several threads.
 
     Raises:
-        FileNotFoundError: when `where` does not exist.
-        ValueError: when it is a file but no zip archive.
+        FileNotFoundError: if `where` does not exist.
+        ValueError: if `where` is a file but not a zip archive.
     """
 
     def __init__(self, where: Path):
@@ -68,7 +70,7 @@ class Files:
         self._archive = None if where.is_dir() else open_archive(where)
 
     def entries(self) -> Iterator[Entry]:
-        """Every file that is not hidden, in no particular order."""
+        """Yield every file that is not hidden, in no particular order."""
         if self._archive is None:
             yield from _walk(self.where, "", set())
             return
@@ -78,24 +80,24 @@ class Files:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """The file `name`, open for reading and seeking."""
+        """Open the file `name` for reading and seeking."""
         if self._archive is None:
             with open(self.where / name, "rb") as file:
                 yield file
             return
         size = self._archive.getinfo(name).file_size
         if size > LARGEST_MEMBER:
-            raise OSError(f"{size:,} bytes in an archive is more than an image should need")
+            raise OSError(f"file of {size:,} bytes in an archive; at most {LARGEST_MEMBER:,} are read")
         yield io.BytesIO(self._archive.read(name))
 
     def read_text(self, name: str) -> str:
-        """The text file `name`, decoded as UTF-8."""
+        """Read the text file `name` as UTF-8."""
         with self.open(name) as file:
             return file.read().decode("utf-8-sig")
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
-    """A zip archive; refuses what only has the name of one, such as a saved error page."""
+    """Open a zip archive. Files that are not archives, such as a saved error page, are refused."""
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile:
@@ -108,7 +110,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 
 def fingerprint(entries: Iterable[Entry], *texts: str) -> str:
-    """32 hex digits over names, sizes and times of change, and over the text of label files."""
+    """Return 32 hex digits that identify a list of files and the text of label files."""
     digest = hashlib.sha256()
     for entry in entries:
         digest.update(f"{entry.name}\0{entry.size}\0{entry.changed}\0".encode("utf-8", "surrogateescape"))
@@ -119,11 +121,11 @@ def fingerprint(entries: Iterable[Entry], *texts: str) -> str:
 
 def _walk(folder: Path, prefix: str, seen: set[str]) -> Iterator[Entry]:
     real = os.path.realpath(folder)
-    if real in seen:  # links may lead back to where we came from
+    if real in seen:  # symbolic links may form a cycle
         return
     seen.add(real)
-    with os.scandir(folder) as found:
-        for item in found:
+    with os.scandir(folder) as items:
+        for item in items:
             if item.name.startswith("."):
                 continue
             if item.is_dir():

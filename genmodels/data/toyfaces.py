@@ -1,8 +1,8 @@
-"""Procedural faces: the embedded data set, a pure function of (seed, index, size).
+"""Procedural faces: the built-in data set, a pure function of (seed, index, size).
 
-Who a face is (attributes, and the numbers behind all the rest) comes from a counter-based hash of seed and index, in
-`face_traits`; toypaint.py paints it. Nothing is read from disk and no generator is advanced, so any subset of the
-faces, in any order and in chunks of any length, gives the same pixels.
+The attributes of a face, and all other numbers that determine it, come from a counter-based hash of
+seed and index (`face_traits`); toypaint.py draws it. Nothing is read from disk and no generator has
+a state, so the pixels of a face do not depend on which other faces are drawn, or in which order.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ ATTRIBUTES = (
     "Young",
 )
 
-_CHUNK_PIXELS = 128 * 64 * 64  # painted at once: many, since the calls from Python cost more than the cache misses
-_BLOCK = 512  # faces whose traits are drawn together, by one thread
+_CHUNK_PIXELS = 128 * 64 * 64  # drawn at once: the overhead of Python calls costs more than cache misses
+_BLOCK = 512  # faces per task of a thread
 _SIZES = range(16, 1025)
 
 
 def draw(seed: int, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Paint the faces `indices` of world `seed`.
+    """Draw the faces `indices` of seed `seed`.
 
     Args:
-        seed: any integer; another seed is another world of faces.
-        indices: integers (N,), each non-negative.
-        size: height and width in pixels, 16 to 1024. Another size is the same picture, finer or
-            coarser.
+        seed: any integer; each seed gives a different set of faces.
+        indices: non-negative integers (N,).
+        size: height and width in pixels, 16 to 1024. The same face is drawn at any size.
 
     Returns:
-        Images uint8 (N, size, size, 3) and attributes int8 (N, K) in {-1, +1}, in the order of ATTRIBUTES.
+        Images uint8 (N, size, size, 3), and attributes int8 (N, K) in {-1, +1} in the order of
+        ATTRIBUTES.
 
     Raises:
-        ValueError: for indices that are not a vector of non-negative integers, or a size out of range.
+        ValueError: if indices is not a vector of non-negative integers, or if size is out of range.
     """
     indices = np.asarray(indices)
     if indices.ndim != 1 or (indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0)):
@@ -93,10 +93,19 @@ def draw(seed: int, indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndar
 
 
 def face_traits(seed: int, indices: np.ndarray) -> Traits:
-    """Who the faces are: consistent attributes with frequencies like CelebA's, and the uniforms for all the rest."""
+    """Draw attributes with frequencies similar to CelebA's, and uniform numbers for the rest."""
     world = splitmix(np.zeros(1, np.uint64), np.uint64(seed & (2**64 - 1)))
     state = splitmix(world, indices.astype(np.uint64))  # (N,)
-    draws = iter(uniforms(state, 0, 40))
+    flags, tone = _draw_flags(uniforms(state, 0, 40))
+    names = (*ATTRIBUTES, "full beard")
+    numbers = uniforms(state, 64, Traits.LAYERS * Traits.NUMBERS)
+    planes = np.stack([flags[name] for name in names]).astype(np.float32)[:, :, None, None]
+    return Traits(names, planes, tone, numbers[:, :, None, None])
+
+
+def _draw_flags(numbers: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return attributes by name, each bool (N,), and skin tones (N,), from numbers (40, N)."""
+    draws = iter(numbers)
 
     def chance(probability: np.ndarray | float) -> np.ndarray:
         return next(draws) < probability
@@ -113,14 +122,14 @@ def face_traits(seed: int, indices: np.ndarray) -> Traits:
     black = ~bald & ~gray & chance(0.28 + 0.5 * (tone > 0.6))
     blond = ~bald & ~gray & ~black & (tone < 0.6) & chance(np.where(male, 0.15, 0.34))
     brown = ~bald & ~gray & ~black & ~blond & chance(0.62)
-    whiskers = next(draws)  # one male in two is shaven; the others share the kinds of facial hair
+    whiskers = next(draws)  # half of the male faces are shaven; the others have one kind of facial hair
     shadow, moustache, goatee, beard = (
         male & (whiskers >= low) & (whiskers < low + 0.125) for low in (0.5, 0.625, 0.75, 0.875)
     )
     mustache = moustache | (goatee & chance(0.5)) | beard
     bushy = chance(np.where(male, 0.3, 0.06))
     chubby = chance(np.where(young, 0.06, 0.16))
-    flags = {
+    return {
         "5_o_Clock_Shadow": shadow,
         "Arched_Eyebrows": ~bushy & chance(np.where(male, 0.1, 0.44)),
         "Bald": bald,
@@ -152,9 +161,5 @@ def face_traits(seed: int, indices: np.ndarray) -> Traits:
         "Wearing_Lipstick": ~male & chance(0.66),
         "Wearing_Necktie": male & chance(0.2),
         "Young": young,
-        "full beard": beard,  # not one of CelebA's names, but the painter must know
-    }
-    names = (*ATTRIBUTES, "full beard")
-    numbers = uniforms(state, 64, Traits.LAYERS * Traits.NUMBERS)
-    planes = np.stack([flags[name] for name in names]).astype(np.float32)[:, :, None, None]
-    return Traits(names, planes, tone, numbers[:, :, None, None])
+        "full beard": beard,  # not an attribute of CelebA, but needed to draw the face
+    }, tone

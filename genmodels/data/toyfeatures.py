@@ -1,7 +1,7 @@
-"""Paints the face of a toy face: lit skin with relief, eyes, brows, mouth, whiskers, lines of age; and glasses.
+"""Layers of the face of a toy face: skin with relief, eyes, brows, mouth, beard, wrinkles, glasses.
 
-Features live in face coordinates (u, v): u = 0 is the midline, which bends across the head as it turns. Most are
-painted on |u|, both sides at once.
+Features are drawn in face coordinates (u, v): u = 0 is the midline, which is curved if the head is
+turned. Most are functions of |u|, so that both sides are drawn at once.
 """
 
 from __future__ import annotations

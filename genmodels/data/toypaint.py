@@ -1,7 +1,7 @@
-"""Paints toy faces from the background to the hat: all layers but the face itself, which toyfeatures.py paints.
+"""Draws toy faces, from the background to the hat. toyfeatures.py draws the face itself.
 
-In head coordinates the eyes lie near (+-0.22, 0), the chin near (0, 0.72) and the crown near (0, -0.66). With CelebA's
-framing the face fills most of the image.
+In head coordinates the eyes lie near (+-0.22, 0), the chin near (0, 0.72) and the crown near
+(0, -0.66). As in CelebA, the face fills most of the image.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ METAL = ((0.95, 0.78, 0.35), (0.98, 0.9, 0.65), (0.92, 0.94, 0.97))
 
 
 def paint(traits: Traits, size: int, out: np.ndarray) -> None:
-    """Paint the faces of `traits` into `out`, uint8 (n, size, size, 3)."""
+    """Draw the faces of `traits` into `out`, uint8 (n, size, size, 3)."""
     scene = _scene(traits, size)
     mass, front, colour = _hair(scene)
     _background(scene)
@@ -111,7 +111,7 @@ def _background(s: Scene) -> None:
 
 
 def _hair(s: Scene) -> tuple[Plane, Plane, Plane]:
-    """Coverage of the whole mass of hair, the share of it before the face, and its colour (n, 3, H, W)."""
+    """Coverage of all hair, the fraction in front of the face, and its colour (n, 3, H, W)."""
     f, dice = s.traits, Dice(s.traits, 2)
     male, wavy, bangs, hat = f.has("Male"), f.has("Wavy_Hair"), f.has("Bangs"), f.has("Wearing_Hat")
     receding, straight = f.has("Receding_Hairline"), f.has("Straight_Hair")
@@ -148,7 +148,7 @@ def _hair(s: Scene) -> tuple[Plane, Plane, Plane]:
 
 
 def _hair_colour(s: Scene, dice: Dice, ripple: Plane, radius: Plane, strands: Plane) -> Plane:
-    """Strands that run from the crown, gloss where the light strikes, and darkness towards the neck."""
+    """Strands that run from the crown, gloss in the light, and shadow towards the neck."""
     gather = 1 / (1 - np.float32(0.4) * unit(s.y * s.y))  # strands spread below the crown and gather far from it
     q = (np.abs(s.x) + ripple) * gather
     fine = wave(q * dice.number(8, 11) + s.y * dice.number(-1, 1)) * strands

@@ -1,8 +1,8 @@
-"""What the painter of toy faces paints with: random numbers, smooth shapes, blending, and the scene.
+"""Tools for drawing toy faces: random numbers, smooth shapes, blending, and the scene.
 
-A plane is float32 (n, h, w); a number that differs between faces only is (n, 1, 1); a colour is (n, 3, 1, 1), sRGB in
-[0, 1]. Only + - * / sqrt, minimum, maximum and floor touch planes: they are fast and, being correctly rounded, give the
-same pixels however the faces are split into chunks.
+A plane is float32 (n, h, w), a number per face is (n, 1, 1), and a colour is (n, 3, 1, 1), sRGB in
+[0, 1]. Planes are only combined by + - * / sqrt, minimum, maximum and floor. These are fast and
+correctly rounded, so that the pixels do not depend on how the faces are split into chunks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ZERO, _ONE, _HUGE = np.float32(0), np.float32(1), np.float32(3e38)
 
 
 def splitmix(state: NDArray[np.uint64], part: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
-    """Mix another integer into a 64-bit hash (splitmix64; Steele, Lea and Flood, OOPSLA 2014). Shapes broadcast."""
+    """Mix another integer into a 64-bit hash (splitmix64, OOPSLA 2014). Shapes broadcast."""
     state = state + part + np.uint64(0x9E3779B97F4A7C15)  # wraps around, as it should
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -29,20 +29,21 @@ def splitmix(state: NDArray[np.uint64], part: NDArray[np.uint64] | np.uint64) ->
 
 
 def uniforms(state: NDArray[np.uint64], first: int, count: int) -> Plane:
-    """Uniforms in [0, 1) number `first` to `first + count` of each stream, float32 (count, n), from hashes (n,)."""
+    """Uniform numbers first ... first + count - 1 of each stream (n,): float32 (count, n)."""
     bits = splitmix(state, np.arange(first, first + count, dtype=np.uint64)[:, None])
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
 @dataclass(frozen=True)
 class Traits:
-    """Who some faces are.
+    """Attributes of n faces, and random numbers for everything else.
 
     Attributes:
-        names: of the K flags.
-        flags: float32 (K, n, 1, 1): 1 where the faces have the attribute, else 0.
+        names: names of the K flags.
+        flags: float32 (K, n, 1, 1): 1 if the face has the attribute, else 0.
         tone: float32 (n,) in [0, 1): skin from light to dark.
-        numbers: float32 (LAYERS * NUMBERS, n, 1, 1) in [0, 1): what makes the rest of each layer of the picture.
+        numbers: float32 (LAYERS * NUMBERS, n, 1, 1) in [0, 1): random numbers of each layer of the
+            picture.
     """
 
     LAYERS = 20
@@ -57,12 +58,12 @@ class Traits:
         return Traits(self.names, self.flags[:, who], self.tone[who], self.numbers[:, who])
 
     def has(self, name: str) -> Plane:
-        """1 where the faces have the attribute, else 0: (n, 1, 1)."""
+        """1 if the face has the attribute, else 0: (n, 1, 1)."""
         return self.flags[self.names.index(name)]
 
 
 class Dice:
-    """The random numbers of one layer of the picture, in the order it asks for them."""
+    """Random numbers of one layer of the picture, in the order of the calls."""
 
     def __init__(self, traits: Traits, layer: int):
         self._numbers = iter(traits.numbers[layer * Traits.NUMBERS : (layer + 1) * Traits.NUMBERS])
@@ -105,7 +106,7 @@ def unit(plane: Plane) -> Plane:
 
 
 def positive(plane: Plane) -> Plane:
-    """The larger of plane and 0, in place (numpy clips twice as fast as it takes a maximum with a number)."""
+    """The larger of plane and 0, in place. (clip is twice as fast as maximum.)"""
     return plane.clip(_ZERO, _HUGE, out=plane)
 
 
@@ -125,7 +126,7 @@ def edge(distance: Plane, width: Plane | np.float32) -> Plane:
 
 
 def stroke(distance: Plane, half: Plane | float, pixel: np.float32) -> Plane:
-    """Coverage of a line of half-width `half` around distance 0; one thinner than a pixel fades, as it should."""
+    """Coverage of a line of half-width `half` around distance 0. Thin lines fade."""
     half = np.asarray(half, np.float32)
     cover = edge(half - np.abs(distance), pixel)
     cover *= np.minimum(np.float32(1), 2 * half / pixel + np.float32(0.1))
@@ -158,7 +159,7 @@ def wave(cycles: Plane) -> Plane:
 
 
 def blend(canvas: Plane, cover: Plane, colour: Plane) -> None:
-    """Lay `colour`, (n, 3, 1, 1) or (n, 3, h, w), over the canvas (n, 3, h, w) with coverage (n, h, w), in place."""
+    """Blend `colour` into the canvas (n, 3, h, w) with coverage (n, h, w), in place."""
     delta = colour - canvas
     delta *= cover[:, None]
     canvas += delta
@@ -166,9 +167,10 @@ def blend(canvas: Plane, cover: Plane, colour: Plane) -> None:
 
 @dataclass
 class Scene:
-    """Some faces being painted, or a window of them: the canvas and what every layer must know.
+    """Canvas of some faces, or a window of it, and the parameters that every layer needs.
 
-    Head coordinates (x, y) are upright, at about the image's scale; the origin is between the eyes on the head's axis.
+    Head coordinates (x, y) are upright and have about the scale of the image. The origin lies
+    between the eyes, on the axis of the head.
     """
 
     traits: Traits
@@ -180,7 +182,7 @@ class Scene:
     light_x: Plane  # towards the light, unit length; z is towards the viewer
     light_y: Plane
     light_z: Plane
-    ambient: Plane  # the share of light that comes from everywhere
+    ambient: Plane  # fraction of ambient light
     yaw: Plane  # from -1 to 1: the face turned to one side
     pitch: Plane
     skin: Plane  # (n, 3, 1, 1)
@@ -191,13 +193,13 @@ class Scene:
 
     @property
     def pixel(self) -> np.float32:
-        """The width of a pixel, and so of an anti-aliased edge."""
+        """Width of a pixel, which is also the width of an anti-aliased edge."""
         return np.float32(2 / self.size)
 
     def window(
         self: SceneT, upper: float, lower: float, side: float = 1.0, who: NDArray[np.intp] | None = None
     ) -> tuple[SceneT, tuple[slice, slice]]:
-        """A copy, for the faces `who`, of what lies within image coordinates; and its rows and columns here."""
+        """Copy a window of the faces `who`, and return it with its rows and columns here."""
         spans = []
         for low, high, start, length in zip(
             (upper, -side), (lower, side), self.corner, self.canvas.shape[2:], strict=True
@@ -227,7 +229,7 @@ class Scene:
         side: float = 1.0,
         only: Plane | None = None,
     ) -> None:
-        """Paint a layer that stays within a window, on faces flagged in `only` (n, 1, 1) or on all."""
+        """Draw a layer within a window, on the faces flagged in `only` (n, 1, 1) or on all."""
         who = None if only is None else np.flatnonzero(only > 0.5)
         if who is None or len(who):
             window, (rows, columns) = self.window(upper, lower, side, who)

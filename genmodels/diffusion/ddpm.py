@@ -1,4 +1,4 @@
-"""DDPM: a chain of noisy images, with the schedules and conventions of diffusers' schedulers."""
+"""DDPM: a Markov chain of noisy images, with the conventions of diffusers' schedulers."""
 
 from __future__ import annotations
 
@@ -15,38 +15,45 @@ from genmodels.diffusion.process import Process
 
 @dataclass(frozen=True)
 class DDPM(Process):
-    """DDPM: a chain of noisy images, alpha^2 + sigma^2 = 1 (arXiv 2006.11239), with the schedules, predictions and
-    conventions of diffusers' schedulers, so that models can be exchanged."""
+    """DDPM: a chain of noisy images with alpha^2 + sigma^2 = 1 (arXiv 2006.11239).
+
+    Schedules, predictions and conventions are those of diffusers' schedulers, so that models can be
+    exchanged. Written with abar_t, the product of 1 - beta up to t: alpha_t^2 = abar_t.
+    """
 
     prediction: Literal["eps", "v", "x0"] = "v"
-    """What the network predicts: the noise, v = alpha eps - sigma x_0 (arXiv 2202.00512), or the data."""
+    """What the network predicts: the noise eps, v = alpha eps - sigma x_0 (arXiv 2202.00512), or
+    the data x_0."""
     schedule: Literal["linear", "scaled-linear", "cosine"] = "cosine"
-    """How beta grows: linearly (arXiv 2006.11239), linearly in its root (latent diffusion), or so that alpha is nearly
-    a cosine (arXiv 2102.09672)."""
+    """How beta grows: linearly (arXiv 2006.11239), linearly in its square root (latent diffusion),
+    or so that alpha is nearly a cosine (arXiv 2102.09672)."""
     beta_start: float = 1e-4
-    """First beta; not for "cosine"."""
+    """First beta; unused by "cosine"."""
     beta_end: float = 0.02
-    """Last beta; not for "cosine"."""
+    """Last beta; unused by "cosine"."""
     timesteps: int = 1000
     """Length of the chain."""
     min_snr: float | None = 5.0
-    """Caps the signal-to-noise ratio that weighs a timestep (arXiv 2303.09556); None: the plain squared error."""
+    """Upper limit of the signal-to-noise ratio in the weight of a timestep (arXiv 2303.09556);
+    None: unweighted squared error."""
     learned_variance: bool = False
-    """Let the network say the variance of each step too, between its two bounds (arXiv 2102.09672): twice as many
-    channels out, one more term in the loss, and solver "ddpm" uses it."""
+    """Whether the network also predicts the variance of each step, between its two bounds
+    (arXiv 2102.09672): twice as many output channels, one more term in the loss, used by solver
+    "ddpm"."""
     spacing: Literal["trailing", "leading"] = "trailing"
-    """Whether the timesteps of a shorter walk end with the last one (noise) or begin with the first."""
+    """Timesteps of a schedule with fewer steps: "trailing" includes the last (noise), "leading" the
+    first."""
     offset: int = 0
-    """Added to the timesteps of "leading"."""
+    """Number added to the timesteps of "leading"."""
     final: Literal["data", "first"] = "data"
-    """Where a walk ends: at the data, or at the first timestep, which is noisy a little (diffusers'
-    set_alpha_to_one)."""
+    """Where sampling ends: at clean data, or at the first timestep, which has a little noise
+    (set_alpha_to_one of diffusers)."""
     clip: bool = False
-    """Clamp the predicted data to [-1, 1] while sampling: for images only."""
+    """Whether the predicted x_0 is clamped to [-1, 1] during sampling: for images only."""
 
     end: ClassVar[float] = -1.0
-    first: ClassVar[float] = 0.0
-    usual: ClassVar[str] = "uniform"
+    min_time: ClassVar[float] = 0.0
+    default_spacing: ClassVar[str] = "uniform"
 
     def __post_init__(self) -> None:
         if self.timesteps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
@@ -60,9 +67,9 @@ class DDPM(Process):
             "spacing": ("trailing", "leading"),
             "final": ("data", "first"),
         }
-        for name, known in names.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"ddpm: {name} must be {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, allowed in names.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"ddpm: {name} must be {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.offset < self.timesteps:
             raise ValueError(f"ddpm: offset must be a timestep, 0 to {self.timesteps - 1}, got {self.offset}")
         if self.min_snr is not None and not self.min_snr > 0:
@@ -73,50 +80,53 @@ class DDPM(Process):
         return self.timesteps - 1.0
 
     @property
-    def longest(self) -> int:  # type: ignore[override]
+    def max_steps(self) -> int:  # type: ignore[override]
         return self.timesteps
 
     @property
-    def ratios(self) -> tuple[float, float]:  # type: ignore[override]
+    def ratio_range(self) -> tuple[float, float]:  # type: ignore[override]
         return float(self.log_ratio[0].exp()), float(self.log_ratio[-1].exp())
 
     def grid(self, steps: int, quadratic: bool) -> Tensor:
-        """Whole timesteps, as diffusers' schedulers choose them."""
+        """Integer timesteps (steps,), float64, as diffusers' schedulers choose them.
+
+        Quadratic spacing returns fewer where rounding makes timesteps equal.
+        """
         count = self.timesteps
         if quadratic:
-            share = torch.linspace(1, 0, steps, dtype=torch.float64)
-            return (share.square() * (count - 1)).round().unique().flip(0)
+            fraction = torch.linspace(1, 0, steps, dtype=torch.float64)
+            return (fraction.square() * (count - 1)).round().unique().flip(0)
         if self.spacing == "leading":
             return (torch.arange(steps, dtype=torch.float64) * (count // steps)).flip(0) + self.offset
         return (count - torch.arange(steps, dtype=torch.float64) * (count / steps)).round() - 1
 
     @cached_property
     def betas(self) -> Tensor:
-        """(timesteps,), float64."""
+        """Variances of the forward steps (timesteps,), float64."""
         count = self.timesteps
         if self.schedule == "linear":
             return torch.linspace(self.beta_start, self.beta_end, count, dtype=torch.float64)
         if self.schedule == "scaled-linear":
             return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, count, dtype=torch.float64).square()
         t = torch.arange(count + 1, dtype=torch.float64) / count
-        bar = ((t + 0.008) / 1.008 * math.pi / 2).cos().square()
-        return (1 - bar[1:] / bar[:-1]).clamp_max(0.999)
+        abar = ((t + 0.008) / 1.008 * math.pi / 2).cos().square()  # equation 17, up to a constant
+        return (1 - abar[1:] / abar[:-1]).clamp_max(0.999)
 
     @cached_property
     def log_ratio(self) -> Tensor:
         """log(sigma / alpha) at every timestep, (timesteps,), float64."""
-        bar = (1 - self.betas).cumprod(0)
-        return ((1 - bar) / bar).log() / 2
+        abar = (1 - self.betas).cumprod(0)
+        return ((1 - abar) / abar).log() / 2
 
     def _ratio(self, t: Tensor) -> Tensor:
-        """sigma / alpha, float64; between timesteps its logarithm is linear, as in diffusers; 0 before the first."""
-        known = self.log_ratio.to(t.device)
-        place = t.double().clamp(0, self.start)
-        low = place.floor().long()
+        """sigma / alpha, float64; log-linear between timesteps, as in diffusers."""
+        log_ratio = self.log_ratio.to(t.device)
+        position = t.double().clamp(0, self.start)
+        low = position.floor().long()
         high = (low + 1).clamp_max(self.timesteps - 1)
-        found = torch.lerp(known[low], known[high], place - low).exp()
-        clean = torch.full_like(found, float(self.log_ratio[0].exp()) if self.final == "first" else 0.0)
-        return torch.where(t < 0, clean, found)
+        ratio = torch.lerp(log_ratio[low], log_ratio[high], position - low).exp()
+        clean = torch.full_like(ratio, float(self.log_ratio[0].exp()) if self.final == "first" else 0.0)
+        return torch.where(t < 0, clean, ratio)
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 / (1 + self._ratio(t).square()).sqrt()).to(t.dtype)
@@ -126,12 +136,12 @@ class DDPM(Process):
         return (ratio / (1 + ratio.square()).sqrt()).to(t.dtype)
 
     def time_of(self, ratio: Tensor) -> Tensor:
-        known = self.log_ratio.to(ratio.device)
-        wanted = ratio.double().log().clamp(known[0], known[-1])
-        high = torch.searchsorted(known, wanted).clamp(1, self.timesteps - 1)
+        log_ratio = self.log_ratio.to(ratio.device)
+        value = ratio.double().log().clamp(log_ratio[0], log_ratio[-1])
+        high = torch.searchsorted(log_ratio, value).clamp(1, self.timesteps - 1)
         low = high - 1
-        share = (wanted - known[low]) / (known[high] - known[low])
-        return torch.where(ratio > 0, low + share, -1.0).to(ratio.dtype)
+        fraction = (value - log_ratio[low]) / (log_ratio[high] - log_ratio[low])
+        return torch.where(ratio > 0, low + fraction, -1.0).to(ratio.dtype)
 
     def draw(self, uniform: Tensor) -> Tensor:
         return (uniform * self.timesteps).floor().clamp_max(self.start)
@@ -141,15 +151,15 @@ class DDPM(Process):
             return torch.ones_like(t)
         snr = self._ratio(t).pow(-2)
         capped = snr.clamp_max(self.min_snr)
-        found = {"eps": capped / snr, "v": capped / (snr + 1), "x0": capped}[self.prediction]
-        return found.to(t.dtype)
+        weight = {"eps": capped / snr, "v": capped / (snr + 1), "x0": capped}[self.prediction]
+        return weight.to(t.dtype)
 
     @property
     def path(self) -> tuple[object, ...]:
         return (type(self), self.schedule, self.beta_start, self.beta_end, self.timesteps)
 
-    def signal(self, t: Tensor) -> Tensor:
-        return t.clamp_min(0)  # -1 is for solvers only
+    def time_input(self, t: Tensor) -> Tensor:
+        return t.clamp_min(0)  # -1 occurs in solvers only
 
     def x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if self.prediction == "eps":

@@ -1,23 +1,26 @@
-"""The denoiser of Gaussian data, known in closed form: what is left to a network is what is not Gaussian."""
+"""The closed-form denoiser of Gaussian data, which a network can correct."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from genmodels.nn.principal import randomised_pca
+
 MIN_VARIANCE = 1e-8
 
 
 class GaussianDenoiser(nn.Module):
-    """E[x_0 | x_t] if the data were normal, with the mean and the first K principal components of the real data.
+    """E[x_0 | x_t] of normal data with the mean and K principal components of the real data.
 
-    This is the Wiener filter. EDM's skip connection is the same for data of one variance in every direction
-    (arXiv 2206.00364, equation 7); faces vary a thousand times as much in some directions as in others, and a network
-    that corrects this filter need not learn which. At high noise the exact denoiser of any data is close to it
+    This is the Wiener filter. EDM's skip connection (arXiv 2206.00364, equation 7) is its special
+    case for data with the same variance in every direction. The variance of faces differs by a
+    factor of a thousand between directions, and a network that corrects the filter does not have to
+    learn that. At high noise levels it is close to the exact denoiser of any data
     (arXiv 2311.10892).
 
     Args:
-        shape: of x, (C, H, W).
+        shape: shape of x, (C, H, W).
         components: K.
     """
 
@@ -30,60 +33,61 @@ class GaussianDenoiser(nn.Module):
         super().__init__()
         values = shape[0] * shape[1] * shape[2]
         if not 1 <= components <= values:
-            raise ValueError(f"components must be 1 to {values}, the numbers in x, got {components}")
+            raise ValueError(f"components must be 1 to {values}, the number of values in x, got {components}")
         self.register_buffer("mean", torch.zeros(values))
         self.register_buffer("basis", torch.zeros(values, components))
         self.register_buffer("variance", torch.ones(components))
-        self.register_buffer("rest", torch.tensor(1.0))  # variance in every other direction
+        self.register_buffer("rest", torch.tensor(1.0))  # variance in all other directions
 
     @torch.no_grad()
     def fit(self, data: Tensor) -> None:
-        """Measure `data` (N, C, H, W), by randomised PCA (arXiv 0909.4061). The same data give the same basis."""
-        flat = data.float().flatten(1)  # (N, D)
-        self.mean.copy_(flat.mean(0))
-        flat = flat - self.mean
-        total = flat.square().sum() / len(flat)
-        found = min(len(self.variance), *flat.shape)
-        with torch.random.fork_rng(devices=[flat.device] if flat.is_cuda else []):
-            torch.manual_seed(0)
-            _, singular, basis = torch.svd_lowrank(flat, q=min(found + 32, *flat.shape), niter=2)
+        """Fits mean and components to `data` (N, C, H, W) by randomised PCA (arXiv 0909.4061).
+
+        The result is deterministic. With few images there are fewer components than K.
+        """
+        mean, centred, basis, singular = randomised_pca(data.float().flatten(1), len(self.variance))
+        count, total = len(singular), centred.square().sum() / len(centred)
+        self.mean.copy_(mean)
         self.basis.zero_()
-        self.basis[:, :found] = basis[:, :found]
+        self.basis[:, :count] = basis
         self.variance.fill_(MIN_VARIANCE)
-        self.variance[:found] = (singular[:found].square() / len(flat)).clamp_min(MIN_VARIANCE)
-        others = flat.shape[1] - found
+        self.variance[:count] = (singular.square() / len(centred)).clamp_min(MIN_VARIANCE)
+        others = len(mean) - count
         self.rest.copy_(((total - self.variance.sum()) / max(1, others)).clamp_min(MIN_VARIANCE))
 
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """x_t (N, C, H, W), alpha and sigma (N, 1, 1, 1) or of one element -> x_0, float32."""
+        """x_t (N, C, H, W) -> x_0, float32; alpha and sigma are (N, 1, 1, 1) or one value."""
         alpha, sigma = alpha.float().view(-1, 1), sigma.float().view(-1, 1)
-        away = x_t.float().flatten(1) - alpha * self.mean  # (N, D)
+        centred = x_t.float().flatten(1) - alpha * self.mean  # (N, D)
         rest = self._gain(self.rest, alpha, sigma)  # (N, 1)
-        each = self._gain(self.variance, alpha, sigma) - rest  # (N, K)
-        found = self.mean + rest * away + (each * (away @ self.basis)) @ self.basis.T
-        return found.view(x_t.shape)
+        extra = self._gain(self.variance, alpha, sigma) - rest  # (N, K)
+        x_0 = self.mean + rest * centred + (extra * (centred @ self.basis)) @ self.basis.T
+        return x_0.view(x_t.shape)
 
     def mean_velocity(self, x_t: Tensor, t: Tensor, to: Tensor) -> Tensor:
-        """(x_t - x_to) / (t - to), float32, if the data were normal, on the straight path of flow matching: the ODE
-        moves every direction by itself and keeps its share of standard deviations. At t = to it is the velocity.
+        """Mean velocity (x_t - x_to) / (t - to) of normal data under flow matching, float32.
+
+        The ODE scales each principal direction independently, by the ratio of its standard
+        deviations at both times. At t = to the result is the velocity.
 
         Args:
-            x_t: (N, C, H, W).
-            t, to: (N, 1, 1, 1), 0 <= to <= t.
+            x_t: noisy data (N, C, H, W).
+            t, to: times (N, 1, 1, 1), 0 <= to <= t.
         """
         t, to = t.float().view(-1, 1), to.float().view(-1, 1)
-        away = x_t.float().flatten(1) - (1 - t) * self.mean  # (N, D)
+        centred = x_t.float().flatten(1) - (1 - t) * self.mean  # (N, D)
         rest = self._slope(self.rest, t, to)  # (N, 1)
-        each = self._slope(self.variance, t, to) - rest  # (N, K)
-        found = rest * away + (each * (away @ self.basis)) @ self.basis.T - self.mean
-        return found.view(x_t.shape)
+        extra = self._slope(self.variance, t, to) - rest  # (N, K)
+        velocity = rest * centred + (extra * (centred @ self.basis)) @ self.basis.T - self.mean
+        return velocity.view(x_t.shape)
 
     @staticmethod
     def _slope(variance: Tensor, t: Tensor, to: Tensor) -> Tensor:
-        """(s_t - s_to) / (t - to) / s_t, s^2 = (1 - t)^2 variance + t^2, without the division of 0 by 0."""
-        here, there = (((1 - at).square() * variance + at.square()).sqrt() for at in (t, to))
-        return (variance * (t + to - 2) + t + to) / (here + there) / here
+        """(s_t - s_to) / (t - to) / s_t with s_t^2 = (1 - t)^2 variance + t^2, also at t = to."""
+        s_t, s_to = (((1 - time).square() * variance + time.square()).sqrt() for time in (t, to))
+        return (variance * (t + to - 2) + t + to) / (s_t + s_to) / s_t
 
     @staticmethod
     def _gain(variance: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The Wiener filter in one principal direction."""
         return alpha * variance / (alpha.square() * variance + sigma.square())

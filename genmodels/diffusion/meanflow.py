@@ -1,5 +1,8 @@
-"""Training a mean flow (arXiv 2505.13447): the network learns the mean velocity between two times from the identity
-that ties it to the velocity at the later one."""
+"""Training of a mean flow (arXiv 2505.13447).
+
+The mean velocity between two times is learnt from the MeanFlow identity, which relates it to the
+velocity at the later time.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,24 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genmodels.diffusion.process import SLOW, MeanFlow
+from genmodels.diffusion.process import MEANFLOW_TIME_SCALE, MeanFlow
 from genmodels.types import Noise
 
 FREQUENCIES = 256
-"""Sines and cosines that the length of a step is shown as."""
+"""Number of sines and cosines that the length of a step is embedded as."""
 FLOOR = 1e-3
-"""Added to an image's mean squared error before it becomes a weight."""
+"""Constant added to an image's mean squared error in its weight."""
 
 Velocity = Callable[[Tensor, Tensor, "Tensor | None", slice], Tensor]
-"""x_t (n, C, H, W), t (n, 1, 1, 1), r like t or None for t, and which of the batch these are -> u (n, C, H, W)."""
+"""u(x_t, t, r, rows): mean velocity (n, C, H, W) from x_t (n, C, H, W), t (n, 1, 1, 1), r like t or
+None for r = t, and the rows of the batch that these are."""
 
 
 class StepEmbedding(nn.Module):
-    """The length of a step in time (N, 1, 1, 1), as a vector (N, D) beside the condition. It begins as zeros, so that
-    a mean flow begins as a flow."""
+    """Embeds the length t - r of a step (N, 1, 1, 1) as a vector (N, D), added to the condition.
+
+    It is initialised to output zeros, so that a mean flow starts as a flow.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -34,39 +40,40 @@ class StepEmbedding(nn.Module):
         nn.init.zeros_(self.embedding.linear_2.bias)
 
     def forward(self, length: Tensor) -> Tensor:
-        return self.embedding(self.frequencies(SLOW * length.view(-1)).to(length.dtype))
+        return self.embedding(self.frequencies(MEANFLOW_TIME_SCALE * length.view(-1)).to(length.dtype))
 
 
 def mean_velocity_error(
     process: MeanFlow, velocity: Velocity, x0: Tensor, eps: Tensor, t: Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """Squared errors (N, C, H, W) of the mean velocity u(x_t, r, t), and the weight (N,) of each image.
+    """Squared errors (N, C, H, W) of the mean velocity, and the weights (N,) of the images.
 
-    Differentiating (t - r) u = x_t - x_r along the path gives u = v - (t - r) du/dt. The first images of the batch have
-    r = t, where that is flow matching; for the others du/dt comes from one forward-mode pass, without a gradient.
+    Differentiating (t - r) u = x_t - x_r along the path gives the identity u = v - (t - r) du/dt
+    (equation 6). The first images of the batch have r = t, where it is flow matching; for the
+    others du/dt is a Jacobian-vector product, computed in forward mode and without gradients.
 
     Args:
-        process: says for how many.
-        velocity: what the network says.
+        process: the mean flow; `share` is the fraction of images with r != t.
+        velocity: the network.
         x0, eps: data and noise (N, C, H, W).
         t: drawn times (N, 1, 1, 1).
         noise: N streams, for the second times.
     """
-    other = process.draw(noise.uniform()).view(-1, 1, 1, 1)
+    second = process.draw(noise.uniform()).view(-1, 1, 1, 1)
     same = len(x0) - max(1, round(process.share * len(x0)))
     first, rest = slice(None, same), slice(same, None)
-    now = torch.cat([t[first], torch.maximum(t, other)[rest]])
-    r = torch.minimum(t, other)[rest]
-    x_t, v = process.noisy(x0, eps, now), eps - x0
+    r = torch.minimum(t, second)[rest]
+    t = torch.cat([t[first], torch.maximum(t, second)[rest]])
+    x_t, v = process.noisy(x0, eps, t), eps - x0
     errors = []
     if same:
-        errors.append(velocity(x_t[first], now[first], None, first) - v[first])
+        errors.append(velocity(x_t[first], t[first], None, first) - v[first])
 
-    def along(x: Tensor, at: Tensor) -> Tensor:
-        return velocity(x, at, r, rest)
+    def mean_velocity(x: Tensor, time: Tensor) -> Tensor:
+        return velocity(x, time, r, rest)
 
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward mode
-        u, change, *_ = torch.func.jvp(along, (x_t[rest], now[rest]), (v[rest], torch.ones_like(r)))
-    errors.append(u - (v[rest] - (now[rest] - r) * change).detach())
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels do not support forward-mode derivatives
+        u, du_dt, *_ = torch.func.jvp(mean_velocity, (x_t[rest], t[rest]), (v[rest], torch.ones_like(r)))
+    errors.append(u - (v[rest] - (t[rest] - r) * du_dt).detach())  # equations 9 and 10
     error = torch.cat(errors).square()
     return error, (error.detach().mean((1, 2, 3)) + FLOOR).pow(-process.power)

@@ -1,4 +1,4 @@
-"""How to walk from noise to data: what can be chosen at sampling time."""
+"""Sampling options of diffusion models: solver, schedule and guidance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from genmodels.diffusion import solvers
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import Process
-from genmodels.diffusion.solvers import Solver
+from genmodels.diffusion.solvers import Schedule, Solver
 
 SolverName = Literal["unipc", "dpm", "heun", "euler", "ddim", "ddpm", "dpm-sde", "jump"]
 SOLVERS: dict[str, Solver] = {
@@ -32,33 +32,35 @@ class DiffusionOptions:
     """The solver, its steps, and guidance."""
 
     solver: SolverName = "unipc"
-    """unipc: UniPC-2. dpm: DPM-Solver++(2M). heun evaluates the network twice a step, the others once. ddim takes
-    --eta; ddpm walks the chain that a DDPM was trained on; dpm-sde adds noise on the way; jump
-    takes the steps that a mean flow has learnt, however long."""
+    """unipc: UniPC-2. dpm: DPM-Solver++(2M). heun: two evaluations of the network per step; the
+    others use one. ddim: takes --eta. ddpm: ancestral sampling of a DDPM. dpm-sde: stochastic
+    DPM-Solver++(2M). jump: the steps of any length of a mean flow."""
     steps: int = 20
-    """Steps of the walk."""
+    """Number of solver steps."""
     schedule: Literal["uniform", "karras", "log-snr", "quadratic"] | None = None
-    """How the times of the steps are spaced; None: uniform for a DDPM, else karras. "quadratic" takes fewer steps than
-    asked where a chain has not so many different ones."""
+    """Spacing of the times; None: uniform for a DDPM or mean flow, else karras. "quadratic" uses
+    fewer steps than given where rounding makes timesteps of a DDPM equal."""
     shift: float = 1.0
-    """Above 1: more of a flow's steps where there is much noise."""
+    """Shift of a flow's times towards noise, on top of that of training; above 1: more steps at
+    high noise levels."""
     eta: float = 0.0
-    """Fresh noise of ddim, from 0 (none) to 1 (as much as ddpm)."""
+    """Noise added by ddim, from 0 (deterministic) to 1 (as much as ddpm)."""
     guidance: float = 1.0
-    """How much to exaggerate the condition (arXiv 2207.12598), or what --guide lacks; 1: not at all."""
+    """Guidance scale: classifier-free (arXiv 2207.12598), or with --guide autoguidance; 1: off."""
     guidance_low: float = 0.0
-    """Guide only where sigma / alpha is at least this (arXiv 2404.07724)."""
+    """Apply guidance only where sigma / alpha is at least this (arXiv 2404.07724)."""
     guidance_high: float | None = None
-    """Guide only where sigma / alpha is at most this; None: also where there is most noise."""
+    """Apply guidance only where sigma / alpha is at most this; None: no upper limit."""
     guidance_rescale: float = 0.0
-    """Share in which guided data get back the spread of unguided data (arXiv 2305.08891)."""
+    """Rescale guided x_0 towards the standard deviation of unguided x_0, from 0 (off) to 1
+    (arXiv 2305.08891)."""
     guide: Path | None = None
-    """Run folder of a weaker model: guidance leads away from it instead of from no condition (autoguidance,
-    arXiv 2406.02507), and needs no condition."""
+    """Run folder of a weaker model to guide with, in place of the unconditional model
+    (autoguidance, arXiv 2406.02507); needs no condition."""
     temperature: float = 1.0
-    """Scale of the noise that the walk begins with; less than 1 for calmer samples, fewer outliers and less variety."""
+    """Factor applied to the initial noise; below 1: fewer outliers and less variety."""
     resample: int = 3
-    """Inpainting: how often each step is taken, so that what is made up fits what is known."""
+    """Inpainting: how often each step is repeated, to fit the completion to the known pixels."""
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -80,23 +82,23 @@ class DiffusionOptions:
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale must be in [0, 1], got {self.guidance_rescale}")
         if self.guide is not None and self.guidance == 1:
-            raise ValueError(f"guide {self.guide} changes nothing at guidance 1: give a guidance, such as 2")
+            raise ValueError(f"guide {self.guide} has no effect at guidance 1: set guidance, for example 2")
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether the walk adds noise, so that it cannot be walked back."""
+        """Whether the solver adds noise, so that it cannot be inverted."""
         return self.solver in STOCHASTIC or self.eta > 0
 
     def solver_for(self, process: Process) -> Solver:
-        """The solver.
+        """The function of `solver`.
 
         Raises:
-            ValueError: when it does not fit the process.
+            ValueError: for a solver that does not support the process.
         """
         if self.solver == "ddpm" and not isinstance(process, DDPM):
             raise ValueError(
-                f"solver 'ddpm' walks the chain of a DDPM, and this process is {type(process).__name__}: 'ddim' with "
-                "eta 1 is the same for any process"
+                f"solver 'ddpm' needs a DDPM, and this process is {type(process).__name__}: 'ddim' with eta 1 is the "
+                "same for any process"
             )
         if self.solver == "jump" and not process.jumps:
             raise ValueError(
@@ -105,19 +107,27 @@ class DiffusionOptions:
             )
         return partial(solvers.ddim, eta=self.eta) if self.solver == "ddim" else SOLVERS[self.solver]
 
-    def check_reversible(self, what: str) -> None:
-        """Raises ValueError when the walk cannot be walked back, or cannot be repeated from its start."""
+    def schedule_for(self, process: Process) -> Schedule:
+        """Times from noise to data.
+
+        Raises:
+            ValueError: for too many steps, or a shift that the process does not have.
+        """
+        return solvers.schedule(process, self.steps, self.schedule, self.shift)
+
+    def check_reversible(self, task: str) -> None:
+        """Raises ValueError when the solver is stochastic; `task` names what needs another one."""
         if self.is_stochastic:
             raise ValueError(
-                f"{what} needs a solver without fresh noise, and this is {self.solver!r} with eta {self.eta:g}: use "
-                "dpm, unipc, heun or euler"
+                f"{task} needs a deterministic solver, and this is {self.solver!r} with eta {self.eta:g}: use dpm, "
+                "unipc, heun or euler"
             )
 
 
 @dataclass(frozen=True)
 class JumpOptions(DiffusionOptions):
-    """The same for a mean flow, which needs few steps."""
+    """Options with the defaults of a mean flow, which needs few steps."""
 
     solver: SolverName = "jump"
     steps: int = 2
-    """Steps of the walk; "jump" needs 1 or 2."""
+    """Number of solver steps; "jump" needs 1 or 2."""

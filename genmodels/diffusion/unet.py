@@ -1,4 +1,4 @@
-"""The U-Net: diffusers' UNet2DModel as the network of a diffusion model, in pixels or in a codec's latents."""
+"""Diffusion with a U-Net (UNet2DModel of diffusers), on pixels or on a codec's latents."""
 
 from __future__ import annotations
 
@@ -13,38 +13,40 @@ from torch import Tensor, nn
 
 from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.model import Diffusion
+from genmodels.nn.conditioning import Embedded
 
 
 @dataclass(frozen=True)
 class UNetConfig(DiffusionConfig):
-    """The network, beside what every diffusion model has."""
+    """Settings of the U-Net, in addition to those of every diffusion model."""
 
     patch: int = 1
-    """Pixels (or latents) of a square of this side are made channels of one position: a fast way to a coarse grid."""
+    """Side of the square of pixels (or latents) that becomes the channels of one position
+    (pixel unshuffle), which makes the network faster."""
     channels: tuple[int, ...] = (96, 192)
-    """Width of each level; every level after the first halves the resolution."""
+    """Channels of each level; every level after the first halves the resolution."""
     blocks: int = 2
-    """Residual blocks of each level on the way down; one more on the way up."""
+    """Residual blocks per level in the encoder; the decoder has one more."""
     attention: tuple[bool, ...] = (False, True)
     """Whether each level has self-attention."""
     head: int = 32
-    """Width of an attention head."""
+    """Channels of an attention head."""
     groups: int = 16
-    """Of the group norm: divides every width."""
+    """Groups of the group norm; must divide every number of channels."""
     dropout: float = 0.0
-    """Share of the values inside a block that are dropped in training."""
+    """Dropout probability inside the residual blocks."""
     diffusers: dict[str, Any] = field(default_factory=dict)
-    """Other settings of UNet2DModel; an imported network has all of its here."""
+    """Other settings of UNet2DModel; all of them, for an imported network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.is_imported:
-            return  # UNet2DModel says itself what cannot be
+            return  # UNet2DModel checks its own settings
         side = self.shape[1]
         if self.shape[2] != side:
             raise ValueError(
-                f"a U-Net works on a square map, and these latents are {self.shape[1]} x {self.shape[2]}: take a codec "
-                "with a grid, not --model.tokens"
+                f"a U-Net works on a square map, and these latents are {self.shape[1]} x {self.shape[2]}: use a codec "
+                "with a grid, without --model.tokens"
             )
         if self.patch < 1 or side % self.patch:
             raise ValueError(f"patch must divide the side of the input, got {self.patch} for {side}")
@@ -66,7 +68,7 @@ class UNetConfig(DiffusionConfig):
 
     @property
     def is_imported(self) -> bool:
-        """Whether the whole network is described by `diffusers`."""
+        """Whether `diffusers` describes the whole network."""
         return "block_out_channels" in self.diffusers
 
 
@@ -82,15 +84,16 @@ class UNet(Diffusion):
         self.network = UNet2DModel(**network_settings(c))
         if not c.is_imported:
             start_small(self.network)
-        self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in
+        self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
 
-    def predict(self, x: Tensor, signal: Tensor, condition: Tensor | None) -> Tensor:
+    def predict(self, x: Tensor, time_input: Tensor, condition: Embedded | None) -> Tensor:
         x = F.pixel_unshuffle(x, self.config.patch)  # (N, C p^2, H/p, W/p)
-        return F.pixel_shuffle(self.network(x, signal, condition).sample, self.config.patch)
+        pooled = None if condition is None else condition.pooled
+        return F.pixel_shuffle(self.network(x, time_input, pooled).sample, self.config.patch)
 
 
 def network_settings(config: UNetConfig) -> dict[str, Any]:
-    """What `config` is to UNet2DModel."""
+    """Arguments of UNet2DModel for `config`."""
     c = config
     kinds = ["Attn" if attends else "" for attends in c.attention]
     return {
@@ -104,14 +107,14 @@ def network_settings(config: UNetConfig) -> dict[str, Any]:
         "attention_head_dim": c.head,
         "norm_num_groups": c.groups,
         "dropout": c.dropout,
-        "class_embed_type": "identity" if c.attributes or c.classes else None,
+        "class_embed_type": "identity" if not c.condition.is_empty or c.process == "meanflow" else None,
     } | c.diffusers
 
 
 @torch.no_grad()
 def start_small(network: UNet2DModel) -> None:
-    """Every residual block begins as the identity and the output as zero (arXiv 2105.05233, appendix A)."""
-    blocks = [module.conv2 for module in network.modules() if isinstance(module, ResnetBlock2D)]
-    for last in (*blocks, network.conv_out):
-        for parameter in last.parameters():
+    """Initialises residual blocks as the identity, and the output as 0 (arXiv 2105.05233)."""
+    last_layers = [module.conv2 for module in network.modules() if isinstance(module, ResnetBlock2D)]
+    for layer in (*last_layers, network.conv_out):
+        for parameter in layer.parameters():
             nn.init.zeros_(parameter)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genmodels.base import evaluating
 from genmodels.evaluation.context import Context, Part
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
+from genmodels.modes import evaluating
 
 
 def part(context: Context) -> Part:

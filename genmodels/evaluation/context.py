@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genmodels.data.batches import to_float
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
@@ -22,6 +21,7 @@ from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.reference import Reference, floor_pair, spread
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance, load_lpips
+from genmodels.pixels import to_float
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Context:
         steps = range(0, len(images), self.batch_size)
         for start in tqdm(steps, title, len(steps), disable=None, leave=False):
             pixels = np.array(images.pixels[start : start + self.batch_size])
-            yield to_float(torch.from_numpy(pixels), self.model.device)
+            yield to_float(pixels, self.model.device)
 
 
 @contextmanager

@@ -23,10 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from genmodels.base import Model
-from genmodels.data.batches import to_float
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
+from genmodels.pixels import to_float
 from genmodels.types import Batch, Condition, Noise, Text
 
 Better = Literal["higher", "lower", "neither"]

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from genmodels.data.batches import to_float
+from genmodels.data.packed import spread_rows
 from genmodels.evaluation.context import Context, Part
 from genmodels.evaluation.pairs import LPIPS_WEIGHTS
-from genmodels.evaluation.reference import spread_rows
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance
+from genmodels.pixels import to_float
 
 
 def part(context: Context) -> Part:
@@ -48,7 +48,7 @@ def lpips_diversity(images: np.ndarray, lpips: Distance, pairs: int = 500) -> tu
     distances = []
     for start in range(0, count, 32):
         here = slice(start, min(start + 32, count))
-        first, second = (to_float(torch.from_numpy(images[half[here]])) for half in (rows[:count], rows[count:]))
+        first, second = (to_float(images[half[here]]) for half in (rows[:count], rows[count:]))
         distances.append(lpips(first, second))  # (n,)
     values = torch.cat(distances).double()
     return values.mean().item(), values.std().item() / math.sqrt(count)

@@ -8,7 +8,7 @@ import io
 import pickle
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from genmodels.evaluation.protocol import Protocol
+from genmodels.hashing import weights_hash
 
 FID_WEIGHTS = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 """Two names of one file, the conversion of the FID graph of 2015: by torch-fidelity and by
@@ -114,19 +115,6 @@ def check_spec(spec: str) -> None:
         raise ValueError(f"{spec}: no path after the equals sign; write {name}=PATH, or {name} alone")
 
 
-def hash_weights(tensors: Mapping[str, Tensor]) -> str:
-    """Return 16 hex digits of a hash of the tensors' types, shapes and values.
-
-    Their names are left out, since transformers changes them between versions.
-    """
-    digests = []
-    for tensor in tensors.values():
-        digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        digests.append(digest.digest())
-    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
-
-
 def resize_bicubic(pixels: Tensor, size: int) -> Tensor:
     """Resize uint8 (N, 3, H, W) to float32 (N, 3, size, size) in [0, 1] as Pillow does, up to
     rounding.
@@ -178,7 +166,7 @@ def _inception(path: str | None, device: torch.device) -> Extractor:
 
     official = hashlib.sha256(data).hexdigest() == FID_SHA256
     resize = "bilinear as in TensorFlow 1, to 299 px"
-    return Extractor("inception", network, hash_weights(graph.state_dict()), resize, official, device)
+    return Extractor("inception", network, weights_hash(graph.state_dict(), names=False), resize, official, device)
 
 
 def _find_fid_weights(url: str) -> Path:
@@ -211,7 +199,7 @@ def _dinov2(source: str | None, device: torch.device) -> Extractor:
         return model(pixel_values=x).last_hidden_state[:, 0]  # (N, D)
 
     resize = f"bicubic as in Pillow, to {DINOV2_SIZE} px"
-    return Extractor("dinov2", network, hash_weights(model.state_dict()), resize, device=device)
+    return Extractor("dinov2", network, weights_hash(model.state_dict(), names=False), resize, device=device)
 
 
 def _clip(source: str | None, device: torch.device) -> Extractor:
@@ -229,7 +217,7 @@ def _clip(source: str | None, device: torch.device) -> Extractor:
         return F.normalize(model(pixel_values=x).image_embeds, dim=1)  # (N, D)
 
     resize = f"bicubic as in Pillow, to {size} px"
-    return Extractor("clip", network, hash_weights(model.state_dict()), resize, device=device)
+    return Extractor("clip", network, weights_hash(model.state_dict(), names=False), resize, device=device)
 
 
 def _load_transformer(kind: Any, name: str, source: str) -> Any:

@@ -23,7 +23,7 @@ from genmodels.data.packed import Packed
 from genmodels.evaluation.extractors import Extractor, load_extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import DEFINITIONS
-from genmodels.nn.precision import full_precision
+from genmodels.modes import full_precision
 
 
 def extract(

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genmodels.base import evaluating
 from genmodels.evaluation.context import Context, Part
 from genmodels.evaluation.pairs import mean_and_error
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
+from genmodels.modes import evaluating
 from genmodels.types import Noise
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from genmodels.base import evaluating
+from genmodels.data.packed import spread_rows
 from genmodels.evaluation.context import Context, Part, reasons
-from genmodels.evaluation.reference import spread_rows
 from genmodels.evaluation.results import Score
+from genmodels.modes import evaluating
 from genmodels.types import Batch, Condition, Noise
 
 

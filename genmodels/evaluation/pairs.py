@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genmodels import sampling
-from genmodels.data.batches import to_float
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol, check_count
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance
+from genmodels.pixels import to_float
 
 LPIPS = "LPIPS v0.1, AlexNet"
 LPIPS_WEIGHTS = "lpips 0.1, alexnet-owt-7be5be79"
@@ -132,7 +132,7 @@ def pair_scores(
     values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
     for start in range(0, len(originals), batch_size):
         rows = slice(start, start + batch_size)
-        images, others = (to_float(torch.from_numpy(np.array(part[rows]))) for part in (originals, rebuilt))
+        images, others = (to_float(np.array(part[rows])) for part in (originals, rebuilt))
         values["psnr"].append(psnr(images, others))
         values["ssim"].append(ssim(images, others))
         if lpips is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from genmodels.data.packed import SPLITS, Packed, Split
+from genmodels.data.packed import SPLITS, Packed, Split, spread_rows
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol
 
@@ -109,8 +109,3 @@ def floor_pair(reference: Reference, n: int) -> tuple[Images, Images] | None:
 def spread(images: Images, count: int) -> Images:
     """Return at most `count` images, evenly spread over the whole set, which may be sorted."""
     return images if len(images) <= count else images.take(spread_rows(len(images), count))
-
-
-def spread_rows(length: int, count: int) -> np.ndarray:
-    """Return `count` indices, evenly spread in 0 ... length - 1."""
-    return np.arange(count) * length // count

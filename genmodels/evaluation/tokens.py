@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from genmodels.base import evaluating
 from genmodels.evaluation.context import Context, Part
 from genmodels.evaluation.pairs import mean_and_error
 from genmodels.evaluation.results import Score
+from genmodels.modes import evaluating
 
 
 def part(context: Context) -> Part:

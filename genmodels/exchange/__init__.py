@@ -1,2 +1,8 @@
-"""Models to and from diffusers: export.py writes what diffusers loads without this package, importing.py reads what it
-wrote, sample.py is the script that goes along where there is no pipeline."""
+"""Exchange of models with diffusers.
+
+export.py      writes folders that diffusers loads without this package
+importing.py   reads pipelines of diffusers
+sample.py      script that is added to an export for which diffusers has no pipeline
+dit.py         weights of diffusion transformers
+scheduler.py   configs of schedulers
+"""

@@ -1,4 +1,4 @@
-"""The weights of diffusers' DiTTransformer2DModel for our diffusion transformer, and back."""
+"""Conversion between DiTTransformer2DModel of diffusers and our diffusion transformer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.dit import DiT, DiTConfig, vanilla
 from genmodels.nn.transformer import TransformerConfig
+from genmodels.types import ConditionConfig
 
 PUBLISHED = vanilla().ddpm
 TIME = ("linear_1", "linear_2")
@@ -22,30 +23,31 @@ BLOCK = {
     "transformer.blocks.{}.mlp.up": ["ff.net.0.proj"],
     "transformer.blocks.{}.mlp.down": ["ff.net.2"],
 }
-"""Each layer of block i, and those of transformer_blocks.i that are stacked in this order to make it."""
+"""Layers of our block i, and the layers of transformer_blocks.i that each concatenates."""
 EMBEDDING = "norm1.emb"
-"""Every block of theirs has the embedding of time and label, the same in each; ours is there once."""
+"""Embedding of time and label. In diffusers every block has a copy of it; our model has one."""
 
 
 def from_diffusers(
     settings: Mapping[str, Any], weights: Mapping[str, Tensor], size: int, process: DDPM = PUBLISHED
 ) -> DiT:
-    """A DiT from the config and the weights of a DiTTransformer2DModel.
+    """Converts a DiTTransformer2DModel.
 
-    Its last class is the null class, which stands for no label; here no label adds nothing, so that the null class's
-    vector becomes part of the time's. With twice as many channels out as in, it has learnt its variance.
+    Its last class is the null class. Here an absent label adds nothing to the embedding, so the
+    vector of the null class is added to the bias of the time embedding and subtracted from the
+    other classes. A model with twice as many output as input channels has a learnt variance.
 
     Args:
-        settings: its config.json.
-        weights: its state dict.
-        size: side of the images that the latents stand for, in pixels.
-        process: what it was trained on.
+        settings: config.json of the model.
+        weights: state dict of the model.
+        size: side in pixels of the images that the latents are decoded to.
+        process: the DDPM that it was trained with.
 
     Raises:
-        ValueError: when a weight is missing or has no place here, or the blocks' embeddings differ; it is named.
+        ValueError: when a weight is missing or unknown, or the embeddings of the blocks differ.
     """
     heads, depth = settings["num_attention_heads"], settings["num_layers"]
-    blocks = TransformerConfig(width=heads * settings["attention_head_dim"], depth=depth, heads=heads, causal=False)
+    blocks = TransformerConfig(width=heads * settings["attention_head_dim"], depth=depth, heads=heads)
     channels, side = settings["in_channels"], settings["sample_size"]
     classes = settings["num_embeds_ada_norm"]
     latents = (channels, side, side)
@@ -53,12 +55,13 @@ def from_diffusers(
     if settings.get("out_channels") not in (None, channels, 2 * channels):
         raise ValueError(f"{channels} channels in and {settings['out_channels']} out are not supported")
     process = replace(process, learned_variance=settings.get("out_channels") == 2 * channels)
-    model = DiT(vanilla(size=size, latents=latents, patch=patch, transformer=blocks, classes=classes, ddpm=process))
+    condition = ConditionConfig(classes=classes)
+    model = DiT(vanilla(size=size, latents=latents, patch=patch, transformer=blocks, condition=condition, ddpm=process))
     source = dict(weights)
 
     def take(*names: str) -> Tensor:
-        if absent := [name for name in names if name not in source]:
-            raise ValueError(f"not the weights of a DiTTransformer2DModel with {depth} blocks: {absent[0]} is missing")
+        if missing := [name for name in names if name not in source]:
+            raise ValueError(f"not the weights of a DiTTransformer2DModel with {depth} blocks: {missing[0]} is missing")
         return torch.cat([source.pop(name) for name in names])
 
     target: dict[str, Tensor] = {}
@@ -78,7 +81,7 @@ def from_diffusers(
         if any(not torch.equal(value, other[name]) for other in embedding[1:]):
             raise ValueError(f"{EMBEDDING}.{name} differs between blocks: such a model is not supported")
     if source:
-        raise ValueError(f"not the weights of a DiTTransformer2DModel: no place for {', '.join(sorted(source))}")
+        raise ValueError(f"not the weights of a DiTTransformer2DModel: unknown weights {', '.join(sorted(source))}")
     labels = embedding[0].pop("class_embedder.embedding_table.weight")  # (classes + 1, D)
     for name, value in embedding[0].items():
         target[name.replace("timestep_embedder", "time")] = value
@@ -89,14 +92,14 @@ def from_diffusers(
 
 
 def to_diffusers(model: DiT) -> Any:
-    """A DiTTransformer2DModel that computes what `model` does.
+    """Converts `model` to a DiTTransformer2DModel with the same outputs.
 
     Raises:
-        ValueError: when its parts are not those of `vanilla`, or it has what a DiTTransformer2DModel has not.
+        ValueError: when a DiTTransformer2DModel does not support the config of the model.
     """
     from diffusers import DiTTransformer2DModel
 
-    refuse_what_differs(model.config)
+    check_supported(model.config)
     c, blocks = model.config, model.config.transformer
     network: Any = DiTTransformer2DModel(
         num_attention_heads=blocks.heads,
@@ -106,7 +109,7 @@ def to_diffusers(model: DiT) -> Any:
         num_layers=blocks.depth,
         sample_size=c.shape[1],
         patch_size=c.patch,
-        num_embeds_ada_norm=c.classes,
+        num_embeds_ada_norm=c.condition.classes,
         norm_eps=blocks.norm_eps,
     )
     source = model.state_dict()
@@ -133,8 +136,8 @@ def to_diffusers(model: DiT) -> Any:
     return network.eval()
 
 
-def refuse_what_differs(config: DiTConfig) -> None:
-    """Raises ValueError when a DiTTransformer2DModel cannot be what `config` says."""
+def check_supported(config: DiTConfig) -> None:
+    """Raises ValueError for a config that a DiTTransformer2DModel does not support."""
     c, blocks = config, config.transformer
     reasons = {
         "its blocks are not those of vanilla (LayerNorm, GELU, biases, no rotation)": (
@@ -144,12 +147,13 @@ def refuse_what_differs(config: DiTConfig) -> None:
         "its heads share keys": blocks.key_heads != blocks.heads,
         "its MLP is not 4 times as wide": blocks.inner != 4 * blocks.width,
         "it corrects a closed-form denoiser": c.gaussian > 0,
-        "it takes attributes": bool(c.attributes),
-        "it has no classes": not c.classes,
+        "it takes attributes": bool(c.condition.attributes),
+        "it takes text": c.condition.text.vocabulary > 0,
+        "it has no classes": not c.condition.classes,
         "its input is not square": c.shape[1] != c.shape[2],
     }
-    if found := [reason for reason, holds in reasons.items() if holds]:
-        raise ValueError(f"a DiTTransformer2DModel cannot be this dit: {found[0]}")
+    if applying := [reason for reason, applies in reasons.items() if applies]:
+        raise ValueError(f"a DiTTransformer2DModel does not support this dit: {applying[0]}")
 
 
 def _embedding_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Write a trained diffusion model as a folder that plain diffusers loads."""
+"""Export of diffusion models to folders that diffusers loads."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ from genmodels.pretrained import PretrainedCodec, PretrainedKL, PretrainedVQ
 
 SCRIPT = Path(__file__).parent / "sample.py"
 NULL_CLASS = 1000
-"""What diffusers' DiTPipeline asks for where nothing is asked for."""
+"""Label that DiTPipeline of diffusers uses as the null class."""
 SETTINGS, EXTRAS = "genmodels.json", "genmodels.safetensors"
 
 
 def export_to_diffusers(model: Generator, out: Path) -> str:
-    """Writes `model` into the new or empty folder `out`, and says what it is there.
+    """Writes `model` into the new or empty folder `out`.
 
-    A DDPM in pixels, without condition, patches or closed-form part, is a DDIMPipeline; over the vectors of a diffusers
-    VQModel an LDMPipeline. Every other U-Net is unet/, scheduler/, the codec where there is one, and sample.py, which
-    needs diffusers and not this package. A vanilla DiT of 1,000 classes over an AutoencoderKL is a DiTPipeline.
+    A DDPM on pixels, without condition, patches or Gaussian denoiser, becomes a DDIMPipeline; over
+    the vectors of a VQModel of diffusers an LDMPipeline. Every other U-Net becomes unet/,
+    scheduler/, vae/ if it has a codec, and sample.py, which needs diffusers and not this package. A
+    vanilla DiT with 1,000 classes over an AutoencoderKL becomes a DiTPipeline.
+
+    Returns:
+        One line that tells how to use the folder.
 
     Raises:
-        ValueError: for a model that cannot be represented; the message says why. Nothing has been written.
+        ValueError: for a model that diffusers cannot represent. Nothing has been written then.
     """
     prior, codec = parts_of(model)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -46,7 +50,9 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     scheduler = scheduler_for(prior.process)
     c = prior.config
     if c.outputs > c.shape[0]:
-        raise ValueError("diffusers' pipelines of a U-Net know no learned variance: this unet has one")
+        raise ValueError("diffusers' pipelines of a U-Net do not support a learned variance, which this unet has")
+    if c.condition.text.vocabulary:
+        raise ValueError("the exported U-Net takes attributes and labels: this unet has text")
     plain = isinstance(prior.process, DDPM) and c.patch == 1 and not c.gaussian and not prior.is_conditional
     if plain and codec is None:
         pipeline: Any = diffusers.DDIMPipeline(unet=prior.network, scheduler=scheduler)
@@ -70,8 +76,8 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
         "process": c.process,
         "patch": c.patch,
         "channels_height_width": c.shape,
-        "attributes": c.attributes,
-        "classes": c.classes,
+        "attributes": c.condition.attributes,
+        "classes": c.condition.classes,
     }
     (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
     shutil.copy(SCRIPT, out / SCRIPT.name)
@@ -79,25 +85,25 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
 
 
 def export_dit(prior: DiT, codec: PretrainedCodec | None, out: Path) -> str:
-    """Writes a DiTPipeline.
+    """Writes a DiTPipeline into `out`.
 
     Raises:
-        ValueError: for what such a pipeline cannot be.
+        ValueError: for a model that DiTPipeline does not support.
     """
     import diffusers
 
     if not isinstance(codec, PretrainedKL):
         raise ValueError(
-            "diffusers' DiTPipeline samples latents of an AutoencoderKL: this dit has another codec, or none"
+            "diffusers' DiTPipeline needs latents of an AutoencoderKL: this dit has another codec, or none"
         )
-    if prior.config.classes != NULL_CLASS:
+    if prior.config.condition.classes != NULL_CLASS:
         raise ValueError(
-            f"diffusers' DiTPipeline takes class {NULL_CLASS} for no class, so that a model must have {NULL_CLASS:,} "
-            f"classes: this one has {prior.config.classes:,}"
+            f"diffusers' DiTPipeline uses class {NULL_CLASS} as the null class, so a model must have {NULL_CLASS:,} "
+            f"classes: this one has {prior.config.condition.classes:,}"
         )
     process = prior.process
     if not isinstance(process, DDPM) or process.prediction != "eps" or process.clip:
-        raise ValueError("diffusers' DiTPipeline guides the noise: this dit is not a DDPM that predicts it, unclipped")
+        raise ValueError("diffusers' DiTPipeline needs a DDPM that predicts eps and does not clip: this dit is another")
     transformer = to_diffusers(prior)
     pipeline: Any = diffusers.DiTPipeline(transformer=transformer, vae=centred(codec), scheduler=scheduler_for(process))
     pipeline.save_pretrained(out)
@@ -106,27 +112,32 @@ def export_dit(prior: DiT, codec: PretrainedCodec | None, out: Path) -> str:
 
 @torch.no_grad()
 def centred(codec: PretrainedKL) -> Any:
-    """The AutoencoderKL whose own latents are those of `codec`: centred and scaled inside its 1 x 1 convolutions."""
+    """Returns an AutoencoderKL whose latents are the whitened latents of `codec`.
+
+    Mean and scale are absorbed by its 1 x 1 convolutions.
+    """
     network = copy.deepcopy(codec.network)
     mean, std = codec.whitening.mean, codec.whitening.std
-    before, after = network.post_quant_conv, network.quant_conv
-    if before is None or after is None:
-        raise ValueError("this AutoencoderKL has no 1 x 1 convolutions beside its latents, to scale them in")
-    before.bias += before.weight.flatten(1) @ mean
-    before.weight *= std.view(1, -1, 1, 1)
-    channels = len(mean)  # the encoder's outputs are means, then log variances
-    after.bias[:channels] = (after.bias[:channels] - mean) / std
-    after.weight[:channels] /= std.view(-1, 1, 1, 1)
-    after.bias[channels:] -= 2 * std.log()
+    decoder, encoder = network.post_quant_conv, network.quant_conv
+    if decoder is None or encoder is None:
+        raise ValueError(
+            "this AutoencoderKL lacks quant_conv or post_quant_conv, which must hold the scale of the latents"
+        )
+    decoder.bias += decoder.weight.flatten(1) @ mean
+    decoder.weight *= std.view(1, -1, 1, 1)
+    channels = len(mean)  # the encoder outputs means, then log variances
+    encoder.bias[:channels] = (encoder.bias[:channels] - mean) / std
+    encoder.weight[:channels] /= std.view(-1, 1, 1, 1)
+    encoder.bias[channels:] -= 2 * std.log()
     network.register_to_config(scaling_factor=1.0)
     return network
 
 
 def parts_of(model: Generator) -> tuple[UNet | DiT, PretrainedCodec | None]:
-    """The U-Net or DiT, and the codec of diffusers that it is a prior over.
+    """Returns the U-Net or DiT, and the diffusers codec of a latent model, or None.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for a model of another family, or with a codec of ours.
     """
     prior: Any = model.prior if isinstance(model, Latent) else model
     if not isinstance(prior, UNet | DiT):
@@ -143,14 +154,14 @@ def parts_of(model: Generator) -> tuple[UNet | DiT, PretrainedCodec | None]:
 
 
 def extras(model: Generator, prior: UNet, codec: PretrainedCodec | None) -> dict[str, torch.Tensor]:
-    """Weights that are not the U-Net's nor the codec's, by the names that sample.py knows."""
-    found: dict[str, torch.Tensor] = {}
+    """Weights other than those of the U-Net and the codec, by the names that sample.py reads."""
+    weights: dict[str, torch.Tensor] = {}
     if prior.condition is not None:
-        found |= {f"condition.{name}": value for name, value in prior.condition.state_dict().items()}
+        weights |= {f"condition.{name}": value for name, value in prior.condition.state_dict().items()}
     if prior.gaussian is not None:
-        found |= {f"gaussian.{name}": value for name, value in prior.gaussian.state_dict().items()}
+        weights |= {f"gaussian.{name}": value for name, value in prior.gaussian.state_dict().items()}
     if isinstance(codec, PretrainedKL):
-        found |= {f"latents.{name}": value for name, value in codec.whitening.state_dict().items()}
+        weights |= {f"latents.{name}": value for name, value in codec.whitening.state_dict().items()}
     if isinstance(model, Latent) and model.vector_scale is not None:
-        found |= {"latents.mean": torch.zeros(1), "latents.std": 1 / model.vector_scale.view(1)}
-    return found
+        weights |= {"latents.mean": torch.zeros(1), "latents.std": 1 / model.vector_scale.view(1)}
+    return weights

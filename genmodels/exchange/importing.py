@@ -1,4 +1,4 @@
-"""Read a pipeline of diffusers as a model of ours."""
+"""Import of diffusers pipelines as genmodels models."""
 
 from __future__ import annotations
 
@@ -37,30 +37,32 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def import_pipeline(folder: Path) -> Generator:
-    """The model in a folder laid out as google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline), CompVis/ldm-celebahq-256
-    (LDMPipeline) or facebook/DiT-XL-2-256 (DiTPipeline). Only safetensors are read.
+    """Imports a folder with the layout of google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline),
+    CompVis/ldm-celebahq-256 (LDMPipeline) or facebook/DiT-XL-2-256 (DiTPipeline).
+
+    Weights are read from safetensors files only.
 
     Raises:
-        ValueError: for another pipeline, or parts of one that have no counterpart.
+        ValueError: for another pipeline, or components that have no counterpart.
     """
     kind = read_json(folder / "model_index.json").get("_class_name")
     if kind not in (*IN_PIXELS, *IN_LATENTS, TRANSFORMER):
         known = (*IN_PIXELS, IN_LATENTS[0], TRANSFORMER)
         raise ValueError(f"{folder} is a {kind} of diffusers, which is not supported; {', '.join(known)} are")
-    place = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
-    if not place.is_file():
-        raise ValueError(f"{folder} has no scheduler_config.json, which says how its model was trained")
-    process = process_of(read_json(place), place)
+    scheduler = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
+    if not scheduler.is_file():
+        raise ValueError(f"{folder} has no scheduler_config.json, which describes how its model was trained")
+    process = process_of(read_json(scheduler), scheduler)
     if kind == TRANSFORMER:
         return _dit(folder, process)
-    # In the oldest pipelines the parts lie side by side in the folder itself.
+    # The oldest pipelines have no subfolders.
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     settings = _settings(unet, *NEEDED)
     if settings.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{unet} holds a {settings.get('_class_name')}, not a UNet2DModel: that is not supported")
     channels, side = settings["in_channels"], settings["sample_size"]
     if not isinstance(side, int):
-        raise ValueError(f"{unet}: its config does not say for which size it is (sample_size {side})")
+        raise ValueError(f"{unet}: sample_size in its config must be one number, got {side}")
     if kind in IN_PIXELS:
         return _unet(unet, settings, process, side, None)
     size = side * 2 ** (len(_settings(folder / "vqvae", "block_out_channels")["block_out_channels"]) - 1)
@@ -74,17 +76,17 @@ def import_pipeline(folder: Path) -> Generator:
 
 
 def _settings(folder: Path, *needed: str) -> dict[str, Any]:
-    """config.json of a network.
+    """Reads config.json of a network, which must have the settings `needed`.
 
     Raises:
-        ValueError: when it is absent, or what we need is not in it.
+        ValueError: when the file or a setting is missing.
     """
     try:
         settings = read_json(folder / "config.json")
     except FileNotFoundError:
-        raise ValueError(f"{folder} has no config.json: the pipeline is not whole") from None
+        raise ValueError(f"{folder} has no config.json: the pipeline is incomplete") from None
     if missing := [name for name in needed if name not in settings]:
-        raise ValueError(f"{folder / 'config.json'} does not say {missing[0]}")
+        raise ValueError(f"{folder / 'config.json'} has no {missing[0]}")
     return settings
 
 
@@ -116,19 +118,19 @@ def _unet(
 
 
 def _dit(folder: Path, process: DDPM) -> Latent:
-    """The transformer in latents of an AutoencoderKL that are scaled by one number and not centred."""
+    """Imports a DiTPipeline, whose latents are scaled by one factor and not centred."""
     from diffusers import DiTTransformer2DModel
 
-    place = folder / "transformer"
-    settings = _settings(place, *NEEDED_BY_DIT)
+    transformer = folder / "transformer"
+    settings = _settings(transformer, *NEEDED_BY_DIT)
     if settings.get("_class_name") != "DiTTransformer2DModel":
-        raise ValueError(f"{place} holds a {settings.get('_class_name')}, not a DiTTransformer2DModel")
+        raise ValueError(f"{transformer} holds a {settings.get('_class_name')}, not a DiTTransformer2DModel")
     size = settings["sample_size"] * 2 ** (
         len(_settings(folder / "vae", "block_out_channels")["block_out_channels"]) - 1
     )
     codec = load_pretrained(folder / "vae", size)
     if not isinstance(codec, PretrainedKL):
         raise ValueError(f"{folder / 'vae'} holds a {codec.family}, not an AutoencoderKL: that is not supported")
-    network = read_network(place, DiTTransformer2DModel.from_config(settings))
+    network = read_network(transformer, DiTTransformer2DModel.from_config(settings))
     codec.set_scale(codec.network.config.scaling_factor)
     return Latent.over(codec, from_diffusers(network.config, network.state_dict(), size, process)).eval()

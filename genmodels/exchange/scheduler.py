@@ -1,4 +1,4 @@
-"""A process as the config of a scheduler of diffusers, and back."""
+"""Conversion between processes and the configs of diffusers schedulers."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from genmodels.diffusion.process import EDM, Flow, Process
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCHEDULES = {"linear": "linear", "scaled-linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
-"""Of ancestral sampling. Ours is the posterior's, "fixed_small"; the deterministic solvers need none."""
+"""Supported values of variance_type, which ancestral sampling uses. Ours is "fixed_small"."""
 UNSUPPORTED = {
     "thresholding": False,
     "rescale_betas_zero_snr": False,
     "trained_betas": None,
     "clip_sample_range": 1.0,
 }
-"""Settings of a DDPM's scheduler that have no counterpart here, with the value that says nothing."""
+"""Settings of a DDPM scheduler without a counterpart, and their neutral values."""
 
 
 def scheduler_for(process: Process) -> Any:
-    """The scheduler of diffusers that walks `process` as our Euler (DDIM) does.
+    """Returns the scheduler of diffusers that samples as our solver "euler" (DDIM) does.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: for a mean flow, which no scheduler supports.
     """
     import diffusers
 
     if process.jumps:
-        raise ValueError("diffusers has no counterpart of a mean flow: its networks are not told where a step ends")
+        raise ValueError("diffusers has no counterpart of a mean flow, whose network takes the end of a step")
     if isinstance(process, Flow):
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=process.shift)
     if isinstance(process, EDM):
-        return diffusers.EDMEulerScheduler(sigma_min=process.first, sigma_max=process.start, sigma_data=process.data)
+        return diffusers.EDMEulerScheduler(sigma_min=process.min_time, sigma_max=process.start, sigma_data=process.data)
     assert isinstance(process, DDPM)
     return diffusers.DDIMScheduler(
         num_train_timesteps=process.timesteps,
@@ -50,16 +50,20 @@ def scheduler_for(process: Process) -> Any:
 
 
 def process_of(config: dict[str, Any], where: Path) -> DDPM:
-    """The process that a DDPM's or DDIM's scheduler config describes.
+    """Returns the process that the config of a DDPMScheduler or DDIMScheduler describes.
+
+    Args:
+        config: the scheduler's config.
+        where: its file, for messages.
 
     Raises:
-        ValueError: for another scheduler, or a setting that has no counterpart.
+        ValueError: for another scheduler, or a setting without a counterpart.
     """
     kind = config.get("_class_name")
     if kind not in ("DDPMScheduler", "DDIMScheduler"):
         raise ValueError(f"{where}: a {kind} is not supported; DDPMScheduler and DDIMScheduler are")
-    for name, harmless in UNSUPPORTED.items():
-        if config.get(name, harmless) != harmless:
+    for name, neutral in UNSUPPORTED.items():
+        if config.get(name, neutral) != neutral:
             raise ValueError(f"{where}: {name} {config[name]!r} is not supported")
     predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
     schedules = {theirs: ours for ours, theirs in SCHEDULES.items()}
@@ -69,9 +73,9 @@ def process_of(config: dict[str, Any], where: Path) -> DDPM:
         "variance_type": (config.get("variance_type", "fixed_small"), VARIANCES),
         "timestep_spacing": (config.get("timestep_spacing", "leading"), {"leading": "leading", "trailing": "trailing"}),
     }
-    for name, (value, known) in values.items():
-        if value not in known:
-            raise ValueError(f"{where}: {name} {value!r} is not supported; known: {', '.join(known)}")
+    for name, (value, supported) in values.items():
+        if value not in supported:
+            raise ValueError(f"{where}: {name} {value!r} is not supported; known: {', '.join(supported)}")
     return DDPM(
         prediction=predictions[values["prediction_type"][0]],  # type: ignore[arg-type]
         schedule=schedules[values["beta_schedule"][0]],  # type: ignore[arg-type]
@@ -81,7 +85,7 @@ def process_of(config: dict[str, Any], where: Path) -> DDPM:
         min_snr=None,
         spacing=values["timestep_spacing"][0],  # type: ignore[arg-type]
         offset=config.get("steps_offset", 0),
-        # DDPM's own chain ends at the data; of DDIM's that is a setting.
+        # A DDPMScheduler always ends at the data; for a DDIMScheduler it is a setting.
         final="data" if kind == "DDPMScheduler" or config.get("set_alpha_to_one", True) else "first",
         clip=config.get("clip_sample", True),
     )

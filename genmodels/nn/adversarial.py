@@ -1,4 +1,4 @@
-"""The games that a generator and a critic play, and the penalties on the critic's gradients."""
+"""Adversarial losses of generator and critic, and gradient penalties."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ Game = Literal["relativistic", "non-saturating", "hinge", "wasserstein"]
 
 
 def critic_loss(game: Game, real: Tensor, fake: Tensor) -> Tensor:
-    """What the critic lowers.
+    """Return the loss of the critic.
 
     Args:
-        game: relativistic pairing (arXiv 1807.00734, 2501.05441), the game of the first GAN (arXiv 1406.2661),
-            hinge (arXiv 1705.02894) or Wasserstein (arXiv 1701.07875), which needs a penalty.
+        game: relativistic pairing (arXiv 1807.00734, 2501.05441), non-saturating (arXiv 1406.2661),
+            hinge (arXiv 1705.02894) or Wasserstein (arXiv 1701.07875), which needs a gradient
+            penalty.
         real: scores of real images, (N,).
-        fake: scores of generated ones, (N,).
+        fake: scores of generated images, (N,).
     """
     if game == "relativistic":
         return F.softplus(fake - real).mean()
@@ -34,7 +35,10 @@ def critic_loss(game: Game, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def generator_loss(game: Game, real: Tensor, fake: Tensor) -> Tensor:
-    """What the generator lowers; the arguments of `critic_loss`. Only the relativistic game looks at real images."""
+    """Return the loss of the generator, with the arguments of `critic_loss`.
+
+    Only the relativistic loss uses `real`.
+    """
     if game == "relativistic":
         return F.softplus(real - fake).mean()
     if game == "non-saturating":
@@ -43,23 +47,23 @@ def generator_loss(game: Game, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def squared_slope(images: Tensor, scores: Tensor) -> Tensor:
-    """|d score / d image|^2 of each image, (N,): R1 (arXiv 1801.04406) on real images, R2 on generated ones.
+    """Return |d score / d image|^2 of each image, (N,): R1 (arXiv 1801.04406), or R2 if generated.
 
     Args:
         images: (N, ...), which require gradients.
-        scores: (N,), each of its own image.
+        scores: (N,); the score of an image must depend on that image only.
     """
     (slope,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     return slope.float().square().flatten(1).sum(1)
 
 
 def between(real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
-    """Where WGAN-GP (arXiv 1704.00028) wants the critic to have slope 1: real + share (fake - real), share (N,)."""
+    """Return real + share (fake - real), share (N,), for WGAN-GP (arXiv 1704.00028)."""
     return torch.lerp(real, fake, share.view(-1, *[1] * (real.ndim - 1)))
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """Inside, compiled modules run as they are written: torch.compile knows no second derivatives."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import would take seconds
+    """Run compiled modules in eager mode: torch.compile does not support second derivatives."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled; importing it takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")

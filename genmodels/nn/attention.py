@@ -1,26 +1,86 @@
-"""Attention, softmax(Q K^T / sqrt(d)) V, with a choice of kernels. What is asked for runs, or one line says why not."""
+"""Attention, softmax(Q K^T / sqrt(d)) V: the mixer of a transformer block, and a choice of kernels.
+
+The requested kernel runs, or a ValueError says why it cannot. It is never replaced by another one.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from genmodels.nn.mixer import Mixer, State
+from genmodels.nn.norm import RMSNorm
+from genmodels.nn.places import Places
+from genmodels.nn.rope import rotate
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+    from genmodels.nn.transformer import TransformerConfig
+
 Backend = Literal["native", "flash", "flash3", "flex"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-"""native: torch's scaled_dot_product_attention (SDPA). flash: FlashAttention 2 (package flash-attn, arXiv 2307.08691).
-flash3: FlashAttention 3 (package flash_attn_3, arXiv 2407.08608). flex: torch's FlexAttention (arXiv 2412.05496). All
-but native run through diffusers' dispatch."""
+"""native: torch's scaled_dot_product_attention (SDPA). flash: FlashAttention 2 (package flash-attn,
+arXiv 2307.08691). flash3: FlashAttention 3 (package flash_attn_3, arXiv 2407.08608). flex: torch's
+FlexAttention (arXiv 2412.05496). All except native run through diffusers' dispatch."""
 DIFFUSERS_NAMES = {"flash": "flash", "flash3": "_flash_3", "flex": "flex"}
 CAPABILITY = {"flash": (8, 0), "flash3": (9, 0)}
-"""The oldest GPUs that the FlashAttention packages support: Ampere and Hopper."""
+"""The lowest compute capabilities that the FlashAttention packages support: Ampere and Hopper."""
+
+
+class Attention(Mixer):
+    """Self-attention with H query heads and G heads of keys and values, all from one matrix."""
+
+    rewindable: ClassVar[bool] = True
+    needs_mask: ClassVar[bool] = True
+
+    def __init__(self, config: TransformerConfig, causal: bool):
+        super().__init__(config, causal)
+        self.backend: Backend = config.backend
+        self.head_dim = config.head_dim
+        self.heads = [config.heads, config.key_heads, config.key_heads]
+        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_dim, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, places: Places, state: State | None = None) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (N, H + 2G, T, d)
+        q, k, v = qkv.split(self.heads, dim=1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if places.angles is not None:
+            q, k = rotate(q, places.angles), rotate(k, places.angles)
+        if state is not None:
+            keys, values = state
+            k, v = append(keys, k, places), append(values, v, places)  # (N, G, S, d)
+        causal = self.causal and places.mask is None
+        out = attend(q, k, v, causal=causal, mask=places.mask, backend=self.backend)  # (N, H, T, d)
+        return self.out(out.transpose(1, 2).flatten(2))  # (N, T, D)
+
+    def make_state(self, n: int, capacity: int, dtype: torch.dtype, device: torch.device) -> State:
+        """Keys and values, (N, G, capacity, d) each."""
+        # Zeros, not uninitialised memory: a mask cannot hide nan.
+        shape = (n, self.heads[1], capacity, self.head_dim)
+        return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+
+    def residual(self) -> Iterable[Tensor]:
+        return (self.out.weight,)
+
+    def muon(self) -> Iterable[Tensor]:
+        return self.qkv.weight, self.out.weight
+
+
+def append(cached: Tensor, new: Tensor, places: Places) -> Tensor:
+    """Write `new` (N, G, T, d) into `cached` and return all that is attended to, (N, G, S, d)."""
+    assert places.write is not None
+    cached.index_copy_(2, places.write, new.to(cached.dtype))
+    return cached[:, :, : places.end].to(new.dtype)
 
 
 def attend(
@@ -28,34 +88,40 @@ def attend(
 ) -> Tensor:
     """Attention of T queries over S keys.
 
-    Multi-head (G = H), grouped-query (arXiv 2305.13245) or multi-query (G = 1, arXiv 1911.02150): query head h looks at
-    key head h // (H / G). The scale is 1 / sqrt(d); the softmax is computed in float32 whatever the dtype.
+    Multi-head (G = H), grouped-query (arXiv 2305.13245) or multi-query (G = 1, arXiv 1911.02150):
+    query head h attends to key head h // (H / G). The scale is 1 / sqrt(d); the softmax is computed
+    in float32 for every dtype.
 
     Args:
         q: queries (N, H, T, d).
         k: keys (N, G, S, d), with G a divisor of H.
         v: values (N, G, S, d).
-        causal: query t sees keys up to t + S - T. The queries are thus the last T of S positions, as with cached keys.
-        mask: bool (T, S), True where a query may look, in place of `causal`. FlashAttention takes none.
+        causal: query t attends to keys up to t + S - T: the queries are the last T of S positions,
+            as with cached keys.
+        mask: bool (T, S), (N, T, S) or (N, 1 or H, T, S), in place of `causal`: True where a query
+            attends to a key. Every query needs at least one key. FlashAttention takes no mask.
         backend: which implementation. It is never replaced by another one.
 
     Returns:
         (N, H, T, d), in the dtype of q.
 
     Raises:
-        ValueError: when shapes or dtypes do not fit, or the backend cannot run; the message lists those that can.
+        ValueError: when shapes or dtypes do not fit, or the backend cannot run; the message lists
+            those that can.
     """
     check_inputs(q, k, v, causal, mask)
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unsqueeze(1)  # (N, 1, T, S)
     if backend == "native":
         return F.scaled_dot_product_attention(q, k, v, **sdpa_arguments(q, k, causal, mask))
-    if not torch.compiler.is_compiling():  # what is installed cannot be looked up inside a compiled graph
+    if not torch.compiler.is_compiling():  # a compiled graph cannot look up installed packages
         check_backend(backend, q.device)
     check_support(q, k, v, mask, backend)
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
     flex = backend == "flex"
     options: dict[str, Any] = {
-        # Flex ignores is_causal and needs a block mask. FlashAttention aligns its causal mask as we do.
+        # Flex ignores is_causal and needs a block mask. FlashAttention aligns causal masks as here.
         "attn_mask": block_mask(q, k, causal, mask) if flex else None,
         "is_causal": causal and not flex,
         "enable_gqa": k.shape[1] != q.shape[1],
@@ -63,6 +129,19 @@ def attend(
     }
     out = dispatch_attention_fn(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **options)  # (N, T, H, d)
     return out.transpose(1, 2)  # (N, H, T, d)
+
+
+def set_backend(model: nn.Module, backend: Backend) -> None:
+    """Make every attention inside `model` use `backend`, for example to sample on another machine.
+
+    Raises:
+        ValueError: for an unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(BACKENDS)}")
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.backend = backend
 
 
 def available_backends(device: torch.device | str = "cpu") -> list[Backend]:
@@ -81,13 +160,15 @@ def check_backend(backend: str, device: torch.device | str) -> None:
 def kernel_of(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None, backend: Backend = "native"
 ) -> str:
-    """The name of the kernel that `attend` runs for these inputs, which it checks as `attend` does.
+    """The name of the kernel that `attend` runs for these inputs. It raises the errors of `attend`.
 
-    SDPA chooses among kernels by device, dtype and shape. "native: flash", "native: efficient" and "native: cudnn" are
-    tiled; "native: math" holds all T x S scores. Flex is fused by torch.compile only: outside it, "flex: unfused" holds
-    the scores as well.
+    SDPA chooses a kernel by device, dtype and shape. "native: flash", "native: efficient" and
+    "native: cudnn" are tiled; "native: math" stores all T x S scores. Flex is only fused by
+    torch.compile: outside it, "flex: unfused" stores all scores too.
     """
     check_inputs(q, k, v, causal, mask)
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unsqueeze(1)
     check_backend(backend, q.device)
     if backend == "native":
         from torch.nn.attention import SDPBackend
@@ -113,12 +194,18 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | N
         raise ValueError("give causal or a mask, not both: put the causal part into the mask")
     if causal and keys < queries:
         raise ValueError(f"causal attention of {queries} queries needs at least as many keys, got {keys}")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != (queries, keys)):
-        raise ValueError(f"the mask must be bool ({queries}, {keys}), got {mask.dtype} {tuple(mask.shape)}")
+    if mask is None:
+        return
+    leading = ((), (n,), (n, 1), (n, heads))
+    if mask.dtype != torch.bool or mask.shape[-2:] != (queries, keys) or mask.shape[:-2] not in leading:
+        raise ValueError(
+            f"the mask must be bool ({queries}, {keys}), got {mask.dtype} {tuple(mask.shape)}; it may have leading "
+            f"axes ({n},), ({n}, 1) or ({n}, {heads}) for rows and heads"
+        )
 
 
 def check_support(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: Backend) -> None:
-    """Raises ValueError when a backend that is there cannot do what these inputs ask."""
+    """Raises ValueError when a backend that is installed does not support these inputs."""
     if backend == "flex":
         differentiates = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         if differentiates and q.device.type == "cpu":
@@ -159,43 +246,47 @@ def why_not(backend: str, device: torch.device) -> str | None:
 def sdpa_arguments(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> dict[str, Any]:
     """The mask and switches that SDPA needs.
 
-    SDPA's is_causal lets query t see keys up to t, as if the queries were the *first* of the S positions. With cached
-    keys they are the last, so that is_causal is right for T = S alone.
+    With SDPA's is_causal, query t attends to keys up to t, as if the queries were the *first* of
+    the S positions. With cached keys they are the last, so is_causal is only correct for T = S.
     """
     queries, keys = q.shape[2], k.shape[2]
     square = queries == keys
-    if causal and not square and queries > 1:  # a single query is the last position and sees every key
+    if causal and not square and queries > 1:  # a single query attends to all keys
         mask = lower_right(queries, keys, q.device)
     return {"attn_mask": mask, "is_causal": causal and square, "enable_gqa": k.shape[1] != q.shape[1]}
 
 
 def lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Bool (T, S): query t may look at keys up to t + S - T."""
+    """Bool (T, S): query t attends to keys up to t + S - T."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def block_mask(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> BlockMask | None:
-    """What flex needs in place of a mask or of is_causal."""
+    """The block mask that flex needs in place of `causal` or of `mask`."""
     queries, keys = q.shape[2], k.shape[2]
-    if mask is not None:
-        from torch.nn.attention.flex_attention import create_block_mask
+    if mask is None:
+        return causal_block_mask(queries, keys, q.device) if causal and queries > 1 else None
+    from torch.nn.attention.flex_attention import create_block_mask
 
-        may_look = mask
+    # NOTE: built again in every layer, at more than the cost of the attention if T is small.
+    full = mask if mask.ndim == 4 else mask[None, None]
+    rows, heads = full.shape[:2]
 
-        def given(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-            return may_look[t, s]
+    def allowed(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return full[b if rows > 1 else 0, h if heads > 1 else 0, t, s]
 
-        return create_block_mask(given, None, None, queries, keys, device=q.device)
-    return causal_block_mask(queries, keys, q.device) if causal and queries > 1 else None
+    return create_block_mask(
+        allowed, rows if rows > 1 else None, heads if heads > 1 else None, queries, keys, device=q.device
+    )
 
 
 @lru_cache(maxsize=16)
 def causal_block_mask(queries: int, keys: int, device: torch.device) -> BlockMask:
-    """The block mask of `lower_right`. Making one costs more than a layer's attention, hence the cache."""
+    """The block mask of `lower_right`. Building one costs more than the attention of a layer."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def past(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return s <= t + (keys - queries)
 
-    with torch.inference_mode(False):  # sampling may be the first to ask; training must be able to use it too
+    with torch.inference_mode(False):  # a mask built while sampling must be usable in training
         return create_block_mask(past, None, None, queries, keys, device=device)

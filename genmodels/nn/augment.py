@@ -1,5 +1,7 @@
-"""Differentiable augmentation of what a critic sees (DiffAugment, arXiv 2006.10738), against its learning few images by
-heart."""
+"""Differentiable augmentation of the input of a critic (DiffAugment, arXiv 2006.10738).
+
+It keeps the critic from memorising a small training set.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,17 @@ from torch import Tensor
 from genmodels.types import Noise
 
 SHIFT = 1 / 8
-"""Largest translation, as a share of the side."""
+"""Largest translation, as a fraction of the side."""
 HOLE = 1 / 2
-"""Side of the square that is cut out, likewise."""
+"""Side of the square that is erased, as a fraction of the side."""
 
 
 def augment(images: Tensor, noise: Noise, chance: float) -> Tensor:
-    """`images` (N, C, S, S), in which each kind of change (colours, translation, cutout) happens with probability
-    `chance`, on its own for each image. Gradients pass.
+    """Apply colour changes, translation and cutout to `images` (N, C, S, S), differentiably.
 
-    With a chance below 1 the generator cannot mistake what is left unchanged (ADA, arXiv 2006.06676).
+    Each of the three is applied to each image independently with probability `chance`. A
+    probability below 1 keeps the augmentations from leaking into the generated images (ADA, arXiv
+    2006.06676).
     """
     u = noise.uniform(3, 4)  # (N, 3 kinds, whether and three amounts)
     happens = (u[:, :, 0] < chance).to(images)  # (N, 3)
@@ -30,7 +33,7 @@ def augment(images: Tensor, noise: Noise, chance: float) -> Tensor:
 
 
 def _colours(x: Tensor, happens: Tensor, amounts: Tensor) -> Tensor:
-    """Brightness within 1/2, saturation and contrast of 0 to 2 and 1/2 to 3/2 times."""
+    """Shift brightness by at most 1/2; scale saturation by 0 to 2 and contrast by 1/2 to 3/2."""
     on, u = happens.view(-1, 1, 1, 1), amounts[:, :, None, None, None].unbind(1)  # (N, 1, 1, 1) each
     x = x + on * (u[0] - 0.5)
     grey = x.mean(1, keepdim=True)  # (N, 1, S, S)
@@ -40,7 +43,7 @@ def _colours(x: Tensor, happens: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _translation(x: Tensor, happens: Tensor, amounts: Tensor) -> Tensor:
-    """By whole pixels, up to SHIFT of the side; what enters is 0."""
+    """Translate by whole pixels, at most SHIFT of the side; new pixels are 0."""
     n, side = len(x), x.shape[-1]
     most = int(side * SHIFT + 0.5)
     by = ((amounts[:, :2] * (2 * most + 1)).floor() - most) * happens[:, None]  # (N, 2): rows, columns
@@ -53,7 +56,7 @@ def _translation(x: Tensor, happens: Tensor, amounts: Tensor) -> Tensor:
 
 
 def _cutout(x: Tensor, happens: Tensor, amounts: Tensor) -> Tensor:
-    """A square of HOLE of the side, centred anywhere, is 0."""
+    """Set a square of side HOLE, centred anywhere, to 0."""
     side = x.shape[-1]
     hole = int(side * HOLE + 0.5)
     first = (amounts[:, :2] * (side + 1 - hole % 2)).floor() - hole // 2  # (N, 2)

@@ -1,83 +1,104 @@
-"""The keys and values of earlier positions, kept so that generating a token does not compute them again."""
+"""The states of a transformer's blocks after earlier positions, for generation step by step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-
-class Slots(NamedTuple):
-    """Where one forward pass writes into one block's cache, and what it reads."""
-
-    keys: Tensor
-    """(N, G, S, d)."""
-    values: Tensor
-    """(N, G, S, d)."""
-    write: Tensor
-    """Slots (T,) of the new positions."""
-    end: int
-    """Slots before this one are read."""
-    mask: Tensor | None
-    """Bool (T, end), where `end` is more than the number of filled slots."""
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes k and v (N, G, T, d); returns all keys and values to attend to, (N, G, end, d)."""
-        self.keys.index_copy_(2, self.write, k.to(self.keys.dtype))
-        self.values.index_copy_(2, self.write, v.to(self.values.dtype))
-        return self.keys[:, :, : self.end].to(k.dtype), self.values[:, :, : self.end].to(v.dtype)
+from genmodels.nn.mixer import State
+from genmodels.nn.places import number_sequences
 
 
-@dataclass
-class KVCache:
-    """Keys and values of the positions so far, in memory that is allocated once. Make it with `empty_cache`.
+class Cache:
+    """One state per block, in memory that is allocated once. `Transformer.make_cache` makes it.
 
-    Attributes:
-        keys: one (N, G, S, d) per block, S being the capacity.
-        values: the same.
-        length: how many positions are filled, an int64 scalar on the device of the keys, so that a compiled step does
-            not depend on its value. Setting it back forgets what came later.
+    Args:
+        states: of each block, with N rows.
+        n: N.
+        capacity: S, the number of positions that fit.
+        device: of the states.
+        forward_only: names of the mixers that cannot be rewound; empty if the cache can be.
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    length: Tensor
+    def __init__(
+        self, states: Sequence[State], n: int, capacity: int, device: torch.device, forward_only: Sequence[str] = ()
+    ):
+        self.states = list(states)
+        self.capacity = capacity
+        self.forward_only = tuple(forward_only)
+        # A tensor, so that a compiled step does not depend on its value.
+        self._length = torch.zeros((), dtype=torch.int64, device=device)
+        # The sequence of each position, see `number_sequences`. Read only once there are several.
+        self._sequences = torch.zeros(n, capacity, dtype=torch.int64, device=device)
+        self._several = False
+        if device.type == "cuda":
+            # CUDA graphs of a compiled step may then write to the tensors in place.
+            for tensor in (*(tensor for state in self.states for tensor in state), self._length, self._sequences):
+                torch._dynamo.mark_static_address(tensor)
 
     @property
-    def capacity(self) -> int:
-        """S."""
-        return self.keys[0].shape[2]
+    def length(self) -> int:
+        """The number of positions so far."""
+        return int(self._length)
 
-    def extend(self, new: int) -> list[Slots]:
-        """Where `new` further positions go, one `Slots` per block. The caller moves `length` when all have written.
-
-        A compiled step reads all of the cache under a mask, so that its shapes never change. Otherwise only what is
-        filled is read.
+    def rewind(self, length: int) -> None:
+        """Forget all positions from `length` on.
 
         Raises:
-            ValueError: when they do not fit (a compiled step cannot tell; its write then fails).
+            ValueError: when there are fewer positions, or a mixer's state cannot be rewound.
         """
-        write = self.length + torch.arange(new, device=self.length.device)  # (T,)
-        end, mask = self.capacity, None
+        if self.forward_only:
+            raise ValueError(
+                f"the state of mixer {self.forward_only[0]!r} keeps no earlier positions and cannot be rewound: "
+                "make a new cache"
+            )
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot rewind a cache of {self.length} positions to {length}")
+        self._length.fill_(length)
+        self._sequences[:, length:] = 0
+
+    def slots(self, new: int) -> Tensor:
+        """The slots (T,) of `new` further positions."""
+        return self._length + torch.arange(new, device=self._length.device)
+
+    def end(self, new: int) -> int:
+        """The end of the slots to read, after `new` further positions have been written.
+
+        A compiled step reads all slots under a mask, so that its shapes never change. Otherwise the
+        end is that of the filled slots.
+
+        Raises:
+            ValueError: when they do not fit (a compiled step cannot check this; its write fails
+                instead).
+        """
         if torch.compiler.is_compiling():
-            mask = torch.arange(end, device=write.device) <= write[:, None]  # (T, S)
-        else:
-            end = int(self.length) + new
-            if end > self.capacity:
-                raise ValueError(
-                    f"{end} positions are more than the cache's {self.capacity}: make it with more capacity"
-                )
-        return [Slots(k, v, write, end, mask) for k, v in zip(self.keys, self.values, strict=True)]
+            return self.capacity
+        end = self.length + new
+        if end > self.capacity:
+            raise ValueError(f"{end} positions are more than the cache's {self.capacity}: make it with more capacity")
+        return end
 
+    def add_sequences(
+        self, write: Tensor, end: int, starts: Tensor | None, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Record the sequences of the new positions.
 
-def empty_cache(depth: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> KVCache:
-    """A cache for `depth` blocks, each with keys and values of `shape` (N, G, S, d)."""
-    # Zeros, not uninitialised memory: a mask cannot hide values that are not numbers.
-    tensors = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * depth)]
-    length = torch.zeros((), dtype=torch.int64, device=device)
-    if device.type == "cuda":
-        for tensor in (*tensors, length):  # CUDA graphs of a compiled step may then write to them in place
-            torch._dynamo.mark_static_address(tensor)
-    return KVCache(tensors[::2], tensors[1::2], length)
+        Returns:
+            The sequences of the new positions (N, T) and of all positions up to `end` (N, S). None
+            while each row is one sequence without padding.
+        """
+        if starts is None and valid is None and not self._several:
+            return None
+        self._several = True
+        last = self._sequences.index_select(1, (self._length - 1).clamp(min=0)[None])  # (N, 1)
+        if valid is None:
+            valid = torch.ones(len(last), len(write), dtype=torch.bool, device=write.device)
+        new = number_sequences(starts, valid, torch.where(last < 0, ~last, last))  # (N, T)
+        self._sequences.index_copy_(1, write, new)
+        return new, self._sequences[:, :end]
+
+    def advance(self, new: int) -> None:
+        """Count `new` more positions, after all blocks have added them to their states."""
+        self._length += new

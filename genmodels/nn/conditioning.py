@@ -1,81 +1,198 @@
-"""What a sample is asked to be, as a vector; and what of it is hidden in training, so that it can be left open."""
+"""Embedding of conditions as vectors and tokens, and condition dropout."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.nn.transformer import init_weights
-from genmodels.types import Condition, Noise
+from genmodels.nn.init import INIT_STD, init_weights
+from genmodels.types import Condition, ConditionConfig, Noise, Text, TextConfig
 
 
-class ConditionEmbedding(nn.Module):
-    """Condition -> (N, D): the sum of a vector for each known attribute, with its sign, and of the label's.
+@dataclass(frozen=True)
+class Embedded:
+    """An embedded condition of N samples, the output of `Conditioner`.
 
-    What is unknown adds nothing, so that dropping an attribute is setting it to 0, and a model without condition gets
-    zeros.
+    Attributes:
+        pooled: one vector per sample, (N, D).
+        tokens: vectors of the tokens of a text, (N, L, D); None for a model without text.
+        mask: bool (N, L), True where a token is real, at least once per row; None without text.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Embedded:
+        """Apply `function` to every tensor. It must treat the first axis, N, of all alike."""
+        if self.tokens is None or self.mask is None:
+            return Embedded(function(self.pooled))
+        return Embedded(function(self.pooled), function(self.tokens), function(self.mask))
+
+    def __getitem__(self, rows: slice) -> Embedded:
+        return self.map(lambda tensor: tensor[rows])
+
+    def __add__(self, vectors: Tensor) -> Embedded:
+        """Add `vectors` (N, D), such as a time embedding, to the pooled vectors."""
+        return replace(self, pooled=self.pooled + vectors)
+
+    def join(self, other: Embedded) -> Embedded:
+        """Append the rows of `other`. Tokens are padded to the longer of both lengths."""
+        pooled = torch.cat([self.pooled, other.pooled])
+        if self.tokens is None or self.mask is None or other.tokens is None or other.mask is None:
+            return Embedded(pooled)
+        length = max(self.tokens.shape[1], other.tokens.shape[1])
+        tokens = [F.pad(x, (0, 0, 0, length - x.shape[1])) for x in (self.tokens, other.tokens)]
+        masks = [F.pad(x, (0, length - x.shape[1])) for x in (self.mask, other.mask)]
+        return Embedded(pooled, torch.cat(tokens), torch.cat(masks))
+
+
+class Conditioner(nn.Module):
+    """Condition -> Embedded.
+
+    The pooled vector is the sum of the vectors of all known attributes, with their signs, of the
+    vector of the label, and of the mean of the text's tokens. An unknown attribute or label adds
+    nothing. A hidden or absent text is replaced by one learned null token.
 
     Args:
-        attributes: K, how many attributes there are; may be 0.
-        classes: how many labels there are; may be 0.
+        config: the attributes, labels and text to embed; all may be absent.
         width: D.
     """
 
-    def __init__(self, attributes: int, classes: int, width: int):
+    def __init__(self, config: ConditionConfig, width: int):
         super().__init__()
         self.width = width
-        self.attributes = nn.Linear(attributes, width, bias=False) if attributes else None
-        self.labels = nn.Embedding(classes, width) if classes else None
-        init_weights(self, depth=1)  # as small as the embeddings it is added to
+        self.attributes = nn.Linear(len(config.attributes), width, bias=False) if config.attributes else None
+        self.labels = nn.Embedding(config.classes, width) if config.classes else None
+        self.text = TextEmbedding(config.text, width) if config.text.vocabulary else None
+        init_weights(self, depth=1)  # as small as the embeddings that the result is added to
 
-    def forward(self, condition: Condition, n: int, device: torch.device) -> Tensor:
-        """(N, D), float32.
+    def nothing(self, n: int, device: torch.device) -> Embedded:
+        """Embed the null condition of `n` samples: no attribute, no label and no text is given."""
+        return self(Condition(), n, device)
+
+    def forward(self, condition: Condition, n: int, device: torch.device) -> Embedded:
+        """Embed the condition of `n` samples, in float32. Fields that are None are null.
 
         Raises:
-            ValueError: for a condition that the model was not built for.
+            ValueError: if the model was not built for a field, or a field has another shape or an
+                unknown label or token.
         """
-        found = torch.zeros(n, self.width, device=device)
+        pooled = torch.zeros(n, self.width, device=device)
         if condition.attributes is not None and condition.attributes.shape[1]:
-            wanted = self.attributes.in_features if self.attributes is not None else 0
-            if condition.attributes.shape != (n, wanted):
-                raise ValueError(
-                    f"the condition has attributes of shape {tuple(condition.attributes.shape)}, this model takes "
-                    f"({n}, {wanted})"
-                )
-            assert self.attributes is not None
-            found = found + self.attributes(condition.attributes.float()).float()
+            pooled = pooled + self._embed_attributes(condition.attributes, n)
         if condition.labels is not None:
-            if self.labels is None:
-                raise ValueError("the condition has labels, this model was built without classes")
-            if condition.labels.shape != (n,):
-                raise ValueError(f"the condition has labels of shape {tuple(condition.labels.shape)}, not ({n},)")
-            if condition.labels.max() >= self.labels.num_embeddings:
-                raise ValueError(
-                    f"label {condition.labels.max().item()} is not one of the {self.labels.num_embeddings} classes"
-                )
-            known = (condition.labels >= 0).unsqueeze(1)  # (N, 1)
-            found = found + known * self.labels(condition.labels.clamp_min(0)).float()
-        return found
+            pooled = pooled + self._embed_labels(condition.labels, n)
+        if self.text is None:
+            if condition.text is not None:
+                raise ValueError("the condition has text, and this model was built without text")
+            return Embedded(pooled)
+        tokens, mask = self.text(condition.text or empty_text(n, device), n)  # (N, L, D), (N, L)
+        mean = (tokens * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
+        return Embedded(pooled + mean, tokens, mask)
+
+    def _embed_attributes(self, attributes: Tensor, n: int) -> Tensor:
+        """(N, K) -> (N, D)."""
+        expected = (n, 0 if self.attributes is None else self.attributes.in_features)
+        if self.attributes is None or attributes.shape != expected:
+            raise ValueError(
+                f"the condition has attributes of shape {tuple(attributes.shape)}, and this model takes {expected}"
+            )
+        return self.attributes(attributes.float()).float()
+
+    def _embed_labels(self, labels: Tensor, n: int) -> Tensor:
+        """(N,) -> (N, D)."""
+        if self.labels is None:
+            raise ValueError("the condition has labels, and this model was built without classes")
+        if labels.shape != (n,):
+            raise ValueError(f"the condition has labels of shape {tuple(labels.shape)}, not ({n},)")
+        if labels.max() >= self.labels.num_embeddings:
+            raise ValueError(f"label {labels.max().item()} is not one of the {self.labels.num_embeddings} classes")
+        known = (labels >= 0).unsqueeze(1)  # (N, 1)
+        return known * self.labels(labels.clamp_min(0)).float()
 
 
-def drop_condition(condition: Condition, noise: Noise, everything: float, each: float) -> Condition:
-    """`condition` with some of it made unknown, as training for classifier-free guidance needs (arXiv 2207.12598).
-
-    Always draws the same number of numbers from `noise`, whatever the shares are.
+class TextEmbedding(nn.Module):
+    """Text -> token vectors: an embedding of each token plus one of its position.
 
     Args:
-        condition: of N images.
-        noise: N streams.
-        everything: share of the images of which nothing is left.
-        each: share of the others in which every attribute is left or dropped by the toss of a coin, so that any
-            selection of attributes can be asked for.
+        config: vocabulary and largest length.
+        width: D.
     """
-    chance = noise.uniform(2)  # (N, 2)
-    kept = chance[:, 0] >= everything  # (N,)
-    attributes, labels = condition.attributes, condition.labels
-    if attributes is not None:
-        coins = noise.uniform(attributes.shape[1]) < 0.5  # (N, K)
-        attributes = attributes * (kept.unsqueeze(1) & (coins | (chance[:, 1:] >= each)))
-    if labels is not None:
-        labels = torch.where(kept, labels, -1)
-    return Condition(attributes, labels)
+
+    def __init__(self, config: TextConfig, width: int):
+        super().__init__()
+        self.ids = nn.Embedding(config.vocabulary, width)
+        self.positions = nn.Embedding(config.length, width)
+        self.null = nn.Parameter(torch.randn(width) * INIT_STD)
+
+    def forward(self, text: Text, n: int) -> tuple[Tensor, Tensor]:
+        """Embed N sentences. A row without a real token becomes the null token.
+
+        Returns:
+            Vectors (N, L, D) in float32, and a mask (N, L) that is True at least once per row.
+
+        Raises:
+            ValueError: for a wrong shape or dtype, too many tokens, or an id outside the
+                vocabulary.
+        """
+        self._check(text, n)
+        ids = text.ids.where(text.mask, 0)  # padding may hold any id
+        length = ids.shape[1]
+        vectors = self.ids(ids).float() + self.positions.weight[:length].float()  # (N, L, D)
+        hidden = ~text.mask.any(1, keepdim=True)  # (N, 1)
+        null = F.pad(hidden, (0, length - 1))  # (N, L), True at the first token of a hidden row
+        return torch.where(null.unsqueeze(2), self.null.float(), vectors), text.mask | null
+
+    def _check(self, text: Text, n: int) -> None:
+        ids, mask = text.ids, text.mask
+        limit, vocabulary = self.positions.num_embeddings, self.ids.num_embeddings
+        if ids.ndim != 2 or len(ids) != n or mask.shape != ids.shape:
+            raise ValueError(
+                f"the text needs ids and mask of shape ({n}, L), got {tuple(ids.shape)} and {tuple(mask.shape)}"
+            )
+        if ids.is_floating_point() or mask.dtype != torch.bool:
+            raise ValueError(f"the text needs integer ids and a bool mask, got {ids.dtype} and {mask.dtype}")
+        if not 1 <= ids.shape[1] <= limit:
+            raise ValueError(f"the text has {ids.shape[1]} tokens, and this model takes 1 to {limit}")
+        real = ids.where(mask, 0)
+        if real.min() < 0 or real.max() >= vocabulary:
+            wrong = real.min() if real.min() < 0 else real.max()
+            raise ValueError(f"token {wrong.item()} is outside the vocabulary of {vocabulary}")
+
+
+def empty_text(n: int, device: torch.device) -> Text:
+    """Return `n` hidden sentences, of one padding token each."""
+    ids = torch.zeros(n, 1, dtype=torch.int64, device=device)
+    return Text(ids, torch.zeros_like(ids, dtype=torch.bool))
+
+
+def drop_condition(condition: Condition, noise: Noise, config: ConditionConfig) -> Condition:
+    """Hide a random part of the condition, for classifier-free guidance (arXiv 2207.12598).
+
+    Of `config.drop` of the samples, everything is hidden: attributes become 0, labels -1 and texts
+    empty. Of `config.drop_each` of the others, each attribute is hidden with probability 1/2.
+
+    The number of random numbers drawn does not depend on these fractions.
+
+    Args:
+        condition: of N samples.
+        noise: N streams.
+        config: the fractions.
+    """
+    uniform = noise.uniform(2)  # (N, 2)
+    kept = uniform[:, 0] >= config.drop  # (N,)
+    if condition.attributes is not None:
+        coins = noise.uniform(condition.attributes.shape[1]) < 0.5  # (N, K)
+        shown = kept.unsqueeze(1) & (coins | (uniform[:, 1:] >= config.drop_each))
+        condition = replace(condition, attributes=condition.attributes * shown)
+    if condition.labels is not None:
+        condition = replace(condition, labels=torch.where(kept, condition.labels, -1))
+    if condition.text is not None:
+        mask = condition.text.mask & kept.unsqueeze(1)
+        condition = replace(condition, text=replace(condition.text, mask=mask))
+    return condition

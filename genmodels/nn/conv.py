@@ -1,7 +1,8 @@
 """Residual convolutional encoder and decoder, shared by every codec.
 
-Written for images per second: the image is cut into patches first, so that no convolution runs at full resolution, and
-resolution is changed by moving pixels into channels and back, which costs nothing.
+They are designed for speed: the image is first cut into patches, so that no convolution runs at
+full resolution, and the resolution is changed by moving pixels into channels and back, which is
+almost free.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block (arXiv 1603.05027). Starts as the identity: its last convolution is zero."""
+    """Pre-activation residual block (arXiv 1603.05027), initialised as the identity."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -33,7 +34,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the resolution: 2x2 pixels become channels, and a 1x1 convolution mixes them."""
+    """Halves the resolution: moves 2x2 pixels into channels and mixes them by a 1x1 convolution."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
@@ -44,7 +45,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the resolution: the transpose of Downsample."""
+    """Doubles the resolution: the inverse arrangement of `Downsample`."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
@@ -55,15 +56,15 @@ class Upsample(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (N, 3, size, size) -> features (N, outputs), or (N, outputs, grid, grid) for a spatial map.
+    """Encodes images (N, 3, S, S) as features (N, outputs), or (N, outputs, grid, grid) if spatial.
 
     Args:
-        size: side of the image.
-        patch: side of the patches that become the first feature map, size / patch on a side.
-        channels: width of each level; every level after the first halves the resolution.
-        blocks: residual blocks of each level, finest first.
-        outputs: features per image, or per position of the map.
-        spatial: keep the last level's map instead of flattening it.
+        size: side of the image, S.
+        patch: side of the patches; the first feature map has size / patch positions along a side.
+        channels: channels of each level; every level after the first halves the resolution.
+        blocks: residual blocks of each level, from fine to coarse.
+        outputs: features per image, or per position of a spatial map.
+        spatial: return a feature map instead of a vector.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (N, inputs), or (N, inputs, grid, grid) for a spatial map -> images (N, 3, size, size), unbounded.
+    """Decodes latents (N, inputs), or (N, inputs, grid, grid) if spatial, to images (N, 3, S, S).
 
-    The mirror image of Encoder, with the same arguments. With `sketch`, forward also takes a sketch of the image to be
-    made, (N, 3, size, size): its patches join the finest level, which then refines what it sees instead of painting
-    from nothing.
+    The arguments are those of `Encoder`, and the levels are in reverse order. If `sketch` is set,
+    forward also takes a first estimate of the image, (N, 3, S, S), whose patches are added to
+    the finest level.
     """
 
     def __init__(
@@ -130,23 +131,23 @@ class Decoder(nn.Module):
 
 
 def output_layer(network: Encoder | Decoder) -> nn.Linear | nn.Conv2d:
-    """The layer that makes the latents, or the pixels."""
+    """Return the layer that outputs the latents or the pixels."""
     last = network.head[-1]
     assert isinstance(last, (nn.Linear, nn.Conv2d))
     return last
 
 
 def zero_output(network: Encoder | Decoder) -> None:
-    """Zero the last layer, so that the network starts as a correction of nothing to whatever it is added to."""
+    """Zero the last layer. A network that is added to another map then changes nothing at first."""
     for parameter in output_layer(network).parameters():
         nn.init.zeros_(parameter)
 
 
 def coarsest_grid(size: int, patch: int, levels: int) -> int:
-    """Side of the last feature map.
+    """Return the side of the last feature map.
 
     Raises:
-        ValueError: when `size` cannot be cut that way.
+        ValueError: if `size` is not divisible by the patch and by the factors of the levels.
     """
     factor = patch * 2 ** (levels - 1)
     if size % factor:

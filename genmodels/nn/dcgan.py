@@ -1,7 +1,7 @@
-"""The two networks of DCGAN (arXiv 1511.06434), as textbooks have them, but for the normalisation.
+"""The two networks of DCGAN (arXiv 1511.06434), with group norm in place of batch norm.
 
-Group norm in place of batch norm: an image depends on no other image of its batch, so that micro-batches and processes
-make no difference, and the penalties of a critic have a meaning.
+With group norm an image does not depend on the other images of its batch, so that results do not
+depend on micro-batches and processes, and gradient penalties are well defined.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def _initialise(network: nn.Module) -> None:
 
 
 class DCGenerator(nn.Module):
-    """Latents (N, inputs) -> images (N, 3, S, S) in [-1, 1]; S = 4 * 2^levels.
+    """Maps latents (N, inputs) to images (N, 3, S, S) in [-1, 1]; S = 4 * 2^levels.
 
     Args:
-        inputs: length of the latent vector, what is asked for included.
-        channels: width of each level, the coarsest (4 x 4) first, in multiples of 8.
+        inputs: length of the latent vector, including the condition.
+        channels: channels of each level, from coarse (4 x 4) to fine, in multiples of 8.
     """
 
     def __init__(self, inputs: int, channels: tuple[int, ...]):
@@ -46,7 +46,7 @@ class DCGenerator(nn.Module):
 
 
 class DCCritic(nn.Module):
-    """Images (N, 3, S, S) -> features (N, outputs): the generator's mirror image."""
+    """Maps images (N, 3, S, S) to features (N, outputs): the generator in reverse order."""
 
     def __init__(self, outputs: int, channels: tuple[int, ...]):
         super().__init__()
@@ -60,5 +60,5 @@ class DCCritic(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.layers(images)  # (N, C, 4, 4)
-        with torch.autocast(x.device.type, enabled=False):  # scores in full precision, as R3GAN's
+        with torch.autocast(x.device.type, enabled=False):  # scores in full precision, as in R3Critic
             return self.last(x.float()).flatten(1)

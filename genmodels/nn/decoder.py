@@ -1,39 +1,48 @@
-"""A transformer that reads a grid of symbols in order and says what comes next. It does not know what they mean."""
+"""A causal transformer that predicts the symbols of a grid in order, whatever they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.nn.conditioning import Embedded
+from genmodels.nn.cross_attention import CrossAttentionStack
+from genmodels.nn.init import INIT_STD, init_weights
+from genmodels.nn.mlp import SwiGLU
+from genmodels.nn.norm import RMSNorm
 from genmodels.nn.rope import grid_positions
-from genmodels.nn.transformer import INIT_STD, RMSNorm, SwiGLU, Transformer, TransformerConfig, init_weights
+from genmodels.nn.transformer import Transformer, TransformerConfig
 
 
 class GridDecoder(nn.Module):
-    """p(x) = prod_t prod_s p(x_ts | all positions before t, x_t1 ... x_t(s-1)) over T = rows x columns positions.
+    """p(x) = prod_t prod_s p(x_ts | x_1 ... x_(t-1), x_t1 ... x_t(s-1)) over a grid of positions.
 
-    Positions go row by row; each holds S symbols of the same alphabet, such as three colours or the codes of a residual
-    quantiser. The transformer sees one vector per position; a small network predicts the symbols inside a position
-    one after another (as in RQ-Transformer, arXiv 2203.01941), so S symbols do not make the sequence S times as long.
-    This is the chain rule and nothing else: the probabilities of all grids add up to 1.
+    The T = rows x columns positions are ordered row by row. Each holds S symbols of one alphabet,
+    such as three colours or the codes of a residual quantiser. The transformer has one token per
+    position. A small network predicts the symbols of a position one after another (as in
+    RQ-Transformer, arXiv 2203.01941), so S symbols do not make the sequence S times as long. This
+    is an exact factorisation: the probabilities of all grids add up to 1.
 
-    Slot t, which predicts position t, is given: the symbols of position t - 1, those of the position above t (they are
-    in the past too, and say most where neighbours are alike), its own place, learnt, and the condition.
+    Token t, which predicts position t, is the sum of embeddings of the symbols at position t - 1
+    and at the position above t (which is in the past too, and is informative where neighbours are
+    similar), of a learnt embedding of t, and of the condition.
 
     Args:
-        rows, columns: of the grid.
+        rows: of the grid.
+        columns: of the grid.
         symbols: S.
         vocabulary: V, the size of the alphabet.
-        config: of the transformer; it must be causal.
+        config: of the transformer.
+        text: whether conditions have tokens. Every block then attends to them.
     """
 
-    def __init__(self, rows: int, columns: int, symbols: int, vocabulary: int, config: TransformerConfig):
+    def __init__(
+        self, rows: int, columns: int, symbols: int, vocabulary: int, config: TransformerConfig, text: bool = False
+    ):
         super().__init__()
-        if not config.causal:
-            raise ValueError("a model that predicts the next symbol needs a causal transformer: set causal")
         if config.head_dim % 4:
             raise ValueError(
                 f"positions on a grid need heads of a multiple of 4 channels, got {config.head_dim}: choose a width "
@@ -48,65 +57,70 @@ class GridDecoder(nn.Module):
         self.above = nn.Embedding(symbols * vocabulary, width) if rows > 1 else None
         self.start = nn.Parameter(torch.randn(width) * INIT_STD)
         self.places = nn.Parameter(torch.randn(self.length, width) * INIT_STD)
-        self.transformer = Transformer(config)
+        self.transformer = Transformer(config, causal=True)
         self.inside = Inside(symbols, vocabulary, config) if symbols > 1 else None
         self.head = nn.Linear(width, symbols * vocabulary, bias=False)
         init_weights(self, config.depth)
-        nn.init.zeros_(self.head.weight)  # the first guess is that all symbols are equally likely
+        nn.init.zeros_(self.head.weight)  # initially all symbols are equally likely
+        self.cross_attention = CrossAttentionStack(config) if text else None
         self.register_buffer("first", torch.arange(symbols) * vocabulary, persistent=False)
         self.register_buffer("grid", grid_positions(rows, columns), persistent=False)
 
     first: Tensor
-    """Row of each symbol's alphabet in the embeddings, (S,)."""
+    """First row of each symbol's embeddings, (S,)."""
     grid: Tensor
     """Rows and columns (T, 2)."""
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Scores of every symbol, given those before it.
+    def forward(self, tokens: Tensor, condition: Embedded) -> Tensor:
+        """Logits of every symbol, given those before it.
 
         Args:
             tokens: (N, T, S), int64 in [0, V).
-            condition: vectors (N, D) that are added to every slot.
+            condition: of N rows. Its pooled vectors are added to every token.
 
         Returns:
             Logits (N, T, S, V).
         """
-        hidden = self.transformer(self._slots(tokens, condition, 0, self.length), self.grid)  # (N, T, D)
+        x = self._embed(tokens, condition, 0, self.length)
+        hidden = self.transformer(x, self.grid, after=self._cross_attention(condition))  # (N, T, D)
         return self._logits(hidden, tokens)
 
     def generate(
         self,
-        condition: Tensor,
+        condition: Embedded,
         uniform: Tensor,
         choose: Callable[[Tensor, Tensor], Tensor],
         prefix: Tensor,
         guidance: float = 1.0,
+        null: Embedded | None = None,
     ) -> Tensor:
-        """Draws symbols one after another, keeping the keys and values of earlier positions.
+        """Sample symbols one after another, with a cache of the states of earlier positions.
 
         Args:
-            condition: (N, D).
-            uniform: (N, T, S) in [0, 1), what decides each symbol.
+            condition: of N rows.
+            uniform: random numbers (N, T, S) in [0, 1), one per symbol.
             choose: logits (N, V) and uniform numbers (N,) -> symbols (N,).
             prefix: symbols of the first P positions, (N, P, S); P may be 0.
-            guidance: classifier-free: logits become u + guidance (c - u), with u those without the condition. 1 is
-                without guidance, at half the cost.
+            guidance: classifier-free guidance: logits are u + guidance (c - u), with u those under
+                the null condition.
+            null: the null condition of N rows. None means no guidance, at half the cost.
 
         Returns:
             Tokens (N, T, S).
         """
         begin = prefix.shape[1]
         tokens = F.pad(prefix, (0, 0, 0, self.length - begin))  # (N, T, S)
-        guided = guidance != 1
-        condition = torch.cat([condition, torch.zeros_like(condition)]) if guided else condition
-        cache = self.transformer.make_cache(len(condition), self.length)
+        guided = null is not None
+        condition = condition if null is None else condition.join(null)
+        after = self._cross_attention(condition)
+        cache = self.transformer.make_cache(len(condition.pooled), self.length)
         for t in range(begin, self.length):
-            fed = t if t > begin else 0  # the first call takes in all of the prefix
+            fed = t if t > begin else 0  # the first call processes the whole prefix
             both = torch.cat([tokens, tokens]) if guided else tokens
-            slots = self._slots(both, condition, fed, t + 1)
-            hidden = self.transformer(slots, self.grid[fed : t + 1], cache)[:, -1:]  # (N, 1, D), or (2N, 1, D)
+            x = self._embed(both, condition, fed, t + 1)
+            hidden = self.transformer(x, self.grid[fed : t + 1], cache, after=after)[:, -1:]  # (N, 1, D), or (2N, 1, D)
             for s in range(self.symbols):
-                known = tokens[:, t : t + 1, : s + 1]  # the last of them is not looked at
+                known = tokens[:, t : t + 1, : s + 1]  # the last of them is not read
                 logits = self._logits(hidden, torch.cat([known, known]) if guided else known)[:, 0, s].float()
                 if guided:
                     with_condition, without = logits.chunk(2)
@@ -114,8 +128,12 @@ class GridDecoder(nn.Module):
                 tokens[:, t, s] = choose(logits, uniform[:, t, s])
         return tokens
 
-    def _slots(self, tokens: Tensor, condition: Tensor, first: int, last: int) -> Tensor:
-        """What slots `first` to `last` - 1 are given, (N, last - first, D), from tokens before the last."""
+    def _cross_attention(self, condition: Embedded) -> list[Callable[[Tensor], Tensor]] | None:
+        """The layers that attend to the tokens of the condition, one per block; None without text."""
+        return None if self.cross_attention is None else self.cross_attention(condition)
+
+    def _embed(self, tokens: Tensor, condition: Embedded, first: int, last: int) -> Tensor:
+        """The transformer's inputs `first` to `last` - 1, (N, last - first, D)."""
         n = len(tokens)
         x = self._vectors(self.previous, tokens[:, max(first - 1, 0) : last - 1])
         if first == 0:
@@ -123,21 +141,31 @@ class GridDecoder(nn.Module):
         if self.above is not None:
             up = tokens[:, max(first - self.columns, 0) : max(last - self.columns, 0)]
             x = x + F.pad(self._vectors(self.above, up), (0, 0, last - first - up.shape[1], 0))  # row 0 has none
-        return x + self.places[first:last] + condition.unsqueeze(1)
+        return x + self.places[first:last] + condition.pooled.unsqueeze(1)
 
     def _vectors(self, table: nn.Embedding, tokens: Tensor) -> Tensor:
         return table(tokens + self.first).sum(2)  # (N, T, S) -> (N, T, D)
 
     def _logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """(N, T, D) and the symbols at the same positions, all S or the first of them -> (N, T, S, V)."""
+        """Logits (N, T, S, V) from outputs (N, T, D) and symbols (N, T, S or fewer)."""
         count = tokens.shape[2]
         weight = self.head.weight.unflatten(0, (self.symbols, self.vocabulary))[:count]  # (S, V, D)
         each = hidden.unsqueeze(2) if self.inside is None else self.inside(hidden, tokens)  # (N, T, S, D)
         return torch.einsum("ntsd,svd->ntsv", each, weight)
 
 
+class HeadMLP(SwiGLU):
+    """A SwiGLU of the output network: outside the residual stream, and trained by AdamW."""
+
+    def residual(self) -> Iterable[Tensor]:
+        return ()
+
+    def muon(self) -> Iterable[Tensor]:
+        return ()
+
+
 class Inside(nn.Module):
-    """What is known when each of a position's S symbols is predicted: the position's vector, and the symbols before."""
+    """Output network that predicts the S symbols of a position one after another."""
 
     def __init__(self, symbols: int, vocabulary: int, config: TransformerConfig):
         super().__init__()
@@ -145,11 +173,11 @@ class Inside(nn.Module):
         self.earlier = nn.Embedding((symbols - 1) * vocabulary, config.width)
         self.which = nn.Parameter(torch.randn(symbols, config.width) * INIT_STD)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = SwiGLU(config.width, config.width)
+        self.mlp = HeadMLP(config.width, config.width)
         self.norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """(N, T, D) and symbols (N, T, S) -> (N, T, S, D); symbol s of the result has seen those before s only."""
+        """(N, T, D) and symbols (N, T, S) -> (N, T, S, D). Output s depends on symbols before s."""
         count = tokens.shape[2]
         offsets = torch.arange(count - 1, device=tokens.device) * self.vocabulary
         before = F.pad(self.earlier(tokens[..., :-1] + offsets).cumsum(2), (0, 0, 1, 0))  # (N, T, S, D)

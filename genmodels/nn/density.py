@@ -1,4 +1,4 @@
-"""What is fitted to latents after training: their scale, and a density to sample them from."""
+"""Statistics fitted to latents after training: their scale, and a density to sample from."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import Tensor, nn
 
 MAX_COVARIANCE_VALUES = 2**24
-"""Full covariances up to this many numbers (64 MB of weights); larger latents get diagonal ones."""
+"""Covariances with more values than this (64 MB of weights) are diagonal."""
 
 EM_ROUNDS = 20
-"""Of expectation maximisation. On the latents of faces, 50 took twice as long and sampled no better."""
+"""Iterations of expectation maximisation. On latents of faces, 50 gave no better samples."""
 
 
 class Whitening(nn.Module):
-    """Per-channel mean and standard deviation of a codec's latents, so that a prior sees zero mean and unit variance.
+    """Normalises the channels of a codec's latents to zero mean and unit variance for a prior.
 
     Args:
         channels: size of axis 1 of the latents, (N, channels) or (N, channels, h, w).
@@ -33,7 +33,7 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, latents: Tensor) -> None:
-        """Measure `latents` (N, C, ...). A channel that never moves keeps a standard deviation of 1e-6, not 0."""
+        """Fit to `latents` (N, C, ...). Standard deviations are at least 1e-6."""
         flat = latents.float().transpose(0, 1).flatten(1)  # (C, N...)
         self.mean.copy_(flat.mean(1))
         self.std.copy_(flat.std(1).clamp_min(1e-6))
@@ -48,10 +48,10 @@ class Whitening(nn.Module):
 
 
 class GaussianMixture(nn.Module):
-    """A mixture of K Gaussians over flat latents, fitted by scikit-learn and sampled from per-image noise.
+    """Mixture of K Gaussians over flattened latents, fitted by scikit-learn.
 
-    With one component it is the full-covariance Gaussian of the latents. RAE (arXiv 1903.12436) shows how much
-    better than the training prior such an ex-post density describes the latents a decoder was trained on.
+    RAE (arXiv 1903.12436) shows that such a density, fitted after training, describes the latents
+    better than the prior used in training.
 
     Args:
         components: K.
@@ -74,16 +74,17 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def fit(self, latents: Tensor) -> None:
-        """Maximum likelihood of `latents` (N, D) by EM; deterministic.
+        """Fit to `latents` (N, D) by expectation maximisation. The result is deterministic.
 
         Raises:
-            ValueError: when there are fewer latents than components or than two.
+            ValueError: if there are fewer latents than components, or fewer than two.
         """
         components = len(self.means)
         if len(latents) < max(2, components):
             raise ValueError(f"cannot fit {components} Gaussians to {len(latents)} latents: give more images")
         data = latents.double().cpu().numpy()
-        # Regularised by a share of the variance, so that few images or dead dimensions cannot make it singular.
+        # A fraction of the variance is added, so that few images or constant dimensions do not make
+        # it singular.
         floor = 1e-4 * float(data.var(0).mean()) + 1e-12
         model = SklearnMixture(
             components,
@@ -94,7 +95,7 @@ class GaussianMixture(nn.Module):
             init_params="kmeans" if components > 1 else "random_from_data",
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits do not show
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the remaining change is invisible in samples
             model.fit(data)
         covariance = torch.from_numpy(model.covariances_)
         self.weights.copy_(torch.from_numpy(model.weights_))
@@ -103,7 +104,12 @@ class GaussianMixture(nn.Module):
         self.fitted.fill_(True)
 
     def sample(self, choice: Tensor, eps: Tensor) -> Tensor:
-        """Latents (N, D) from uniform draws `choice` (N,), which pick the component, and normal draws `eps` (N, D)."""
+        """Return latents (N, D).
+
+        Args:
+            choice: uniform numbers (N,), which select the component.
+            eps: standard normal numbers (N, D).
+        """
         component = torch.searchsorted(self.weights.cumsum(0), choice).clamp_max(len(self.weights) - 1)  # (N,)
         scale = self.scale[component]
         spread = torch.einsum("nij,nj->ni", scale, eps) if self.full else scale * eps

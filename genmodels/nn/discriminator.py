@@ -1,4 +1,4 @@
-"""A patch discriminator for codecs, its hinge losses, and a weight that keeps it from taking over."""
+"""Patch discriminator for codecs, hinge losses, and an adaptive weight."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.distributed import all_reduce_sum
 from genmodels.nn.conv import NORM_GROUPS, norm
-from genmodels.nn.distributed import all_reduce_sum
 
 MAX_WEIGHT = 1e4
-"""Of the adaptive weight: a discriminator without gradients is not worth an infinite one."""
+"""Upper bound of the adaptive weight, reached if the gradient of the adversarial loss vanishes."""
 
 
 class PatchDiscriminator(nn.Module):
-    """Images (N, 3, H, W) -> logits (N, 1, h, w), each judging a patch: the PatchGAN of pix2pix (arXiv 1611.07004).
+    """Maps images (N, 3, H, W) to one logit per patch, (N, 1, h, w): PatchGAN (arXiv 1611.07004).
 
-    Every convolution but the last halves the resolution. Group norm in place of batch norm: an image's logits depend
-    on no other image, so that micro-batches and processes make no difference.
+    Every convolution except the last halves the resolution. Group norm replaces batch norm, so that
+    the logits of an image do not depend on the other images of its batch.
 
     Args:
-        channels: width of each level, in multiples of 8.
+        channels: channels of each level, in multiples of 8.
     """
 
     def __init__(self, channels: tuple[int, ...]):
@@ -39,24 +39,26 @@ class PatchDiscriminator(nn.Module):
 
 
 def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """What the discriminator lowers, from logits of any shape (arXiv 1705.02894): real above 1, fake below -1."""
+    """Return the hinge loss of the discriminator (arXiv 1705.02894) from logits of any shape."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def generator_hinge(fake: Tensor) -> Tensor:
-    """What the decoder lowers, from logits of its images."""
+    """Return the adversarial loss of the decoder from the logits of its images."""
     return -fake.mean()
 
 
 class AdaptiveWeight(nn.Module):
-    """|gradient of the reconstruction loss| / |gradient of the adversarial one|, at the decoder's last layer.
+    """Weight of the adversarial loss: ratio of gradient norms at the decoder's last layer.
 
-    VQGAN's lambda (arXiv 2012.09841, equation 7): with it both losses pull alike at that layer, whatever their scales.
-    The gradients are stashed in the forward and committed after the step, summed over micro-batches and ranks; so the
-    weight is that of the step before, 0 at first, and two processes use the weight of one.
+    This is lambda of VQGAN (arXiv 2012.09841, equation 7): |gradient of the reconstruction loss| /
+    |gradient of the adversarial loss|. `observe` accumulates the gradients, and `commit` sets the
+    weight after the step from their sum over micro-batches and ranks. A step therefore uses the
+    weight of the previous step (0 at first), and the weight does not depend on the number of
+    processes.
 
     Args:
-        size: how many numbers the last layer's kernel has.
+        size: number of values in the kernel of the last layer.
     """
 
     value: Tensor
@@ -68,14 +70,14 @@ class AdaptiveWeight(nn.Module):
         self.register_buffer("stash", torch.zeros(2, size), persistent=False)
 
     def observe(self, reconstruction: Tensor, adversarial: Tensor, kernel: Tensor) -> None:
-        """Stash both losses' gradients with respect to `kernel`, the last layer's; the graph stays whole."""
+        """Accumulate the gradients of both losses with respect to `kernel`; keep the graph."""
         for row, loss in enumerate((reconstruction, adversarial)):
             (gradient,) = torch.autograd.grad(loss, kernel, retain_graph=True)
             self.stash[row] += gradient.detach().float().flatten()
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Set the weight from the step's gradients. Does nothing when there are none."""
+        """Set the weight from the accumulated gradients of the step, if there are any."""
         total = self.stash.clone()
         self.stash.zero_()
         all_reduce_sum(total)

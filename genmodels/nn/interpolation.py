@@ -1,4 +1,4 @@
-"""Ways between two latents."""
+"""Interpolation between two latents."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def lerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-    """Straight line from `first` (1, ...) to `second` (1, ...): (len(weights), ...)."""
+    """Interpolate linearly between `first` (1, ...) and `second` (1, ...): (len(weights), ...)."""
     return torch.lerp(first, second, weights.view(-1, *[1] * (first.ndim - 1)))
 
 
 def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-    """Arc from `first` (1, ...) to `second` (1, ...): (len(weights), ...).
+    """Interpolate along an arc between `first` (1, ...) and `second` (1, ...): (len(weights), ...).
 
-    Draws of a high-dimensional Gaussian lie near a sphere; a straight line between two of them leaves it, an arc
-    does not (Shoemake 1985; arXiv 1609.04468).
+    Samples of a high-dimensional Gaussian lie near a sphere. A straight line between two of them
+    leaves the sphere, an arc does not (Shoemake 1985; arXiv 1609.04468).
     """
     a, b = first.flatten(), second.flatten()
     cosine = torch.dot(a, b) / (a.norm() * b.norm()).clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""The decoder's distribution p(x | z): a Gaussian about the decoded image, its variance calibrated."""
+"""Distribution p(x | z) of a decoder: a Gaussian with a calibrated variance."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.nn.distributed import all_reduce_sum
+from genmodels.distributed import all_reduce_sum
 
 BLOCK = 8
 MIN_VARIANCE = 5e-6
-"""About the quantisation of 8-bit images, (2 / 255)^2 / 12 = 5e-6: a constant image must not divide by zero."""
+"""Lower bound of the variance: that of 8-bit quantisation, (2 / 255)^2 / 12 = 5e-6."""
 
 
 def block_dct() -> Tensor:
-    """Orthonormal filters (192, 3, 8, 8): the type-II DCT of 8x8 blocks in an orthonormal opponent colour space.
+    """Return orthonormal filters (192, 3, 8, 8): the DCT of 8x8 blocks in an opponent colour space.
 
-    Convolving with stride 8 rotates the space of images, so densities and bits per dimension are the same before and
-    after.
+    A convolution with stride 8 by these filters is an orthogonal map, so densities and bits per
+    dimension do not change.
     """
     k = torch.arange(BLOCK, dtype=torch.float64)
     dct = torch.cos(math.pi * (k[None] + 0.5) * k[:, None] / BLOCK) * math.sqrt(2 / BLOCK)  # (frequency, position)
@@ -48,20 +48,21 @@ class LikelihoodKind:
 
 
 class CalibratedGaussian(nn.Module):
-    """p(x | z) = N(decoded image, variance), the variance being the running mean of the squared error.
+    """p(x | z) = N(decoded image, variance); the variance is a running mean of squared errors.
 
-    The optimal variance needs no gradient (sigma-VAE, arXiv 2006.13202): it is the mean squared error itself.
-    "pixel" keeps
-    one variance for everything. "frequency" keeps one for each of the 192 coefficients of the image's 8x8 block DCT,
-    the natural scale of each: low frequencies err by much, high ones by little, and a likelihood that knows it has
-    reason to get fine detail right, where a single variance blurs it away.
+    The optimal variance needs no gradient (sigma-VAE, arXiv 2006.13202): it is the mean squared
+    error. "pixel" uses one variance for all pixels. "frequency" uses one for each of the 192
+    coefficients of an 8x8 block DCT: errors of low frequencies are large and those of high ones
+    small, so fine detail weighs more in the likelihood than under a single variance, which favours
+    blurred images.
 
-    The statistics of a step are stashed by `nll` and committed by `commit`, summed over micro-batches and ranks, so
-    that two processes keep the variance of one.
+    `nll` accumulates the statistics of a step, and `commit` applies them, summed over micro-batches
+    and ranks, so that the variance does not depend on the number of processes.
 
     Args:
         kind: "pixel" or "frequency".
-        momentum: weight of one step in the running mean, after a plain average over the first 1 / momentum steps.
+        momentum: weight of one step in the running mean. The first 1 / momentum steps have equal
+            weights.
     """
 
     variance: Tensor
@@ -77,11 +78,11 @@ class CalibratedGaussian(nn.Module):
         self.register_buffer("variance", torch.full((bands,), 0.1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("filters", block_dct(), persistent=False)
-        # A buffer, so that the loop can undo a step that was not finite.
+        # A buffer, so that the training loop can undo a step whose loss was not finite.
         self.register_buffer("stash", torch.zeros(bands + 1), persistent=False)  # sums of squares, count
 
     def errors(self, images: Tensor, decoded: Tensor) -> Tensor:
-        """Errors (N, 3, H, W) seen in the basis of the variances: (N, bands, positions)."""
+        """Return errors in the basis of the variances: (N, bands, positions)."""
         error = (images - decoded).float()
         if self.kind == "pixel":
             return error.flatten(1).unsqueeze(1)  # (N, 1, 3HW)
@@ -89,7 +90,7 @@ class CalibratedGaussian(nn.Module):
             return F.conv2d(error, self.filters, stride=BLOCK).flatten(2)  # (N, 192, HW/64)
 
     def nll(self, images: Tensor, decoded: Tensor) -> Tensor:
-        """-log p(images | decoded) in nats per image, (N,), as a density over values in [-1, 1]."""
+        """Return -log p(images | decoded) in nats per image, (N,); a density over [-1, 1]."""
         errors = self.errors(images, decoded)
         squared = errors.square()
         if self.training:
@@ -101,7 +102,7 @@ class CalibratedGaussian(nn.Module):
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Move the running mean by the step's stashed statistics. Does nothing when there are none."""
+        """Update the running mean by the accumulated statistics of the step, if there are any."""
         if self.stash[-1] == 0:
             return
         total = self.stash.clone()
@@ -112,5 +113,8 @@ class CalibratedGaussian(nn.Module):
 
 
 def nats_to_bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
-    """Nats per image of a density over [-1, 1] -> bits per dimension of the 8-bit image (uniform dequantisation)."""
+    """Convert nats per image of a density over [-1, 1] to bits per dimension of 8-bit images.
+
+    Uniform dequantisation is assumed.
+    """
     return (nats / dimensions + math.log(127.5)) / math.log(2)

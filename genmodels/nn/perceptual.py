@@ -1,4 +1,4 @@
-"""LPIPS, the learned perceptual distance, for losses and for scores."""
+"""LPIPS, a learned perceptual distance, for losses and metrics."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""(N, 3, H, W) in [-1, 1], twice -> one number per pair, (N,)."""
+"""Maps two batches (N, 3, H, W) in [-1, 1] to one distance per pair, (N,)."""
 Net = Literal["alex", "vgg", "squeeze"]
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 
 
 def load_lpips(net: Net = "alex", device: torch.device | str = "cpu") -> Distance:
-    """LPIPS v0.1 (arXiv 1801.03924) from the `lpips` package, frozen; lower is closer. It passes gradients on.
+    """Return LPIPS v0.1 (arXiv 1801.03924), frozen and differentiable; lower is closer.
 
-    Nothing is downloaded: torchvision's ImageNet weights are looked for where torch.hub keeps its files.
+    Nothing is downloaded: torchvision's ImageNet weights must be in the folder of torch.hub.
 
     Raises:
-        ValueError: when the package or the weights are absent; the message says how to get them.
+        ValueError: if the package or the weights are absent; the message says how to get them.
     """
     if importlib.util.find_spec("lpips") is None:
         raise ValueError("LPIPS needs the lpips package: pip install 'genmodels[lpips]'")
@@ -33,7 +33,7 @@ def load_lpips(net: Net = "alex", device: torch.device | str = "cpu") -> Distanc
     url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
-        shown = str(file).replace(str(Path.home()), "~")  # the message is kept with results, which are passed on
+        shown = str(file).replace(str(Path.home()), "~")  # the message is stored with results, which may be published
         raise ValueError(
             f"LPIPS needs torchvision's {name} weights at {shown}: copy the file there, or with internet run "
             f"python -c \"import torchvision; torchvision.models.get_model('{name}', weights='IMAGENET1K_V1')\""
@@ -41,7 +41,7 @@ def load_lpips(net: Net = "alex", device: torch.device | str = "cpu") -> Distanc
     import lpips
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips still uses torchvision's old spelling of `weights`
+        warnings.simplefilter("ignore")  # lpips still uses the deprecated argument of torchvision
         network = lpips.LPIPS(net=net, verbose=False).requires_grad_(False).eval().to(device)
 
     def distance(images: Tensor, others: Tensor) -> Tensor:
@@ -51,9 +51,10 @@ def load_lpips(net: Net = "alex", device: torch.device | str = "cpu") -> Distanc
 
 
 class PerceptualLoss:
-    """Mean LPIPS between images and their reconstructions. Not a module: its frozen network is no part of the model.
+    """Mean LPIPS between images and their reconstructions.
 
-    The network is loaded when the loss is first used, on the device it is used on: a trained model loads without it.
+    This is not a module, because its frozen network is not part of the model. The network is loaded
+    on first use, on the device of the images, so that a trained model can be loaded without it.
     """
 
     def __init__(self, net: Net = "vgg"):

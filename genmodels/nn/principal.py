@@ -1,27 +1,66 @@
-"""Principal components of images, whole or in squares: the best linear autoencoder, known in closed form before
-training starts."""
+"""Principal components of images or patches: the best linear autoencoder, in closed form."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_SIDE = 64
-"""Components are taken at this side or below; larger images are averaged down to it and enlarged again."""
+"""Larger images are downsampled to this side by averaging, and reconstructions are upsampled."""
 RANK_TOLERANCE = 1e-4
-"""Singular values below this share of the largest are rounding noise, not components."""
+"""Components with singular values below this fraction of the largest are rounding errors."""
 MIN_VALUE = 1e-6
-"""Keeps a constant data set from dividing by zero."""
+"""Lower bound of standard deviations and errors, for data that are constant."""
+
+
+class PCA(NamedTuple):
+    """Principal components of N vectors of D values.
+
+    Attributes:
+        mean: (D,).
+        centred: the vectors minus their mean, (N, D).
+        basis: one column per component, (D, K).
+        singular: singular values of `centred`, in decreasing order, (K,). Their squares divided by
+            N are the variances along the components.
+    """
+
+    mean: Tensor
+    centred: Tensor
+    basis: Tensor
+    singular: Tensor
+
+
+def randomised_pca(data: Tensor, components: int) -> PCA:
+    """Compute the first K principal components of `data` by randomised PCA (arXiv 0909.4061).
+
+    The result is deterministic: the same data give the same basis.
+
+    Args:
+        data: float (N, D).
+        components: K; at most min(N, D) are returned.
+    """
+    mean = data.mean(0)
+    centred = data - mean
+    count = min(components, *data.shape)
+    with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
+        torch.manual_seed(0)
+        _, singular, basis = torch.svd_lowrank(centred, q=min(count + 32, *data.shape), niter=2)
+    return PCA(mean, centred, basis[:, :count], singular[:count])
 
 
 class Components(nn.Module):
-    """The first D principal components of vectors of so many values.
+    """Buffers for the first D principal components of vectors.
+
+    Args:
+        values: length of the vectors.
+        components: D.
 
     Raises:
-        ValueError: for more components than values.
+        ValueError: if there are more components than values.
     """
 
     mean: Tensor
@@ -40,16 +79,16 @@ class Components(nn.Module):
 
 
 class PrincipalComponents(Components):
-    """White coordinates of images along their first D principal components, and back.
+    """Maps images to whitened coordinates along their first D principal components, and back.
 
-    These are the eigenfaces of Turk and Pentland (1991). Aligned faces are close to a linear subspace. A network added
-    to this map starts from the best linear reconstruction and from latents of zero mean and unit covariance, instead
-    of spending its first epochs on them.
+    These are the eigenfaces of Turk and Pentland (1991). Aligned faces lie close to a linear
+    subspace. A network that is added to this map starts from the best linear reconstruction, with
+    latents of zero mean and identity covariance, instead of learning them in its first epochs.
 
     Args:
         size: side of the images.
         components: D.
-        channels: of the images; other than 3 for the maps of a codec's latents.
+        channels: channels of the images; not 3 if they are the latents of a codec.
     """
 
     def __init__(self, size: int, components: int, channels: int = 3):
@@ -60,32 +99,29 @@ class PrincipalComponents(Components):
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
-        """Randomised PCA (arXiv 0909.4061) of `images`, in batches of (N, 3, size, size) in [-1, 1].
+        """Fit to `images` by randomised PCA, given in batches (N, 3, size, size) in [-1, 1].
 
-        The same images give the same basis. Components that the images cannot tell (there are fewer images than
-        components, say) stay zero.
+        Components that the images do not determine, for example because there are too few images,
+        stay zero.
         """
         data = torch.cat([self._flat(batch) for batch in images])  # (N, 3 side^2)
-        self.mean.copy_(data.mean(0))
-        data = data - self.mean
-        found = min(len(self.std), *data.shape)
-        with torch.random.fork_rng(devices=[data.device] if data.is_cuda else []):
-            torch.manual_seed(0)
-            _, singular, basis = torch.svd_lowrank(data, q=min(found + 32, *data.shape), niter=2)
-        found = int((singular[:found] > RANK_TOLERANCE * singular[0]).sum())
+        mean, centred, basis, singular = randomised_pca(data, len(self.std))
+        rank = int((singular > RANK_TOLERANCE * singular[0]).sum())
+        self.mean.copy_(mean)
         self.basis.zero_()
-        self.basis[:, :found] = basis[:, :found]
+        self.basis[:, :rank] = basis[:, :rank]
         self.std.fill_(1.0)
-        self.std[:found] = (singular[:found] / max(1, len(data) - 1) ** 0.5).clamp_min(MIN_VALUE)
-        self.residual.copy_((data - data @ self.basis @ self.basis.T).square().mean().clamp_min(MIN_VALUE))
+        self.std[:rank] = (singular[:rank] / max(1, len(data) - 1) ** 0.5).clamp_min(MIN_VALUE)
+        self.residual.copy_((centred - centred @ self.basis @ self.basis.T).square().mean().clamp_min(MIN_VALUE))
 
     def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, size, size) -> white coordinates (N, D)."""
-        return (self._flat(images) - self.mean) @ self.basis / self.std
+        """Map images (N, 3, size, size) to whitened coordinates (N, D)."""
+        return (self._flat(images) - self.mean.float()) @ self.basis.float() / self.std.float()
 
     def decode(self, white: Tensor) -> Tensor:
-        """White coordinates (N, D) -> (N, 3, size, size)."""
-        flat = torch.addmm(self.mean, white * self.std, self.basis.T)
+        """Map whitened coordinates (N, D) to images (N, 3, size, size)."""
+        # Buffers of a model in half precision are used in float32.
+        flat = torch.addmm(self.mean.float(), white.float() * self.std.float(), self.basis.float().T)
         images = flat.unflatten(1, (-1, self.side, self.side))
         if self.side == self.size:
             return images
@@ -98,18 +134,19 @@ class PrincipalComponents(Components):
 
 
 class PatchComponents(Components):
-    """Coordinates of each square of a grid over the image along the first D principal components of all squares,
-    and back: the best linear autoencoder whose latents are a map.
+    """Maps each patch of an image to coordinates along D principal components, and back.
 
-    The squares do not overlap and do not know of each other, so the linear reconstruction shows their borders, which a
-    network that is added to it mends.
+    This is the best linear autoencoder whose latents are a spatial map. The patches do not overlap
+    and are encoded independently, so the linear reconstruction shows their borders; a network that
+    is added to it can remove them.
 
     Args:
         size: side of the images.
-        grid: squares along a side.
+        grid: number of patches along a side.
         components: D.
-        white: give every component unit variance; else only their mean, so that each weighs as much as it does in the
-            image, which is what choosing the nearest code needs.
+        white: scale every component to unit variance. Otherwise one scale is used for all
+            components, chosen so that their mean variance is 1: distances are then proportional to
+            pixel errors, as the choice of the nearest code requires.
     """
 
     def __init__(self, size: int, grid: int, components: int, white: bool = True):
@@ -120,19 +157,22 @@ class PatchComponents(Components):
 
     @property
     def scale(self) -> Tensor:
-        """What a coordinate of 1 stands for, (D,) or of one element."""
+        """Length that corresponds to a coordinate of 1, per component (D,) or for all."""
         return self.std if self.white else self.std.square().mean().sqrt()
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
-        """PCA of all squares of `images`, in batches of (N, 3, size, size) in [-1, 1], which are seen one at a time."""
+        """Fit to all patches of `images`, given in batches (N, 3, size, size) in [-1, 1].
+
+        Only one batch is held in memory.
+        """
         count, total = 0, torch.zeros_like(self.mean, dtype=torch.float64)
         products = total.outer(total)
         for batch in images:
-            squares = self._squares(batch).permute(0, 2, 3, 1).flatten(0, 2).double()  # (M, 3 side^2)
-            count, total, products = count + len(squares), total + squares.sum(0), products + squares.T @ squares
+            patches = self._patches(batch).permute(0, 2, 3, 1).flatten(0, 2).double()  # (M, 3 side^2)
+            count, total, products = count + len(patches), total + patches.sum(0), products + patches.T @ patches
         mean = total / count
-        variance, basis = torch.linalg.eigh(products / count - mean.outer(mean))  # rising
+        variance, basis = torch.linalg.eigh(products / count - mean.outer(mean))  # ascending
         chosen = variance.flip(0)[: len(self.std)]
         self.mean.copy_(mean)
         self.basis.copy_(basis.flip(1)[:, : len(self.std)])
@@ -140,14 +180,14 @@ class PatchComponents(Components):
         self.residual.copy_(((variance.sum() - chosen.sum()) / len(variance)).clamp_min(MIN_VALUE))
 
     def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, size, size) -> coordinates (N, D, grid, grid)."""
-        away = self._squares(images) - self.mean.view(-1, 1, 1)
+        """Map images (N, 3, size, size) to coordinates (N, D, grid, grid)."""
+        away = self._patches(images) - self.mean.view(-1, 1, 1)
         return F.conv2d(away, (self.basis / self.scale).T[:, :, None, None])
 
     def decode(self, coordinates: Tensor) -> Tensor:
-        """Coordinates (N, D, grid, grid) -> (N, 3, size, size)."""
-        squares = F.conv2d(coordinates, (self.basis * self.scale)[:, :, None, None]) + self.mean.view(-1, 1, 1)
-        return F.pixel_shuffle(squares, self.side)
+        """Map coordinates (N, D, grid, grid) to images (N, 3, size, size)."""
+        patches = F.conv2d(coordinates, (self.basis * self.scale)[:, :, None, None]) + self.mean.view(-1, 1, 1)
+        return F.pixel_shuffle(patches, self.side)
 
-    def _squares(self, images: Tensor) -> Tensor:
+    def _patches(self, images: Tensor) -> Tensor:
         return F.pixel_unshuffle(images, self.side)  # (N, 3 side^2, grid, grid)

@@ -1,5 +1,7 @@
-"""The two networks of R3GAN (arXiv 2501.05441): residual grouped convolutions, no normalisation, bilinear
-resampling."""
+"""The two networks of R3GAN (arXiv 2501.05441).
+
+They consist of residual grouped convolutions without normalisation, and resample bilinearly.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GRID = 4
-"""Side of the coarsest map."""
+"""Side of the coarsest feature map."""
 SLOPE = 0.2
 GAIN = math.sqrt(2 / (1 + SLOPE**2))
-"""Keeps the variance through a leaky ReLU (arXiv 1502.01852)."""
+"""Gain that preserves the variance through a leaky ReLU (arXiv 1502.01852)."""
 
 
 class ResidualBlock(nn.Module):
-    """x + 1x1, grouped 3x3, 1x1 convolutions of x, of `expansion` times as many channels inside.
+    """Residual bottleneck block: 1x1, grouped 3x3 and 1x1 convolutions with more channels inside.
 
-    Without normalisation the variance of a sum of L blocks would grow with L; as in Fixup (arXiv 1901.09321) the last
-    convolution starts at zero and the others are scaled by L^(-1/4).
+    Without normalisation the variance of the output of L blocks grows with L. As in Fixup (arXiv
+    1901.09321), the last convolution is initialised to zero and the others are scaled by L^(-1/4).
 
     Args:
-        channels: in and out.
-        expansion: width inside over width outside.
-        group: channels of a group inside.
-        depth: L, residual blocks of the whole network.
+        channels: channels of input and output.
+        expansion: ratio of the inner channels to `channels`.
+        group: channels per group of the grouped convolution.
+        depth: L, the number of residual blocks of the whole network.
     """
 
     def __init__(self, channels: int, expansion: int, group: int, depth: int):
@@ -47,25 +49,24 @@ class ResidualBlock(nn.Module):
 
 
 def variance_preserving(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:
-    """Normal weights of variance gain^2 / fan-in, no bias."""
+    """Initialise with normal weights of variance gain^2 / fan-in and zero bias."""
     nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, and what leads to the next coarser one: a 1x1 convolution between the widths,
-    and bilinear resampling.
+    """Residual blocks at one resolution, and resampling to or from the next coarser level.
 
     Args:
-        width: of the blocks.
-        coarser: width of the next coarser level; None: there is none.
-        blocks: how many.
-        expansion, group, depth: as those of `ResidualBlock`.
+        width: channels of the blocks.
+        coarser: channels of the next coarser level; None for the coarsest.
+        blocks: number of blocks.
+        expansion, group, depth: arguments of `ResidualBlock`.
     """
 
     up: ClassVar[bool]
-    """Whether it comes from the coarser level, or goes to it."""
+    """True: the input comes from the coarser level. False: the output goes to it."""
 
     def __init__(self, width: int, coarser: int | None, blocks: int, expansion: int, group: int, depth: int):
         super().__init__()
@@ -79,7 +80,7 @@ class Level(nn.Module):
 
 
 class UpLevel(Level):
-    """Of the generator: comes from the coarser level, (N, coarser, h, w) -> (N, width, 2h, 2w)."""
+    """Level of the generator, upsamples first: (N, coarser, h, w) -> (N, width, 2h, 2w)."""
 
     up = True
 
@@ -94,7 +95,7 @@ class UpLevel(Level):
 
 
 class DownLevel(Level):
-    """Of the critic: goes to the coarser level, (N, width, 2h, 2w) -> (N, coarser, h, w)."""
+    """Level of the critic, downsamples last: (N, width, 2h, 2w) -> (N, coarser, h, w)."""
 
     up = False
 
@@ -107,14 +108,16 @@ class DownLevel(Level):
 def _levels(
     kind: type[Level], channels: tuple[int, ...], blocks: tuple[int, ...], expansion: int, group: int
 ) -> nn.ModuleList:
-    """One for each width, the coarsest first."""
+    """Return one level per entry of `channels`, from coarse to fine."""
     rows = zip(channels, (None, *channels), blocks, strict=False)
     return nn.ModuleList(kind(width, coarser, n, expansion, group, sum(blocks)) for width, coarser, n in rows)
 
 
 def _from_patches(colours: int, channels: int, patch: int) -> nn.Conv2d:
-    """Images (N, colours, S, S) -> (N, channels, S / patch, S / patch): each position sees its square of pixels and,
-    where there are squares, half of the next ones."""
+    """Return a convolution (N, colours, S, S) -> (N, channels, S / patch, S / patch).
+
+    Its kernels cover a patch of pixels and, if patch > 1, half of each neighbouring patch.
+    """
     side, border = (1, 0) if patch == 1 else (2 * patch, patch // 2)
     conv = nn.Conv2d(colours, channels, side, stride=patch, padding=border, bias=False)
     variance_preserving(conv)
@@ -122,18 +125,17 @@ def _from_patches(colours: int, channels: int, patch: int) -> nn.Conv2d:
 
 
 class R3Generator(nn.Module):
-    """Latents (N, inputs) -> images (N, colours, S, S), unbounded; S = 4 * 2^(levels - 1) * patch.
-
-    With `sketch`, forward also takes a sketch of each image, (N, colours, S, S), which joins the finest level.
+    """Maps latents (N, inputs) to images (N, colours, S, S); S = 4 * 2^(levels - 1) * patch.
 
     Args:
-        inputs: length of the latent vector, what is asked for included.
-        channels: width of each level, the coarsest (4 x 4) first.
+        inputs: length of the latent vector, including the condition.
+        channels: channels of each level, from coarse (4 x 4) to fine.
         blocks: residual blocks of each level.
-        expansion, group: as those of `ResidualBlock`.
-        patch: side of the squares of pixels that a position of the finest level holds.
+        expansion, group: arguments of `ResidualBlock`.
+        patch: side of the patch of pixels for each position of the finest level.
         colours: channels of the image.
-        sketch: as above.
+        sketch: forward also takes a first estimate of each image, (N, colours, S, S), whose
+            features are added to the finest level.
     """
 
     def __init__(
@@ -154,7 +156,8 @@ class R3Generator(nn.Module):
         variance_preserving(self.mix)
         self.levels = _levels(UpLevel, channels, blocks, expansion, group)
         self.look = _from_patches(colours, last, patch) if sketch else None
-        # What is painted square by square needs to know its neighbours, or the squares show.
+        # With patches, the kernel must cover the neighbouring positions, or the borders of the
+        # patches are visible.
         side = 1 if patch == 1 else 3
         self.head = nn.Conv2d(last, colours * patch**2, side, padding=side // 2, bias=False)
         variance_preserving(self.head)
@@ -170,7 +173,7 @@ class R3Generator(nn.Module):
 
 
 class R3Critic(nn.Module):
-    """Images (N, colours, S, S) -> features (N, outputs): the generator's mirror image, with the same arguments."""
+    """Maps images (N, colours, S, S) to features (N, outputs): the generator in reverse order."""
 
     def __init__(
         self,
@@ -194,7 +197,8 @@ class R3Critic(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         for level in reversed(self.levels):
-            x = level(x)  # (N, C, 4, 4) in the end
-        # Only differences of scores count, and nothing holds scores near zero: half precision would round those away.
+            x = level(x)  # (N, C, 4, 4) after the last level
+        # Only differences of scores matter, and scores may be far from zero: half precision would
+        # lose them.
         with torch.autocast(x.device.type, enabled=False):
             return self.mix(self.basis(x.float()).flatten(1))

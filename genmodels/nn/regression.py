@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 RIDGE = 1e-3
-"""Added to the covariance, relative to its mean variance."""
+"""Value added to the diagonal of the covariance, relative to its mean."""
 
 
 class LinearMap(nn.Module):
-    """x (N, inputs) -> y (N, outputs), fitted to pairs instead of trained."""
+    """Maps x (N, inputs) to y (N, outputs); fitted in closed form instead of trained."""
 
     weight: Tensor
     bias: Tensor
@@ -25,7 +25,7 @@ class LinearMap(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor, y: Tensor) -> None:
-        """The least squares of `y` (N, outputs) given `x` (N, inputs), slightly shrunk, computed in float64."""
+        """Fit by ridge regression of `y` (N, outputs) on `x` (N, inputs), computed in float64."""
         x, y = x.double(), y.double()
         x_mean, y_mean = x.mean(0), y.mean(0)
         x, y = x - x_mean, y - y_mean

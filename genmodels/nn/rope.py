@@ -6,40 +6,47 @@ import torch
 from torch import Tensor
 
 Rope = tuple[Tensor, Tensor]
-"""Cosines and sines of the angles, each (T, d / 2), float32."""
+"""Cosines and sines of the angles, each (T, d / 2) or (N, 1, T, d / 2), float32."""
 
 
 def rope(positions: Tensor, head_dim: int, theta: float = 10_000.0) -> Rope:
-    """The angles by which pairs of a head's channels turn at each position.
+    """The angles by which pairs of a head's channels are rotated at each position.
 
-    Along a line, pair i of d / 2 turns by position * theta^(-2i / d). Over a grid the first half of the pairs turns by
-    the row and the second half by the column, each with the frequencies of a head of d / 2 channels. A dot product of
-    two rotated vectors depends on the difference of their positions alone.
+    Along a line, pair i of d / 2 is rotated by position * theta^(-2i / d). Over a grid the first
+    half of the pairs is rotated by the row and the second half by the column, each with the
+    frequencies of a head of d / 2 channels. The dot product of two rotated vectors depends only on
+    the difference of their positions.
 
     Args:
-        positions: (T,) along a line, or rows and columns (T, 2); integers or floats.
+        positions: (T,) along a line, rows and columns (T, 2) over a grid, or (N, T, 1 or 2) where
+            the rows of a batch differ; integers or floats.
         head_dim: d.
-        theta: base of the wavelengths, which run from 2 pi to about 2 pi theta.
+        theta: base of the wavelengths, which range from 2 pi to about 2 pi theta.
 
     Raises:
-        ValueError: when d cannot be divided into pairs (into two halves of pairs over a grid).
+        ValueError: when d cannot be divided into pairs (over a grid, into two halves of pairs).
     """
-    axes = 1 if positions.ndim == 1 else positions.shape[1]
-    if positions.ndim > 2 or axes > 2:
-        raise ValueError(f"positions must be (T,) or (T, 2), got {tuple(positions.shape)}")
+    axes = 1 if positions.ndim == 1 else positions.shape[-1]
+    if not 1 <= positions.ndim <= 3 or not 1 <= axes <= 2:
+        raise ValueError(f"positions must be (T,), (T, 2) or (N, T, 1 or 2), got {tuple(positions.shape)}")
     if head_dim % (2 * axes):
         raise ValueError(f"RoPE in {axes}-D needs a head of a multiple of {2 * axes} channels, got {head_dim}")
     share = head_dim // axes
     frequency = 1.0 / theta ** (torch.arange(0, share, 2, device=positions.device).float() / share)  # (d / 2 axes,)
-    angles = (positions.float().view(-1, axes, 1) * frequency).flatten(1)  # (T, d / 2)
+    if positions.ndim == 1:
+        positions = positions[:, None]
+    angles = (positions.float().unsqueeze(-1) * frequency).flatten(-2)  # (T, d / 2) or (N, T, d / 2)
+    if positions.ndim == 3:
+        angles = angles.unsqueeze(1)  # (N, 1, T, d / 2): the same for all heads
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, angles: Rope) -> Tensor:
-    """Turns pairs (i, i + d / 2) of the channels of x (N, H, T, d); computed in float32, returned in the dtype of x.
+    """Rotate the pairs (i, i + d / 2) of the channels of x (N, H, T, d), in float32; the dtype of x
+    is kept.
 
-    These are the pairs of Llama as transformers stores it. The paper pairs neighbours (2i, 2i + 1), which is the same
-    up to a permutation of the channels.
+    These are the pairs of Llama in transformers. The paper pairs neighbours (2i, 2i + 1), which is
+    equivalent up to a permutation of the channels.
     """
     cos, sin = angles
     first, second = x.float().chunk(2, dim=-1)  # (N, H, T, d / 2)

@@ -1,28 +1,35 @@
-"""The transformer that autoregressive models and diffusion transformers share. It does not know what tokens mean.
+"""The transformer that autoregressive models and diffusion transformers share. It does not know
+what tokens mean.
 
-The block is Llama's (arXiv 2302.13971, 2407.21783): RMSNorm before each branch, grouped-query attention with rotary
-positions, SwiGLU, no biases. Each of these has the older choice beside it: LayerNorm, no rotation, GELU, biases, which
-together are the block of GPT-2 and of the first diffusion transformer. Embeddings, heads and conditions belong to the
-models.
+The default block is Llama's (arXiv 2302.13971, 2407.21783): RMSNorm before each branch,
+grouped-query attention with rotary positions, SwiGLU, no biases. Each of these has an older
+alternative: LayerNorm, no rotation, GELU and biases, which together are the block of GPT-2 and of
+the first diffusion transformer. Embeddings, heads and conditions belong to the models.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from genmodels.nn.attention import BACKENDS, Backend, attend
-from genmodels.nn.cache import KVCache, Slots, empty_cache
-from genmodels.nn.rope import Rope, rope, rotate
+from genmodels.nn.attention import BACKENDS, Attention, Backend
+from genmodels.nn.cache import Cache
+from genmodels.nn.init import init_weights
+from genmodels.nn.mixer import Mixer, State
+from genmodels.nn.mlp import MLPS, make_mlp
+from genmodels.nn.norm import make_norm
+from genmodels.nn.places import Places, attention_mask, number_sequences
+from genmodels.nn.rope import rope
 
-INIT_STD = 0.02
+MIXERS: dict[str, type[Mixer]] = {"attention": Attention}
+"""Each mixer by its name in `TransformerConfig.mixers`, which is also the name of its weights
+inside a block."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +39,25 @@ class TransformerConfig:
     width: int = 256
     """D, the size of a token's vector."""
     depth: int = 6
-    """Blocks."""
+    """Number of blocks."""
     heads: int = 4
     """H, query heads; each has width / heads channels."""
     kv_heads: int | None = None
-    """G, heads of keys and values, a divisor of `heads`. None is `heads` (multi-head); 1 is multi-query, more
-    are grouped (arXiv 2305.13245)."""
+    """G, heads of keys and values, a divisor of `heads`. None: `heads` (multi-head attention); 1:
+    multi-query; between: grouped-query (arXiv 2305.13245)."""
+    mixers: tuple[Literal["attention"], ...] = ("attention",)
+    """Mixers of the blocks, a pattern that repeats over the depth."""
     norm: Literal["rms", "layer"] = "rms"
-    """RMSNorm with a gain, or LayerNorm without any."""
+    """RMSNorm with a gain, or LayerNorm without a gain."""
     mlp: Literal["swiglu", "gelu"] = "swiglu"
-    """SwiGLU, or two layers with GELU (its tanh form) between them."""
+    """SwiGLU, or two layers with GELU (tanh approximation) between them."""
     hidden: int | None = None
-    """Inner width of the MLP. None is 4 times the width with GELU; with SwiGLU 8/3, rounded up to a multiple of 64,
-    which are as many weights (arXiv 2002.05202)."""
+    """Inner width of the MLP. None: 4 times the width with GELU; with SwiGLU 8/3 of the width,
+    rounded up to a multiple of 64, which gives as many weights (arXiv 2002.05202)."""
     bias: bool = False
     """Biases in the linear layers of the blocks."""
     rotary: bool = True
-    """Rotary positions; otherwise whoever makes the tokens tells them where they are."""
-    causal: bool = True
-    """A token sees itself and those before it; otherwise all."""
+    """Rotary positions. Otherwise the tokens must contain their positions."""
     qk_norm: bool = False
     """RMSNorm on the queries and keys of each head, which bounds the scores (arXiv 2302.05442)."""
     rope_theta: float = 10_000.0
@@ -58,16 +65,24 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     """Added to the mean square in every norm."""
     dropout: float = 0.0
-    """Share of each branch's output set to zero in training."""
+    """Dropout rate of each branch's output in training."""
     backend: Backend = "native"
     """Implementation of attention; see `genmodels.nn.attention`."""
     recompute: bool = False
-    """Compute each block again in the backward pass instead of keeping its activations (arXiv 1604.06174): about a
-    third more work for a fraction of the memory."""
+    """Recompute each block in the backward pass instead of storing its activations (arXiv
+    1604.06174): about a third more computation for a fraction of the memory."""
 
     def __post_init__(self) -> None:
+        for mixer in self.mixers:
+            if mixer not in MIXERS:
+                raise ValueError(f"unknown mixer {mixer!r}; known: {', '.join(MIXERS)}")
+        if self.norm not in ("rms", "layer") or self.mlp not in MLPS:
+            known = " or ".join(MLPS)
+            raise ValueError(f"norm must be rms or layer and mlp {known}, got {self.norm!r} and {self.mlp!r}")
         if min(self.width, self.depth, self.heads, self.key_heads, self.inner) < 1:
             raise ValueError("width, depth, heads, kv_heads and hidden of a transformer must be at least 1")
+        if not 1 <= len(self.mixers) <= self.depth:
+            raise ValueError(f"mixers must name 1 to {self.depth} mixers, one per block, got {len(self.mixers)}")
         if self.width % self.heads or self.head_dim % 2:
             raise ValueError(
                 f"width {self.width} must be {self.heads} heads of an even number of channels: choose a multiple of "
@@ -79,8 +94,6 @@ class TransformerConfig:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.rope_theta <= 0 or self.norm_eps <= 0:
             raise ValueError("rope_theta and norm_eps must be positive")
-        if self.norm not in ("rms", "layer") or self.mlp not in ("swiglu", "gelu"):
-            raise ValueError(f"norm must be rms or layer and mlp swiglu or gelu, got {self.norm!r} and {self.mlp!r}")
         if self.backend not in BACKENDS:
             raise ValueError(f"unknown attention backend {self.backend!r}; known: {', '.join(BACKENDS)}")
 
@@ -97,12 +110,11 @@ class TransformerConfig:
     @property
     def inner(self) -> int:
         """Inner width of the MLP."""
-        usual = 4 * self.width if self.mlp == "gelu" else 64 * math.ceil(self.width * 8 / 3 / 64)
-        return usual if self.hidden is None else self.hidden
+        return MLPS[self.mlp].default_hidden(self.width) if self.hidden is None else self.hidden
 
 
 class Modulation(NamedTuple):
-    """What adaLN-zero (arXiv 2212.09748) does to a branch of a block: x + gate * branch(norm(x) * (1 + scale) + shift).
+    """adaLN-zero (arXiv 2212.09748) of a branch: x + gate * branch(norm(x) * (1 + scale) + shift).
 
     Each is (N, 1, D), or (N, T, D) where tokens differ.
     """
@@ -113,228 +125,206 @@ class Modulation(NamedTuple):
 
 
 BlockModulation = tuple[Modulation, Modulation]
-"""Of the attention and of the MLP."""
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv 1910.07467), computed in float32."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202). Gate and up are one matrix."""
-
-    def __init__(self, width: int, hidden: int, bias: bool = False):
-        super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (N, T, hidden)
-        return self.down(F.silu(gate) * up)
-
-
-class GELU(nn.Module):
-    """down(gelu(up(x))), with the tanh form of GELU (arXiv 1606.08415)."""
-
-    def __init__(self, width: int, hidden: int, bias: bool = False):
-        super().__init__()
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
-
-
-class LayerNorm(nn.LayerNorm):
-    """(x - mean) / sqrt(variance + eps) over the last axis, without gain, computed in float32."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__(width, eps, elementwise_affine=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
-
-
-class Attention(nn.Module):
-    """Self-attention. Queries, keys and values come from one matrix."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.causal = config.causal
-        self.backend: Backend = config.backend
-        self.head_dim = config.head_dim
-        self.heads = [config.heads, config.key_heads, config.key_heads]
-        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_dim, bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-
-    def forward(self, x: Tensor, angles: Rope | None, slots: Slots | None = None) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (N, H + 2G, T, d)
-        q, k, v = qkv.split(self.heads, dim=1)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        mask = None
-        if slots is not None:
-            k, v = slots.append(k, v)  # (N, G, S, d)
-            mask = slots.mask
-        causal = self.causal and mask is None
-        out = attend(q, k, v, causal=causal, mask=mask, backend=self.backend)  # (N, H, T, d)
-        return self.out(out.transpose(1, 2).flatten(2))  # (N, T, D)
+"""Modulation of the mixer and of the MLP."""
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each normalised before and added to the stream; modulated by adaLN-zero if asked to."""
+    """A mixer, then an MLP, each after a norm and added to the residual stream; optionally
+    modulated by adaLN-zero.
 
-    def __init__(self, config: TransformerConfig):
+    Args:
+        config: of the transformer.
+        kind: name of the mixer in `MIXERS`. Its weights are called `<kind>.*` and those of its norm
+            `<kind>_norm.*`.
+        causal: whether tokens depend on earlier ones only.
+    """
+
+    def __init__(self, config: TransformerConfig, kind: str, causal: bool):
         super().__init__()
         self.dropout = config.dropout
-        self.attention_norm = make_norm(config)
-        self.attention = Attention(config)
+        self.kind = kind
+        self.add_module(f"{kind}_norm", make_norm(config))
+        self.add_module(kind, MIXERS[kind](config, causal))
         self.mlp_norm = make_norm(config)
-        self.mlp = (GELU if config.mlp == "gelu" else SwiGLU)(config.width, config.inner, config.bias)
+        self.mlp = make_mlp(config)
+
+    @property
+    def mixer(self) -> Mixer:
+        """The mixer."""
+        return cast(Mixer, self._modules[self.kind])
+
+    @property
+    def mixer_norm(self) -> nn.Module:
+        """The norm before the mixer."""
+        return cast(nn.Module, self._modules[f"{self.kind}_norm"])
 
     def forward(
-        self, x: Tensor, angles: Rope | None, slots: Slots | None = None, modulation: BlockModulation | None = None
+        self, x: Tensor, places: Places, state: State | None = None, modulation: BlockModulation | None = None
     ) -> Tensor:
         first, second = modulation or (None, None)
-        x = self._add(x, self.attention(_shifted(self.attention_norm(x), first), angles, slots), first)
-        return self._add(x, self.mlp(_shifted(self.mlp_norm(x), second)), second)
+        x = self._add(x, self.mixer(_modulated(self.mixer_norm(x), first), places, state), first)
+        return self._add(x, self.mlp(_modulated(self.mlp_norm(x), second)), second)
 
     def _add(self, x: Tensor, branch: Tensor, modulation: Modulation | None) -> Tensor:
         branch = F.dropout(branch, self.dropout, self.training)
         return x + (branch if modulation is None else modulation.gate * branch)
 
 
-def make_norm(config: TransformerConfig) -> nn.Module:
-    """The norm before each branch."""
-    return (RMSNorm if config.norm == "rms" else LayerNorm)(config.width, config.norm_eps)
-
-
-def _shifted(x: Tensor, modulation: Modulation | None) -> Tensor:
+def _modulated(x: Tensor, modulation: Modulation | None) -> Tensor:
     return x if modulation is None else x * (1 + modulation.scale) + modulation.shift
 
 
 class Transformer(nn.Module):
-    """A stack of blocks and a final norm: (N, T, D) -> (N, T, D)."""
+    """A stack of blocks and a final norm: (N, T, D) -> (N, T, D).
 
-    def __init__(self, config: TransformerConfig):
+    Args:
+        config: its architecture.
+        causal: whether token t depends on tokens up to t only; otherwise every token depends on
+            every other.
+
+    Raises:
+        ValueError: when a mixer sees earlier tokens only and `causal` is False.
+    """
+
+    def __init__(self, config: TransformerConfig, *, causal: bool):
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.causal = causal
+        kinds = [config.mixers[i % len(config.mixers)] for i in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config, kind, causal) for kind in kinds)
         self.norm = make_norm(config)
+        self.needs_mask = any(block.mixer.needs_mask for block in self._blocks())
         init_weights(self, config.depth)
 
     def forward(
         self,
         x: Tensor,
         positions: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         modulation: Sequence[BlockModulation] | None = None,
+        *,
+        starts: Tensor | None = None,
+        valid: Tensor | None = None,
+        after: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
-        """Mixes tokens.
+        """Mix tokens.
 
         Args:
             x: token vectors (N, T, D).
-            positions: (T,) along a line or (T, 2) over a grid; by default 0, 1, ..., counted on from `cache`.
-            cache: keys and values of earlier positions, to which those of x are added. For generation: it is changed
-                in place, so no gradients pass.
-            modulation: of each block, `depth` of them.
+            positions: (T,) along a line, (T, 2) over a grid, or (N, T, 1 or 2) where rows differ;
+                by default 0, 1, ..., continued from `cache`.
+            cache: states of earlier positions, to which those of x are added. For generation: it is
+                changed in place, without gradients.
+            modulation: one per block.
+            starts: bool (N, T), True where a new sequence (a document) begins. Tokens of one
+                sequence do not see others. None: each row is one sequence.
+            valid: bool (N, T), False at padding, which no other token sees. None: no padding.
+            after: one function (N, T, D) -> (N, T, D) per block, applied after it, such as
+                cross-attention.
 
         Returns:
             (N, T, D), normalised.
 
         Raises:
-            ValueError: when the cache is too short.
+            ValueError: when the positions do not fit into the cache, or `starts` or `valid` is not
+                bool (N, T).
         """
-        slots = None if cache is None else cache.extend(x.shape[1])
+        length = x.shape[1]
         if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device) if slots is None else slots[0].write
-        x = self.through(x, positions, modulation, slots=slots)
+            positions = torch.arange(length, device=x.device) if cache is None else cache.slots(length)
+        places = self.places(positions, starts, valid, cache)
+        x = self.through(x, places, modulation, cache=cache, after=after)
         if cache is not None:
-            cache.length += x.shape[1]  # at the end: all blocks write to the same slots
+            cache.advance(length)
         return self.norm(x)
+
+    def places(
+        self,
+        positions: Tensor,
+        starts: Tensor | None = None,
+        valid: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Places:
+        """Angles, masks and slots of a forward pass, shared by all blocks. Arguments as for
+        `forward`."""
+        c = self.config
+        length = positions.shape[max(0, positions.ndim - 2)]  # T
+        for name, rows in (("starts", starts), ("valid", valid)):
+            if rows is not None and (rows.dtype != torch.bool or rows.ndim != 2 or rows.shape[1] != length):
+                raise ValueError(f"{name} must be bool (N, {length}), got {rows.dtype} {tuple(rows.shape)}")
+        angles = rope(positions, c.head_dim, c.rope_theta) if c.rotary else None
+        if cache is None:
+            write, end, sequences = torch.arange(length, device=positions.device), length, None
+            if starts is not None or valid is not None:
+                sequences = (number_sequences(starts, valid),) * 2
+        else:
+            write, end = cache.slots(length), cache.end(length)
+            sequences = cache.add_sequences(write, end, starts, valid)
+        mask = None
+        if self.needs_mask:
+            # A compiled step reads the whole cache: a mask hides the slots that are not filled yet.
+            whole = cache is not None and torch.compiler.is_compiling()
+            mask = attention_mask(write, end, self.causal, sequences) if whole or sequences is not None else None
+        if cache is None:
+            return Places(positions, angles, mask, starts, valid)
+        return Places(positions, angles, mask, starts, valid, write, end)
 
     def through(
         self,
         x: Tensor,
-        positions: Tensor,
+        places: Places,
         modulation: Sequence[BlockModulation] | None = None,
         first: int = 0,
         last: int | None = None,
-        slots: Sequence[Slots] | None = None,
+        cache: Cache | None = None,
+        after: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
-        """x (N, T, D) after the blocks from `first` up to, without it, `last`: (N, T, D), not normalised. Arguments as
-        for `forward`; modulation and slots are of all blocks."""
-        c = self.config
-        angles = rope(positions, c.head_dim, c.rope_theta) if c.rotary else None
-        for i, block in list(enumerate(self.blocks))[first:last]:
-            slot = None if slots is None else slots[i]
-            change = None if modulation is None else modulation[i]
-            if c.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, angles, slot, change, use_reentrant=False)
-            else:
-                x = block(x, angles, slot, change)
-        return x
-
-    def make_cache(self, n: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache for `n` sequences of up to `capacity` positions: 2 * depth * n * G * capacity * d values.
+        """Apply blocks `first` to `last` - 1 to x (N, T, D), without the final norm.
 
         Args:
-            n: sequences.
+            x: (N, T, D).
+            places: where the tokens are, from `places`.
+            modulation: of all blocks.
+            first: index of the first block.
+            last: index after the last block; None: all.
+            cache: whose states are updated; the caller advances it.
+            after: of all blocks.
+        """
+        for i, block in list(enumerate(self.blocks))[first:last]:
+            state = None if cache is None else cache.states[i]
+            change = None if modulation is None else modulation[i]
+            if self.config.recompute and state is None and torch.is_grad_enabled():
+                x = checkpoint(block, x, places, None, change, use_reentrant=False)
+            else:
+                x = block(x, places, state, change)
+            if after is not None:
+                x = after[i](x)
+        return x
+
+    def make_cache(self, n: int, capacity: int, dtype: torch.dtype | None = None) -> Cache:
+        """An empty cache for `n` rows of up to `capacity` positions.
+
+        Attention keeps keys and values, 2 * n * G * capacity * d numbers per block.
+
+        Args:
+            n: rows.
             capacity: S, positions that fit, prefix included.
-            dtype: of keys and values; by default that of autocast, or else of the weights.
+            dtype: of the states; by default that of autocast, otherwise that of the weights.
 
         Raises:
             ValueError: when the transformer is not causal.
         """
-        if not self.config.causal:
-            raise ValueError("a cache of keys needs a causal transformer: here earlier positions see later ones")
+        if not self.causal:
+            raise ValueError("a cache needs a causal transformer: in this one, earlier tokens depend on later ones")
         weight = next(self.parameters())
-        kind = weight.device.type
+        device = weight.device
         if dtype is None:
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        shape = (n, self.config.key_heads, capacity, self.config.head_dim)
-        return empty_cache(self.config.depth, shape, dtype, weight.device)
+            enabled = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if enabled else weight.dtype
+        blocks = self._blocks()
+        states = [block.mixer.make_state(n, capacity, dtype, device) for block in blocks]
+        forward_only = [block.kind for block in blocks if not block.mixer.rewindable]
+        return Cache(states, n, capacity, device, forward_only)
 
-
-def block_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The weight matrices of every block inside `model`."""
-    for block in (module for module in model.modules() if isinstance(module, Block)):
-        yield from (parameter for parameter in block.parameters() if parameter.ndim == 2)
-
-
-def set_backend(model: nn.Module, backend: Backend) -> None:
-    """Makes every attention inside `model` use `backend` from now on, say to sample on another machine."""
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(BACKENDS)}")
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.backend = backend
-
-
-@torch.no_grad()
-def init_weights(model: nn.Module, depth: int) -> None:
-    """GPT-2's initialisation: N(0, 0.02^2) for every linear layer and embedding in `model`, zero biases.
-
-    The two layers that write into the residual stream start smaller by sqrt(2 depth), the number of things that are
-    added to it, so that the stream's variance does not grow with depth. Norms keep their ones.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=INIT_STD)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-    for module in model.modules():
-        if isinstance(module, Block):
-            for last in (module.attention.out, module.mlp.down):
-                nn.init.normal_(last.weight, std=INIT_STD / math.sqrt(2 * depth))
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))

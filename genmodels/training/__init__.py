@@ -1,1 +1,1 @@
-"""Training: one loop for every family. `fit` is the loop, `recipe` is what it is told."""
+"""Training: one loop for every family. `fit` is the loop, and `recipe` holds its settings."""

@@ -1,14 +1,14 @@
-"""Checkpoints: everything a run needs to continue, as safetensors and JSON, written whole or not at all.
+"""Checkpoints: everything needed to resume a run, as safetensors and JSON, written atomically.
 
-checkpoints/step_00020000/ holds model.safetensors (the raw weights), ema.safetensors, optimizer.safetensors and,
-written last, state.json, which lists the others with their sizes and checksums. The order of the data, the noise and
-the random numbers of a step are functions of (seed, step), so the step is all that has to be remembered of them.
+checkpoints/step_00020000/ holds model.safetensors (the raw weights), ema.safetensors,
+optimizer.safetensors and state.json. state.json is written last and lists the other files with
+their sizes and checksums. The order of the data, the noise and all other random numbers of a step
+are functions of (seed, step), so no state of a random number generator has to be saved.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from genmodels.hashing import file_sha256
 from genmodels.saving import from_dict
 from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
 from genmodels.training.shard import whole
@@ -32,19 +33,21 @@ STATE = "state.json"
 
 @dataclass
 class State:
-    """Where a run stands. The rest of a checkpoint is tensors."""
+    """Progress of a run: everything in a checkpoint that is not a tensor."""
 
     step: int = 0
-    """Optimiser steps done."""
+    """Number of completed optimiser steps, including skipped ones."""
     elapsed: float = 0.0
     """Seconds of training so far, over all launches of the run."""
     saved: float = 0.0
-    """`elapsed` at the newest checkpoint."""
+    """Value of `elapsed` at the newest checkpoint."""
     skipped: int = 0
-    """Steps left out because the loss or a gradient was not finite."""
+    """Number of steps that were skipped because the loss or a gradient was not finite."""
     skipped_in_a_row: int = 0
+    """Number of consecutive skipped steps, up to and including the last step."""
     costs: dict[str, float] = field(default_factory=dict)
-    """Seconds that the parts of the run's end take, as measured so far."""
+    """Last measured seconds of each task other than training steps: "show", "save", "measure", and
+    "calibrate" per image. `cost_of_end` estimates the time after the last step from them."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the fp16 loss scaler."""
 
@@ -52,35 +55,40 @@ class State:
 def training_tensors(
     model: nn.Module, ema: nn.Module, optimizers: dict[str, Optimizer], keep: bool = True
 ) -> dict[str, dict[str, Tensor]]:
-    """What of a run is tensors: those of "model", "ema" and "optimizer", by name. Every rank takes part.
+    """Gather the tensors of a checkpoint on the CPU. Every rank must call this.
 
     Args:
-        model, ema: raw and averaged weights, whole or in shards.
-        optimizers: by turn.
-        keep: whether this rank wants them; one that does not holds one whole tensor at a time.
+        model, ema: raw and averaged weights, complete or sharded.
+        optimizers: optimisers by turn.
+        keep: whether this rank keeps the result. Other ranks hold one complete tensor at a time.
+
+    Returns:
+        For each of "model", "ema" and "optimizer", its tensors by name. Empty if `keep` is False.
     """
     states = {f"{turn}.{name}": t for turn, o in optimizers.items() for name, t in optimizer_tensors(o).items()}
-    found: dict[str, dict[str, Tensor]] = {}
+    tensors: dict[str, dict[str, Tensor]] = {}
     for name, content in (("model", model.state_dict()), ("ema", ema.state_dict()), ("optimizer", states)):
-        found[name] = {}
+        tensors[name] = {}
         for key, value in content.items():
             gathered = whole(value)
             if keep:
-                found[name][key] = gathered.cpu()
-    return found
+                tensors[name][key] = gathered.cpu()
+    return tensors
 
 
 def save_checkpoint(
     final: Path, state: State, identity: dict[str, Any], tensors: dict[str, dict[str, Tensor]], keep: int
 ) -> None:
-    """Writes checkpoint `final` and removes all but the `keep` newest up to it. Called on one rank.
+    """Write a checkpoint and remove older ones, so that `keep` remain. Call it on one rank only.
+
+    A complete checkpoint that already exists at `final` is kept as it is.
 
     Args:
-        final: checkpoints/step_XXXXXXXX; until it is whole it has another name.
-        state: where the run stands.
-        identity: what a run that continues from here must have in common with this one (see `load_checkpoint`).
-        tensors: by name, for each of the files, as `training_tensors` returns them.
-        keep: how many checkpoints stay, this one included.
+        final: checkpoints/step_XXXXXXXX. The files are written under a temporary name first.
+        state: progress of the run.
+        identity: settings that a resumed run must share with this one (see `load_checkpoint`).
+        tensors: tensors by file and name, as returned by `training_tensors`.
+        keep: number of checkpoints up to this step to keep, including this one.
     """
     if final.is_dir() and problem_with(final) is None:
         return
@@ -91,12 +99,14 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     for name, content in tensors.items():
         save_file({key: value.contiguous() for key, value in content.items()}, partial / f"{name}.safetensors")
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(partial.iterdir())}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(partial.iterdir())
+    }
     record = {"format": FORMAT, "state": dataclasses.asdict(state), "identity": identity, "files": files}
     (partial / STATE).write_text(json.dumps(record, indent=2) + "\n")
     for path in (*partial.iterdir(), partial):
         flush(path)
-    if final.is_dir():  # a damaged one of the same step
+    if final.is_dir():  # a damaged checkpoint of the same step
         shutil.rmtree(final)
     partial.rename(final)
     flush(folder)
@@ -106,53 +116,63 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path:
-    """The newest complete checkpoint in `folder`; incomplete ones are passed over and reported, one line each.
+    """Return the newest complete checkpoint in `folder`.
+
+    Args:
+        folder: the folder checkpoints/ of a run.
+        report: called with one line for each newer checkpoint that is skipped as incomplete.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: if there is no complete checkpoint.
     """
     paths = _checkpoints(folder)
     for path in reversed(paths):
         problem = problem_with(path)
         if problem is None:
             return path
-        report(f"passing over checkpoint {path}: {problem}")
+        report(f"skipping checkpoint {path}: {problem}")
     if paths:
         raise ValueError(
-            f"nothing to resume: none of the {len(paths)} checkpoints in {folder} is whole; start a new run"
+            f"nothing to resume: none of the {len(paths)} checkpoints in {folder} is complete; start a new run"
         )
-    raise ValueError(f"nothing to resume: {folder} holds no checkpoint; start a new run in another --output")
+    raise ValueError(f"nothing to resume: {folder} contains no checkpoint; start a new run in another --output")
 
 
 def problem_with(path: Path) -> str | None:
-    """Why the checkpoint at `path` is not whole, or None when it is."""
+    """Return why the checkpoint at `path` cannot be used, or None if it is complete."""
     try:
         record = json.loads((path / STATE).read_text())
         if record["format"] > FORMAT:
-            return f"it has format {record['format']}, written by a newer genmodels; this one reads up to {FORMAT}"
+            return f"it was written by a newer genmodels (format {record['format']}; this version reads up to {FORMAT})"
         for name, expected in record["files"].items():
             file = path / name
-            if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
-                return f"{name} is damaged (its size or checksum is not as written)"
+            if file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
+                return f"{name} is damaged (its size or checksum does not match {STATE})"
         from_dict(State, record["state"], where=STATE)
         return None if isinstance(record["identity"], dict) else f"{STATE} is damaged"
     except FileNotFoundError as error:
-        return f"it is incomplete, {Path(error.filename).name} is missing"
+        return f"it is incomplete: {Path(error.filename).name} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{STATE} is damaged"
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any], model: nn.Module, ema: nn.Module) -> State:
-    """Restores the weights of a checkpoint that `newest_checkpoint` found whole, before they are sharded.
+    """Load the raw and averaged weights of a checkpoint, and return the progress of its run.
+
+    Args:
+        path: a complete checkpoint, as returned by `newest_checkpoint`.
+        identity: settings of this run that must equal those of the checkpoint.
+        model, ema: modules to load the weights into, before sharding.
 
     Raises:
-        ValueError: when `identity` differs from the checkpoint's, naming every difference.
+        ValueError: if `identity` differs from the checkpoint's (the message names every
+            difference), or the weights do not fit the model.
     """
     record = json.loads((path / STATE).read_text())
     differences = _differences(record["identity"], json.loads(json.dumps(identity)))
     if differences:
         raise ValueError(
-            f"cannot resume {path}: {'; '.join(differences)}; give the run's own settings "
+            f"cannot resume {path}: {'; '.join(differences)}; use the settings of that run "
             "(--config with its config.yaml), or start a new run in another --output"
         )
     try:
@@ -164,16 +184,20 @@ def load_checkpoint(path: Path, identity: dict[str, Any], model: nn.Module, ema:
 
 
 def load_optimizers(path: Path, optimizers: dict[str, Optimizer]) -> None:
-    """Restores the state of optimisers from the same checkpoint.
+    """Load the state of the optimisers from a checkpoint.
+
+    Args:
+        path: a complete checkpoint, as returned by `newest_checkpoint`.
+        optimizers: optimisers by turn, to load the state into.
 
     Raises:
-        ValueError: when it is of other parameters.
+        ValueError: if the saved state is for other parameters.
     """
     try:
         tensors = load_file(path / "optimizer.safetensors")
         for turn, optimizer in optimizers.items():
-            own = {name.removeprefix(f"{turn}."): t for name, t in tensors.items() if name.startswith(f"{turn}.")}
-            load_optimizer_tensors(optimizer, own)
+            state = {name.removeprefix(f"{turn}."): t for name, t in tensors.items() if name.startswith(f"{turn}.")}
+            load_optimizer_tensors(optimizer, state)
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise _not_of_this_version(path, error) from None
 
@@ -184,7 +208,7 @@ def _not_of_this_version(path: Path, error: Exception) -> ValueError:
 
 
 def flush(path: Path) -> None:
-    """Forces a file, or the entries of a folder, to disk."""
+    """Write a file, or the entries of a folder, through to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -196,18 +220,16 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if path.is_dir())
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _differences(saved: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
-    """Where two nested dicts differ, in words: "model.latent_dim is 64 here and 128 in the checkpoint"."""
-    found = []
+    """Describe where two nested dicts differ.
+
+    An entry reads "model.latent_dim is 64 here and 128 in the checkpoint".
+    """
+    differences = []
     for name in saved | ours:
         then, now = saved.get(name), ours.get(name)
         if isinstance(then, dict) and isinstance(now, dict):
-            found += _differences(then, now, f"{prefix}{name}.")
+            differences += _differences(then, now, f"{prefix}{name}.")
         elif then != now:
-            found.append(f"{prefix}{name} is {now!r} here and {then!r} in the checkpoint")
-    return found
+            differences.append(f"{prefix}{name} is {now!r} here and {then!r} in the checkpoint")
+    return differences

@@ -1,4 +1,4 @@
-"""When a run ends: its clock, the share of it that is done, and signals to stop. All ranks agree on all three."""
+"""Elapsed time, progress, and signals that stop a run. All ranks agree on all three."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ import torch
 from accelerate.utils import reduce
 
 UNMEASURED_END = 0.05
-"""Share of a --minutes budget kept for the end of the run before its parts have been timed."""
+"""Fraction of a --minutes budget that is reserved for the work after the last step (calibration,
+samples, checkpoint) until that work has been timed."""
 
 
 @dataclass
 class Stop:
-    """Set by the first SIGTERM or Ctrl-C; the loop looks at it between steps."""
+    """Flag that is set by the first SIGTERM or Ctrl-C. The loop checks it between steps."""
 
     requested: bool = False
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Inside, SIGTERM and Ctrl-C only set the yielded flag, so that a step is finished and a checkpoint written.
+    """Context manager in which SIGTERM and Ctrl-C only set the yielded flag.
 
-    A Ctrl-C three seconds or more after the first signal stops at once. (Sooner ones are taken for the first:
-    a launcher passes on the signal that the terminal has already sent to every process.)
+    The loop can then finish its step and save a checkpoint. A Ctrl-C three seconds or more after
+    the first signal stops immediately. An earlier one is treated as a repetition of the first
+    signal, because a launcher forwards what the terminal has already sent to every process.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
@@ -53,16 +55,17 @@ def stop_on_signal() -> Iterator[Stop]:
 
 
 class Clock:
-    """Elapsed training time and progress, decided by rank 0.
+    """Elapsed training time and progress, as measured on rank 0.
 
-    A run of --steps is done when its steps are. A run of --minutes M is done early enough for its end (the last
-    calibration, grid and checkpoint) to fit into the M minutes: the end's cost is estimated from how long the same
-    things took earlier in the run, and progress is elapsed time over what remains for training.
+    With --steps, progress is the fraction of the steps that are done. With --minutes M, the last
+    calibration, sample grid and checkpoint also have to fit into the M minutes. Their cost is
+    estimated from how long they took earlier in the run, and progress is the elapsed time divided
+    by the time that remains for training after subtracting this estimate.
 
     Args:
-        steps, minutes: the budget; exactly one is given.
-        before: seconds already spent, by this process before the loop and by the run that is continued.
-        device: where collectives need their tensors.
+        steps, minutes: the budget. Exactly one of them is given.
+        before: seconds spent before the loop, by this process and by the run that is resumed.
+        device: device on which collectives need their tensors.
         main: whether this is rank 0.
     """
 
@@ -75,16 +78,19 @@ class Clock:
         self._furthest = 0.0
 
     def now(self) -> float:
-        """Seconds of training so far, on this rank's own clock."""
+        """Return the seconds of training so far, on the clock of this rank."""
         return time.monotonic() - self._origin
 
     def read(self, step: int, end: float | None, stop: bool) -> tuple[float, float, bool]:
-        """(elapsed seconds, progress in [0, 1], whether any rank was told to stop), the same on every rank.
+        """Compute elapsed time and progress, equal on every rank. Every rank must call this.
 
         Args:
-            step: optimiser steps done.
-            end: estimated seconds for the end of the run; None when nothing has been timed yet.
-            stop: whether this rank was told to stop.
+            step: number of optimiser steps done.
+            end: estimated seconds of the work after the last step; None before it has been timed.
+            stop: whether this rank has received a signal to stop.
+
+        Returns:
+            Elapsed seconds, progress in [0, 1], and whether any rank has received a signal to stop.
         """
         elapsed = self.now()
         elapsed, by_time, stops = self.agree(elapsed, self._by_time(elapsed, end), any_rank=stop)
@@ -92,15 +98,18 @@ class Clock:
         return elapsed, progress, stops > 0
 
     def agree(self, *values: float, any_rank: bool = False) -> list[float]:
-        """Rank 0's `values`, and after them the number of ranks where `any_rank` is set. Every rank must call it."""
+        """Return the `values` of rank 0, followed by the number of ranks where `any_rank` is True.
+
+        Every rank must call this.
+        """
         ours = [value if self.main else 0.0 for value in values]
         return reduce(torch.tensor([*ours, float(any_rank)], dtype=torch.float32, device=self.device), "sum").tolist()
 
     def _by_time(self, elapsed: float, end: float | None) -> float:
         if self.budget is None:
             return 0.0
-        # Generous: a fit to more images than were timed takes more than its share.
+        # With a margin: calibrating on more images than were timed can cost more per image.
         reserve = UNMEASURED_END * self.budget if end is None else min(1.5 * end + 0.005 * self.budget, self.budget / 2)
-        # Estimates of the end change; progress must not run backwards with them.
+        # The estimate changes during the run; progress must never decrease.
         self._furthest = max(self._furthest, min(1.0, elapsed / (self.budget - reserve)))
         return self._furthest

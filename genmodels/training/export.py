@@ -1,4 +1,4 @@
-"""The run folder as others see it: the EMA model that load() reads, and its card."""
+"""Export of the EMA model and its model card to the run folder, from which load() reads them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,29 @@ from typing import Any
 from genmodels.base import Model
 from genmodels.card import NO_LICENCE, model_card
 from genmodels.data.packed import Packed
+from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, flush
+from genmodels.training.command_line import to_yaml
 from genmodels.training.log import in_words
-from genmodels.training.recipe import Recipe, to_yaml
+from genmodels.training.recipe import Recipe
 
 PRIVATE = ("root", "output")
-"""Settings that name places on the user's machine; a model card is made to be shared."""
+"""Settings that are left out of the model card, because they are paths on the user's machine."""
 
 
 def export_model(ema: Model, output: Path, card: str) -> None:
-    """Puts model.safetensors, config.json and README.md into the run folder, each replaced in one go."""
+    """Write model.safetensors, config.json and README.md to the run folder, each atomically.
+
+    Args:
+        ema: model with the averaged weights.
+        output: the run folder.
+        card: contents of README.md.
+    """
     partial = output / ".export.partial"
     shutil.rmtree(partial, ignore_errors=True)
     ema.save_pretrained(partial)
     (partial / "README.md").write_text(card)
-    # Weights first: a folder with a config.json is a whole model.
+    # Weights first: a folder with a config.json is a complete model.
     for name in ("model.safetensors", "config.json", "README.md"):
         flush(partial / name)
         os.replace(partial / name, output / name)
@@ -42,11 +50,11 @@ def training_card(
     picture: str,
     metrics: Mapping[str, float | None],
 ) -> str:
-    """Write README.md of a run: metadata for the Hub, a picture, how to use the model, how it was trained.
+    """Return README.md of a run: metadata for the Hub, samples, how to use and to train the model.
 
     Args:
         model: the trained model.
-        recipe: settings of the run. They are quoted whole except for folders of this machine.
+        recipe: settings of the run. All are listed, except for paths on this machine.
         state: progress of the run.
         data: the training images.
         processes: number of processes of the run.
@@ -55,9 +63,10 @@ def training_card(
     """
     name = recipe.name or model.family
     values = {field.name: getattr(recipe, field.name) for field in fields(recipe) if field.name not in PRIVATE}
-    # Of a folder, such as the codec's, only the name.
+    # Of other paths, such as that of a codec, only the name is shown.
     local: dict[str, Any] = {key: Path(value.name) for key, value in values.items() if isinstance(value, Path)}
-    settings = to_yaml(replace(recipe, data=Path(recipe.data).name, **local), name, without=PRIVATE)
+    shared = replace(recipe, data=Path(recipe.data).name, **local)
+    settings = to_yaml(shared, name, without=PRIVATE, model=to_dict(model.trained.config))
     rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items() if value is not None)
     crop = f", crop {data.crop}" if data.crop else ""
     parameters = sum(p.numel() for p in model.parameters())

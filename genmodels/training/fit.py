@@ -1,4 +1,7 @@
-"""The training loop, for every family. Read `fit`, then `train_step`; the rest records."""
+"""The training loop of every family. Read `fit`, then `train_step`.
+
+The other functions compute gradients, handle steps that are not finite, and save checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,47 @@ from genmodels.training.show import AT_THE_END, ON_THE_WAY, account, cost_of_end
 from genmodels.types import Batch, mix_seed
 
 SHOWN_AT = (0.05, 0.25, 0.5, 0.75)
-"""Shares of the run after which the model is shown when --sample-every is not given."""
+"""Fractions of the run at which the model is displayed if --sample-every is not given."""
 SAVE_SECONDS = 600.0
-"""Between checkpoints when --save-every is not given."""
+"""Longest time between two checkpoints if --save-every is not given."""
 SKIPS_ALLOWED = 20
-"""This many steps in a row that are not finite end the run."""
+"""Number of consecutive non-finite steps after which training fails."""
 
 
 def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
-    """Trains `model` on the train split of `data` as `recipe` says, and returns the run folder.
+    """Train `model` on the train split of `data` and return the run folder.
 
-    Under `accelerate launch` every process makes the same call. The folder gets the EMA model (model.safetensors and
-    config.json), README.md, config.yaml, metrics.jsonl, samples/ and checkpoints/. SIGTERM and Ctrl-C finish the step,
-    save a checkpoint and raise SystemExit with status 1. Every step seeds torch's global generator.
+    `start` checks the arguments, initialises the model from data (or restores the newest
+    checkpoint with --resume), and builds the optimisers, the batch reader and the EMA model. The
+    loop then repeats until the steps or minutes of the recipe are used up:
+
+    1. `train_step` updates the weights and the EMA on one batch.
+    2. The clock computes `progress`, the fraction of the run that is done. Learning rate schedules
+       and losses depend on time only through the step and `progress`.
+    3. When they are due, `measure` scores samples (--evaluate-every), `run.log` writes a line of
+       metrics, and `record` displays the model and saves a checkpoint.
+
+    At the end, a last checkpoint is saved, and `show` calibrates the EMA model, saves it and
+    displays samples.
+
+    The run folder contains the EMA model (model.safetensors and config.json), README.md,
+    config.yaml, metrics.jsonl, samples/ and checkpoints/. Under `accelerate launch`, every process
+    makes the same call. On SIGTERM or Ctrl-C the current step is finished and a checkpoint is
+    saved. Every step reseeds torch's global random number generator.
+
+    Args:
+        model: model to train, in place. It is returned to eval mode at the end, with its raw
+            weights; load the run folder to get the EMA weights.
+        data: packed images with all splits.
+        recipe: settings of the run.
+
+    Returns:
+        The run folder, `recipe.output`.
 
     Raises:
-        ValueError: when recipe, data, model and folder do not fit together.
-        FloatingPointError: when 20 steps in a row had a loss or gradient that was not finite.
+        ValueError: if the recipe, the data, the model and the run folder do not fit together.
+        FloatingPointError: if the loss or a gradient was not finite in 20 consecutive steps.
+        SystemExit: with status 1, if a signal stopped the run before its end.
     """
     recipe = check_recipe(recipe)
     run = start(model, data, recipe)
@@ -81,15 +108,17 @@ def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
 
 
 def train_step(run: Run, batches: list[Batch], progress: float) -> None:
-    """One optimiser step of every turn, then after_step and the EMA. A turn that is not finite ends the step early.
+    """Take one optimiser step per turn, then call `after_step` and update the EMA.
+
+    If the loss or a gradient of a turn is not finite, this turn and those after it are skipped.
 
     Args:
-        run: what is trained.
-        batches: this process's micro-batches; every turn sees all of them.
-        progress: share of the run that is done; the learning rate follows it.
+        run: the run to advance by one step.
+        batches: micro-batches of this process. Every turn uses all of them.
+        progress: fraction of the run that is done. The learning rate depends on it.
     """
     recipe, state = run.recipe, run.state
-    # Dropout draws from the global generator. Seeded by step, it is the same in a resumed run.
+    # Dropout draws from the global generator. Seeding it per step makes resumed runs identical.
     torch.manual_seed(mix_seed(recipe.seed, state.step, run.accelerator.process_index))
     lr = learning_rate(recipe.optim, state.step, progress)
     buffers = [buffer.clone() for buffer in run.model.buffers()]
@@ -115,22 +144,23 @@ def train_step(run: Run, batches: list[Batch], progress: float) -> None:
 
 
 def enable_only(run: Run, turn: str) -> None:
-    """Lets gradients reach the parameters of `turn` and no others."""
+    """Require gradients for the parameters of `turn` and for no others."""
     run.model.requires_grad_(False)
     for parameter in run.parameters[turn]:
         parameter.requires_grad_(True)
 
 
 def gradients(run: Run, turn: str, batches: list[Batch]) -> tuple[dict[str, Tensor], Tensor]:
-    """Fills the gradients of `turn`: means over micro-batches and processes, clipped.
+    """Compute the gradients of `turn`, averaged over micro-batches and processes, and clip them.
 
     Returns:
-        Loss and metrics, means over this process's micro-batches; and the gradients' norm before clipping.
+        The loss and metrics, averaged over the micro-batches of this process, and the norm of the
+        gradients before clipping.
     """
     accelerator = run.accelerator
     means: dict[str, Tensor] = {}
     for batch in batches:
-        # Processes exchange gradients once per turn, with the last micro-batch; those with shards, with each.
+        # Gradients are all-reduced only at the last micro-batch (under FSDP, at every one).
         with nullcontext() if batch is batches[-1] else accelerator.no_sync(run.network):
             loss, metrics = run.network(batch, turn)
             accelerator.backward(loss / len(batches))
@@ -145,16 +175,23 @@ def gradients(run: Run, turn: str, batches: list[Batch]) -> tuple[dict[str, Tens
 
 
 def is_finite(loss: Tensor, norm: Tensor) -> bool:
-    """Whether every rank's loss, and the norm of the gradients they share, are finite."""
+    """Return whether the loss of every rank and the norm of the shared gradients are finite."""
     failed = reduce((~loss.isfinite()).float(), "sum")
     return bool((failed == 0) & norm.isfinite())
 
 
 def discard(run: Run, turn: str, buffers: list[Tensor], lr: float, loss: Tensor, norm: Tensor) -> None:
-    """Drops the gradients of a turn that was not finite and what its forward left in `buffers`, and counts the step.
+    """Discard the gradients of a non-finite turn, restore the buffers and count the skipped step.
+
+    Args:
+        run: the run.
+        turn: the turn whose loss or gradient is not finite.
+        buffers: values of the model's buffers before the step.
+        lr: learning rate of the step, for the error message.
+        loss, norm: loss of the turn and norm of its gradients, for the messages.
 
     Raises:
-        FloatingPointError: when there were too many in a row.
+        FloatingPointError: if there were `SKIPS_ALLOWED` such steps in a row.
     """
     state, recipe = run.state, run.recipe
     run.optimizers[turn].zero_grad()
@@ -168,12 +205,18 @@ def discard(run: Run, turn: str, buffers: list[Tensor], lr: float, loss: Tensor,
         raise FloatingPointError(
             f"{what}: not finite for {SKIPS_ALLOWED} steps in a row (learning rate {lr:.3g}, precision "
             f"{recipe.mixed_precision}). Try a lower --optim.lr, a longer --optim.warmup, --optim.clip 1 or "
-            f"--mixed-precision no; earlier checkpoints are kept in {recipe.output / 'checkpoints'}"
+            f"--mixed-precision no. Earlier checkpoints are in {recipe.output / 'checkpoints'}"
         )
 
 
 def record(run: Run, before: float, progress: float) -> None:
-    """Shows the model and saves a checkpoint when it is time, between two steps."""
+    """Display the model, save an EMA snapshot and save a checkpoint, each only if it is due.
+
+    Args:
+        run: the run, between two steps.
+        before: fraction of the run that was done before the last step.
+        progress: fraction that is done now.
+    """
     recipe, state = run.recipe, run.state
 
     def is_due(every: int | None, marks: tuple[float, ...]) -> bool:
@@ -189,7 +232,7 @@ def record(run: Run, before: float, progress: float) -> None:
 
 
 def save(run: Run) -> Path:
-    """Saves a checkpoint and returns where it is. Every rank takes part; rank 0 writes."""
+    """Save a checkpoint and return its path. Every rank must call this; rank 0 writes."""
     state, accelerator = run.state, run.accelerator
     began = time.monotonic()
     state.saved = state.elapsed
@@ -205,16 +248,20 @@ def save(run: Run) -> Path:
 
 
 def snapshot(run: Run) -> None:
-    """Keeps the average of now, for averages of other widths after training. Every rank takes part."""
+    """Save the current EMA weights as a snapshot. Every rank must call this.
+
+    Averages of other widths can be computed from the snapshots after training (`average_of`).
+    """
     gather_into(run.ema, run.average)
     if run.accelerator.is_main_process:
         save_snapshot(run.recipe.output / SNAPSHOTS, run.ema, run.model, run.state.step, run.recipe.ema)
 
 
 def release(run: Run) -> None:
-    """Gives the model back as an ordinary module: in eval mode, trainable as before, neither wrapped nor compiled.
+    """Turn the model back into an ordinary module: in eval mode, trainable, unwrapped, uncompiled.
 
-    One in shards stays so: `run.ema` and the run folder hold it whole."""
+    A sharded model stays sharded. `run.ema` and the run folder hold its complete weights.
+    """
     run.model.eval()
     for parameters in run.parameters.values():
         for parameter in parameters:

@@ -1,4 +1,4 @@
-"""What accelerate's launcher leaves undone on a CPU: several processes, and all of its cores."""
+"""Launching on a CPU: several processes, and all cores. accelerate does neither by itself."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ import torch
 from genmodels.data.packing import cores
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Where torchrun and the MPI launchers say how many processes there are."""
+"""Environment variables in which torchrun and the MPI launchers store the number of processes."""
 
 
-def spread_over_cpu() -> None:
-    """Turns this process into the N that accelerate's launcher was asked for; does nothing in any other case.
+def spread_over_cpu(command: list[str]) -> None:
+    """Replace this process by as many as accelerate's launcher was asked for on a CPU.
 
-    With --cpu that launcher leaves the N processes to mpirun, and without mpirun it starts a single one and says
-    nothing. torch's own launcher starts them here.
+    With --cpu that launcher leaves it to mpirun to start them. Without mpirun it silently starts a
+    single process. This function starts them with torch's launcher, and does nothing in other
+    cases.
+
+    Args:
+        command: script and arguments, or "-m", module and arguments, that each process runs.
 
     Raises:
-        ValueError: when several processes were asked for in a way that does not tell how many.
+        ValueError: if several processes were asked for without a number.
     """
     count = processes_wanted(dict(os.environ), parent_command())
     if count > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         sys.stdout.flush()
-        os.execv(sys.executable, [*launcher, *sys.argv])
+        os.execv(sys.executable, [*launcher, *command])
 
 
 def parent_command() -> list[str]:
-    """The command line that started this process; empty where it cannot be known, as in a container."""
+    """Return the command line of the parent process; empty if it cannot be read."""
     try:
         return psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
@@ -39,10 +43,10 @@ def parent_command() -> list[str]:
 
 
 def use_every_core() -> None:
-    """Gives a single process on a machine without GPU all of its cores.
+    """Let a single process on a machine without a GPU use all cores.
 
-    Without --cpu, accelerate's launcher sets OMP_NUM_THREADS to 1, which suits a process that feeds a GPU and nothing
-    else. What --num_cpu_threads_per_process asks for is kept.
+    Without --cpu, accelerate's launcher sets OMP_NUM_THREADS to 1, which is too little for a
+    process that computes on the CPU. A number given with --num_cpu_threads_per_process is kept.
     """
     parent = parent_command()
     launched = any("accelerate" in part for part in parent[:3])
@@ -53,11 +57,12 @@ def use_every_core() -> None:
 
 
 def processes_wanted(env: dict[str, str], parent: list[str]) -> int:
-    """How many processes this one should become.
+    """Return the number of processes that should run instead of this one.
 
     Args:
-        env: of this process. For several processes on a CPU, accelerate's launcher sets MASTER_PORT, but no world size.
-        parent: the command line that started this process.
+        env: environment of this process. For several processes on a CPU, accelerate's launcher sets
+            MASTER_PORT, but no world size.
+        parent: command line of the parent process.
     """
     alone = not any(name in env for name in SIZES)
     on_cpu = env.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")

@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl, TensorBoard, and a progress line. Only the main process writes."""
+"""Logging of a run: metrics.jsonl, TensorBoard and a progress bar. Only the main process writes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from genmodels.training.recipe import Recipe
 
 METRICS = "metrics.jsonl"
 QUIET_SECONDS = 30.0
-"""Where there is no terminal to draw a bar on, one plain line at most this often."""
+"""Shortest time between two progress lines if the output is not a terminal."""
 
 
 class RunLog:
-    """Averages scalars over the steps between two lines, over micro-batches and over ranks, and writes them.
+    """Log that averages scalars over steps and ranks and writes one line of metrics at a time.
 
     Args:
-        accelerator: of the run; its trackers get every line.
+        accelerator: accelerator of the run. Its trackers receive every line.
         output: the run folder.
-        step: the step the run starts from; lines of later steps, left by an interrupted run, are dropped.
+        step: step from which the run starts. Lines of later steps, which an interrupted run has
+            written, are removed from metrics.jsonl.
     """
 
     def __init__(self, accelerator: Accelerator, output: Path, step: int):
@@ -44,48 +45,55 @@ class RunLog:
         self._images = 0
         self._step = step
         self._began = self._since = time.monotonic()
-        self._said = 0.0
+        self._printed = 0.0
         if accelerator.is_main_process:
             self._drop_lines_after(step)
         bar = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-        # Drawn when there is news, not by a thread that takes time from training.
-        self._bar = Progress(*bar, TextColumn("{task.fields[news]}"), console=self.console, auto_refresh=False)
-        self._task = self._bar.add_task("training", total=1.0, news="")
+        # Drawn only when there is a new line: a refresh thread would take time from training.
+        self._bar = Progress(*bar, TextColumn("{task.fields[status]}"), console=self.console, auto_refresh=False)
+        self._task = self._bar.add_task("training", total=1.0, status="")
         if self.console.is_terminal:
             self._bar.start()
 
     def say(self, line: str) -> None:
-        """One line for the person who started the run."""
+        """Print one line to standard error, on the main process only."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def add(self, values: Mapping[str, Tensor], images: int) -> None:
-        """Takes in the scalars of one optimiser step, without waiting for the device; `images` were seen in it."""
+        """Add the scalars of one optimiser step to the averages, without synchronising the device.
+
+        Args:
+            values: scalar tensors by name.
+            images: number of images in the step, over all ranks.
+        """
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
         self._images += images
 
     def note(self, name: str, value: float | None) -> None:
-        """Takes in a number of the present step that is no average; None where there should be one."""
+        """Add a number to the next line that is not averaged. None marks a failed measurement."""
         self._notes[name] = value
 
     def largest(self, name: str) -> float:
-        """The largest value that `name` has had in the lines so far; 0 where it has had none."""
+        """Return the largest value of `name` in metrics.jsonl so far, or 0 if it has no values."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         return max((json.loads(line).get(name) or 0.0 for line in lines), default=0.0)
 
     def pause(self, seconds: float) -> None:
-        """Leaves time not spent on steps out of images/s."""
+        """Exclude `seconds`, which were not spent on training steps, from images/s."""
         self._since += seconds
 
     def write(self, state: State, recipe: Recipe, progress: float, first: float) -> None:
-        """One line of metrics: averages since the last one. Every rank must call it; without new steps it does nothing.
+        """Write a line of metrics with the averages since the last line. Every rank must call this.
+
+        It does nothing if there was no step since the last line.
 
         Args:
-            state: where the run stands.
-            recipe: for the batch size and the length of the run.
-            progress: share of the run that is done.
-            first: the share that was done when this process started training.
+            state: progress of the run.
+            recipe: settings of the run, for the batch size and the length.
+            progress: fraction of the run that is done.
+            first: fraction that was done when this process started training.
         """
         if state.step == self._step:
             return
@@ -118,7 +126,7 @@ class RunLog:
         self._show(f"step {state.step:,} of {total}", progress, speed, left)
 
     def close(self) -> None:
-        """Ends the progress bar and the trackers."""
+        """Stop the progress bar and close the trackers."""
         if self.console.is_terminal:
             self._bar.stop()
         for tracker in self.accelerator.trackers:
@@ -126,12 +134,12 @@ class RunLog:
 
     def _show(self, where: str, progress: float, speed: float, left: float) -> None:
         losses = ", ".join(f"{n} {v:.4g}" for n, v in self.last.items() if n.endswith("loss") and v is not None)
-        news = f"{where}, {losses}, {speed:,.0f} images/s, {in_words(left)} left"
+        status = f"{where}, {losses}, {speed:,.0f} images/s, {in_words(left)} left"
         if self.console.is_terminal:
-            self._bar.update(self._task, completed=progress, news=news, refresh=True)
-        elif time.monotonic() - self._said >= QUIET_SECONDS:
-            self._said = time.monotonic()
-            self.say(f"{progress:4.0%} {news}")
+            self._bar.update(self._task, completed=progress, status=status, refresh=True)
+        elif time.monotonic() - self._printed >= QUIET_SECONDS:
+            self._printed = time.monotonic()
+            self.say(f"{progress:4.0%} {status}")
 
     def _drop_lines_after(self, step: int) -> None:
         if not self.path.exists():
@@ -144,13 +152,13 @@ class RunLog:
                     kept.append(line + "\n")
                     self.last = values
             except (ValueError, KeyError, TypeError):
-                continue  # the last line of a run that was killed while it wrote
+                continue  # an incomplete last line, written when the run was killed
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(kept))
         os.replace(partial, self.path)
 
 
 def in_words(seconds: float) -> str:
-    """3725 -> "1:02:05"."""
+    """Format a duration as minutes or hours: 3725 -> "1:02:05"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

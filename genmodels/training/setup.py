@@ -1,13 +1,12 @@
-"""Before the first step: check that model, data, recipe and folder fit together, and build what the loop works on."""
+"""Set up a run: check that model, data, recipe and run folder fit together, and build its parts."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,66 +18,73 @@ from torch.optim import Optimizer
 
 from genmodels.base import Model
 from genmodels.data.batches import BatchReader, image_batches
-from genmodels.data.packed import Packed
+from genmodels.data.packed import IN_MEMORY, Origin, Packed
 from genmodels.sampling import processes
+from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.clock import Clock
+from genmodels.training.command_line import to_yaml
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
-from genmodels.training.recipe import Recipe, check_output, to_yaml
+from genmodels.training.recipe import Recipe, check_output
 from genmodels.training.shard import check_shardable, repeated_blocks, shard, sharding_wanted
 
 if TYPE_CHECKING:
     from genmodels.evaluation.monitor import Monitor
 
 INITIALISATION = 8_192
-"""Most training images that initialise() sees."""
+"""Largest number of training images passed to `Model.initialise`."""
 COMPILATIONS = 64
-"""Most that --compile makes of one kind of block."""
+"""Largest number of compilations of one kind of block by --compile."""
 
 
 @dataclass
 class Run:
-    """What the loop works on."""
+    """Everything that the training loop uses."""
 
     recipe: Recipe
+    """Settings of the run."""
     data: Packed
     """The train split."""
     accelerator: Accelerator
     model: Model
-    """Holds the weights that the optimisers update."""
+    """Model with the raw weights, which the optimisers update."""
     network: nn.Module
-    """The same model as accelerate wraps it, for several processes and mixed precision."""
+    """The same model, wrapped by accelerate for several processes and mixed precision."""
     ema: Model
-    """The average of the weights: what is shown, exported and sampled from."""
+    """Model with the averaged weights. It is displayed, exported and sampled from."""
     average: nn.Module
-    """What each step averages into: `ema` itself, or, with FSDP, its shards, which `ema` is filled from when needed."""
+    """Module that every step updates. It is `ema` itself or, with FSDP, a sharded copy, which is
+    gathered into `ema` when needed."""
     parameters: dict[str, list[nn.Parameter]]
-    """What each turn updates."""
+    """Parameters that each turn updates."""
     optimizers: dict[str, Optimizer]
+    """Optimiser of each turn."""
     reader: BatchReader
     clock: Clock
     state: State
     log: RunLog
     identity: dict[str, Any]
-    """What a continued run must have in common with the one it continues."""
+    """Settings that a resumed run must share with the run that it continues."""
     monitor: Monitor | None
-    """What measures samples on the way, with --evaluate-every."""
+    """Scores samples during training. None without --evaluate-every."""
 
 
 def start(model: Model, data: Packed, recipe: Recipe) -> Run:
-    """A run ready for its first step, or, with --resume, for the step after its newest checkpoint.
+    """Build a run that is ready for its first step or, with --resume, for the step to continue at.
 
     Args:
-        model: to train.
-        data: all splits.
-        recipe: how.
+        model: model to train.
+        data: packed images with all splits.
+        recipe: settings of the run.
 
     Raises:
-        ValueError: when something does not fit together; the run folder has not been touched.
+        ValueError: if the arguments or the run folder do not fit together. The run folder is not
+            changed in that case.
     """
     check_fit(model, data, recipe)
+    recipe = as_trained(recipe, model, data)
     train = data.split("train")
     accelerator = build_accelerator(model, recipe)
     device = accelerator.device
@@ -98,20 +104,19 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     sharded = sharding_wanted(accelerator.num_processes)
     if sharded:
         broadcast(list(model.parameters()))
-    average = shard(model, ema, device) if sharded else ema  # before the optimisers, which work on shards
+    average = shard(model, ema, device) if sharded else ema  # before building the optimisers, which use shards
     parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
-    hidden = list(model.hidden_matrices())
-    optimizers = {turn: build_optimizer(own, recipe.optim, hidden) for turn, own in parameters.items()}
+    optimizers = {turn: build_optimizer(group, recipe.optim, model) for turn, group in parameters.items()}
     if recipe.resume:
         load_optimizers(checkpoint, optimizers)
     if recipe.compile:
         compile_blocks(model)
 
-    accelerator.wait_for_everyone()  # all have looked at the folder before one writes to it
+    accelerator.wait_for_everyone()  # all ranks have read the folder before rank 0 writes to it
     if accelerator.is_main_process:
-        write_config(model, recipe)
+        write_config(model, recipe, data)
         drop_snapshots(recipe.output / SNAPSHOTS, state.step)
-    broadcast(list(model.buffers()))  # from rank 0; DistributedDataParallel sees to the parameters
+    broadcast(list(model.buffers()))  # from rank 0, as DistributedDataParallel does for parameters
     network = prepare(accelerator, model, sharded)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
@@ -143,78 +148,109 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
 
 
 def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
-    """Raises ValueError when model, data, recipe and run folder do not fit together."""
+    """Check that the model, the data, the recipe and the run folder fit together.
+
+    Raises:
+        ValueError: if they do not.
+    """
     model.check_complete()
     check_output(recipe)
     if model.whole_batch and recipe.accumulate > 1:
         raise ValueError(
-            f"the loss of this {model.family} compares the images of a batch with each other, so that a batch cannot "
-            f"be split: leave out --accumulate {recipe.accumulate}"
+            f"the loss of this {model.family} compares the images of a batch with each other, so a batch cannot "
+            f"be split into micro-batches: remove --accumulate {recipe.accumulate}"
         )
     if sharding_wanted(processes().num_processes):
         check_shardable(model)
     if data.size != model.config.size:
         raise ValueError(
-            f"the images have {data.size} px a side and the model {model.config.size}: set --size to agree"
+            f"the images have {data.size} px a side and the model {model.config.size}: set --size to match the images"
         )
     if model.conditions.classes:
         raise ValueError(
-            f"{data.source} has no labels to train {model.conditions.classes} classes on: leave out --model.classes"
+            f"{data.source} has no labels to train {model.conditions.classes} classes on: remove "
+            "--model.condition.classes"
         )
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
-        raise ValueError(f"--minutes {recipe.minutes:g}: start-up alone took {recipe.startup:.0f} seconds; give more")
+        raise ValueError(f"--minutes {recipe.minutes:g} is too short: start-up alone took {recipe.startup:.0f} seconds")
 
 
-def write_config(model: Model, recipe: Recipe) -> None:
-    """Puts config.yaml into the run folder, in one go, and makes the folder if need be."""
+def as_trained(recipe: Recipe, model: Model, data: Packed) -> Recipe:
+    """Return `recipe` with the actual data and the actual config of the model.
+
+    They can differ from those of the recipe if fit() is called from Python.
+    """
+    origin = data.origin or Origin(IN_MEMORY)
+    changes: dict[str, Any] = {"data": origin.data, "root": origin.root, "crop": origin.crop, "size": data.size}
+    if any(field.name == "model" for field in fields(recipe)):
+        changes["model"] = model.trained.config
+    return replace(recipe, name=recipe.name or model.trained.family, **changes)
+
+
+def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
+    """Write config.yaml atomically into the run folder, which is created if it does not exist.
+
+    It records the config of the model and the fingerprint of the data in addition to the recipe.
+    """
     recipe.output.mkdir(parents=True, exist_ok=True)
     partial = recipe.output / ".config.partial"
-    partial.write_text(to_yaml(recipe, recipe.name or model.family))
+    config = to_dict(model.trained.config)
+    partial.write_text(to_yaml(recipe, recipe.name, model=config, fingerprint=data.fingerprint))
     partial.replace(recipe.output / "config.yaml")
 
 
 def compile_blocks(model: nn.Module, **settings: Any) -> None:
-    """torch.compile, in place and with `settings`, for every repeated block of `model`: one compilation serves them
-    all, and nothing outside them has to be compilable.
+    """Compile every repeated block of `model` in place with torch.compile.
+
+    Equal blocks share one compilation, and code outside of the blocks is not compiled.
+
+    Args:
+        model: model whose blocks are compiled.
+        **settings: arguments of torch.compile.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: if the model has no repeated blocks.
     """
-    # A single layer gains nothing.
+    # Blocks that are a single layer do not benefit.
     blocks = [block for block in repeated_blocks(model) if any(True for _ in block.children())]
     if not blocks:
-        raise ValueError("--compile compiles the repeated blocks of a network, and this model has none: leave it out")
-    # One for each size of block, with gradients and without.
+        raise ValueError("--compile compiles the repeated blocks of a network, but this model has none: leave it out")
+    # One compilation for each size of block, with and without gradients.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
     for block in blocks:
         block.compile(**settings)
 
 
 def prepare(accelerator: Accelerator, model: Model, sharded: bool) -> nn.Module:
-    """`model` as accelerate wraps it: for mixed precision and, when it is not `sharded`, for several processes."""
+    """Wrap `model` with accelerate: mixed precision and, unless `sharded`, data parallelism."""
     with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; accelerate does not know the new name yet
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return accelerator.prepare_model(model, evaluation_mode=sharded)
 
 
 def build_accelerator(model: Model, recipe: Recipe) -> Accelerator:
-    """Processes, device and precision."""
-    AcceleratorState._reset_state()  # else a process could not train twice with different precisions
-    # Sharding is training/shard.py's. accelerate's own needs the optimiser together with the model, and a GPU.
+    """Build the accelerator, which sets processes, device and precision."""
+    AcceleratorState._reset_state()  # lets one process train twice with different precisions
+    # training/shard.py shards. The implementation of accelerate needs a GPU, and the optimiser
+    # together with the model.
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         return Accelerator(
             mixed_precision=recipe.mixed_precision,
             log_with="tensorboard" if recipe.tensorboard else None,
             project_dir=recipe.output,
             kwargs_handlers=[
-                # A turn leaves the other turns' parameters without gradients. Models share buffers in after_step.
+                # A turn leaves the parameters of other turns without gradients. Models reduce their
+                # buffers over processes in after_step.
                 DistributedDataParallelKwargs(find_unused_parameters=len(model.turns) > 1, broadcast_buffers=False)
             ],
         )
 
 
 def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accelerator) -> BatchReader:
-    """This process's share of the batches, with the attributes that `model` can be asked for and no others."""
+    """Build the reader of this process's share of the batches.
+
+    It returns only the attributes that `model` is conditioned on.
+    """
     return BatchReader(
         train.with_attributes(model.conditions.attributes),
         recipe.batch_size,
@@ -228,7 +264,7 @@ def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accel
 
 
 def build_monitor(data: Packed, recipe: Recipe, device: torch.device) -> Monitor | None:
-    """What --evaluate-every asks for; the evaluation is not even imported without it."""
+    """Build the monitor of --evaluate-every, or return None without importing the evaluation."""
     if recipe.evaluate_every is None:
         return None
     from genmodels.evaluation.monitor import Monitor
@@ -237,10 +273,13 @@ def build_monitor(data: Packed, recipe: Recipe, device: torch.device) -> Monitor
 
 
 def identity_of(model: Model, data: Packed, recipe: Recipe) -> dict[str, Any]:
-    """What must be the same to continue a run: the model, the data, and what decides the order of the batches."""
+    """Return the settings that must not change when a run is resumed.
+
+    They are the model, the data, and the settings that determine the order of the batches.
+    """
     return {
         "family": model.family,
-        "model": dataclasses.asdict(model.config),
+        "model": to_dict(model.config),
         "data": data.fingerprint,
         "seed": recipe.seed,
         "batch_size": recipe.batch_size,
@@ -249,11 +288,11 @@ def identity_of(model: Model, data: Packed, recipe: Recipe) -> dict[str, Any]:
 
 
 def summary(model: Model, data: Packed, recipe: Recipe, accelerator: Accelerator, state: State, sharded: bool) -> str:
-    """One line on what begins."""
-    begin = f"continuing at step {state.step:,}" if recipe.resume else "training"
+    """Return one line that describes the run: model, size, data, length and devices."""
+    begin = f"resuming at step {state.step:,}" if recipe.resume else "training"
     count = sum(p.numel() for p in model.parameters())
     length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.minutes:g} minutes"
-    shards = " in shards" if sharded else ""
+    shards = " (sharded)" if sharded else ""
     where = f"{accelerator.num_processes} x {accelerator.device.type}{shards}, precision {recipe.mixed_precision}"
     images = f"{len(data):,} images of {data.source}"
     return f"{begin}: {model.family}, {count:,} parameters, {images}, {length}, {where}, into {recipe.output}"

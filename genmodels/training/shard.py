@@ -1,7 +1,8 @@
-"""FSDP (arXiv 2304.11277): weights, gradients, their average and the optimiser's state in shards, one on each process.
+"""FSDP (arXiv 2304.11277): weights, gradients, EMA and optimiser state sharded over processes.
 
-torch's `fully_shard`, switched on by an accelerate config such as configs/fsdp.yaml. What is shown, saved and sampled
-from is whole: the weights of a checkpoint are the same however many processes wrote it.
+It uses `fully_shard` of torch and is enabled by an accelerate config such as configs/fsdp.yaml.
+Models are gathered before they are displayed, saved or sampled from, so a checkpoint does not
+depend on the number of processes that wrote it.
 """
 
 from __future__ import annotations
@@ -21,84 +22,99 @@ from genmodels.base import Model
 
 
 def sharding_wanted(processes: int) -> bool:
-    """Whether accelerate's launcher was given a config with FSDP, and there is more than one process to share."""
+    """Return whether the accelerate launcher enabled FSDP and there is more than one process."""
     return parse_flag_from_env("ACCELERATE_USE_FSDP") and processes > 1
 
 
 def check_shardable(model: Model) -> None:
-    """Raises ValueError when `model` or what the launcher was asked for cannot be sharded."""
+    """Check that `model` and the FSDP settings of the launcher are supported.
+
+    Raises:
+        ValueError: for FSDP version 1, settings without effect, or a model with several optimisers.
+    """
     if FullyShardedDataParallelPlugin().fsdp_version != 2:
-        raise ValueError("FSDP of version 1 was asked for: set fsdp_version to 2, as in configs/fsdp.yaml")
+        raise ValueError("FSDP version 1 is not supported: set fsdp_version to 2, as in configs/fsdp.yaml")
     for name in ("fsdp_offload_params", "fsdp_activation_checkpointing"):
         if parse_flag_from_env(name.upper()):
-            raise ValueError(f"{name} has no effect here: leave it out (--model.transformer.recompute saves memory)")
+            raise ValueError(f"{name} has no effect here: remove it (--model.transformer.recompute saves memory)")
     if len(model.turns) > 1:
-        # fully_shard decides once which weights have gradients; turns change that within a step.
+        # fully_shard fixes which weights have gradients, but turns change that within a step.
         raise ValueError(
-            f"FSDP trains models of one optimiser, and this {model.family} has {len(model.turns)} "
-            f"({', '.join(model.turns)}): launch it without that config"
+            f"FSDP trains models with one optimiser, but this {model.family} has {len(model.turns)} "
+            f"({', '.join(model.turns)}): launch it without the FSDP config"
         )
 
 
 def repeated_blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Every module of `model` that stands in a list of its kind, outer ones before what they contain."""
+    """Iterate over the repeated blocks of `model`: modules in a ModuleList of one class.
+
+    An outer block comes before the blocks that it contains.
+    """
     for layers in model.modules():
         if is_repeated_blocks(layers):
             yield from layers.children()
 
 
 def shard(model: nn.Module, ema: nn.Module, device: torch.device) -> nn.Module:
-    """Leaves on this process its shard of what is trained in `model`, in place. A block's weights are gathered when it
-    runs. What is frozen, a codec's weights, stays whole: it is used outside of forward() too.
+    """Shard the trained parameters of `model` in place, and return a sharded copy of `ema`.
+
+    The weights of a block are gathered when it runs. Frozen weights, such as those of a codec, are
+    not sharded, because they are also used outside of forward().
 
     Args:
-        model: the same on every process.
-        ema: a whole copy of it.
-        device: of this process.
+        model: the model, with the same weights on every process.
+        ema: a complete copy of it.
+        device: device of this process.
 
     Returns:
-        A copy of `ema` in the same shards.
+        A copy of `ema` with the same shards as `model`.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     reshard = FullyShardedDataParallelPlugin().reshard_after_forward
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def shard_one(module: nn.Module) -> None:
-        own = [parameter for name, parameter in module.named_parameters() if name in trained]
-        for parameter in own:
-            parameter.data = parameter.data.contiguous()  # kernels in channels_last cannot be sharded
-        rest = {*module.parameters()} - {*own}
-        blocks = [block for block in repeated_blocks(module) if not rest.issuperset(block.parameters())]
-        for block in reversed(blocks):  # inner ones first
-            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, ignored_params=rest)
-        fully_shard(module, mesh=mesh, ignored_params=rest)
+        to_shard = [parameter for name, parameter in module.named_parameters() if name in trained]
+        for parameter in to_shard:
+            parameter.data = parameter.data.contiguous()  # channels_last cannot be sharded
+        frozen = {*module.parameters()} - {*to_shard}
+        blocks = [block for block in repeated_blocks(module) if not frozen.issuperset(block.parameters())]
+        for block in reversed(blocks):  # inner blocks first
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, ignored_params=frozen)
+        fully_shard(module, mesh=mesh, ignored_params=frozen)
 
-    shard_one(model)  # before there is another whole copy
+    shard_one(model)  # before the copy is made, to save memory
     average = copy.deepcopy(ema)
     shard_one(average)
     return average
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """`tensor`, gathered if it is in shards; every process takes part."""
+    """Return `tensor`, gathered if it is sharded. Every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, value: Tensor) -> Tensor:
-    """A copy of `value`, the same on all processes, with the layout and the shards of `tensor`."""
+    """Return a copy of `value` with the memory layout and the sharding of `tensor`.
+
+    `value` must be complete and equal on all processes.
+    """
     if isinstance(tensor, DTensor):
-        # Every process has the whole value: none has to be sent.
+        # src_data_rank=None: every process has the complete value, so nothing has to be sent.
         return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
     return torch.empty_like(tensor).copy_(value)
 
 
 @torch.no_grad()
 def gather_into(model: nn.Module, sharded: nn.Module) -> None:
-    """Gives `model` the weights and buffers of `sharded`, the same model in shards. Every process takes part."""
+    """Copy the weights and buffers of `sharded` into `model`, a complete copy of the same model.
+
+    Every process must call this. It does nothing if both are the same object.
+    """
     if model is sharded:
         return
     for target, value in zip(_tensors(model), _tensors(sharded), strict=True):
-        if target is not value:  # a codec is shared
+        if target is not value:  # both share a frozen codec
             target.copy_(whole(value))
 
 

@@ -1,4 +1,4 @@
-"""What is seen of the EMA model while it trains: sample grids, exported models, a distance to real images."""
+"""Views of the EMA model during training: sample grids, exported models, scores of samples."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from genmodels.base import evaluating
 from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
+from genmodels.modes import evaluating
 from genmodels.pictures import save_grid
 from genmodels.sampling import sample
 from genmodels.training.ema import restore_buffers
@@ -27,31 +27,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How many training images calibrate() sees."""
+    """Limits on the number of training images that calibrate() uses."""
 
     most: int
+    """Largest number of images."""
     fewest: int
-    """Also when they take longer than `share`, and until it is known how long they take."""
+    """Smallest number of images, also if they take more time than `share` allows. It is used until
+    the time per image is known."""
     share: float
-    """Of a --minutes budget; --steps are not pressed for time."""
+    """Largest fraction of a --minutes budget to spend. It does not apply to --steps."""
 
 
 ON_THE_WAY = Calibration(most=2_048, fewest=256, share=0.01)
 AT_THE_END = Calibration(most=20_000, fewest=2_048, share=0.1)
 GRID = 64
-"""Images of a sample grid, 8 x 8."""
+"""Number of images in a sample grid, 8 x 8."""
 DIAGNOSED = 256
-"""Images of each kind that a model's own diagnosis sees."""
+"""Number of training images, and of held-out images, passed to `Model.diagnose`."""
 COVERAGE_LOST = 0.5
-"""Below this share of the best coverage so far, modes have dropped."""
+"""Warn about dropped modes if coverage falls below this fraction of the best coverage so far."""
 COVERAGE_SEEN = 0.05
-"""Coverage that is more than the noise of a model that has hardly begun."""
+"""Do not warn before coverage has reached this value: early in training it is mostly noise."""
 
 
 def show(run: Run, calibration: Calibration) -> None:
     """Calibrate the EMA model, save it with its card, and then display what it can produce.
 
-    Every rank takes part; rank 0 writes. The time it takes is measured for `cost_of_end`.
+    Every rank must call this; rank 0 writes. The time it takes is measured for `cost_of_end`.
     """
     recipe, state, accelerator = run.recipe, run.state, run.accelerator
     calibrate(run, calibration)
@@ -70,13 +72,13 @@ def show(run: Run, calibration: Calibration) -> None:
 
 
 def sample_grid(run: Run) -> np.ndarray:
-    """Sample the images of the run's seed, uint8 (64, H, W, 3)."""
+    """Sample 64 images with the seed of the run, uint8 (64, H, W, 3)."""
     return sample(run.ema, GRID, run.recipe.seed, progress=False)
 
 
 DISPLAYS: tuple[tuple[str, str, Callable[[Run], np.ndarray]], ...] = (("sample", "samples", sample_grid),)
-"""What is displayed of a model during training: the ability it needs, the subfolder of the run, and
-the images that every rank computes."""
+"""Displays of a model during training: the ability that a model needs, the subfolder of the run,
+and the function that computes the images on every rank."""
 
 
 def file_name(step: int) -> str:
@@ -85,11 +87,12 @@ def file_name(step: int) -> str:
 
 
 def measure(run: Run) -> None:
-    """Puts into the next line of metrics how near samples of the EMA model are to real images, how many of those they
-    cover, and what the model says of its training; warns of what goes wrong.
+    """Add scores of EMA samples and the model's own diagnosis to the next line of metrics.
 
-    A number is None, with a word why, when it cannot be measured: it is not worth a run. Every rank takes part. The
-    samples are always those of the run's seed, and the EMA model is left as it was.
+    The scores are a distance to real images and their coverage. Samples always use the seed of the
+    run. A score that cannot be computed is logged as None with the reason, and training goes on.
+    Problems such as dropped modes are printed as warnings. Every rank must call this. The EMA model
+    is not changed.
     """
     if run.monitor is None:
         return
@@ -109,29 +112,35 @@ def measure(run: Run) -> None:
 
 
 def score_samples(run: Run, monitor: Monitor, samples: np.ndarray) -> None:
-    """Notes what `monitor` makes of `samples`, and warns when they have lost variety."""
-    found: dict[str, float] = {}
+    """Log the scores of `samples` and warn if their coverage has dropped.
+
+    Args:
+        run: the run.
+        monitor: computes the scores.
+        samples: uint8 (N, H, W, 3).
+    """
+    scores: dict[str, float] = {}
     try:
-        found = monitor.measure(samples)
-        for value in found.values():
+        scores = monitor.measure(samples)
+        for value in scores.values():
             if not math.isfinite(value):
                 raise FloatingPointError(f"it is {value}")
     except Exception as error:
-        found = {}
+        scores = {}
         run.log.say(f"no {monitor.name} at step {run.state.step:,}: {' '.join(str(error).split())}")
     for name in (monitor.name, monitor.coverage):
-        run.log.note(name, found.get(name))
+        run.log.note(name, scores.get(name))
     best = run.log.largest(monitor.coverage)
-    if found and best >= COVERAGE_SEEN and found[monitor.coverage] < COVERAGE_LOST * best:
+    if scores and best >= COVERAGE_SEEN and scores[monitor.coverage] < COVERAGE_LOST * best:
         run.log.say(
-            f"warning, step {run.state.step:,}: the samples have lost variety: {found[monitor.coverage]:.0%} of real "
-            f"images have one near them, after {best:.0%}. Modes have dropped; earlier sample grids and checkpoints "
-            "are kept"
+            f"warning, step {run.state.step:,}: the samples have lost variety: coverage of real images is "
+            f"{scores[monitor.coverage]:.0%}, down from {best:.0%}. Modes have been dropped; earlier sample grids and "
+            "checkpoints are kept"
         )
 
 
 def diagnose(run: Run, held_out: Packed) -> None:
-    """Notes what the model says of its training, on as many images that it has seen as it has not."""
+    """Log the metrics and warnings of `Model.diagnose` on training and held-out images."""
     device = run.accelerator.device
     seen, unseen = (
         torch.cat(list(image_batches(d, limit=DIAGNOSED, device=device, spread=True))) for d in (run.data, held_out)
@@ -149,7 +158,10 @@ def diagnose(run: Run, held_out: Packed) -> None:
 
 
 def calibrate(run: Run, calibration: Calibration) -> None:
-    """Calibrates the EMA model of now on as many training images as the budget affords. Every rank takes part."""
+    """Calibrate the current EMA model on training images, within limits of number and time.
+
+    Every rank must call this.
+    """
     gather_into(run.ema, run.average)
     began = time.monotonic()
     images = int(run.clock.agree(images_for(run, calibration))[0])
@@ -161,16 +173,23 @@ def calibrate(run: Run, calibration: Calibration) -> None:
 
 
 def account(run: Run, part: str, began: float) -> None:
-    """Ends a part of the run that is no training: what it took is noted, and left out of images/s."""
+    """Record the duration of a task other than training steps and exclude it from images/s.
+
+    Args:
+        run: the run.
+        part: name of the task in `State.costs`.
+        began: value of time.monotonic() at its start.
+    """
     run.accelerator.wait_for_everyone()
     run.state.costs[part] = time.monotonic() - began
     run.log.pause(run.state.costs[part])
 
 
 def cost_of_end(run: Run) -> float | None:
-    """Estimated seconds from the last step to the end of the run; None before its parts have been timed.
+    """Estimate the seconds from the last step to the end of the run.
 
-    A measurement may be due at the last step.
+    This is the cost of the last calibration, display and checkpoint, and of a measurement, which
+    may be due at the last step. Returns None before these have been timed.
     """
     costs = run.state.costs
     if "show" not in costs:
@@ -180,7 +199,7 @@ def cost_of_end(run: Run) -> float | None:
 
 
 def images_for(run: Run, calibration: Calibration) -> int:
-    """How many images to calibrate on: what the budget affords, going by what they cost before."""
+    """Return the number of images to calibrate on, given the time per image measured earlier."""
     affordable = calibration.most
     if run.clock.budget is not None:
         cost = run.state.costs.get("calibrate")

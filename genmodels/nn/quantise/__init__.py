@@ -1,1 +1,1 @@
-"""Vectors to codes of a finite book and back: EMA and cosine codebooks, finite scalars, residual levels."""
+"""Vector quantisation: EMA and cosine codebooks, finite scalar and residual quantisation."""

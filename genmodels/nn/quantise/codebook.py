@@ -1,4 +1,4 @@
-"""What codebooks of vectors share: the nearest entry, and a start from the data."""
+"""Functions shared by codebooks of vectors: nearest entry and k-means initialisation."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 ROUNDS = 10
-"""Of k-means: a start, soon overtaken by training."""
+"""Iterations of k-means, which only initialises the codebook."""
 POINTS_PER_CODE = 64
-"""k-means sees at most so many points for each code."""
+"""Maximum number of points per code that k-means uses."""
 
 
 def nearest(points: Tensor, codebook: Tensor) -> Tensor:
-    """Which entry of `codebook` (K, D) is nearest to each of `points` (P, D): (P,) int64."""
-    # |p - e|^2 / 2 without the |p|^2 / 2 that all entries share, in one matrix product
+    """Return the index of the entry of `codebook` (K, D) nearest to each of `points` (P, D)."""
+    # |p - e|^2 / 2 without |p|^2 / 2, which is the same for all entries, in one matrix product
     distances = torch.addmm(0.5 * codebook.square().sum(1), points, codebook.T, alpha=-1)  # (P, K)
     return distances.argmin(1)
 
 
 def k_means(points: Tensor, size: int) -> Tensor:
-    """`size` centres (size, D) of `points` (P, D), by Lloyd's algorithm from a random choice of points.
+    """Return centres (size, D) of `points` (P, D) by Lloyd's algorithm, from a random start.
 
-    Too few points are taken again and again; entries that equal another one stay unused, as dead codes do. The same
-    points give the same centres.
+    The result is deterministic. If there are fewer points than centres, points are repeated; the
+    duplicates stay unused, like dead codes.
     """
     if len(points) > POINTS_PER_CODE * size:
         generator = torch.Generator().manual_seed(0)
@@ -36,8 +36,9 @@ def k_means(points: Tensor, size: int) -> Tensor:
     if len(points) < size:
         return points.repeat(-(-size // len(points)), 1)[:size]
     model = KMeans(size, init="random", n_init=1, max_iter=ROUNDS, random_state=0)
-    # Threads would add up their shares in any order, and the last bits would differ from run to run.
+    # With several threads, the order of summation would differ between runs, and so would the last
+    # bits.
     with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than centres
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than centres
         model.fit(points.float().cpu().numpy())
     return torch.from_numpy(model.cluster_centers_).to(points)

@@ -1,4 +1,4 @@
-"""A low-dimensional codebook on the unit sphere, learnt by gradients."""
+"""Low-dimensional codebook on the unit sphere, trained by gradient descent."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from genmodels.nn.quantise.codebook import k_means, nearest
 
 
 class CosineCodebook(Quantiser):
-    """Nearest of K unit vectors by angle: the factorised, l2-normalised codes of ViT-VQGAN (arXiv 2110.04627).
+    """Nearest of K unit vectors: the l2-normalised codes of ViT-VQGAN (arXiv 2110.04627).
 
-    Encoder outputs and entries are scaled to length 1, so that distance is angle and no entry is left behind by its
-    length; few dimensions (8 to 32) leave no room for entries that nothing is near to. The codebook follows the
-    encoder, mean (sg[z] - e)^2, and the encoder the codebook, commitment * mean (z - sg[e])^2. It starts from k-means
-    of encoder outputs. Nothing restarts a code that dies later.
+    Encoder outputs z and entries e are scaled to length 1, so that distances depend only on angles
+    and no entry is unused because of its length. With few dimensions (8 to 32), few entries are far
+    from all encoder outputs. The loss is mean (sg[z] - e)^2 + commitment * mean (z - sg[e])^2. The
+    codebook is initialised by k-means of encoder outputs. Dead codes are not restarted.
 
     Args:
         codebook_size: K.
         dim: length of the vectors.
         commitment: weight of the commitment loss; beta in the paper.
-        estimator: how gradients pass.
+        estimator: gradient estimator.
     """
 
     def __init__(
@@ -34,7 +34,8 @@ class CosineCodebook(Quantiser):
         self.codebook = nn.Parameter(F.normalize(torch.randn(codebook_size, dim), dim=1))
 
     def assign(self, points: Tensor) -> Tensor:
-        # Unit vectors: the nearest is the one of the smallest angle. The length of the points does not matter.
+        # The nearest unit vector is the one at the smallest angle. The length of the points does
+        # not matter.
         return nearest(points, F.normalize(self.codebook, dim=1))
 
     def lookup(self, codes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The codebook of VQ-VAE, learnt as a running mean of the encoder outputs each code stood for."""
+"""Codebook of VQ-VAE, whose entries are running means of the encoder outputs assigned to them."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmodels.nn.distributed import all_gather_rows, all_reduce_sum, broadcast_first
+from genmodels.distributed import all_gather_rows, all_reduce_sum, broadcast_first
 from genmodels.nn.quantise.base import DECAY, RARE, Estimator, Quantiser, estimate
 from genmodels.nn.quantise.codebook import k_means, nearest
 from genmodels.types import Noise
 
 RESTARTS = 64
-"""Dead codes that start again in one step, at most."""
+"""Maximum number of dead codes that are restarted per step."""
 NOBODY = torch.iinfo(torch.int64).max
-"""The key of an empty place among the candidates."""
+"""Key of an empty slot among the candidates."""
 
 
 class EMACodebook(Quantiser):
-    """Nearest of K vectors, each the running mean of the points it stood for (arXiv 1711.00937, appendix A.1).
+    """Nearest of K vectors, each the running mean of its points (arXiv 1711.00937, appendix A.1).
 
-    With n_i points of sum s_i in a step, N_i <- g N_i + (1 - g) n_i, m_i <- g m_i + (1 - g) s_i and e_i = m_i / N_i.
-    Only N (as `frequency`, relative to the points of a step) and e are kept: the same update reads
-    e_i <- e_i + (1 - g) (s_i - n_i e_i) / N_i, and leaves alone what was not used.
+    With n_i points of sum s_i in a step, N_i <- g N_i + (1 - g) n_i, m_i <- g m_i + (1 - g) s_i and
+    e_i = m_i / N_i. Only N (as `frequency`, relative to the points of a step) and e are stored. The
+    equivalent update is e_i <- e_i + (1 - g) (s_i - n_i e_i) / N_i, which does not change unused
+    entries.
 
-    It starts from k-means of encoder outputs, and a code that is dead starts again at a current encoder output
-    (as in arXiv 2005.00341): else codes that are never nearest are never moved. The encoder is kept near its codes
-    by the commitment loss, commitment * mean (z - e)^2.
+    The codebook is initialised by k-means of encoder outputs. A dead code is restarted at a current
+    encoder output (as in arXiv 2005.00341), since a code that is never nearest would never move.
+    The commitment loss, commitment * mean (z - e)^2, keeps encoder outputs z close to their codes.
 
     Args:
         codebook_size: K.
         dim: length of the vectors.
         commitment: weight of the commitment loss; beta in the paper.
-        estimator: how gradients pass.
+        estimator: gradient estimator.
     """
 
     codebook: Tensor
@@ -64,14 +65,15 @@ class EMACodebook(Quantiser):
 
     def observe(self, points: Tensor, codes: Tensor, noise: Noise) -> None:
         self.sums.index_add_(0, codes, points)
-        # One point of each image may become a code. Images are ranked by their seeds, which are random and do not
-        # depend on how a batch is divided among micro-batches and ranks: the first of all images are among the first
-        # of each part.
+        # One point of each image is a candidate for restarts. Images are sorted by their seeds,
+        # which are random and do not depend on how a batch is divided: the first images of the
+        # whole batch are among the first images of each micro-batch and rank.
         place = (noise.uniform() * (len(points) // len(noise))).long()  # (N,)
-        found = points.unflatten(0, (len(noise), -1))[torch.arange(len(noise), device=place.device), place]  # (N, D)
-        self._keep_first(found, torch.tensor(noise.seeds, device=found.device))
+        chosen = points.unflatten(0, (len(noise), -1))[torch.arange(len(noise), device=place.device), place]  # (N, D)
+        self._keep_first(chosen, torch.tensor(noise.seeds, device=chosen.device))
 
     def _keep_first(self, points: Tensor, keys: Tensor) -> None:
+        """Merge `points` into the candidates and keep those with the smallest keys."""
         keys, points = torch.cat([self.keys, keys]), torch.cat([self.candidates, points])
         order = keys.argsort()[:RESTARTS]
         self.keys.copy_(keys[order])
@@ -92,9 +94,9 @@ class EMACodebook(Quantiser):
         broadcast_first(self.codebook, self.frequency)
 
     def _restart(self) -> None:
-        """Dead codes, in their order, take the places of candidates, in theirs, and an even share of the frequency."""
+        """Move dead codes to candidates, both in order, with frequency 1 / codebook_size."""
         dead = self.frequency < RARE / self.codebook_size
-        turn = dead.cumsum(0) - 1  # which candidate it would be
+        turn = dead.cumsum(0) - 1  # index of its candidate
         again = dead & (turn < (self.keys != NOBODY).sum())
         taken = self.candidates[turn.clamp(0, RESTARTS - 1)]  # (K, dim)
         self.codebook.copy_(torch.where(again.unsqueeze(1), taken, self.codebook))

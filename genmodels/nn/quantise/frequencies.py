@@ -1,4 +1,4 @@
-"""How often each code occurs at each position: the least a prior over codes can know."""
+"""Frequencies of codes at each position: the simplest prior over codes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 MAX_VALUES = 2**22
-"""Tables up to this many numbers (16 MB of weights); larger ones have one row for all positions together."""
+"""Largest table (16 MB of weights). If it would be larger, all positions share one row."""
 
 
 class CodeFrequencies(nn.Module):
-    """Frequencies of K codes at each of T positions, and draws from them: positions do not know of each other.
+    """Frequencies of K codes at each of T positions, which are sampled independently.
 
     Args:
         positions: T.
@@ -33,7 +33,7 @@ class CodeFrequencies(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Count codes (N, T), int64."""
+        """Count the codes of batches (N, T), int64."""
         rows, size = self.frequencies.shape
         counts = torch.zeros(rows * size, dtype=torch.int64, device=self.frequencies.device)
         row = torch.arange(self.positions, device=counts.device) * size if rows > 1 else 0
@@ -43,8 +43,13 @@ class CodeFrequencies(nn.Module):
         self.frequencies.copy_(counts / counts.sum(1, keepdim=True))
 
     def sample(self, choice: Tensor, temperature: float) -> Tensor:
-        """Codes (N, T) from uniform draws `choice` (N, T); frequencies are raised to 1 / temperature."""
+        """Return codes (N, T).
+
+        Args:
+            choice: uniform numbers in [0, 1), (N, T).
+            temperature: frequencies are raised to the power of 1 / temperature.
+        """
         logits = self.frequencies.double().log() / temperature  # -inf stays -inf
         cumulative = logits.softmax(1).cumsum(1).expand(self.positions, -1).contiguous()  # (T, K)
-        wanted = choice.T.double() * cumulative[:, -1:]  # (T, N), below the last by the choice being below 1
+        wanted = choice.T.double() * cumulative[:, -1:]  # (T, N), below the total since choice < 1
         return torch.searchsorted(cumulative, wanted.contiguous(), right=True).T  # (N, T)

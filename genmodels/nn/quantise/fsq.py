@@ -1,4 +1,4 @@
-"""Finite scalar quantisation: round each of a few numbers, and there is no codebook to learn."""
+"""Finite scalar quantisation: each of a few values is rounded; there is no codebook to learn."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from torch import Tensor
 from genmodels.nn.quantise.base import Quantiser, straight_through
 
 EPS = 1e-3
-"""Keeps bounded values from reaching the next level."""
+"""Margin that keeps bounded values from reaching the next level."""
 
 
 class FSQ(Quantiser):
-    """Bounds each of D numbers to an interval and rounds it to one of L_d levels (arXiv 2309.15505).
+    """Bounds each of D values and rounds it to one of L_d levels (arXiv 2309.15505).
 
-    The codebook is the grid of all combinations, prod L_d of them. With h = (L - 1) (1 - EPS) / 2, a number becomes
-    round(tanh(z + s) h - o), where o = 1/2 and s = tan(o / h) for an even L, which has no middle level, and both are 0
-    for an odd one; then it is divided by floor(L / 2), into [-1, 1]. Codes count the grid, the first number fastest.
-    Rounding passes gradients straight through, and neither commitment nor restarts are needed.
+    The codebook is the grid of all prod L_d combinations. With h = (L - 1) (1 - EPS) / 2, a value z
+    becomes round(tanh(z + s) h - o), divided by floor(L / 2) to lie in [-1, 1]. For even L, which
+    has no middle level, o = 1/2 and s = tan(o / h); for odd L both are 0. Codes enumerate the grid
+    with the first value changing fastest. Gradients pass straight through the rounding. Neither a
+    commitment loss nor restarts are needed.
 
     Args:
-        sizes: L_d, one for each number: (8, 5, 5, 5) gives 1,000 codes.
+        sizes: L_d, one per value: (8, 5, 5, 5) gives 1,000 codes.
     """
 
     sizes: Tensor
@@ -32,7 +33,7 @@ class FSQ(Quantiser):
 
     def __init__(self, sizes: tuple[int, ...]):
         if not sizes or min(sizes) < 2:
-            raise ValueError(f"fsq needs at least 2 levels for each number, got {sizes}")
+            raise ValueError(f"fsq needs at least 2 levels for each value, got {sizes}")
         super().__init__(math.prod(sizes), len(sizes))
         L = torch.tensor(sizes)
         self.register_buffer("sizes", L, persistent=False)
@@ -41,7 +42,7 @@ class FSQ(Quantiser):
         self.register_buffer("offset", torch.where(L % 2 == 0, 0.5, 0.0), persistent=False)
 
     def bound(self, points: Tensor) -> Tensor:
-        """Points (P, D) -> values (P, D) that round to one of the levels -floor(L / 2), ..., ceil(L / 2) - 1."""
+        """Bound points (P, D) so that they round to -floor(L / 2), ..., ceil(L / 2) - 1."""
         shift = torch.tan(self.offset / self.reach)
         return torch.tanh(points + shift) * self.reach - self.offset
 

@@ -1,4 +1,4 @@
-"""Residual quantisation: several codes for one position, each for what the ones before left over."""
+"""Residual quantisation: several codes per position, each for the residual of the previous ones."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from genmodels.types import Noise
 
 
 class ResidualQuantiser(Quantiser):
-    """Codes (k_1, ..., k_D) of one position stand for the sum of D vectors (RQ-VAE, arXiv 2203.01941, section 3.1).
+    """Represents a position by D codes, whose vectors are added (RQ-VAE, arXiv 2203.01941).
 
-    Level d quantises z - e(k_1) - ... - e(k_{d-1}). Each level has a codebook of its own (the paper shares one),
-    because what is left over shrinks from level to level. The commitment loss is the sum over levels of the distance
-    between z and the sum so far. Usage and perplexity are those of all levels' codes together.
+    Level d quantises z - e(k_1) - ... - e(k_{d-1}). Each level has its own codebook (the paper
+    shares one), because residuals shrink from level to level. The commitment loss is the sum over
+    levels of the squared distance between z and the partial sum. Usage and perplexity are computed
+    over the codes of all levels together.
 
     Args:
-        codebooks: D of the same shape, coarsest first.
+        codebooks: D codebooks of the same shape, from coarse to fine.
     """
 
     def __init__(self, codebooks: Sequence[EMACodebook]):
@@ -44,7 +45,7 @@ class ResidualQuantiser(Quantiser):
         return torch.stack(codes, 1)  # (P, D)
 
     def partial_sums(self, codes: Tensor) -> Tensor:
-        """Codes (P, D) -> what the first 1, ..., D levels stand for: (D, P, dim)."""
+        """Return the partial sums over levels of the vectors of codes (P, D): (D, P, dim)."""
         return torch.stack([book.lookup(level) for book, level in zip(self._levels(), codes.T, strict=True)]).cumsum(0)
 
     def lookup(self, codes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Llama's weights for our transformer: what shows that the block computes what it says."""
+"""Weights of transformers' Llama for our transformer, which shows that both compute the same."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LLAMA_NAMES = {
     "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
     "mlp.down": ["mlp.down_proj"],
 }
-"""Each weight of a block, and those of transformers' LlamaDecoderLayer that are stacked in this order to make it."""
+"""Each weight of a block: the weights of LlamaDecoderLayer that are stacked to form it."""
 
 
 def from_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a `Transformer` from that of transformers' LlamaForCausalLM or LlamaModel.
+    """Convert the state dict of LlamaForCausalLM or LlamaModel to that of a `Transformer`.
 
     | here                            | transformers, after `model.`                                    |
     |---------------------------------|-----------------------------------------------------------------|
@@ -31,12 +31,13 @@ def from_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     | blocks.i.mlp.down.weight        | layers.i.mlp.down_proj.weight                                   |
     | norm.weight                     | norm.weight                                                     |
 
-    Nothing is permuted: heads pair channels i and i + d / 2 on both sides. The embedding (embed_tokens.weight) and the
-    head (lm_head.weight) are left out, since a `Transformer` has neither. The config that goes with it: width
-    hidden_size, hidden intermediate_size, kv_heads num_key_value_heads, norm_eps rms_norm_eps.
+    Nothing is permuted: both rotate the pairs (i, i + d / 2) of a head's channels. The embedding
+    (embed_tokens.weight) and the head (lm_head.weight) are left out, because a `Transformer` has
+    neither. The matching config is width = hidden_size, hidden = intermediate_size, kv_heads =
+    num_key_value_heads and norm_eps = rms_norm_eps.
 
     Raises:
-        ValueError: when a weight is missing, or has no place here, such as a bias.
+        ValueError: when a weight is missing or has no counterpart here, such as a bias.
     """
     source = {name.removeprefix("model."): value for name, value in state.items() if "rotary_emb" not in name}
     for name in ("embed_tokens.weight", "lm_head.weight"):

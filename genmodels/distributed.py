@@ -1,4 +1,4 @@
-"""Agreement between processes. Every function does nothing when there is only one."""
+"""Collective operations that do nothing if there is only one process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 def all_reduce_sum(*tensors: Tensor) -> None:
-    """Sums each tensor in place over all ranks. Sum and count together give a mean: reduce both, then divide.
+    """Sum each tensor over all ranks, in place.
 
-    Call it on every rank, in the same order; `Generator.after_step` is the place for a model.
+    To average, reduce the sum and the count, then divide. Every rank must call this in the same
+    order; models call it in `after_step`.
     """
     if _several():
         for tensor in tensors:
@@ -18,7 +19,10 @@ def all_reduce_sum(*tensors: Tensor) -> None:
 
 
 def all_gather_rows(tensor: Tensor) -> Tensor:
-    """The rows of every rank's `tensor` (n, ...), of the same shape on all, rank by rank: (ranks n, ...), a copy."""
+    """Concatenate the rows of all ranks' tensors (n, ...): a copy (world_size * n, ...).
+
+    The tensors must have the same shape on all ranks.
+    """
     if not _several():
         return tensor.clone()
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
@@ -27,7 +31,7 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
 
 
 def broadcast_first(*tensors: Tensor) -> None:
-    """Overwrites each tensor in place with that of rank 0."""
+    """Overwrite each tensor with that of rank 0, in place."""
     if _several():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)

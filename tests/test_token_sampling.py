@@ -1,11 +1,11 @@
-"""The choice of the next symbol: against transformers' logits processors, and draws by one uniform number."""
+"""Choice of the next symbol: transformers' logits processors, and inverse transform sampling."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from genmodels.nn.choice import draw, filtered
+from genmodels.token_sampling import draw, filtered
 
 LOGITS = 3 * torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
 
@@ -48,7 +48,7 @@ def test_the_fewest_that_hold_the_share_are_kept() -> None:
 def test_extreme_settings_are_no_accident() -> None:
     assert filtered(LOGITS, temperature=1e-42).argmax(-1).tolist() == LOGITS.argmax(-1).tolist()
     assert torch.isfinite(filtered(LOGITS, temperature=1e-42)).all()
-    with pytest.raises(ValueError, match="scores are not finite numbers: it is broken, or guidance is too large"):
+    with pytest.raises(ValueError, match="logits are not finite: its weights are broken, or guidance is too large"):
         filtered(torch.tensor([0.0, float("inf")]))
 
 

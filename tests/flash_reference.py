@@ -1,7 +1,8 @@
-"""FlashAttention in plain torch, to be read: the tiled softmax of version 1 and the loop order of version 2.
+"""FlashAttention in plain torch, as an explanation: the tiled softmax of version 1 and the loop
+order of version 2.
 
-Both give exact attention, and neither ever holds the T x S scores: only one tile of them. They are slow; use
-`genmodels.nn.attention.attend` to compute. docs/attention.md derives the update that they share.
+Both compute exact attention and store one tile of the T x S scores at a time. They are slow: use
+`genmodels.nn.attention.attend` in models. docs/attention.md derives the update that they share.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from torch import Tensor
 def flash_attention_1(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, block: int = 64) -> Tensor:
     """FlashAttention's forward pass (arXiv 2205.14135, algorithm 1): keys outside, queries inside.
 
-    A tile of keys and values is loaded once and visits every tile of queries. The output of each row and its two
-    statistics go back to memory after every tile, so the output is kept normalised at all times.
+    A tile of keys and values is loaded once and combined with every tile of queries. The output of
+    each row and its two statistics are written to memory after every tile, so the output is always
+    normalised.
 
     Args:
         q: queries (N, H, T, d).
         k: keys (N, H, S, d).
         v: values (N, H, S, d).
-        causal: query t sees keys up to t + S - T.
-        block: rows of a tile; the GPU's on-chip memory decides it there.
+        causal: query t attends to keys up to t + S - T.
+        block: rows of a tile; on a GPU, its on-chip memory limits them.
 
     Returns:
         (N, H, T, d).
@@ -39,7 +41,7 @@ def flash_attention_1(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, 
             weights = (scores - new_top).exp()
             shrink = (old_top - new_top).exp()  # 0 at the first tile, where the old maximum is -inf
             new_total = shrink * old_total + weights.sum(-1, keepdim=True)
-            # Undo the old normalisation, correct for the new maximum, add the tile, normalise again.
+            # Undo the old normalisation, correct for the new maximum, add the tile, normalise.
             summed = shrink * old_total * out[:, :, rows] + weights @ v[:, :, keys]  # (N, H, B, d)
             out[:, :, rows] = summed / new_total
             top[:, :, rows], total[:, :, rows] = new_top, new_total
@@ -49,11 +51,12 @@ def flash_attention_1(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, 
 def flash_attention_2(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, block: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """FlashAttention-2's forward pass (arXiv 2307.08691, algorithm 1): queries outside, keys inside.
+    """FlashAttention-2's forward pass (arXiv 2307.08691, algorithm 1): queries outside, keys
+    inside.
 
-    A tile of queries stays on the chip until it is done. Its output is accumulated unnormalised and divided once at the
-    end, and it is written once. Tiles of queries do not depend on each other, so that one long sequence alone can
-    occupy a whole GPU. For the backward pass one number per row is kept instead of two.
+    A tile of queries stays on the chip until it is done. Its output is accumulated unnormalised,
+    divided once at the end and written once. Tiles of queries are independent, so one long sequence
+    can occupy a whole GPU. The backward pass needs one number per row instead of two.
 
     Args and shapes are those of `flash_attention_1`.
 
@@ -81,12 +84,13 @@ def flash_attention_2(
 
 
 def tiles(length: int, block: int) -> list[slice]:
-    """0 to `length` in pieces of `block`; the last may be shorter."""
+    """Slices of `block` that cover 0 to `length`; the last may be shorter."""
     return [slice(start, min(start + block, length)) for start in range(0, length, block)]
 
 
 def tile_scores(q: Tensor, k: Tensor, rows: slice, keys: slice, causal: bool) -> Tensor | None:
-    """One tile of Q K^T / sqrt(d), -inf where a query may not look; None when all of the tile is in the future."""
+    """One tile of Q K^T / sqrt(d), -inf where a query does not attend; None when the whole tile is
+    in the future."""
     scores = q[:, :, rows] @ k[:, :, keys].transpose(-1, -2) * q.shape[-1] ** -0.5  # (N, H, B, B)
     if not causal:
         return scores

@@ -1,11 +1,11 @@
-"""The known part of an image: how many rows it is, and what stands in for the rest."""
+"""Known part of an image: its number of rows, and the padding of the unknown part."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from genmodels.nn.regions import continued, known_cells, known_rows
+from genmodels.inpainting import continued, known_cells, known_rows
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 4])

@@ -1,0 +1,192 @@
+"""Commands that work on given images or between samples: reconstruct, inpaint, interpolate, edit.
+
+Signatures and docstrings are what `--help` prints. Slow imports are inside the functions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from genmodels.cli.arguments import (
+    ANYTHING,
+    ConditionFlags,
+    check_free,
+    check_images_given,
+    chosen_options,
+    open_model,
+    read_images,
+    read_mask,
+)
+from genmodels.usage import UsageError
+
+
+def reconstruct(
+    run: Positional[str], images: Positional[tuple[Path, ...]], out: Path = Path("pairs.png"), force: bool = False
+) -> None:
+    """Show images above their reconstructions by a model.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        images: image files. Aligned CelebA images (178 x 218) get the default crop, others their
+            centre square.
+        out: picture to write.
+        force: overwrite an existing file.
+    """
+    check_images_given(images, "reconstruct")
+    check_free(out, force, ".png")
+
+    from genmodels import pictures, sampling
+
+    model = open_model(run, "reconstruct")
+    originals = read_images(images, model.config.size)
+    columns = min(len(originals), 16)
+    pairs = pictures.in_pairs(originals, sampling.reconstruct(model, originals), columns)
+    pictures.save_grid(out, pairs, columns)
+    print(f"{len(originals)} images, each above its reconstruction, in {out}")
+
+
+def inpaint(
+    run: Positional[str],
+    images: Positional[tuple[Path, ...]],
+    known: float = 0.5,
+    mask: Path | None = None,
+    n: int = 6,
+    seed: int = 0,
+    out: Path = Path("completed.png"),
+    asked: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    options: tuple[str, ...] = (),
+    force: bool = False,
+) -> None:
+    """Complete images of which a part is known: the upper rows, or what a mask leaves.
+
+    Each row of the picture shows the whole image, its known part, and N completions.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        images: image files. Aligned CelebA images (178 x 218) get the default crop, others their
+            centre square.
+        known: fraction of the rows that are known, from the top.
+        mask: picture of the model's size to use instead of --known: black where pixels are known,
+            white where the model completes the image.
+        n: number of completions of each image.
+        seed: seed of the completions.
+        out: picture to write.
+        asked: condition of the images.
+        options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
+        force: overwrite an existing file.
+    """
+    check_images_given(images, "inpaint")
+    if not 0 <= known < 1 or n < 1:
+        raise UsageError(f"--known must be a fraction in [0, 1) and --n at least 1, got {known} and {n}")
+    check_free(out, force, ".png")
+
+    import numpy as np
+
+    from genmodels import pictures, sampling
+
+    model = open_model(run, "inpaint")
+    chosen = chosen_options(model, options)
+    condition = asked.condition(model, len(images))
+    size = model.config.size
+    originals = read_images(images, size)  # (N, H, W, 3)
+    visible = np.zeros((size, size), bool)
+    visible[: round(known * size)] = True
+    if mask is not None:
+        visible = read_mask(mask, size)
+    completions = sampling.inpaint(model, originals, visible, n, seed, condition, **chosen)
+    masked = np.where(visible[:, :, None], originals, np.uint8(127))
+    rows = np.concatenate([originals[:, None], masked[:, None], completions], axis=1)  # (N, 2 + n, H, W, 3)
+    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+    print(f"{len(originals)} images, each completed in {n} ways, in {out}")
+
+
+def interpolate(
+    run: Positional[str],
+    seeds: tuple[int, ...] = (1, 2),
+    images: tuple[Path, ...] = (),
+    frames: int = 16,
+    out: Path = Path("interpolation.png"),
+    options: tuple[str, ...] = (),
+    force: bool = False,
+) -> None:
+    """Interpolate between samples or, with --images, between given images.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        seeds: seeds of the samples (image 0 of each, as of `genmodels sample`). Three or more give
+            a closed tour.
+        images: image files to interpolate between instead.
+        frames: number of images from one to the next, both included.
+        out: NAME.png for rows of images, one for each leg, or NAME.gif for an animation.
+        options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
+        force: overwrite an existing file.
+    """
+    if len(seeds) < 2 or frames < 2 or len(images) == 1:
+        raise UsageError(
+            "an interpolation needs at least 2 --seeds or --images, and 2 --frames, got "
+            f"{len(images or seeds)} and {frames}"
+        )
+    check_free(out, force, ".png", ".gif")
+
+    from genmodels import pictures, sampling
+
+    model = open_model(run, "morph" if images else "interpolate")
+    chosen = chosen_options(model, options)
+    if images:
+        legs = sampling.morph(model, read_images(images, model.config.size), frames, **chosen)
+    else:
+        legs = sampling.interpolate(model, seeds, frames, **chosen)
+    if out.suffix == ".gif":
+        pictures.save_animation(out, pictures.animation_frames(legs))
+    else:
+        pictures.save_grid(out, legs.reshape(-1, *legs.shape[2:]), columns=frames)
+    through = f"{len(images)} images" if images else f"seeds {', '.join(map(str, seeds))}"
+    print(f"{len(legs)} x {frames} images through {through} in {out}")
+
+
+def edit(
+    run: Positional[str],
+    images: Positional[tuple[Path, ...]],
+    strength: tuple[float, ...] = (0.3, 0.5, 0.7),
+    seed: int = 0,
+    out: Path = Path("edited.png"),
+    asked: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    options: tuple[str, ...] = (),
+    force: bool = False,
+) -> None:
+    """Edit images by adding noise and removing it again (SDEdit).
+
+    Each row of the picture shows the image and its edits, one for each strength.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        images: image files. Aligned CelebA images (178 x 218) get the default crop, others their
+            centre square.
+        strength: how much of the image changes, above 0 and at most 1 (everything). Several
+            strengths give several columns.
+        seed: seed of the noise.
+        out: picture to write.
+        asked: condition of the images.
+        options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
+        force: overwrite an existing file.
+    """
+    check_images_given(images, "edit")
+    if wrong := [each for each in strength if not 0 < each <= 1]:
+        raise UsageError(f"--strength must be above 0 and at most 1, got {wrong[0]:g}")
+    check_free(out, force, ".png")
+
+    import numpy as np
+
+    from genmodels import pictures, sampling
+
+    model = open_model(run, "edit")
+    chosen = chosen_options(model, options)
+    condition = asked.condition(model, len(images))
+    originals = read_images(images, model.config.size)  # (N, H, W, 3)
+    edits = [sampling.edit(model, originals, each, seed, condition, **chosen) for each in strength]
+    rows = np.stack([originals, *edits], axis=1)  # (N, 1 + strengths, H, W, 3)
+    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+    strengths = ", ".join(f"{each:g}" for each in strength)
+    print(f"{len(originals)} images, each edited with strength {strengths}, in {out}")

@@ -1,0 +1,75 @@
+"""The command that describes a saved model.
+
+Signatures and docstrings are what `--help` prints. Slow imports are inside the functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from genmodels.abilities import ABILITIES
+from genmodels.cli.arguments import load
+from genmodels.cli.run_folder import last_metrics, read_recipe
+from genmodels.saving import to_dict
+
+if TYPE_CHECKING:
+    from genmodels.base import Model
+
+
+def info(run: Positional[str]) -> None:
+    """Describe a saved model: abilities, config, sampling options and training.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    for topic, text in describe(run, load(run)).items():
+        table.add_row(topic, Text(text))
+    Console().print(table)
+
+
+def describe(run: str, model: Model) -> dict[str, str]:
+    """Return what `info` prints about a model, by topic."""
+    abilities = [row for row in ABILITIES if model.can(row.name)]
+    facts = {
+        "family": model.kind,
+        "abilities": "\n".join(
+            row.description + (f" (genmodels {row.command})" if row.command else "") for row in abilities
+        ),
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "config": listed(to_dict(model.config)),
+    }
+    if model.can("sample"):
+        options: Any = model.options_class
+        facts["sampling options"] = listed(dataclasses.asdict(options())) or "none"
+    folder = Path(run)
+    if folder.is_dir():
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        weights = [p for p in files if p.suffix == ".safetensors" and "checkpoints" not in p.relative_to(folder).parts]
+        facts["on disk"] = f"{_megabytes(weights)} of weights, {_megabytes(files)} with checkpoints and samples"
+        training = {"recipe": listed(read_recipe(run)), "last metrics": listed(last_metrics(run))}
+        facts |= {topic: text for topic, text in training.items() if text}
+    return facts
+
+
+def listed(values: dict[str, Any], prefix: str = "") -> str:
+    """Write nested settings on one line: {"a": {"b": 1}, "c": 2} -> "a.b=1, c=2"."""
+    parts = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            parts.append(listed(value, f"{prefix}{name}."))
+        else:
+            parts.append(f"{prefix}{name}={value:.5g}" if isinstance(value, float) else f"{prefix}{name}={value}")
+    return ", ".join(filter(None, parts))
+
+
+def _megabytes(files: list[Path]) -> str:
+    return f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB"

@@ -1,0 +1,101 @@
+"""The interface of the modules inside a transformer block.
+
+A block adds two branches to its residual stream: a mixer, which moves information between tokens
+(attention), and an MLP, which works on each token alone. Both derive from `Branch` and declare how
+their own parameters are initialised and trained, so that `nn/init.py` and `training/optim.py` need
+no parameter names.
+
+To add a mixer, write a module with a class derived from `Mixer` and add one entry to `MIXERS` in
+nn/transformer.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from genmodels.nn.places import Places
+
+if TYPE_CHECKING:
+    from genmodels.nn.transformer import TransformerConfig
+
+State = tuple[Tensor, ...]
+"""What a mixer keeps of earlier positions: tensors that `Mixer.forward` changes in place."""
+
+
+class Branch(nn.Module, ABC):
+    """A module whose output is added to the residual stream of a transformer.
+
+    It declares only parameters that it holds itself. Parameters are returned by methods rather than
+    stored in lists, because FSDP replaces them.
+    """
+
+    @abstractmethod
+    def residual(self) -> Iterable[Tensor]:
+        """Weights that write to the residual stream. `init_weights` scales them down with depth."""
+
+    def muon(self) -> Iterable[Tensor]:
+        """Matrices that Muon may train. By default none; AdamW trains the others."""
+        return ()
+
+    def no_decay(self) -> Iterable[Tensor]:
+        """Parameters without weight decay, besides those of fewer than two dimensions."""
+        return ()
+
+    def initialise(self) -> None:
+        """Set initial values other than those of `init_weights`, which calls this last.
+
+        It is called without gradients, and may be called more than once.
+        """
+
+
+class Mixer(Branch):
+    """A module that moves information between tokens: (N, T, D) -> (N, T, D).
+
+    Args:
+        config: of the transformer.
+        causal: whether token t may depend on tokens up to t only. Otherwise every token depends on
+            every other.
+
+    Raises:
+        ValueError: when a mixer that is causal by nature is built for a transformer that is not.
+    """
+
+    bidirectional: ClassVar[bool] = True
+    """Whether it also works without causality. A mixer that only scans forward sets False."""
+    rewindable: ClassVar[bool] = False
+    """Whether its state at an earlier position can be recovered later, as attention's can."""
+    needs_mask: ClassVar[bool] = False
+    """Whether it reads `places.mask`, which grows with T x S and is not computed otherwise. Other
+    mixers must respect `places.starts` and `places.valid`."""
+
+    def __init__(self, config: TransformerConfig, causal: bool):
+        super().__init__()
+        if not causal and not self.bidirectional:
+            raise ValueError(
+                f"{type(self).__name__} sees earlier tokens only and cannot be used in a transformer that is not "
+                "causal: choose another mixer"
+            )
+        self.causal = causal
+
+    @abstractmethod
+    def forward(self, x: Tensor, places: Places, state: State | None = None) -> Tensor:
+        """Mix tokens.
+
+        Args:
+            x: (N, T, D).
+            places: where the tokens are.
+            state: of earlier positions, from `make_state`; updated in place. Only given to a causal
+                mixer.
+
+        Returns:
+            (N, T, D).
+        """
+
+    @abstractmethod
+    def make_state(self, n: int, capacity: int, dtype: torch.dtype, device: torch.device) -> State:
+        """The state before the first of up to `capacity` positions, for `n` rows."""

@@ -1,0 +1,103 @@
+"""The MLPs of a transformer block, which work on each token alone.
+
+To add a kind, write a class derived from `MLP` and add one entry to `MLPS`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genmodels.nn.mixer import Branch
+
+if TYPE_CHECKING:
+    from genmodels.nn.transformer import TransformerConfig
+
+
+class MLP(Branch):
+    """Linear layers with a nonlinearity between them: (..., D) -> (..., D).
+
+    Args:
+        width: D.
+        hidden: inner width.
+        bias: whether the linear layers have biases.
+    """
+
+    @abstractmethod
+    def __init__(self, width: int, hidden: int, bias: bool = False):
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+
+    @staticmethod
+    @abstractmethod
+    def default_hidden(width: int) -> int:
+        """The inner width where the config gives none."""
+
+
+class SwiGLU(MLP):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202). Gate and up are one matrix."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = False):
+        super().__init__(width, hidden, bias)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (..., hidden)
+        return self.down(F.silu(gate) * up)
+
+    def residual(self) -> Iterable[Tensor]:
+        return (self.down.weight,)
+
+    def muon(self) -> Iterable[Tensor]:
+        return self.gate_up.weight, self.down.weight
+
+    @staticmethod
+    def default_hidden(width: int) -> int:
+        """8/3 of the width, rounded up to a multiple of 64: as many weights as GELU's."""
+        return 64 * math.ceil(width * 8 / 3 / 64)
+
+
+class GELU(MLP):
+    """down(gelu(up(x))), with the tanh approximation of GELU (arXiv 1606.08415)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = False):
+        super().__init__(width, hidden, bias)
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+    def residual(self) -> Iterable[Tensor]:
+        return (self.down.weight,)
+
+    def muon(self) -> Iterable[Tensor]:
+        return self.up.weight, self.down.weight
+
+    @staticmethod
+    def default_hidden(width: int) -> int:
+        """4 times the width."""
+        return 4 * width
+
+
+MLPS: dict[str, type[MLP]] = {"swiglu": SwiGLU, "gelu": GELU}
+"""Each kind of MLP by its name in `TransformerConfig.mlp`."""
+
+
+def make_mlp(config: TransformerConfig) -> Branch:
+    """The MLP of a block.
+
+    NOTE: this is the place for a mixture of experts: a group of settings
+    `TransformerConfig.experts`, and here `Experts(config)`, a `Branch` that works on each token
+    alone, in place of the dense MLP when its count is above 0.
+    """
+    return MLPS[config.mlp](config.width, config.inner, config.bias)

@@ -1,0 +1,71 @@
+"""Where the tokens of a forward pass are, and which of them may see each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genmodels.nn.rope import Rope
+
+
+class Places(NamedTuple):
+    """Where the T tokens of one forward pass are. Computed once by `Transformer.places` and shared
+    by all blocks."""
+
+    positions: Tensor
+    """(T,) along a line, (T, 2) over a grid, or (N, T, 1 or 2) where rows differ."""
+    angles: Rope | None = None
+    """Angles of the rotary positions; None without rotary positions."""
+    mask: Tensor | None = None
+    """For attention: bool (T, S) or (N, 1, T, S), True where query t may attend to key s. It
+    includes causality, sequences and padding. None: all keys, or all keys up to t in a causal
+    transformer."""
+    starts: Tensor | None = None
+    """Bool (N, T), True where a new sequence begins: a recurrent mixer resets its state there.
+    None: nowhere."""
+    valid: Tensor | None = None
+    """Bool (N, T), False at padding: a recurrent mixer leaves its state unchanged there. None: no
+    padding."""
+    write: Tensor | None = None
+    """Slots (T,) of a cache that the tokens are written to; None without a cache."""
+    end: int | None = None
+    """S: slots of the cache before this one are attended to; None without a cache."""
+
+
+def number_sequences(starts: Tensor | None, valid: Tensor | None, last: Tensor | int = 0) -> Tensor:
+    """The number of the sequence that each position belongs to, int64 (N, T).
+
+    It is `last` plus the number of starts up to the position. Padding has ~number instead, which is
+    negative: padding then forms sequences of its own, to which no other position attends.
+
+    Args:
+        starts: bool (N, T), True where a new sequence begins; None: nowhere.
+        valid: bool (N, T), False at padding; None: no padding. At least one of the two is given.
+        last: number of the sequence before the first position, (N, 1) or the same for all rows.
+    """
+    if starts is None:
+        assert valid is not None
+        starts = torch.zeros_like(valid)
+    number = starts.long().cumsum(1) + last
+    return number if valid is None else torch.where(valid, number, ~number)
+
+
+def attention_mask(write: Tensor, end: int, causal: bool, sequences: tuple[Tensor, Tensor] | None) -> Tensor | None:
+    """Which of S = `end` keys each query attends to: bool (T, S), or (N, 1, T, S) where rows
+    differ; None: all.
+
+    Args:
+        write: index of each query among the keys, (T,).
+        end: S.
+        causal: whether queries attend to keys up to themselves only.
+        sequences: numbers of the sequences of queries (N, T) and keys (N, S); a query attends
+            within its own.
+    """
+    past = torch.arange(end, device=write.device) <= write[:, None] if causal else None  # (T, S)
+    if sequences is None:
+        return past
+    queries, keys = sequences
+    same = (queries[:, :, None] == keys[:, None, :]).unsqueeze(1)  # (N, 1, T, S)
+    return same if past is None else same & past

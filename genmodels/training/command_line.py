@@ -1,0 +1,189 @@
+"""From a command line, or config.yaml, to a recipe that is run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import tyro
+import yaml
+
+from genmodels.saving import from_dict, reset_derived, to_dict
+from genmodels.training.flags import show_common_flags
+from genmodels.training.launch import spread_over_cpu, use_every_core
+from genmodels.training.recipe import NOT_SAVED, PriorRecipe, R, Recipe, check_output, check_recipe
+from genmodels.usage import UsageError, one_line_refusals, quiet_when_nobody_reads
+
+
+def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = (), **actual: Any) -> str:
+    """Return the text of config.yaml, which --config reads: the family, then all settings.
+
+    Args:
+        recipe: the settings.
+        family: name of the recipe.
+        without: names of settings to leave out.
+        **actual: entries that replace those of the recipe or are added to them.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    settings = {k: v for k, v in to_dict(recipe).items() if k not in NOT_SAVED + without}
+    return yaml.safe_dump({"family": family} | plain(settings | actual), sort_keys=False)
+
+
+def from_yaml(recipe: type[R], family: str, path: Path) -> R:
+    """Read a recipe that `to_yaml` wrote. A setting that is absent has its default.
+
+    Raises:
+        ValueError: if the file is absent, is not YAML, is of another family, or has an unknown
+            setting.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"--config {path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict) or "family" not in settings:
+        raise ValueError(f"--config {path} is not a genmodels recipe: it does not begin with `family: {family}`")
+    recorded = settings.pop("family")
+    settings.pop("fingerprint", None)  # of the data of that run
+    if recorded != family:
+        raise ValueError(
+            f"--config {path} is a recipe of family {recorded!r}, not {family!r}: use the {recorded} recipe"
+        )
+    return from_dict(recipe, settings, where=str(path))
+
+
+def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
+    """Return the recipe of a command line: defaults, then the file of --config, then flags.
+
+    With --resume and without --config, the file is config.yaml of the run to continue.
+
+    Raises:
+        ValueError: for a file, a flag or a combination of flags that cannot work.
+        SystemExit: 0 after --help and --help-all.
+    """
+    args = sys.argv[1:] if args is None else args
+    prog = f"genmodels train {family}"
+    config, rest = _pop_flag("--config", args)
+    file = None if config is None else Path(config)
+    if file is None and "--resume" in rest:
+        # A run continues with the settings it started with, even if the defaults have changed.
+        saved = Path(_pop_flag("--output", rest)[0] or Path("runs") / family) / "config.yaml"
+        file = saved if saved.is_file() else None
+    if file is None:
+        codec, _ = _pop_flag("--codec", rest)
+        over_codec = issubclass(recipe, PriorRecipe) and codec not in (None, "None")
+        changes = recipe.codec_defaults if over_codec else {}  # type: ignore[attr-defined]
+        base = replace(recipe(), output=Path("runs") / family, **changes)
+    else:
+        base = from_yaml(recipe, family, file)
+    base = _for_size(base, _pop_flag("--size", rest)[0])
+    # A length given as a flag replaces the other kind of length in the file or the defaults.
+    given = {arg.split("=")[0] for arg in rest}
+    if "--minutes" in given and "--steps" not in given:
+        base = replace(base, steps=None)
+    elif "--steps" in given and "--minutes" not in given:
+        base = replace(base, minutes=None)
+    text = f"Train a {family} model. --config FILE reads settings from config.yaml of a run; flags take precedence."
+    if given & {"--help", "-h"}:
+        show_common_flags(base, prog, text)
+        raise SystemExit(0)
+    if "--help-all" in given:
+        rest = ["--help"]
+    with one_line_refusals():
+        chosen = tyro.cli(recipe, args=rest, default=base, prog=prog, description=text)
+    return check_recipe(chosen)
+
+
+def _for_size(recipe: R, size: str | None) -> R:
+    """Return `recipe` with the derived fields of its model reset, and its size that of --size.
+
+    The flags of the model are then checked against the size of this run.
+    """
+    model = getattr(recipe, "model", None)
+    if model is None:
+        return recipe
+    pixels = int(size) if size is not None and size.isdecimal() else recipe.size
+    return replace(recipe, **{"model": reset_derived(model, size=pixels)})
+
+
+def _pop_flag(flag: str, args: list[str]) -> tuple[str | None, list[str]]:
+    """Return the value of `flag`, or None if it is not given, and the other arguments.
+
+    Raises:
+        UsageError: if it is given without a value.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, dest="value", nargs="?", const="")
+    known, rest = parser.parse_known_args(args)
+    if known.value == "":
+        raise UsageError(f"{flag} needs a value: {flag} VALUE")
+    return known.value, rest
+
+
+def run(
+    main: Callable[[R], object],
+    recipe: type[R],
+    family: str,
+    args: list[str] | None = None,
+    command: list[str] | None = None,
+) -> None:
+    """Run a recipe from the command line.
+
+    Errors are printed as one line; --debug also shows the traceback. The exit status is 1 if the
+    run failed, and 2 if the command line was wrong.
+
+    Args:
+        main: trains a model as a recipe says, such as `partial(train, VAE)`.
+        recipe: the dataclass of the settings.
+        family: name of the recipe.
+        args: arguments of the command line; by default those of this process.
+        command: arguments with which Python runs this again in several processes; by default those
+            of this process.
+    """
+    given = sys.argv[1:] if args is None else args
+    rest = [arg for arg in given if arg != "--debug"]
+    debug = len(rest) < len(given)
+    status = 2
+    with quiet_when_nobody_reads():
+        try:
+            chosen = parse(recipe, family, rest)
+            status = 1
+            check_output(chosen)
+            spread_over_cpu(sys.argv if command is None else command)
+            use_every_core()
+            torch.manual_seed(chosen.seed)  # the initial weights, the same on every process
+            main(replace(chosen, startup=time.time() - psutil.Process().create_time(), name=family))
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError, FloatingPointError) as error:
+            if debug:
+                traceback.print_exc()
+            rank = os.environ.get("RANK", "0")
+            where = "" if rank == "0" else f" (process {rank})"
+            print(f"genmodels: error{where}: {' '.join(str(error).split())}", file=sys.stderr)
+            raise SystemExit(status) from None
+        except KeyboardInterrupt:
+            raise SystemExit("genmodels: stopped") from None
+        except Exception as error:
+            if debug:
+                raise
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            print(f"genmodels: error: {what} (--debug shows where)", file=sys.stderr)
+            raise SystemExit(1) from None
