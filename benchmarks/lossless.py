@@ -27,7 +27,7 @@ from tyro.conf import Positional
 import genmodels
 from genmodels.data import open_data
 from genmodels.data.batches import image_batches
-from genmodels.evaluation.pairs import likelihood_score
+from genmodels.evaluation.likelihood import likelihood_score
 from genmodels.evaluation.protocol import Protocol
 
 WEBP_SIDE = 16_383

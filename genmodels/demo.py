@@ -19,7 +19,8 @@ from genmodels import pictures, sampling
 from genmodels.base import Generator
 from genmodels.data import Packed, open_data
 from genmodels.data.batches import image_batches
-from genmodels.evaluation.pairs import likelihood_score, pair_scores
+from genmodels.evaluation.likelihood import likelihood_score
+from genmodels.evaluation.pairs import pair_scores
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import Figure, Section, curves, embedded, page, tiles
 from genmodels.evaluation.results import Score

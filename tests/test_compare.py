@@ -17,7 +17,7 @@ from evaluations import FEATURES, MACHINE, evaluation
 from PIL import Image
 
 from genmodels.evaluation.columns import Column, amount, columns, numbers, with_training
-from genmodels.evaluation.compare import told_apart, write_report
+from genmodels.evaluation.compare import with_unique_names, write_report
 from genmodels.evaluation.figures import file_names, plot, points, samples_shown, trade_offs
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import drawn_in
@@ -182,9 +182,10 @@ def test_the_best_is_bold_and_what_is_missing_says_why(page: Element) -> None:
     assert missing.text == "\N{EN DASH}"
     assert missing.attributes == {"title": "runs/two has no bits-per-dim"}
     assert (
-        tables_of(page)[1].all("tbody")[0].all("tr")[3].all("td")[-1].attributes["title"] == "not known of this subject"
+        tables_of(page)[1].all("tbody")[0].all("tr")[3].all("td")[-1].attributes["title"]
+        == "not known for this subject"
     )
-    absent = section(page, "What was not measured").text
+    absent = section(page, "Not measured").text
     assert "bits-per-dim runs/two runs/two has no bits-per-dim" in absent
 
 
@@ -216,30 +217,30 @@ def test_the_page_tells_how_the_numbers_came_to_be(page: Element) -> None:
     headings = [heading.text for heading in page.all("h2")]
     assert headings == [
         *("Results", "Samples", "Reconstructions", "Nearest training images", "Quality and cost", "Protocol"),
-        *("What was computed", "What was not measured", "How each was made", "Measured by", "To do it again"),
+        *("Definitions of the metrics", "Not measured", "Subjects", "Versions", "Command"),
     ]
     protocol = [[cell.text for cell in row.all("th", "td")] for row in section(page, "Protocol").all("tr")]
     rows = dict(protocol)
     assert rows["images measured"].startswith("2,000 (fd-faces, kd-faces, precision-faces, recall-faces, nearest-train")
     assert rows["images measured"].endswith("; 64 (images-per-second, memory)")
-    assert rows["features of"] == "faces"
+    assert rows["feature extractor"] == "faces"
     assert rows["machine"] == MACHINE
     assert len(protocol) == 1 + len(dataclasses.fields(Protocol)) - 3  # train, attributes, alphabet: not set here
-    assert "runs/two tiny EMA 0 steps 20 20 minutes" in section(page, "How each was made").text
-    assert "all 0.1.0+abcdef01 2.14.1 cpu 2026-11-23" in section(page, "Measured by").text
+    assert "runs/two tiny EMA 0 steps 20 20 minutes" in section(page, "Subjects").text
+    assert "all 0.1.0+abcdef01 2.14.1 cpu 2026-11-23" in section(page, "Versions").text
     lowest = min(range(4), key=lambda seed: evaluation("", seed).scores["fd-faces"].value)
     assert lowest == 3
     lead = next(p.text for p in page.all("p") if p.attributes.get("class") == "lead")
-    assert "2,000 images of each against 2,044 real ones of toyfaces, split valid, 32 pixels." in lead
+    assert "2,000 images of each compared with 2,044 real images of toyfaces, split valid, 32 pixels." in lead
     assert '<script>alert("A&B")</script> has the lowest FD (faces)' in lead
 
 
 def test_the_page_says_what_our_extractor_cannot_see_where_it_judges(page: Element, tmp_path: Path) -> None:
-    assert "lets sharp but broken faces pass" in section(page, "Results").text
+    assert "does not penalise faces that are sharp but malformed" in section(page, "Results").text
     judged = ("fd-faces", "kd-faces", "precision-faces", "recall-faces", "nearest-train-faces")
     without = evaluation(without=judged)
     root = Page(write_report([without, without], tmp_path).read_text()).root
-    assert "An arrow says" in section(root, "Results").text and "broken" not in section(root, "Results").text
+    assert "Arrows show" in section(root, "Results").text and "malformed" not in section(root, "Results").text
 
 
 def test_one_subject_without_pictures(tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_nothing_measured_is_a_page_too(tmp_path: Path) -> None:
     bare = Evaluation(Subject("x", "images"), {}, {"fd-faces": "the network is not there"}, {})
     root = Page(write_report([bare, bare], tmp_path).read_text()).root
     assert "Nothing was measured." in section(root, "Results").text
-    assert "the network is not there" in section(root, "What was not measured").text
+    assert "the network is not there" in section(root, "Not measured").text
 
 
 # ---- the numbers ----
@@ -293,14 +294,14 @@ def test_speeds_of_two_machines_do_not_stand_side_by_side(tmp_path: Path) -> Non
     both = [evaluation("one", 0), evaluation("two", 1, machine="another")]
     root = Page(write_report(both, tmp_path / "out").read_text()).root
     assert "images/s" not in " ".join(table.text for table in tables_of(root))
-    assert f"measured on {MACHINE}, others on another machine" in section(root, "What was not measured").text
+    assert f"measured on {MACHINE}, others on another machine" in section(root, "Not measured").text
     plain = json.loads((tmp_path / "out" / "results.json").read_text())["evaluations"]
     assert plain[1]["scores"]["memory"]["protocol"]["machine"] == "another"  # each by itself is still a number
 
 
-def test_subjects_of_one_name_are_told_apart() -> None:
+def test_subjects_of_one_name_are_with_unique_names() -> None:
     def names(*subjects: Subject) -> list[str]:
-        return [e.subject.name for e in told_apart([Evaluation(s, {}, {}, {}) for s in subjects])]
+        return [e.subject.name for e in with_unique_names([Evaluation(s, {}, {}, {}) for s in subjects])]
 
     a = Subject("a", "tiny", "EMA", 0)
     fast = dataclasses.replace(a, options={"steps": 5, "temperature": 1})

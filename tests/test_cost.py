@@ -22,9 +22,9 @@ CPU = torch.device("cpu")
 
 
 def scores_of(model: Tiny, **options: Any) -> dict[str, Score]:
-    scores, absent = cost_scores(model, batch_size=2, options=options, seconds=0.0)
-    assert absent == {}
-    return scores
+    found = cost_scores(model, batch_size=2, options=options, seconds=0.0)
+    assert found.absent == {}
+    return found.scores
 
 
 class Net(Tiny):
@@ -123,9 +123,9 @@ def test_measuring_leaves_no_trace(kind: type[Net]) -> None:
     model.start_frozen = nn.Linear(2, 2).requires_grad_(False)
     before = copy.deepcopy(model)
     state = torch.get_rng_state()
-    scores, absent = cost_scores(model, batch_size=2, options={}, seconds=0.0)
-    assert len(scores) == 6
-    assert absent == {}
+    found = cost_scores(model, batch_size=2, options={}, seconds=0.0)
+    assert len(found.scores) == 6
+    assert found.absent == {}
     assert torch.equal(torch.get_rng_state(), state)
     for (name, value), old in zip(model.state_dict().items(), before.state_dict().values(), strict=True):
         assert torch.equal(value, old), name
@@ -143,7 +143,7 @@ def test_a_real_family_costs_the_same_every_time() -> None:
     images = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     model.initialise([images])
     model.calibrate([images])
-    first, second = (cost_scores(model, batch_size=4, options={}, seconds=0.0)[0] for _ in range(2))
+    first, second = (cost_scores(model, batch_size=4, options={}, seconds=0.0).scores for _ in range(2))
     for name in ("parameters", "train-flops", "sample-flops", "network-evaluations"):
         assert first[name] == second[name]
     assert first["network-evaluations"].value == 1
@@ -188,7 +188,7 @@ def test_speed_is_that_of_the_median_batch() -> None:
             time.sleep(next(self.pauses))
             return super().sample(noise, condition, options)
 
-    speed = cost_scores(Slow(TinyConfig()), batch_size=8, options={}, seconds=0.36)[0]["images-per-second"]
+    speed = cost_scores(Slow(TinyConfig()), batch_size=8, options={}, seconds=0.36).scores["images-per-second"]
     assert speed.value == pytest.approx(8 / 0.05, rel=0.25)
 
 
@@ -211,7 +211,7 @@ def test_memory_sees_what_is_held_for_a_moment() -> None:
 
     for megabytes in (64, 96):  # what the first freed does not hide the second
         model = Hungry(Sizes(megabytes=megabytes))
-        memory = cost_scores(model, batch_size=2, options={}, seconds=0.0)[0]["memory"]
+        memory = cost_scores(model, batch_size=2, options={}, seconds=0.0).scores["memory"]
         assert memory.value / 2**20 == pytest.approx(4 + megabytes, rel=0.2)
         assert memory.unit == "bytes"
     assert peak_memory(lambda: None, CPU)[0] < 2**22
@@ -219,20 +219,20 @@ def test_memory_sees_what_is_held_for_a_moment() -> None:
 
 def test_what_cannot_be_measured_says_why() -> None:
     model = OnlySamples(TinyConfig())
-    assert cost_scores(model, batch_size=2, options={}, seconds=0.0)[1] == {
+    assert cost_scores(model, batch_size=2, options={}, seconds=0.0).absent == {
         "network-evaluations": "no layer with weights is called as a module"
     }
     model.requires_grad_(False)
-    absent = cost_scores(model, batch_size=2, options={}, seconds=0.0)[1]
+    absent = cost_scores(model, batch_size=2, options={}, seconds=0.0).absent
     assert absent["train-flops"] == "the parameters of turn 'model' are frozen"
 
     class Unfitted(Tiny):
         def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
             raise ValueError("not fitted yet")
 
-    scores, absent = cost_scores(Unfitted(TinyConfig()), batch_size=2, options={}, seconds=0.0)
-    assert set(scores) == {"parameters", "train-flops"}
-    assert set(absent) == {"sample-flops", "network-evaluations", "memory", "images-per-second"}
-    assert set(absent.values()) == {"not fitted yet"}
+    found = cost_scores(Unfitted(TinyConfig()), batch_size=2, options={}, seconds=0.0)
+    assert set(found.scores) == {"parameters", "train-flops"}
+    assert set(found.absent) == {"sample-flops", "network-evaluations", "memory", "images-per-second"}
+    assert set(found.absent.values()) == {"not fitted yet"}
     with pytest.raises(ValueError, match="unknown sampling option 'step'"):
         cost_scores(model, options={"step": 3})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +14,21 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
+from genmodels.base import Model
 from genmodels.data.packed import Packed, spread_rows
+from genmodels.evaluation import evaluate as evaluation
 from genmodels.evaluation.columns import columns, reason
+from genmodels.evaluation.context import Context, Part
 from genmodels.evaluation.distances import frechet_distance
-from genmodels.evaluation.evaluate import evaluate, evaluate_images
+from genmodels.evaluation.evaluate import PARTS, Row, evaluate, evaluate_images
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images
-from genmodels.evaluation.results import comparable
+from genmodels.evaluation.results import Score, comparable
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
+from genmodels.pictures import to_uint8
+from genmodels.types import Batch, Noise
 from genmodels.vqvae import VQVAE, VQVAEConfig
 
 TRAIN, VALID, SIZE = 600, 300, 16
@@ -104,7 +111,7 @@ def test_codes_have_bits_per_token_and_few_shades_a_number_of_their_own() -> Non
     found = evaluate(plain, reference, [EXTRACTOR], n=256)
     assert "bits-per-dim" not in found.scores
     score = found.scores["bits-per-dim-of-4-levels"]
-    assert score.value == pytest.approx(2, abs=1e-4) and "rounded to 4 shades" in score.how
+    assert score.value == pytest.approx(2, abs=1e-4) and "rounded to 4 levels" in score.how
 
 
 def test_what_a_model_cannot_do_is_absent_with_the_reason() -> None:
@@ -153,7 +160,7 @@ def test_two_small_sets_of_images_have_no_floor_and_say_why() -> None:
 def test_the_floor_needs_as_many_further_images_as_samples() -> None:
     found = evaluate(OnlySamples(TinyConfig()), reference_from(faces(), "train"), [EXTRACTOR], n=400)
     assert found.absent["real images, same n"] == "there are not 400 further real images: choose --n 300"
-    assert "may be those the model learnt from" in found.absent["nearest-train-colours"]
+    assert "may be those the model was trained on" in found.absent["nearest-train-colours"]
 
 
 def test_without_further_images_the_floor_is_a_part_of_the_reference_against_the_rest() -> None:
@@ -176,15 +183,18 @@ def test_reconstructions_are_compared_with_the_images_they_are_of() -> None:
 
 def test_reconstructions_without_an_encoder_are_few_and_have_names_of_their_own() -> None:
     """Reconstructions by inversion get columns of their own in a comparison."""
+
+    class Searched(Tiny):
+        def invert(self, images: torch.Tensor) -> torch.Tensor:
+            raise NotImplementedError
+
     data = reference_from(faces(), "valid")
-    searched = Tiny(TinyConfig())
-    searched.reconstruction_by, searched.reconstruction_images = "search", 256
-    found, other = (evaluate(model, data, [EXTRACTOR], n=300) for model in (searched, Tiny(TinyConfig())))
-    assert {"psnr-by-search", "ssim-by-search", "rfd-by-search-colours"} <= set(found.scores)
+    found, other = (evaluate(kind(TinyConfig()), data, [EXTRACTOR], n=300) for kind in (Searched, Tiny))
+    assert {"psnr-by-inversion", "ssim-by-inversion", "rfd-by-inversion-colours"} <= set(found.scores)
     assert not {"psnr", "ssim", "rfd-colours"} & set(found.scores)
-    assert (found.scores["psnr-by-search"].protocol.n, other.scores["psnr"].protocol.n) == (256, 300)
+    assert (found.scores["psnr-by-inversion"].protocol.n, other.scores["psnr"].protocol.n) == (256, 300)
     shown = {column.title for column in columns(comparable([found, other]))}
-    assert {"PSNR (dB)", "PSNR by search (dB)", "RFD (colours)", "RFD by search (colours)"} <= shown
+    assert {"PSNR (dB)", "PSNR by inversion (dB)", "RFD (colours)", "RFD by inversion (colours)"} <= shown
     psnr = next(column for column in columns([other]) if column.name == "psnr")
     assert "no encoder" in reason(found, psnr)
 
@@ -207,6 +217,123 @@ def test_what_is_kept_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.
     for file in tmp_path.rglob("*.json"):
         file.write_text("{")
     assert evaluate_images(images, reference, [extractor]).plain() == first.plain()
+
+
+def test_a_metric_is_one_function_and_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def brightness(context: Context) -> Part:
+        assert context.samples is not None
+        value = float(context.samples.pixels.mean())
+        return Part({"brightness": Score(value, "neither", "mean level", context.protocol)}, {"darkness": "not dark"})
+
+    monkeypatch.setattr(evaluation, "PARTS", [*PARTS, Row("sample", brightness)])
+    model, reference = OnlySamples(TinyConfig()), reference_from(faces(), "valid")
+    found = evaluate(model, reference, [EXTRACTOR], n=256, seed=3)
+    score = found.scores["brightness"]
+    assert score.value == sampling.sample(model, 256, 3, progress=False).mean()
+    assert score.protocol == replace(reference.protocol, n=256)
+    assert found.absent["darkness"] == "not dark"
+    assert columns([found])[-7].name == "copies-colours" and columns([found])[-6].name == "brightness"
+
+    without = Row("inpaint", brightness, {"brightness": "{family} is dull"})
+    monkeypatch.setattr(evaluation, "PARTS", [*PARTS, without])
+    found = evaluate(model, reference, [EXTRACTOR], n=256)
+    assert "brightness" not in found.scores and found.absent["brightness"] == "only_samples is dull"
+
+    monkeypatch.setattr(evaluation, "PARTS", [*PARTS, Row("sample", brightness), Row("sample", brightness)])
+    with pytest.raises(ValueError, match="two metrics are called 'brightness'"):
+        evaluate(model, reference, [EXTRACTOR], n=256)
+
+
+class Judge(Model):
+    """A model that makes no images, and reports how well it tells smiling faces."""
+
+    family = "judge"
+    Config = AskedConfig
+
+    def __init__(self, config: AskedConfig):
+        super().__init__(config)
+        self.layer = torch.nn.Linear(3, 2)
+
+    def loss(self, batch: Batch, turn: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return (self.layer(batch.images.mean((2, 3))) - batch.condition.attributes).square().mean(), {}
+
+    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
+        parts = list(batches)
+        self.seen = torch.cat([part.images for part in parts]), torch.cat([b.condition.attributes for b in parts])
+        self.streams = torch.cat([part.noise.uniform() for part in parts])
+        return {"accuracy": 0.75, "loss": torch.tensor(0.5), "perplexity": float("inf")}
+
+
+def test_a_model_that_makes_no_images_reports_its_own_metrics() -> None:
+    model, data = Judge(AskedConfig()), faces()
+    data = replace(data, attribute_names=("Eyeglasses", "Smiling"))  # the model has them in the other order
+    found = evaluate(model, data, n=100, seed=5)
+    assert set(found.scores) == {"accuracy", "loss", "parameters", "train-flops"}
+    assert set(found.absent) == {"psnr", "bits-per-dim", "perplexity"}
+    score = found.scores["accuracy"]
+    assert (score.value, score.better, score.group, found.scores["loss"].value) == (0.75, "neither", "own", 0.5)
+    protocol = score.protocol
+    assert (protocol.n, protocol.data, protocol.split, protocol.size) == (100, "colours", "valid", SIZE)
+    rows = TRAIN + spread_rows(VALID, 100)
+    images, attributes = model.seen
+    assert np.array_equal(to_uint8(images), data.images[rows])
+    assert np.array_equal(attributes.numpy(), data.attributes[rows][:, ::-1])
+    assert torch.equal(model.streams, Noise.for_images(5, range(100)).uniform())
+    assert found.subject.seed is None and not found.pictures
+    assert [column.name for column in columns([found])] == ["accuracy", "loss", "parameters", "train-flops"]
+    with pytest.raises(ValueError, match="leave out the sampling options temperature"):
+        evaluate(model, data, options={"temperature": 0.5})
+
+    def broken(batches: Iterable[Batch]) -> dict[str, float]:
+        raise ValueError("no captions")
+
+    model.measure = broken  # type: ignore[method-assign]
+    assert evaluate(model, data, n=100).absent["metrics of judge"] == "no captions"
+
+
+def test_a_data_set_is_compared_with_by_its_valid_split() -> None:
+    model, data = OnlySamples(TinyConfig()), faces()
+    whole, part = (evaluate(model, real, [EXTRACTOR], n=256) for real in (data, reference_from(data, "valid")))
+    assert whole.scores["fd-colours"] == part.scores["fd-colours"]
+
+
+def test_features_are_computed_once_for_all_metrics() -> None:
+    calls = []
+
+    def counted(images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        return colours(images)
+
+    evaluate(Tiny(TinyConfig()), reference_from(faces(), "valid"), [Extractor("counted", counted)], n=256)
+    # Samples, reference, floor, training images; then the originals and their reconstructions.
+    assert sum(calls) == 256 + VALID + 256 + TRAIN + 2 * 256
+
+
+def test_numbers_of_another_definition_are_computed_again_and_damaged_ones_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GENMODELS_CACHE", str(tmp_path))
+    extractor = Extractor("mine", colours, weights="0" * 16)
+    images, reference = Images(faces(1).images[:300], "fresh"), reference_from(faces(), "valid")
+    first = evaluate_images(images, reference, [extractor])
+    files = sorted(tmp_path.rglob("*.json"))
+    assert len(files) == 2  # the images, and the floor
+    capsys.readouterr()
+
+    stored = json.loads(files[0].read_text())
+    older = stored | {"definitions": 0}
+    fewer = stored | {"scores": {"fd": 1.0}}  # written before a metric was added
+    for content in (older, fewer):
+        files[0].write_text(json.dumps(content))
+        assert evaluate_images(images, reference, [extractor]).plain() == first.plain()
+        assert capsys.readouterr().err.splitlines() == [f"recomputing {files[0]}: its definition changed"]
+        assert json.loads(files[0].read_text()) == stored
+    for content in ("{", "[]", json.dumps(stored | {"scores": dict.fromkeys(stored["scores"], "x")})):
+        files[0].write_text(content)
+        assert evaluate_images(images, reference, [extractor]).plain() == first.plain()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{files[0]} is damaged") and line.endswith("recomputing it")
+        assert json.loads(files[0].read_text()) == stored
 
 
 def test_one_part_that_cannot_be_measured_does_not_take_the_others_along() -> None:

@@ -108,7 +108,23 @@ def test_a_damaged_file_is_said_and_replaced(cache: Path, capsys: pytest.Capture
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(str(file))
-    assert lines[0].endswith("computing the features again")
+    assert lines[0].endswith("recomputing it")
+
+
+def test_features_of_another_definition_are_computed_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, images = Counting(), noise()
+    mine = Extractor("mine", network, weights="0" * 16)
+    monkeypatch.setattr(features, "DEFINITIONS", 0)
+    extract(images, mine)
+    monkeypatch.undo()
+    monkeypatch.setenv("GENMODELS_CACHE", str(cache.parent))
+    file = only_file(cache)
+    for _ in range(2):
+        np.testing.assert_array_equal(extract(images, mine), expected(images))
+    assert len(network.seen) == 2
+    assert capsys.readouterr().err.splitlines() == [f"recomputing {file}: its definition changed"]
 
 
 def test_a_file_of_other_images_is_not_believed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +134,7 @@ def test_a_file_of_other_images_is_not_believed(cache: Path, capsys: pytest.Capt
     file = only_file(cache)
     file.rename(file.with_name(file.name.replace(others.fingerprint, images.fingerprint)))
     np.testing.assert_array_equal(extract(images, mine), expected(images))
-    assert "does not hold what its name says" in capsys.readouterr().err
+    assert "is damaged (its content does not match its name)" in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(
@@ -130,7 +146,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     np.testing.assert_array_equal(extract(images, mine), expected(images))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert "features are not kept" in lines[0] and "GENMODELS_CACHE" in lines[0]
+    assert "features are not cached" in lines[0] and "GENMODELS_CACHE" in lines[0]
 
 
 def test_a_full_disk_leaves_nothing_behind(
@@ -176,7 +192,7 @@ def test_a_name_cannot_leave_the_cache(cache: Path) -> None:
         (lambda x: x.float(), r"extractor mine: expected features of shape \(4, D\) .*got shape \(4, 3, 8, 8\)"),
         (lambda x: x.float().flatten(1)[:-1], r"expected features of shape \(4, D\) .*got shape \(3, 192\)"),
         (lambda x: [1.0] * len(x), "got list"),
-        (lambda x: torch.zeros(len(x), len(x)), "another length from one batch to the next"),
+        (lambda x: torch.zeros(len(x), len(x)), "the number of its features differs between batches"),
     ],
 )
 def test_networks_that_give_no_features_are_refused(network: object, message: str) -> None:

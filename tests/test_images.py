@@ -114,7 +114,9 @@ def test_size_resizes_with_lanczos_and_says_so(tmp_path: Path, form: str) -> Non
     np.testing.assert_array_equal(images.pixels, expected)
     assert images.notes == ("resized from 16 to 8 px, lanczos",)
     assert read_images(path, 16).notes == ()
-    assert re.search(r"16( x 16 pixels| px) and none is enlarged: choose at most --size 16", refusal(path, 32))
+    assert re.search(
+        r"16( x 16 pixels and images| px, which) are not enlarged: choose at most --size 16", refusal(path, 32)
+    )
     assert "size 4 is too small" in refusal(path, 4)
 
 
@@ -126,10 +128,10 @@ def test_size_cuts_the_centre_square_of_mixed_images(tmp_path: Path) -> None:
     cut = Image.fromarray(wide[:, 6:18]).resize((8, 8), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(images.pixels[1], np.asarray(cut))
     assert images.notes == (
-        "1 of 2 images are not square: their centre square was cut",
+        "1 of 2 images are not square: they were cropped to the centre square",
         "resized from 12-16 to 8 px, lanczos",
     )
-    assert "b.png has 24 x 12 pixels and none is enlarged: choose at most --size 12" in refusal(tmp_path, 14)
+    assert "b.png has 24 x 12 pixels and images are not enlarged: choose at most --size 12" in refusal(tmp_path, 14)
 
 
 def test_mixed_sizes_and_images_that_are_not_square_are_refused(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_damaged_images_are_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", noise(3, 64))
     whole = (folder / "001.png").read_bytes()
     (folder / "001.png").write_bytes(whole[:5000])
-    assert re.search(r"a: 001.png: truncated or damaged: .*; replace it or take it out", refusal(folder))
+    assert re.search(r"a: 001.png: truncated or damaged: .*; replace it or remove it", refusal(folder))
     assert "001.png: truncated or damaged" in refusal(folder, 32)
     (folder / "001.png").write_bytes(b"")
     assert "001.png: empty file; replace it" in refusal(folder)
@@ -176,7 +178,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty" / "labels.csv").write_text("file\n")
     assert refusal(tmp_path / "empty").endswith("empty holds no images")
     (tmp_path / "a.png").write_bytes(b"")
-    assert "a.png is no set of images: expected a folder" in refusal(tmp_path / "a.png")
+    assert "a.png is not a set of images: expected a folder" in refusal(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -189,9 +191,9 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         ((2, 8, 8), np.uint8, ["grey", "x[..., None].repeat(3, axis=-1)"]),
         ((2, 8, 8, 1), np.uint8, ["grey", "x.repeat(3, axis=-1)"]),
         ((2, 8, 8, 4), np.uint8, ["alpha", "x[..., :3]"]),
-        ((8, 8, 3), np.uint8, ["one image", "x[None]"]),
-        ((2, 8, 6, 3), np.uint8, ["cut the images square"]),
-        ((0, 8, 8, 3), np.uint8, ["holds no images"]),
+        ((8, 8, 3), np.uint8, ["single image", "x[None]"]),
+        ((2, 8, 6, 3), np.uint8, ["crop the images to squares"]),
+        ((0, 8, 8, 3), np.uint8, ["contains no images"]),
         ((8,), np.uint8, ["images are uint8 (N, S, S, 3)", "np.save"]),
     ],
 )
@@ -224,7 +226,7 @@ def test_pickles_and_damaged_arrays_are_refused(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:100])
         assert "a.npy cannot be read as an array" in refusal(path)
     path.write_bytes(b"<html>")
-    assert "a.npy is no array of numpy (it begins with b'<html>')" in refusal(path)
+    assert "a.npy is not an array of numpy (it begins with b'<html>')" in refusal(path)
     np.savez(tmp_path / "a.npz", noise(2))
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:300])
     assert "a.npz cannot be read as an array" in refusal(tmp_path / "a.npz")

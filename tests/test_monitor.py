@@ -64,7 +64,7 @@ def test_distance_to_the_train_split_where_there_is_no_other(batches: list[int])
     data = faces(3000)
     data.splits[:2990], data.splits[2990:] = 0, 1
     watch = Monitor(data)
-    assert "against 2,048 images of the train split; no images are held out" in watch.describe()
+    assert "against 2,048 images of the train split; there are no held-out images" in watch.describe()
     rows = np.arange(2048) * 2990 // 2048
     samples = faces(512, seed=1).images
     expected = frechet_distance(thumbnails(samples), thumbnails(data.images[rows]))
@@ -73,7 +73,7 @@ def test_distance_to_the_train_split_where_there_is_no_other(batches: list[int])
 
 def test_what_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"--evaluate-every \(None: do without\), train split of noise: 150 images are too few"
+        ValueError, match=r"--evaluate-every \(None disables it\), train split of noise: 150 images are too few"
     ):
         Monitor(faces(200))
     with pytest.raises(ValueError, match="samples: all 512 images have the same features"):
@@ -173,7 +173,7 @@ def test_its_time_is_within_the_minutes_and_out_of_images_per_second(
 def test_too_few_real_images_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=re.escape("--evaluate-every (None: do without), train split of noise: 72 images are too few"),
+        match=re.escape("--evaluate-every (None disables it), train split of noise: 72 images are too few"),
     ):
         fit(tiny(), faces(), recipe(tmp_path / "run", evaluate_every=5))
     assert not (tmp_path / "run").exists()

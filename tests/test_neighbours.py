@@ -103,7 +103,7 @@ def test_manifold_does_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_manifold_refuses_too_few_images() -> None:
-    with pytest.raises(ValueError, match="real: 5 images have no neighbour number 5; choose k from 1 on, below that"):
+    with pytest.raises(ValueError, match="real: 5 images have no neighbour number 5; choose k from 1 to 4"):
         manifold(draw(5, 3, 0), draw(9, 3, 1))
     with pytest.raises(ValueError, match="fake: 3 images have no neighbour number 3"):
         manifold(draw(9, 3, 0), draw(3, 3, 1))

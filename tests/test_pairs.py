@@ -12,8 +12,12 @@ from tiny_model import Tiny, TinyConfig
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from genmodels.evaluation import pairs
+from genmodels.evaluation.diversity import lpips_diversity
+from genmodels.evaluation.likelihood import likelihood_score
 from genmodels.evaluation.protocol import Protocol
+from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.nn.perceptual import load_lpips
+from genmodels.types import Noise
 
 PROTOCOL = Protocol(data="random", split="valid", size=32, n=10)
 
@@ -113,31 +117,31 @@ def test_without_lpips_there_is_no_lpips_and_without_a_spread_no_error() -> None
     scores = pairs.pair_scores(*noisy_pairs(1), None, PROTOCOL)
     assert set(scores) == {"psnr", "ssim"}
     assert scores["psnr"].error is None
-    with pytest.raises(ValueError, match=r"\(4, 24, 32, 3\) and reconstructions \(3, 24, 32, 3\) are no pairs"):
+    with pytest.raises(ValueError, match=r"\(4, 24, 32, 3\) and reconstructions \(3, 24, 32, 3\) must have"):
         pairs.pair_scores(noisy_pairs()[0], noisy_pairs(3)[1], None, PROTOCOL)
 
 
 def test_a_likelihood_says_whether_it_is_a_bound() -> None:
     images = as_floats(noisy_pairs(10)[0])
     model = Tiny(TinyConfig())
-    score = pairs.likelihood_score(model, images.split(4), 3, PROTOCOL)
+    score = likelihood_score(model, images.split(4), 3, PROTOCOL)
     assert score.value == pytest.approx(images.abs().mean().item(), abs=1e-6)
     assert score.how.startswith("an upper bound")
     assert (score.group, score.unit, score.protocol) == ("likelihood", "bits/dim", PROTOCOL)
-    model.likelihood_is_exact = True
-    assert pairs.likelihood_score(model, images.split(4), 3, PROTOCOL).how == "exact"
+    model.likelihood_kind = LikelihoodKind(exact=True)
+    assert likelihood_score(model, images.split(4), 3, PROTOCOL).how == "exact"
 
 
 def test_the_noise_of_a_likelihood_does_not_depend_on_the_batches() -> None:
     class Noisy(Tiny):
-        def bits_per_dim(self, images: torch.Tensor, noise: pairs.Noise) -> torch.Tensor:
+        def bits_per_dim(self, images: torch.Tensor, noise: Noise) -> torch.Tensor:
             return noise.uniform()
 
     images = as_floats(noisy_pairs(10)[0])
     model = Noisy(TinyConfig())
-    values = [pairs.likelihood_score(model, images.split(n), 3, PROTOCOL).value for n in (10, 4, 1)]
+    values = [likelihood_score(model, images.split(n), 3, PROTOCOL).value for n in (10, 4, 1)]
     assert values[1:] == values[:1] * 2
-    assert pairs.likelihood_score(model, images.split(4), 4, PROTOCOL).value != values[0]
+    assert likelihood_score(model, images.split(4), 4, PROTOCOL).value != values[0]
 
 
 def test_diversity_is_the_mean_over_disjoint_pairs_from_the_whole_set() -> None:
@@ -147,13 +151,13 @@ def test_diversity_is_the_mean_over_disjoint_pairs_from_the_whole_set() -> None:
     def distance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         return (first - second).abs().mean((1, 2, 3)) * 127.5
 
-    value, error = pairs.lpips_diversity(images, distance)
+    value, error = lpips_diversity(images, distance)
     expected = np.array([100, 110, 160, 165])  # 0 with 4, 1 with 5, ...
     assert value == pytest.approx(expected.mean(), rel=1e-5)
     assert error == pytest.approx(expected.std(ddof=1) / 2, rel=1e-5)
-    assert pairs.lpips_diversity(images, distance, pairs=2)[0] == pytest.approx((100 + 160) / 2, rel=1e-5)
+    assert lpips_diversity(images, distance, pairs=2)[0] == pytest.approx((100 + 160) / 2, rel=1e-5)
     many = np.repeat(images, 20, axis=0)  # more than one batch
-    assert pairs.lpips_diversity(many, distance)[0] == pytest.approx(expected.mean(), rel=1e-5)
-    assert pairs.lpips_diversity(images[[3] * 8], distance) == (0.0, 0.0)
+    assert lpips_diversity(many, distance)[0] == pytest.approx(expected.mean(), rel=1e-5)
+    assert lpips_diversity(images[[3] * 8], distance) == (0.0, 0.0)
     with pytest.raises(ValueError, match="two pairs of different images, got 3 images"):
-        pairs.lpips_diversity(images[:3], distance)
+        lpips_diversity(images[:3], distance)

@@ -8,25 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genmodels.evaluation.context import Context, Part
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
+from genmodels.modes import evaluating
+
+
+def part(context: Context) -> Part:
+    """Compute usage and perplexity of the codebook on held-out images."""
+    images, protocol = context.held_out()
+    with evaluating(context.model):
+        return Part(codebook_scores(context.model, context.batches(images, "codes"), protocol))
 
 
 @torch.inference_mode()
 def codebook_scores(model: Any, batches: Iterable[Tensor], protocol: Protocol) -> dict[str, Score]:
-    """How many codes stand for images at all, and how evenly.
+    """Count which codes images are encoded as.
 
     Args:
-        model: in the mode and on the device it shall run on.
+        model: the model, in the mode and on the device it should run on.
         batches: images (N, 3, H, W) in [-1, 1] on that device.
-        protocol: what the images are.
+        protocol: protocol of the images.
 
     Returns:
-        "codebook-usage", the share of the K codes that occurs, and "codebook-perplexity", exp of the entropy of their
-        frequencies: K when all are used alike, 1 when a single one is (as in VQ-VAE's experiments, arXiv 1711.00937).
+        "codebook-usage", the fraction of the K codes that occur, and "codebook-perplexity", exp of
+        the entropy of their frequencies: K if all are used equally often, 1 if only one is used (as
+            in
+        VQ-VAE's experiments, arXiv 1711.00937).
 
     Raises:
-        ValueError: for codes that are not whole numbers in [0, K), or no images.
+        ValueError: if codes are not integers in [0, K), or there are no images.
     """
     size = model.codebook_size
     counts = torch.zeros(size, dtype=torch.int64)
@@ -34,12 +45,13 @@ def codebook_scores(model: Any, batches: Iterable[Tensor], protocol: Protocol) -
         codes = model.encode(images).flatten().cpu()
         if codes.is_floating_point() or codes.min() < 0 or codes.max() >= size:
             raise ValueError(
-                f"encode() gave codes of type {str(codes.dtype).removeprefix('torch.')} from {codes.min().item():g} to "
-                f"{codes.max().item():g}; a codebook of {size:,} has whole numbers from 0 to {size - 1:,}"
+                f"encode() returned codes of type {str(codes.dtype).removeprefix('torch.')} from "
+                f"{codes.min().item():g} to {codes.max().item():g}; a codebook of {size:,} has whole numbers from 0 to "
+                f"{size - 1:,}"
             )
         counts += torch.bincount(codes, minlength=size)
     if not counts.any():
-        raise ValueError("no images to take codes of")
+        raise ValueError("there are no images to encode")
     used = (counts > 0).double().mean().item()
     frequencies = counts.double() / counts.sum()
     perplexity = torch.special.entr(frequencies).sum().exp().item()

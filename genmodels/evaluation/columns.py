@@ -1,4 +1,4 @@
-"""Scores of several subjects as columns of numbers: in which order, under which words, with which digits."""
+"""Tables of the scores of several subjects: order of the columns, labels and number formats."""
 
 from __future__ import annotations
 
@@ -12,34 +12,40 @@ from genmodels.evaluation.protocol import FULL_N, Protocol
 from genmodels.evaluation.report import Cell, Heading, Numbers
 from genmodels.evaluation.results import Evaluation, Score, digits
 
-GROUPS = {"samples": "Samples", "reconstruction": "Reconstruction", "likelihood": "Likelihood", "cost": "Cost"}
-"""The heading of each group of scores, in the order they are shown."""
+GROUPS = {
+    "samples": "Samples",
+    "reconstruction": "Reconstruction",
+    "likelihood": "Likelihood",
+    "own": "Own metrics",
+    "cost": "Cost",
+}
+"""Headings of the groups of scores, in the order of the tables."""
 ORDER = (
     *("fid", "fd", "kid", "kd", "precision", "recall", "density", "coverage", "diversity", "diversity-lpips"),
     *("nearest-train", "copies", "attributes", "psnr", "ssim", "lpips", "rfid", "rfd", "codebook-usage"),
     *("codebook-perplexity", "bits-per-dim", "bits-per-token", "parameters", "train-flops", "sample-flops"),
     *("network-evaluations", "images-per-second", "memory", "training-minutes"),
 )
-"""Who comes first within a group; what is not named here comes after, as it was measured."""
+"""Order of the metrics within a group. Others follow, in the order in which they were measured."""
 ABBREVIATIONS = {"fid", "fd", "kid", "kd", "rfid", "rfd", "psnr", "ssim", "lpips"}
 WORDS = {"flops": "FLOPs", "bits-per-dim": "bits/dim", "bits-per-token": "bits/token", "images-per-second": "images/s"}
 COLUMNS = 12
-"""No table has more columns of numbers."""
+"""Maximum number of columns of a table."""
 JOINED = 8
-"""Groups stand in one table while it has no more than so many."""
+"""Groups share a table if it has at most this many columns."""
 ARROWS = {"higher": "\u2191", "lower": "\u2193", "neither": ""}
 DASH = "\u2013"
 FLOOR = "real images, same n"
-"""What the row of the real images is called; also where `absent` says why there is none."""
+"""Label of the row of floors, and key in `absent` of the reason why there are none."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One measure of all subjects.
+    """One metric of all subjects.
 
     Attributes:
-        name: the scores' name.
-        scores: one per subject; None where it was not measured.
+        name: name of the metric.
+        scores: one score per subject, None if it was not measured.
     """
 
     name: str
@@ -47,27 +53,28 @@ class Column:
 
     @property
     def first(self) -> Score:
-        """Of the scores that are there; unit, direction, group and protocol are those of all."""
+        """The first score that is not None. Unit, direction, group and protocol are the same for
+        all."""
         return next(score for score in self.scores if score is not None)
 
     @property
     def stem(self) -> str:
-        """The name without that of the extractor: "fd" of "fd-faces"."""
+        """The name without that of the extractor: "fd" for "fd-faces"."""
         return self.name.removesuffix(f"-{self.first.protocol.extractor}")
 
     @property
     def label(self) -> str:
-        """What people call the stem: "FD", "nearest train", "train FLOPs"."""
+        """The stem as displayed: "FD", "nearest train", "train FLOPs"."""
         if self.stem in WORDS:
             return WORDS[self.stem]
         return " ".join(WORDS.get(w, w.upper() if w in ABBREVIATIONS else w) for w in self.stem.split("-"))
 
     @property
     def note(self) -> str:
-        """The extractor, or the unit where the numbers do not carry it themselves."""
+        """The extractor, or the unit if the formatted numbers do not include it."""
         if self.stem != self.name:
             return str(self.first.protocol.extractor)
-        if self.first.unit.startswith(("FLOPs", "bytes")):  # which stand beside every number
+        if self.first.unit.startswith(("FLOPs", "bytes")):  # formatted with every number
             return self.first.unit.partition("/")[2].replace("image", "per image")
         return "" if self.first.unit in self.label else self.first.unit
 
@@ -78,7 +85,7 @@ class Column:
 
     @property
     def best(self) -> float | None:
-        """The best number, or None where none is better."""
+        """The best value, or None if no value is better than another."""
         values = [score.value for score in self.scores if score is not None and not math.isnan(score.value)]
         if len(set(values)) < 2 or self.first.better == "neither":
             return None
@@ -86,26 +93,28 @@ class Column:
 
     @property
     def floor(self) -> str:
-        """The number for real images, or a span of them where the subjects' own differ; "" where there is none."""
+        """The floor, or the range of the floors if those of the subjects differ; "" if there is
+        none."""
         known = sorted({score.floor for score in self.scores if score is not None and score.floor is not None})
         return " to ".join(dict.fromkeys(amount(value, self.first.unit) for value in [*known[:1], *known[-1:]]))
 
 
 def columns(evaluations: Sequence[Evaluation]) -> list[Column]:
-    """All that was measured of any of `evaluations`, group by group, best known first."""
+    """Return a column for every metric that was measured for any of `evaluations`, in order."""
     names = dict.fromkeys(name for e in evaluations for name in e.scores)
-    found = [Column(name, tuple(e.scores.get(name) for e in evaluations)) for name in names]
+    unordered = [Column(name, tuple(e.scores.get(name) for e in evaluations)) for name in names]
 
     def place(column: Column) -> tuple[int, int]:
         return list(GROUPS).index(column.first.group), [*ORDER, column.stem].index(column.stem)
 
-    return sorted(found, key=place)
+    return sorted(unordered, key=place)
 
 
 def terminal_table(evaluation: Evaluation) -> Table:
-    """One subject's scores for a terminal: an arrow says what is better, an asterisk marks small n."""
-    table = Table("measure", title=evaluation.subject.name, title_justify="left")
-    for heading in ("value", "±", "real images"):
+    """Build the table of one evaluation for a terminal. Arrows show what is better, asterisks mark
+    small n."""
+    table = Table("metric", title=evaluation.subject.name, title_justify="left")
+    for heading in ("value", "±", "floor"):
         table.add_column(heading, justify="right")
     table.add_column("unit")
     for column in columns([evaluation]):
@@ -119,17 +128,17 @@ def terminal_table(evaluation: Evaluation) -> Table:
 
 
 def with_training(evaluation: Evaluation) -> Evaluation:
-    """`evaluation` with the minutes of its subject's training among its scores, where they are known."""
+    """Return `evaluation` with the minutes of training among its scores, if they are known."""
     minutes = evaluation.subject.training.get("minutes")
     if minutes is None:
         return evaluation
-    how = "minutes of training by the clock, on the machine it was trained on"
+    how = "wall-clock minutes of training, on the machine on which it was trained"
     score = Score(minutes, "neither", how, Protocol(), "min", group="cost")
     return replace(evaluation, scores=evaluation.scores | {"training-minutes": score})
 
 
 def amount(value: float, unit: str = "") -> str:
-    """A number with as many digits as it is worth; a large one with a prefix: 2.80 M, 12.3 GFLOPs, 1.50 GiB."""
+    """Format a number with its unit; large ones get a prefix: 2.80 M, 12.3 GFLOPs, 1.50 GiB."""
     if not math.isfinite(value):
         return digits(value)
     if unit.startswith("FLOPs"):
@@ -150,16 +159,16 @@ def _prefixed(value: float, base: int, prefixes: Sequence[str]) -> str:
     return f"{value:.{max(0, decimals)}f} {prefixes[power]}"
 
 
-def numbers(evaluations: Sequence[Evaluation], found: Sequence[Column]) -> list[Numbers]:
-    """The columns as sortable tables, one row per subject: a large group by itself, small ones together.
+def numbers(evaluations: Sequence[Evaluation], shown: Sequence[Column]) -> list[Numbers]:
+    """Divide the columns into sortable tables with one row per subject. Small groups share a table.
 
     Args:
-        evaluations: with names that differ.
-        found: their columns, in order.
+        evaluations: evaluations with different names.
+        shown: their columns, in order.
     """
     pieces: list[list[Column]] = []
     for group in GROUPS:
-        inside = [column for column in found if column.first.group == group]
+        inside = [column for column in shown if column.first.group == group]
         pieces += [inside[start : start + COLUMNS] for start in range(0, len(inside), COLUMNS)]
     tables: list[list[Column]] = []
     for piece in pieces:
@@ -170,24 +179,24 @@ def numbers(evaluations: Sequence[Evaluation], found: Sequence[Column]) -> list[
     return [_table(evaluations, table) for table in tables]
 
 
-def _table(evaluations: Sequence[Evaluation], found: Sequence[Column]) -> Numbers:
-    groups = [column.first.group for column in found]
-    rows = [(e.subject.name, [_cell(e, column, i) for column in found]) for i, e in enumerate(evaluations)]
+def _table(evaluations: Sequence[Evaluation], shown: Sequence[Column]) -> Numbers:
+    groups = [column.first.group for column in shown]
+    rows = [(e.subject.name, [_cell(e, column, i) for column in shown]) for i, e in enumerate(evaluations)]
     last = [
-        Cell(c.floor, starred=c.first.protocol.small) if c.floor else Cell(DASH, title="has no such number")
-        for c in found
+        Cell(c.floor, starred=c.first.protocol.small) if c.floor else Cell(DASH, title="this metric has no floor")
+        for c in shown
     ]
     notes = []
-    if any(score is not None and score.protocol.small for column in found for score in column.scores):
+    if any(score is not None and score.protocol.small for column in shown for score in column.scores):
         notes.append(
-            f"* Fewer than {FULL_N:,} images on one side of the comparison: such a number depends on n, and may stand "
-            "beside others of this very protocol only."
+            f"* Fewer than {FULL_N:,} images on one side of the comparison. Such a value depends strongly on n: "
+            "compare it only with values of exactly the same protocol."
         )
     return Numbers(
         groups=[(GROUPS[group], groups.count(group)) for group in dict.fromkeys(groups)],
-        headings=[Heading(c.label, c.note, c.first.better, definition(evaluations, c)) for c in found],
+        headings=[Heading(c.label, c.note, c.first.better, definition(evaluations, c)) for c in shown],
         rows=rows,
-        last=(FLOOR, last) if any(column.floor for column in found) else None,
+        last=(FLOOR, last) if any(column.floor for column in shown) else None,
         notes=notes,
     )
 
@@ -207,7 +216,7 @@ def _cell(evaluation: Evaluation, column: Column, row: int) -> Cell:
 
 
 def definition(evaluations: Sequence[Evaluation], column: Column) -> str:
-    """How the column's numbers were computed; subject by subject where that differs."""
+    """Return how a metric was computed, per subject if that differs."""
     hows = {e.subject.name: score.how for e, score in zip(evaluations, column.scores, strict=True) if score is not None}
     if len(set(hows.values())) == 1:
         return column.first.how
@@ -215,9 +224,10 @@ def definition(evaluations: Sequence[Evaluation], column: Column) -> str:
 
 
 def reason(evaluation: Evaluation, column: Column) -> str:
-    """Why a score is missing. Several may share a line of `absent`: "psnr, ssim, lpips"."""
+    """Return why a score is missing. A key of `absent` may name several scores: "psnr, ssim,
+    lpips"."""
     if column.name == "training-minutes":
-        return "not known of this subject"
+        return "not known for this subject"
     for names, why in evaluation.absent.items():
         if {column.name, column.stem, column.first.group} & set(names.split(", ")):
             return why

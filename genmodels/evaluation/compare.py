@@ -1,4 +1,5 @@
-"""Several evaluations side by side: one page to read and send, the same numbers as JSON and CSV, figures to print."""
+"""Comparison of several evaluations: a page, the same numbers as JSON and CSV, and figures as
+PNG."""
 
 from __future__ import annotations
 
@@ -22,34 +23,34 @@ def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = ""
     """Write a comparison of `evaluations` into `out`.
 
     Args:
-        evaluations: at least one, in the order they shall be shown. Subjects of the same name are told apart by what
-            else is known of them.
-        out: a new or empty folder. It gets index.html, which needs no other file, results.json, results.csv and
-            figures/*.png.
-        command: what to type to do it again.
+        evaluations: at least one, in the order of the rows. Subjects with the same name get
+            additions to their names, such as their seeds.
+        out: a new or empty folder for index.html, which needs no other file, results.json,
+            results.csv and figures/*.png.
+        command: command that repeats the comparison.
 
     Returns:
-        the path of the page.
+        Path of the page.
 
     Raises:
-        ValueError: when there is nothing to compare, protocols differ, or `out` holds something.
+        ValueError: if there are no evaluations, protocols differ, or `out` is not empty.
     """
     if not evaluations:
         raise ValueError("nothing to compare: give at least one evaluation")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder: choose another --out")
-    named = told_apart(evaluations)
+    named = with_unique_names(evaluations)
     shown = [with_training(e) for e in comparable(named)]
-    found = columns(shown)
+    metrics = columns(shown)
     text = page(
         title=title([e.subject for e in shown]),
-        lead=lead(shown, found),
-        facts=facts(shown, found),
-        sections=sections(shown, found, command),
-        footer=f"Made by genmodels {__version__}. The numbers are also in results.json and results.csv, and the "
-        "figures for print in figures/, where this page was made.",
+        lead=lead(shown, metrics),
+        facts=facts(shown, metrics),
+        sections=sections(shown, metrics, command),
+        footer=f"Written by genmodels {__version__}. The folder of this page also contains results.json, results.csv "
+        "and, for print, figures/.",
     )
-    write_figures(shown, found, out / "figures")
+    write_figures(shown, metrics, out / "figures")
     whole = {"format": FORMAT, "evaluations": [e.plain() for e in named]}
     (out / "results.json").write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     _write_csv(shown, out / "results.csv")
@@ -57,8 +58,11 @@ def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = ""
     return out / "index.html"
 
 
-def told_apart(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """`evaluations` under names that differ: where two share one, what else differs follows it, or else a number."""
+def with_unique_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Return `evaluations` with different names.
+
+    If several have the same name, facts that differ are added to it, or a number.
+    """
     named: list[Evaluation] = []
     for e in evaluations:
         same = [other.subject for other in evaluations if other.subject.name == e.subject.name]
@@ -86,7 +90,7 @@ def _renamed(e: Evaluation, name: str) -> Evaluation:
 
 
 def _write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """One line per subject and measure."""
+    """Write one line per subject and metric."""
     protocol = [field.name for field in fields(Protocol)]
     head = ["subject", "kind", "group", "measure", "value", "error", "floor", "unit", "better", *protocol]
     with path.open("w", newline="", encoding="utf-8") as file:

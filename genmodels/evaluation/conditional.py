@@ -1,33 +1,43 @@
-"""Whether samples have the attributes that were asked of them, as a linear probe of real faces sees it."""
+"""Whether samples have the attributes that were requested, according to a linear probe of real
+faces."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
+from genmodels import sampling
+from genmodels.data.packed import spread_rows
+from genmodels.evaluation.context import Context, Part, reasons
+from genmodels.evaluation.images import Images
+from genmodels.evaluation.results import Score
+from genmodels.types import Condition
+
 LEAST = 20
-"""An attribute is left out when fewer images have it, or do not, among those the probe is fitted to or tested on."""
+"""An attribute is left out if, in any of the sets, fewer images have it or fewer do not have it."""
 SHRINKAGE = 0.01
-"""Of the probe: the ridge added to the features' correlation matrix."""
+"""Ridge of the probe, relative to the correlation matrix of the features."""
 
 
 @dataclass(frozen=True)
 class AttributeAccuracy:
-    """How often a probe finds the attributes that samples were asked to have.
+    """How often samples have the requested attributes according to a probe.
 
-    Accuracies are balanced: the mean of the accuracy where the answer is yes and of that where it is no. So samples
-    that ignore the condition get 0.5 for every attribute, however rare it is; by plain accuracy, faces that are never
-    bald would get 0.98 where 2 % were to be bald.
+    Accuracies are balanced: the mean of the accuracy on images that should have the attribute and
+    on images that should not. Samples that ignore the condition therefore get 0.5 for every
+    attribute, however rare it is. By plain accuracy, faces that are never bald would get 0.98 if 2
+    % of them were requested to be bald.
 
     Attributes:
-        mean: over the attributes, for samples.
-        ceiling: the same for held-out real images: as well as the probe can see.
-        samples: by attribute.
-        real: by attribute, for held-out real images.
-        left_out: attributes that are in none of these, and why.
+        mean: mean over the attributes, of samples.
+        ceiling: the same for held-out real images: the accuracy of the probe itself.
+        samples: accuracy by attribute.
+        real: accuracy by attribute, of held-out real images.
+        left_out: attributes that were not measured, and why.
     """
 
     mean: float
@@ -35,6 +45,42 @@ class AttributeAccuracy:
     samples: dict[str, float]
     real: dict[str, float]
     left_out: dict[str, str]
+
+
+def part(context: Context) -> Part:
+    """Sample with the attributes of held-out images, and detect these attributes in the samples."""
+    model, reference, extractor = context.model, context.reference, context.extractors[0]
+    names = model.conditions.attributes
+    measure = extractor.measure("attributes")
+    if not names:
+        return Part(absent={measure: f"this {model.family} takes no attributes"})
+    if reference.train is None or reference.attributes is None or reference.train_attributes is None:
+        return Part(absent={measure: "needs attributes of training and of held-out images"})
+    if missing := [name for name in names if name not in reference.attribute_names]:
+        return Part(absent={measure: f"{reference.images.name} does not know {', '.join(missing)}"})
+    columns = [reference.attribute_names.index(name) for name in names]
+    held, known = reference.attributes[:, columns], reference.train_attributes[:, columns]
+    # Combinations of attributes that occur in real images.
+    asked = held[np.arange(context.n) % len(held)] if context.n > len(held) else held[spread_rows(len(held), context.n)]
+    condition = Condition(attributes=torch.from_numpy(asked).float())
+    size = context.batch_size
+    pixels = sampling.sample(model, context.n, context.seed, condition, batch_size=size, **context.options)
+    sets = (Images(pixels, "conditional samples"), reference.train, reference.images)
+    fake, train, real = (context.features(images, extractor) for images in sets)
+    absent: dict[str, str] = {}
+    with reasons(absent, measure):
+        result = attribute_accuracy(fake, asked, train, known, real, held, names)
+        of = replace(
+            extractor.protocol(reference.protocol),
+            n=context.n,
+            train=reference.train.identity,
+            attributes=", ".join(result.samples),
+        )
+        each = ", ".join(f"{name} {value:.2f}" for name, value in result.samples.items())
+        how = f"balanced accuracy of a linear probe of the features; each: {each}"
+        score = Score(result.mean, "higher", how, of, floor=result.ceiling)
+        return Part({measure: score}, {f"{measure} of {name}": why for name, why in result.left_out.items()})
+    return Part(absent=absent)
 
 
 def attribute_accuracy(
@@ -46,21 +92,23 @@ def attribute_accuracy(
     held_out_attributes: np.ndarray,
     names: tuple[str, ...],
 ) -> AttributeAccuracy:
-    """Fit a linear probe per attribute to real training images and let it judge samples and held-out real images.
+    """Fit a linear probe per attribute to real training images, and apply it to samples and
+    held-out real images.
 
-    The probe is ridge regression to -1 and +1 on standardised features, in which yes and no weigh the same.
+    The probe is ridge regression to -1 and +1 on standardised features, in which both classes have
+    the same weight.
 
     Args:
         sample_features: (N, D).
-        asked: what each sample was asked to be, (N, K) in {-1, 0, +1}: no, not asked, yes.
+        asked: attributes requested of each sample, (N, K) in {-1, 0, +1}: no, not requested, yes.
         train_features: (M, D).
-        train_attributes: what is known of them, (M, K) in {-1, 0, +1}: no, unknown, yes.
-        held_out_features: (L, D) of real images that the model was not trained on.
+        train_attributes: their attributes, (M, K) in {-1, 0, +1}: no, unknown, yes.
+        held_out_features: (L, D) of real images on which the model was not trained.
         held_out_attributes: (L, K).
-        names: of the K attributes.
+        names: names of the K attributes.
 
     Raises:
-        ValueError: when shapes do not agree, or no attribute has enough images.
+        ValueError: if shapes do not agree, or no attribute has enough images.
     """
     sets = {
         "samples": (sample_features, asked),
@@ -80,19 +128,20 @@ def attribute_accuracy(
         raise ValueError(f"no attribute has {LEAST} images with and {LEAST} without it in every set: {left_out}")
     scaler = StandardScaler().fit(train_features)
     train, samples, held_out = (scaler.transform(f) for f in (train_features, sample_features, held_out_features))
-    found: dict[str, float] = {}
+    accuracy: dict[str, float] = {}
     real: dict[str, float] = {}
     for k, name in chosen:
         known = train_attributes[:, k] != 0
         probe = RidgeClassifier(alpha=SHRINKAGE * known.sum(), class_weight="balanced", solver="cholesky")
         probe.fit(train[known], train_attributes[known, k])
-        found[name] = _balanced(probe.predict(samples), asked[:, k])
+        accuracy[name] = _balanced(probe.predict(samples), asked[:, k])
         real[name] = _balanced(probe.predict(held_out), held_out_attributes[:, k])
-    return AttributeAccuracy(float(np.mean([*found.values()])), float(np.mean([*real.values()])), found, real, left_out)
+    mean, ceiling = (float(np.mean([*values.values()])) for values in (accuracy, real))
+    return AttributeAccuracy(mean, ceiling, accuracy, real, left_out)
 
 
 def _too_few(sets: dict[str, tuple[np.ndarray, np.ndarray]], k: int) -> str:
-    """Why attribute k cannot be measured; "" when it can."""
+    """Return why attribute k cannot be measured, or "" if it can."""
     for what, (_, attributes) in sets.items():
         for word, value in (("with", 1), ("without", -1)):
             if (count := int((attributes[:, k] == value).sum())) < LEAST:
@@ -100,6 +149,7 @@ def _too_few(sets: dict[str, tuple[np.ndarray, np.ndarray]], k: int) -> str:
     return ""
 
 
-def _balanced(found: np.ndarray, truth: np.ndarray) -> float:
-    """Accuracy where `truth` is +1 and where it is -1, averaged; where it is 0, nothing was asked."""
-    return float(np.mean([np.mean(found[truth == value] == value) for value in (1, -1)]))
+def _balanced(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Return the mean of the accuracies where `truth` is +1 and where it is -1; where it is 0,
+    nothing counts."""
+    return float(np.mean([np.mean(predicted[truth == value] == value) for value in (1, -1)]))

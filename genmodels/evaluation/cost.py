@@ -1,4 +1,5 @@
-"""What a model costs: parameters, floating-point operations, calls of its network, time and memory."""
+"""What a model costs: parameters, floating-point operations, network evaluations, time and
+memory."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -21,96 +22,113 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from genmodels.base import Generator
+from genmodels.base import Model
+from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
 from genmodels.pixels import to_float
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Condition, Noise, Text
 
 Better = Literal["higher", "lower", "neither"]
-CYCLE = 4
-"""Steps that are averaged."""
-FEW = 4
-"""Images of the batches whose operations are counted: numbers per image hardly depend on it, and counting is slow."""
 WATCH_SECONDS = 0.002
-"""Between two looks at the process's memory."""
+"""Seconds between two readings of the memory of the process."""
+CYCLE = 4
+"""Number of training steps that are averaged."""
+FEW = 4
+"""Images per batch. Operations per image hardly depend on it, and counting is slow."""
 OPERATIONS = "matrix products, convolutions and attention, a multiply-add as two; nothing else is counted"
 
 
+def part(context: Context) -> Part:
+    """Measure what the model costs to train and, if it can sample, to sample from."""
+    return cost_scores(context.model, batch_size=context.batch_size, seed=context.seed, options=context.options)
+
+
 def cost_scores(
-    model: Generator, *, batch_size: int = 64, seed: int = 0, options: dict[str, Any], seconds: float = 3.0
-) -> tuple[dict[str, Score], dict[str, str]]:
-    """What `model` costs to train and to sample, without a condition; the model stays as it was.
+    model: Any, *, batch_size: int = 64, seed: int = 0, options: Mapping[str, Any], seconds: float = 3.0
+) -> Part:
+    """Measure the costs of `model` without a condition. The model is not changed.
+
+    The scores are "parameters" and "train-flops" and, if it can sample, "sample-flops",
+    "network-evaluations", "images-per-second" and "memory".
 
     Args:
-        model: on the device it shall run on.
-        batch_size: images at a time when speed and memory are measured.
-        seed: of the noise.
-        options: fields of `model.Options`.
-        seconds: how long the speed is measured, at least one batch.
-
-    Returns:
-        "parameters", "train-flops", "sample-flops", "network-evaluations", "images-per-second" and "memory"; and, for
-        those that are not among them, why.
+        model: the model, on the device it should run on.
+        batch_size: number of images computed at a time when speed and memory are measured.
+        seed: seed of the noise.
+        options: sampling options: fields of `model.Options`.
+        seconds: duration of the measurement of speed, which takes at least one batch.
 
     Raises:
-        ValueError: for an option the family does not have.
+        ValueError: if the family has no such option.
     """
-    model.options(**options)
-    device = next(model.parameters()).device
     anywhere = Protocol(size=model.config.size)
-    here = Protocol(size=model.config.size, n=batch_size, machine=machine(model))
-    scores: dict[str, Score] = {}
-    absent: dict[str, str] = {}
-
-    def add(name: str, value: float, how: str, protocol: Protocol, unit: str = "", better: Better = "lower") -> None:
-        scores[name] = Score(float(value), better, how, protocol, unit, group="cost")
-
-    def sample(n: int) -> None:
-        model.generate(n, seed, batch_size=n, **options)
-
     count = sum(p.numel() for p in model.parameters())
-    add("parameters", count, "all parameters, without buffers", anywhere, better="neither")
+    scores = {"parameters": _score(count, "all parameters, without buffers", anywhere, better="neither")}
+    absent: dict[str, str] = {}
     with reasons(absent, "train-flops"):
         how = f"forward and backward of one step, all turns, without the optimiser: {OPERATIONS}"
-        add("train-flops", training_operations(model, seed), how, anywhere, "FLOPs/image")
-    with reasons(absent, "sample-flops", "network-evaluations"):
-        operations, calls = sampling_operations(model, lambda: sample(FEW))
-        add("sample-flops", operations / FEW, f"one sample, all its steps: {OPERATIONS}", anywhere, "FLOPs/image")
-        if calls:
-            how = "calls per batch of the most called layer that has weights"
-            add("network-evaluations", calls, how, anywhere)
-        else:
-            absent["network-evaluations"] = "no layer with weights is called as a module"
-    with reasons(absent, "memory", "images-per-second"):
-        extra, how = peak_memory(lambda: sample(batch_size), device)
-        weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-        add("memory", weights + extra, f"the weights, and while a batch is sampled {how}", here, "bytes")
-        # That was the warm-up.
-        speed = batch_size / median_seconds(lambda: sample(batch_size), seconds, device)
-        add("images-per-second", speed, "sampling, the median batch", here, "images/s", "higher")
-    return scores, absent
+        scores["train-flops"] = _score(training_operations(model, seed), how, anywhere, "FLOPs/image")
+    if model.can("sample"):
+        model.options(**options)
+
+        def sample(n: int) -> None:
+            model.generate(n, seed, batch_size=n, **options)
+
+        with reasons(absent, "sample-flops", "network-evaluations"):
+            _count(model, sample, anywhere, scores, absent)
+        with reasons(absent, "memory", "images-per-second"):
+            _measure(model, sample, batch_size, seconds, scores)
+    return Part(scores, absent)
 
 
-@contextmanager
-def reasons(absent: dict[str, str], *names: str) -> Iterator[None]:
-    """What cannot be measured inside is noted in `absent`: something is missing, or the memory does not suffice."""
-    try:
-        yield
-    except (ValueError, torch.OutOfMemoryError) as error:
-        absent.update(dict.fromkeys(names, str(error).partition("\n")[0]))
+def _score(value: float, how: str, protocol: Protocol, unit: str = "", better: Better = "lower") -> Score:
+    return Score(float(value), better, how, protocol, unit, group="cost")
 
 
-def training_operations(model: Generator, seed: int = 0) -> float:
-    """Floating-point operations per image of one training step: forward and backward of every turn, the mean of
-    `CYCLE` steps, since some losses have terms that are not computed in each.
+def _count(
+    model: Model,
+    sample: Callable[[int], None],
+    protocol: Protocol,
+    scores: dict[str, Score],
+    absent: dict[str, str],
+) -> None:
+    """Count the operations of sampling, and how often it evaluates the network."""
+    operations, calls = sampling_operations(model, lambda: sample(FEW))
+    scores["sample-flops"] = _score(
+        operations / FEW, f"one sample, all its steps: {OPERATIONS}", protocol, "FLOPs/image"
+    )
+    if calls:
+        how = "calls per batch of the most called layer that has weights"
+        scores["network-evaluations"] = _score(calls, how, protocol)
+    else:
+        absent["network-evaluations"] = "no layer with weights is called as a module"
 
-    A copy of the model takes the steps, half-way through training, on random images.
+
+def _measure(
+    model: Model, sample: Callable[[int], None], batch_size: int, seconds: float, scores: dict[str, Score]
+) -> None:
+    """Measure memory and speed of sampling."""
+    here = Protocol(size=model.config.size, n=batch_size, machine=machine(model))
+    extra, how = peak_memory(lambda: sample(batch_size), model.device)  # also the warm-up
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    how = f"the weights, and while a batch is sampled {how}"
+    scores["memory"] = _score(weights + extra, how, here, "bytes")
+    speed = batch_size / median_seconds(lambda: sample(batch_size), seconds, model.device)
+    scores["images-per-second"] = _score(speed, "sampling, the median batch", here, "images/s", "higher")
+
+
+def training_operations(model: Model, seed: int = 0) -> float:
+    """Count the floating-point operations per image of one training step: forward and backward of
+    every turn.
+
+    The result is the mean of `CYCLE` steps, since some losses have terms that are not computed in
+    every step. A copy of the model takes the steps, half-way through training, on random images.
 
     Raises:
-        ValueError: when none of a turn's parameters takes a gradient, or the loss misses something.
+        ValueError: if no parameter of a turn takes a gradient, or the loss misses something.
     """
-    device = next(model.parameters()).device
+    device = model.device
     trained = copy.deepcopy(model).train()
     parameters = {turn: [p for p in trained.parameters_for(turn) if p.requires_grad] for turn in trained.turns}
     size = model.config.size
@@ -131,10 +149,11 @@ def training_operations(model: Generator, seed: int = 0) -> float:
 
 
 def sampling_operations(model: nn.Module, sample: Callable[[], object]) -> tuple[int, int]:
-    """Floating-point operations of `sample()`, and how often it calls the most called module that has weights.
+    """Count the floating-point operations of `sample()`, and its calls of the most called module
+    that has weights.
 
-    The second number is 1 for a decoder and the number of steps for a diffusion model. Guidance that puts two
-    evaluations into one batch counts once; the operations show it.
+    The second number is 1 for a decoder and the number of steps for a diffusion model. If guidance
+    puts two evaluations into one batch, it counts once; the operations include both.
     """
     calls: Counter[str] = Counter()
 
@@ -154,10 +173,10 @@ def sampling_operations(model: nn.Module, sample: Callable[[], object]) -> tuple
 
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """Inside, operations are counted, the same on every device.
+    """Context manager that counts operations, equally on every device.
 
-    torch's fused attention differs from device to device, and the processor's is not counted at all: it is replaced by
-    plain matrix products.
+    torch's fused attention differs between devices, and is not counted at all on the CPU. Inside,
+    plain matrix products replace it.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -168,8 +187,22 @@ def counting() -> Iterator[FlopCounterMode]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def unknown(model: Model, n: int) -> Condition:
+    """Return the condition of `n` images about which nothing is known, in the form that the model
+    is trained with."""
+    kinds, device = model.conditions, model.device
+    attributes = torch.zeros(n, len(kinds.attributes), device=device) if kinds.attributes else None
+    labels = torch.full((n,), -1, device=device) if kinds.classes else None
+    text = None
+    if kinds.text.vocabulary:  # sentences of full length
+        ids = torch.zeros(n, kinds.text.length, dtype=torch.int64, device=device)
+        text = Text(ids, torch.ones_like(ids, dtype=torch.bool))
+    return Condition(attributes, labels, text)
+
+
 def peak_memory(run: Callable[[], object], device: torch.device) -> tuple[int, str]:
-    """The most bytes that `run()` holds at a time beyond what was held before, and how that was measured."""
+    """Return the peak memory of `run()` in bytes, beyond what was allocated before, and how it was
+    measured."""
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -177,7 +210,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> tuple[int, s
         run()
         return torch.cuda.max_memory_allocated(device) - before, "the peak of the GPU's allocated memory beyond them"
     with suppress(OSError, AttributeError):
-        # Memory that was freed and kept for later use would hide what is allocated again. glibc only.
+        # Freed memory that was not returned to the system would hide new allocations. glibc only.
         ctypes.CDLL(None).malloc_trim(0)
     process = psutil.Process()
     before = most = process.memory_info().rss
@@ -199,7 +232,8 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> tuple[int, s
 
 
 def median_seconds(run: Callable[[], object], seconds: float, device: torch.device) -> float:
-    """Median time of `run()`, run for `seconds` in all and at least once."""
+    """Return the median time of `run()`, which is called for `seconds` in total and at least
+    once."""
 
     def now() -> float:
         if device.type != "cpu":
@@ -214,8 +248,8 @@ def median_seconds(run: Callable[[], object], seconds: float, device: torch.devi
     return statistics.median(times)
 
 
-def machine(model: Generator) -> str:
-    """What `model` runs on, in words: the device, and the precision of its weights."""
+def machine(model: Model) -> str:
+    """Describe what `model` runs on: the device, and the precision of its weights."""
     weight = next(model.parameters())
     precision = str(weight.dtype).removeprefix("torch.")
     if weight.device.type == "cuda":
@@ -226,18 +260,9 @@ def machine(model: Generator) -> str:
 
 
 def processor() -> str:
-    """Name of this machine's processor, as exactly as it is known."""
+    """Return the name of this machine's processor, as precisely as it is known."""
     with suppress(OSError):  # Linux
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine() or "unknown processor"
-
-
-def unknown(model: Generator, n: int) -> Condition:
-    """`n` images of which nothing is known, in the form that the model was trained with."""
-    device = next(model.parameters()).device
-    return Condition(
-        torch.zeros(n, len(model.conditions.attributes), device=device) if model.conditions.attributes else None,
-        torch.full((n,), -1, device=device) if model.conditions.classes else None,
-    )

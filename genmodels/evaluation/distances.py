@@ -1,4 +1,4 @@
-"""Distances between two sets of features: Frechet (FID) and kernel (KID). All arithmetic is in float64."""
+"""Distances between two sets of features: Fréchet (FID) and kernel (KID), computed in float64."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from scipy.linalg import eigvalsh, svdvals
 from scipy.linalg.lapack import dpstrf
 
 TILE = 2048
-"""Rows of features that are taken at a time: a block of a matrix over all pairs is TILE x TILE, 32 MiB."""
+"""Number of rows processed at a time. A block of a matrix over all pairs is TILE x TILE, 32 MiB."""
 ACCURACY = 1e-6
-"""Relative error of a Frechet distance up to which the faster of two ways is taken."""
+"""Relative error of a Fréchet distance up to which the faster of two algorithms is used."""
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What the Frechet distance knows of a set of features.
+    """First two moments of a set of features.
 
     Attributes:
         mean: float64 (D,).
-        covariance: float64 (D, D), the unbiased one.
+        covariance: float64 (D, D), unbiased.
     """
 
     mean: np.ndarray
@@ -29,20 +29,20 @@ class Moments:
 
 
 def tiles(count: int) -> list[slice]:
-    """`count` rows in slices of at most TILE."""
+    """Divide `count` rows into slices of at most TILE."""
     return [slice(start, min(start + TILE, count)) for start in range(0, count, TILE)]
 
 
 def check_features(features: np.ndarray, name: str, least: int = 2) -> None:
-    """Refuse what is not a set of features: float (N, D), finite.
+    """Check that `features` are finite floats (N, D).
 
     Args:
         features: the array.
-        name: what to call it.
-        least: how many rows it must have.
+        name: name of the set in the error.
+        least: minimum number of rows.
 
     Raises:
-        ValueError: naming the first row that is not finite, or what else is wrong.
+        ValueError: if they are not; names the first row that is not finite.
     """
     if features.ndim != 2:
         raise ValueError(f"{name}: features must have the shape (N, D), got {features.shape}")
@@ -57,10 +57,10 @@ def check_features(features: np.ndarray, name: str, least: int = 2) -> None:
 
 
 def check_widths(first: np.ndarray, second: np.ndarray) -> None:
-    """Refuse features of two extractors: the last dimensions must be equal.
+    """Check that two sets of features have the same number of dimensions.
 
     Raises:
-        ValueError: with both widths.
+        ValueError: if they do not; names both numbers.
     """
     if first.shape[-1] != second.shape[-1]:
         raise ValueError(
@@ -70,12 +70,12 @@ def check_widths(first: np.ndarray, second: np.ndarray) -> None:
 
 
 def check_varied(features: np.ndarray, name: str) -> None:
-    """Refuse a set whose features (N, D) are all the same: a distance to it says nothing of a distribution.
+    """Check that the features (N, D) of a set are not all the same.
 
     Raises:
-        ValueError: naming the set.
+        ValueError: if they are; names the set.
     """
-    # Not quite equal: a network's last bits depend on an image's place in its batch.
+    # With a tolerance: the last bits of a network's output depend on the position in the batch.
     if np.ptp(features, axis=0).max() <= 1e-5 * np.abs(features[0]).max():
         raise ValueError(
             f"{name}: all {len(features):,} images have the same features: they are one image repeated, "
@@ -84,14 +84,14 @@ def check_varied(features: np.ndarray, name: str) -> None:
 
 
 def moments(features: np.ndarray, name: str = "moments") -> Moments:
-    """Mean and unbiased covariance of a set of features.
+    """Compute mean and unbiased covariance of a set of features.
 
     Args:
         features: (N, D), N >= 2, finite.
-        name: what to call them in an error.
+        name: name of the set in an error.
 
     Raises:
-        ValueError: when they are not 2-D, fewer than 2 or not finite.
+        ValueError: if they are not 2-D, fewer than 2 or not finite.
     """
     check_features(features, name)
     n, width = features.shape
@@ -104,17 +104,19 @@ def moments(features: np.ndarray, name: str = "moments") -> Moments:
 
 
 def frechet(first: Moments, second: Moments) -> float:
-    """Squared Frechet distance of two Gaussians, which is FID when the features are Inception's (arXiv 1706.08500).
+    """Compute the squared Fréchet distance of two Gaussians, which is FID for Inception features
+    (arXiv 1706.08500).
 
-    |mu1 - mu2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With C1 = A A^T and C2 = B B^T the last trace is the sum of the
-    singular values of A^T B: no square root of a matrix is taken, nothing is added to a diagonal, and singular
-    covariances, as of fewer images than features, are as good as others.
+    It is |mu1 - mu2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2). With C1 = A A^T and C2 = B B^T the
+    last trace is the sum of the singular values of A^T B. This needs no square root of a matrix and
+    adds nothing to a diagonal, so it is exact for singular covariances, as of fewer images than
+    features.
 
     Returns:
-        The distance, never below 0.
+        The distance, at least 0.
 
     Raises:
-        ValueError: when the widths differ.
+        ValueError: if the widths differ.
     """
     check_widths(first.mean, second.mean)
     shift = first.mean - second.mean
@@ -127,19 +129,22 @@ def frechet(first: Moments, second: Moments) -> float:
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Squared Frechet distance between the Gaussians of two sets of features, (M, D) and (N, D); see `frechet`.
+    """Compute the squared Fréchet distance between two sets of features, (M, D) and (N, D); see
+    `frechet`.
 
     Raises:
-        ValueError: when they are not 2-D, fewer than 2 or not finite, or when the widths differ.
+        ValueError: if they are not 2-D, fewer than 2 or not finite, or the widths differ.
     """
     check_widths(first, second)
     return frechet(moments(first, "first"), moments(second, "second"))
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """A (D, R) with A A^T = covariance to rounding, R its numerical rank: Cholesky with pivots.
+    """Return A (D, R) with A A^T = covariance up to rounding, by pivoted Cholesky; R is the
+    numerical rank.
 
-    It stops where only rounding is left, whose square roots a plain Cholesky would count as if they were features.
+    It stops where only rounding errors remain. A plain Cholesky would treat their square roots as
+    features.
     """
     factor, pivots, rank, _ = dpstrf(covariance, lower=1)
     rows = np.empty((len(covariance), rank))
@@ -148,10 +153,11 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
 
 
 def _nuclear_norm(matrix: np.ndarray) -> tuple[float, float]:
-    """Sum of the singular values as roots of the eigenvalues of the Gram matrix, and how far off it may be.
+    """Return the sum of the singular values, from the eigenvalues of the Gram matrix, and a bound
+    on its error.
 
-    That takes half the time of a singular value decomposition. But each eigenvalue is off by the rounding of the
-    largest one, and the root of a small one by much more.
+    This takes half the time of a singular value decomposition. But each eigenvalue has the rounding
+    error of the largest one, and the error of the root of a small one is much larger.
     """
     if not matrix.any():
         return 0.0, 0.0
@@ -164,14 +170,17 @@ def _nuclear_norm(matrix: np.ndarray) -> tuple[float, float]:
 
 
 def kernel_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Squared maximum mean discrepancy under the kernel (x.y / D + 1)^3, which is KID for Inception (arXiv 1801.01401).
+    """Compute the squared MMD under the kernel (x.y / D + 1)^3, which is KID for Inception (arXiv
+    1801.01401).
 
-    The unbiased estimate over all pairs. KID as commonly computed is the mean of the same estimate over random subsets
-    (torch-fidelity: 100 of 1,000 images): the expectation is the same, but subsets add noise of their own, and the
-    "std" quoted with them is the spread between subsets, not an error. Being unbiased, it may be below 0.
+    This is the unbiased estimate over all pairs, which may be negative. KID is usually computed as
+    the mean of the same estimate over random subsets (torch-fidelity: 100 subsets of 1,000 images).
+    The expectation is the same, but subsets add noise, and the "std" quoted with them is the spread
+    between subsets, not an error.
 
-    The standard error is the jackknife over both sets (each image left out once). It is a little too large when the
-    distributions are equal, where the estimate varies only to second order. Time is O((M + N)^2 D), memory O(M + N).
+    The standard error is the jackknife over both sets (each image left out once). It is slightly
+    too large if the distributions are equal, where the estimate varies only to second order. Time
+    is O((M + N)^2 D), memory O(M + N).
 
     Args:
         first: features (M, D), finite, M >= 3.
@@ -181,7 +190,7 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, float
         The estimate and its standard error.
 
     Raises:
-        ValueError: when the features are not 2-D, fewer than 3 or not finite, or when the widths differ.
+        ValueError: if the features are not 2-D, fewer than 3 or not finite, or the widths differ.
     """
     check_widths(first, second)
     for features, name in ((first, "first"), (second, "second")):
@@ -192,7 +201,7 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, float
     cross = first_cross.sum()
     first_mean, second_mean = first_rows.sum() / (m * (m - 1)), second_rows.sum() / (n * (n - 1))
     estimate = first_mean + second_mean - 2 * cross / (m * n)
-    # The estimate without each image in turn. What is the same for all of a set does not matter to their variance.
+    # The estimate without each image in turn, up to a constant, which does not affect the variance.
     without_first = _mean_without(first_rows) - 2 * (cross - first_cross) / ((m - 1) * n)  # (M,)
     without_second = _mean_without(second_rows) - 2 * (cross - second_cross) / ((n - 1) * m)  # (N,)
     variance = (m - 1) * without_first.var() + (n - 1) * without_second.var()
@@ -200,13 +209,15 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> tuple[float, float
 
 
 def _mean_without(rows: np.ndarray) -> np.ndarray:
-    """From sums (N,) over the pairs of each row: the mean over all pairs of others, (N,)."""
+    """Return, from sums (N,) over the pairs of each row, the mean over all pairs without that row,
+    (N,)."""
     n = len(rows)
     return (rows.sum() - 2 * rows) / ((n - 1) * (n - 2))
 
 
 def _sums_within(features: np.ndarray) -> np.ndarray:
-    """Sum of the kernel between each row and all others, (N,). The kernel is symmetric: half of it is computed."""
+    """Return the sum of the kernel between each row and all others, (N,). Half of the symmetric
+    kernel is computed."""
     sums = np.zeros(len(features))
     parts = tiles(len(features))
     for i, rows in enumerate(parts):
@@ -223,7 +234,8 @@ def _sums_within(features: np.ndarray) -> np.ndarray:
 
 
 def _sums_between(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the kernel over all pairs of the two sets, by row of the first (M,) and of the second (N,)."""
+    """Return the sums of the kernel over all pairs of two sets, per row of the first (M,) and of
+    the second (N,)."""
     first_sums, second_sums = np.zeros(len(first)), np.zeros(len(second))
     for rows in tiles(len(first)):
         x = first[rows].astype(np.float64)
@@ -235,7 +247,7 @@ def _sums_between(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(x.y / D + 1)^3 for float64 (M, D) and (N, D)."""
+    """Return (x.y / D + 1)^3 (M, N) for float64 (M, D) and (N, D)."""
     base = x @ y.T  # (M, N)
     base /= x.shape[1]
     base += 1

@@ -1,4 +1,4 @@
-"""Extractors: networks that turn images into features: the embedded one, and three that the literature compares by."""
+"""Feature extractors: the embedded one, and three that are common in the literature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +19,39 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+from genmodels.evaluation.protocol import Protocol
 from genmodels.hashing import weights_hash
 
 FID_WEIGHTS = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
-"""One file under two names: torch-fidelity's and pytorch-fid's conversion of the FID graph of 2015."""
+"""Two names of one file, the conversion of the FID graph of 2015: by torch-fidelity and by
+pytorch-fid."""
 FID_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 DINOV2 = "facebook/dinov2-large"
 CLIP = "openai/clip-vit-large-patch14-336"
 DINOV2_SIZE = 224
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of the colours, in [0, 1]."""
+"""Mean and standard deviation of each colour channel, in [0, 1]."""
 
 Network = Callable[[Tensor], Tensor]
-"""uint8 (N, 3, H, W) -> (N, D)."""
+"""Maps uint8 (N, 3, H, W) to (N, D)."""
 
 
 @dataclass(frozen=True)
 class Extractor:
     """A network whose features are compared.
 
-    Any function of a batch of images will do: `Extractor("mine", function)`.
+    Any function of a batch of images can be used: `Extractor("mine", function)`.
 
     Attributes:
-        name: such as "inception".
-        network: uint8 (N, 3, H, W) on `device` -> float (N, D).
-        weights: 16 hex digits of the SHA-256 of its weights; features of "unknown" weights are never cached.
-        resize: how it brings images to its own size, in a few words.
-        official: whether this is the FID graph with its published weights. Only its distances are called FID and KID.
-        device: where the network is.
+        name: name in the metrics, such as "inception".
+        network: maps uint8 (N, 3, H, W) on `device` to float (N, D).
+        weights: 16 hex digits of the SHA-256 of its weights. If they are "unknown", features are
+            not cached.
+        resize: short description of how it resizes images.
+        official: whether it is the FID graph with its published weights. Only its distances are
+            called FID and KID.
+        device: device of the network.
     """
 
     name: str
@@ -58,32 +62,40 @@ class Extractor:
     device: torch.device | str = "cpu"
 
     def measure(self, what: str) -> str:
-        """What a measure on these features is called: "fd" -> "fd-faces", or "fid" for the official FID graph.
+        """Return the name of a metric of these features: "fd" -> "fd-faces", or "fid" for the
+        official FID graph.
 
         Args:
-            what: "fd" (Fréchet distance), "kd" (kernel distance), "rfd" (of reconstructions) or another measure.
+            what: "fd" (Fréchet distance), "kd" (kernel distance), "rfd" (of reconstructions) or
+                another metric.
         """
         published = {"fd": "fid", "kd": "kid", "rfd": "rfid"} if self.official else {}
         return published.get(what, f"{what}-{self.name}")
 
+    def protocol(self, images: Protocol) -> Protocol:
+        """Return the protocol of a metric of these features, given the protocol of the images."""
+        return replace(images, extractor=self.name, weights=self.weights, resize=self.resize)
+
 
 def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
-    """An extractor by name, ready to use: in eval mode, in float32, frozen.
+    """Load an extractor by name, in eval mode and float32, and frozen.
 
-    - faces: the embedded FaceNet, trained on procedural faces; nothing to download.
-    - inception: the graph of FID (arXiv 1706.08500) and KID (arXiv 1801.01401), pool features (N, 2048), by
-      torch-fidelity.
-    - dinov2: DINOv2 ViT-L/14 at 224 px, as in FD-DINOv2 (arXiv 2306.04675): class token after the last norm, (N, 1024).
-    - clip: CLIP ViT-L/14 at 336 px, as in CMMD (arXiv 2401.09603): projected image embedding of unit length, (N, 768).
+    - faces: the embedded FaceNet, trained on procedural faces. It needs no download.
+    - inception: the graph of FID (arXiv 1706.08500) and KID (arXiv 1801.01401) from torch-fidelity:
+      pool features, (N, 2048).
+    - dinov2: DINOv2 ViT-L/14 at 224 px, as in FD-DINOv2 (arXiv 2306.04675): class token after the
+      last norm, (N, 1024).
+    - clip: CLIP ViT-L/14 at 336 px, as in CMMD (arXiv 2401.09603): projected image embedding of
+      unit length, (N, 768).
 
     Args:
-        spec: one of these names, or NAME=PATH for weights of one's own in the same layout: for inception a .pth, for
-            dinov2 and clip a folder or Hub id in transformers' layout.
-        device: where it shall run.
+        spec: one of these names, or NAME=PATH for other weights in the same layout: a .pth file for
+            inception, a folder or Hub id in transformers' layout for dinov2 and clip.
+        device: device of the network.
 
     Raises:
-        ValueError: for an unknown name, a library that is not installed, or weights that are absent, damaged or of
-            another network; one line that says how to get them.
+        ValueError: if the name is unknown, a library is not installed, or weights are absent,
+            damaged or of another network. The message is one line and says how to get them.
     """
     check_spec(spec)
     name, _, path = spec.partition("=")
@@ -91,10 +103,10 @@ def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
 
 
 def check_spec(spec: str) -> None:
-    """Refuse, before any work, what does not name an extractor.
+    """Check that `spec` names an extractor, without loading it.
 
     Raises:
-        ValueError: that lists the known names.
+        ValueError: if it does not; the message lists the known names.
     """
     name, equals, path = spec.partition("=")
     if name not in LOADERS:
@@ -104,9 +116,11 @@ def check_spec(spec: str) -> None:
 
 
 def resize_bicubic(pixels: Tensor, size: int) -> Tensor:
-    """uint8 (N, 3, H, W) -> float32 (N, 3, size, size) in [0, 1]: what Pillow's filter gives, but for rounding.
+    """Resize uint8 (N, 3, H, W) to float32 (N, 3, size, size) in [0, 1] as Pillow does, up to
+    rounding.
 
-    Pillow (and so the published pipelines) resizes along one axis after the other and rounds to 8 bits after each.
+    Pillow, and therefore the published pipelines, resizes one axis after the other and rounds to 8
+    bits after each.
     """
     x = pixels.float()
     for shape in ((x.shape[2], size), (size, size)):
@@ -119,7 +133,8 @@ def _faces(path: str | None, device: torch.device) -> Extractor:
     from genmodels.evaluation.facenet import load_facenet
 
     network, weights, resize = load_facenet(None if path is None else Path(path), device)
-    name = "faces" if path is None else f"faces:{weights[:8]}"  # FD-faces is the distance of the embedded weights
+    # FD-faces is the distance of the embedded weights.
+    name = "faces" if path is None else f"faces:{weights[:8]}"
     return Extractor(name, network, weights, resize, device=device)
 
 
@@ -130,7 +145,7 @@ def _inception(path: str | None, device: torch.device) -> Extractor:
     file = _find_fid_weights(URL_INCEPTION_V3) if path is None else Path(path)
     try:
         data = file.read_bytes()
-        # torch-fidelity itself loads pickles; it is only given bytes that hold nothing but tensors.
+        # torch-fidelity loads pickles: check first that the file contains only tensors.
         torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"inception: {file}: no such file") from None
@@ -155,7 +170,8 @@ def _inception(path: str | None, device: torch.device) -> Extractor:
 
 
 def _find_fid_weights(url: str) -> Path:
-    """The published weights where torch.hub keeps its files, downloaded if they are not there yet."""
+    """Return the published weights in torch.hub's folder. They are downloaded if they are not
+    there."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     for name in FID_WEIGHTS:
         if (folder / name).is_file():
@@ -167,7 +183,7 @@ def _find_fid_weights(url: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"inception needs {file.name} and the download failed ({_in_brief(error)}): put the file into {folder}, "
-            "or say where it is with inception=PATH"
+            "or give its path as inception=PATH"
         ) from None
     return file
 
@@ -205,12 +221,13 @@ def _clip(source: str | None, device: torch.device) -> Extractor:
 
 
 def _load_transformer(kind: Any, name: str, source: str) -> Any:
-    """A model of transformers' class `kind`, in float32; refuses weights that do not fill it."""
+    """Load a model of transformers' class `kind` in float32. Weights that do not fill it are
+    refused."""
     with _one_line(name, source):
         model, report = kind.from_pretrained(
             source, dtype=torch.float32, weights_only=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    # What is not in the file would be left random, with a warning only.
+    # transformers leaves tensors that are not in the file random, and only warns.
     wrong = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if wrong:
         raise ValueError(
@@ -222,7 +239,8 @@ def _load_transformer(kind: Any, name: str, source: str) -> Any:
 
 @contextmanager
 def _one_line(name: str, source: str) -> Iterator[None]:
-    """Inside, transformers prints nothing but downloads, and its errors about `source` become one line."""
+    """Context manager in which transformers prints only downloads, and its errors about `source`
+    become one line."""
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
@@ -230,7 +248,7 @@ def _one_line(name: str, source: str) -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if bars:
-        enable_progress_bars()  # the Hub's own: a gigabyte should not come in silence
+        enable_progress_bars()  # of the Hub: a download of a gigabyte should be visible
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
@@ -253,7 +271,7 @@ def _one_line(name: str, source: str) -> Iterator[None]:
 
 
 def _normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(N, 3, H, W) in [0, 1] -> zero mean and unit variance per colour."""
+    """Normalise (N, 3, H, W) in [0, 1] to zero mean and unit variance per channel."""
     return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
 
 
@@ -263,9 +281,10 @@ def _check_installed(module: str, need: str) -> None:
 
 
 def _in_brief(error: BaseException) -> str:
-    """The beginning of an error's message, on one line."""
+    """Return the beginning of an error's message on one line."""
     return textwrap.shorten(str(error), 120, placeholder=" ...") or type(error).__name__
 
 
 LOADERS = {"faces": _faces, "inception": _inception, "dinov2": _dinov2, "clip": _clip}
-"""By name: from weights of one's own, or None for the published ones, and a device, to an extractor."""
+"""Function that loads each extractor, given a path (None for the published weights) and a
+device."""

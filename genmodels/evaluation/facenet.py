@@ -1,4 +1,4 @@
-"""FaceNet: the embedded feature extractor. Small, trained on procedural faces only, and always at hand."""
+"""FaceNet: the embedded feature extractor, a small network trained on procedural faces only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from genmodels.evaluation.extractors import Network
 
 WEIGHTS = Path(__file__).parent / "faces.safetensors"
 SIZE = 64
-"""Side of the images the network sees."""
+"""Side of the input images in pixels."""
 WIDTHS = (32, 64, 128, 256)
-"""Channels at 32, 16, 8 and 4 pixels a side."""
+"""Channels at resolutions of 32, 16, 8 and 4 pixels."""
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut, each normalised over the batch."""
+    """Two 3 x 3 convolutions with batch normalisation, and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -38,7 +38,8 @@ class Block(nn.Module):
 
 
 class FaceNet(nn.Module):
-    """Four resolutions; the features are the spatial means of each, so that texture counts as well as content."""
+    """Convolutional network whose features are the spatial means at four resolutions, of texture
+    and content."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class FaceNet(nn.Module):
     std: Tensor
 
     def raw(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64) in [-1, 1] -> (N, 480), on the scale the network happens to have."""
+        """Compute features (N, 480) of images (N, 3, 64, 64) in [-1, 1], not normalised."""
         x = F.relu(self.stem_norm(self.stem(images)))
         means = [x.mean((2, 3))]
         for block in self.blocks:
@@ -61,7 +62,8 @@ class FaceNet(nn.Module):
         return torch.cat(means, dim=1)  # (N, 480)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64) in [-1, 1] -> (N, 480); those of each resolution have a total variance of 1 in training."""
+        """Compute features (N, 480); on training images, those of each resolution have a total
+        variance of 1."""
         return (self.raw(images) - self.mean) / self.std
 
 
@@ -73,14 +75,18 @@ def save_facenet(net: FaceNet, path: Path) -> None:
 
 
 def load_facenet(path: Path | None = None, device: torch.device | str = "cpu") -> tuple[Network, str, str]:
-    """The network as a function of uint8 (N, 3, H, W) to float (N, 480), its weights' hash, and how it resizes.
+    """Load the network.
 
     Args:
-        path: weights that `save_facenet` wrote; None: those in the package.
-        device: where it shall run.
+        path: weights that `save_facenet` wrote, or None for those in the package.
+        device: device of the network.
+
+    Returns:
+        A function that maps uint8 (N, 3, H, W) to float (N, 480), the hash of the weights, and how
+        it resizes images.
 
     Raises:
-        ValueError: when they are absent, damaged or another network's.
+        ValueError: if the weights are absent, damaged or of another network.
     """
     path = path or WEIGHTS
     net = FaceNet().eval().requires_grad_(False)

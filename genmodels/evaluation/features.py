@@ -1,4 +1,4 @@
-"""Features of images under an extractor, in batches, remembered by what they were made from."""
+"""Features of images under an extractor, computed in batches and cached by content."""
 
 from __future__ import annotations
 
@@ -29,20 +29,23 @@ from genmodels.modes import full_precision
 def extract(
     images: Images, extractor: Extractor, *, batch_size: int = 64, progress: bool = True, cached: bool = True
 ) -> np.ndarray:
-    """The features of `images`: float32 (N, D), all finite.
+    """Compute the features of `images`: float32 (N, D), all finite.
 
-    They are kept in $GENMODELS_CACHE/features (or ~/.cache/genmodels/features) under the extractor's name and weights
-    and the images' fingerprint. A damaged file there is computed again; a folder that cannot be written is no error.
+    They are cached in $GENMODELS_CACHE/features (by default ~/.cache/genmodels/features) under the
+    name and weights of the extractor and the fingerprint of the images. A file there that is
+    damaged, or of another version of the metrics' definitions, is computed again. A folder that
+    cannot be written is reported and is not an error.
 
     Args:
-        images: of any size; the extractor resizes them.
-        extractor: features of one whose weights are "unknown" are not kept.
-        batch_size: images at a time.
-        progress: whether to show a bar with images per second, where there is a terminal.
-        cached: whether to look for kept features, and to keep these.
+        images: images of any size; the extractor resizes them.
+        extractor: the extractor. Features of one whose weights are "unknown" are not cached.
+        batch_size: number of images computed at a time.
+        progress: show a progress bar if standard error is a terminal.
+        cached: read features from the cache, and write them there.
 
     Raises:
-        ValueError: when the network's output is not (N, D), or not finite; names the extractor and the image.
+        ValueError: if the output of the network is not (N, D) or not finite. The message names the
+            extractor and the image.
     """
     place = cache_place(extractor)
     if not cached or place is None:
@@ -56,20 +59,21 @@ def extract(
 
 
 def with_features(data: Packed, spec: str | None, device: torch.device | str = "cpu") -> Packed:
-    """`data` with the features of all its images, less their mean, for a model that is aligned with an extractor.
+    """Return `data` with centred features of all its images, for a model that is aligned with an
+    extractor.
 
     Args:
         data: all splits.
-        spec: the extractor, as for `load_extractor`; None: none.
-        device: where it shall run.
+        spec: the extractor, as for `load_extractor`, or None to return `data` unchanged.
+        device: device of the extractor.
 
     Raises:
-        ValueError: for an extractor that cannot be had.
+        ValueError: if the extractor cannot be loaded.
     """
     if spec is None:
         return data
-    found = extract(Images(data.images, data.source), load_extractor(spec, device))
-    return replace(data, features=found - found.mean(0))
+    features = extract(Images(data.images, data.source), load_extractor(spec, device))
+    return replace(data, features=features - features.mean(0))
 
 
 def _compute(images: Images, extractor: Extractor, batch_size: int, progress: bool) -> np.ndarray:
@@ -81,23 +85,23 @@ def _compute(images: Images, extractor: Extractor, batch_size: int, progress: bo
     with bar, full_precision(extractor.device), torch.inference_mode():
         for start in range(0, len(images), batch_size):
             pixels = torch.tensor(images.pixels[start : start + batch_size]).permute(0, 3, 1, 2)  # (N, 3, H, W)
-            found = extractor.network(pixels.contiguous().to(extractor.device))
-            parts.append(_checked(found, pixels, start, images, extractor))
+            output = extractor.network(pixels.contiguous().to(extractor.device))
+            parts.append(_checked(output, pixels, start, images, extractor))
             bar.update(len(pixels))
     if len({part.shape[1] for part in parts}) > 1:
-        raise ValueError(f"extractor {extractor.name}: its features have another length from one batch to the next")
+        raise ValueError(f"extractor {extractor.name}: the number of its features differs between batches")
     return np.concatenate(parts)  # (N, D)
 
 
-def _checked(found: Tensor, pixels: Tensor, start: int, images: Images, extractor: Extractor) -> np.ndarray:
-    """The features of one batch, which begins at image `start`."""
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(pixels):
-        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+def _checked(output: Tensor, pixels: Tensor, start: int, images: Images, extractor: Extractor) -> np.ndarray:
+    """Return the features of the batch that begins at image `start`."""
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(pixels):
+        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
             f"extractor {extractor.name}: expected features of shape ({len(pixels)}, D) for a batch of {len(pixels)} "
             f"images, got {got}"
         )
-    features = found.float().cpu().numpy()
+    features = output.float().cpu().numpy()
     broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(broken):
         raise ValueError(
@@ -108,7 +112,7 @@ def _checked(found: Tensor, pixels: Tensor, start: int, images: Images, extracto
 
 
 def cache_place(extractor: Extractor) -> Path | None:
-    """The folder where what an extractor says of images is kept; None for one that nobody can identify."""
+    """Return the folder of what is cached for an extractor, or None if its weights are unknown."""
     if extractor.weights == "unknown":
         return None
     resize = hashlib.sha256(extractor.resize.encode()).hexdigest()[:8]
@@ -116,8 +120,18 @@ def cache_place(extractor: Extractor) -> Path | None:
     return cache_folder() / "features" / folder
 
 
-def _origin(images: Images, extractor: Extractor) -> dict[str, str]:
-    """What features depend on, as the file says it."""
+def damaged(file: Path, error: object) -> None:
+    """Report that `file` is computed again because it is damaged."""
+    say(f"{file} is damaged ({error}): recomputing it")
+
+
+def outdated(file: Path) -> None:
+    """Report that `file` is computed again because it was written under another definition."""
+    say(f"recomputing {file}: its definition changed")
+
+
+def _origin(images: Images, extractor: Extractor, features: np.ndarray) -> dict[str, str]:
+    """Return what features depend on and their checksum, as stored with them."""
     return {
         "extractor": extractor.name,
         "weights": extractor.weights,
@@ -125,43 +139,45 @@ def _origin(images: Images, extractor: Extractor) -> dict[str, str]:
         "images": images.fingerprint,
         "count": str(len(images)),
         "definitions": str(DEFINITIONS),
+        "shape": str(features.shape),
+        "checksum": hashlib.sha256(np.ascontiguousarray(features).data).hexdigest()[:16],
     }
 
 
 def _read(file: Path, images: Images, extractor: Extractor) -> np.ndarray | None:
-    """The features kept in `file`; None when there are none, or they are damaged, which is said."""
+    """Return the cached features, or None if there are none that can be used."""
     try:
         with safe_open(file, "numpy") as kept:
             origin, features = dict(kept.metadata() or {}), kept.get_tensor("features")
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:
-        say(f"{file} is damaged ({error}): computing the features again")
+        damaged(file, error)
         return None
-    if origin != _origin(images, extractor) | {"shape": str(features.shape), "checksum": _checksum(features)}:
-        say(f"{file} does not hold what its name says: computing the features again")
-        return None
-    return features
+    expected = _origin(images, extractor, features)
+    if origin == expected:
+        return features
+    if origin.keys() != expected.keys() or origin["definitions"] != expected["definitions"]:
+        outdated(file)
+    else:
+        damaged(file, "its content does not match its name")
+    return None
 
 
 def _write(file: Path, features: np.ndarray, images: Images, extractor: Extractor) -> None:
-    """Keep features, in one rename so that other processes see all or nothing."""
+    """Cache features. The file is renamed when it is complete, so that other processes never see a
+    part of it."""
     draft = file.with_name(f".{uuid.uuid4().hex}.tmp")
-    origin = _origin(images, extractor) | {"shape": str(features.shape), "checksum": _checksum(features)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": features}, draft, origin)
+        save_file({"features": features}, draft, _origin(images, extractor, features))
         os.replace(draft, file)
     except (OSError, SafetensorError) as error:
-        say(f"features are not kept, {file.parent} cannot be written ({error}); GENMODELS_CACHE names another folder")
+        say(f"features are not cached, {file.parent} cannot be written ({error}); GENMODELS_CACHE sets another folder")
         with suppress(OSError):
             draft.unlink(missing_ok=True)
 
 
-def _checksum(features: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(features).data).hexdigest()[:16]
-
-
 def say(text: str) -> None:
-    """One line for people, on standard error."""
+    """Print one line on standard error."""
     Console(stderr=True).print(" ".join(text.split()), highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,5 @@
-"""Figures of a comparison: quality against cost, samples, reconstructions; for the page, and as PNG for a paper."""
+"""Figures of a comparison for the page and as PNG files: quality against cost, samples,
+reconstructions."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from genmodels.evaluation.columns import FLOOR, Column, amount
 from genmodels.evaluation.report import COLOURS, drawn_in
 from genmodels.evaluation.results import Evaluation
 
-if TYPE_CHECKING:  # importing matplotlib takes a while
+if TYPE_CHECKING:  # importing matplotlib is slow
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
@@ -25,27 +26,31 @@ Point = tuple[float, float]
 
 DPI = 300
 SHOWN = 64
-"""At most so many samples of a subject are shown."""
+"""Maximum number of samples of a subject that are displayed."""
 FEWEST = 8
-"""So many are shown however large they are."""
+"""Number of samples that are displayed even if they are large."""
 PLACES = (
     *((7, 0, "left", "center"), (-7, 0, "right", "center"), (0, 7, "center", "bottom"), (0, -7, "center", "top")),
     *((5, 6, "left", "bottom"), (5, -6, "left", "top"), (-5, 6, "right", "bottom"), (-5, -6, "right", "top")),
     *((0, 24, "center", "bottom"), (0, -24, "center", "top"), (24, 24, "left", "bottom"), (24, -24, "left", "top")),
     *((-24, 24, "right", "bottom"), (-24, -24, "right", "top")),
 )
-"""Where a point's name may stand, best first: offsets in points, and how the text is aligned."""
+"""Positions for the label of a point in order of preference: offsets in points, and alignment of
+the text."""
 
 
-def trade_offs(found: Sequence[Column]) -> list[tuple[Column, Column]]:
-    """Pairs of a distance and a cost that at least two subjects have: speed, or else operations; and training time."""
-    by_name = {column.name: column for column in found}
+def trade_offs(metrics: Sequence[Column]) -> list[tuple[Column, Column]]:
+    """Return pairs of a distance and a cost that at least two subjects have.
+
+    Costs are the speed, or the operations if speeds cannot be compared, and the training time.
+    """
+    by_name = {column.name: column for column in metrics}
 
     def pair(quality: Column, *costs: str) -> list[tuple[Column, Column]]:
         known = [(quality, by_name[cost]) for cost in costs if cost in by_name]
         return [(q, cost) for q, cost in known if _differ([x for x, _ in points(q, cost).values()])][:1]
 
-    distances = [column for column in found if column.stem in ("fid", "fd")]
+    distances = [column for column in metrics if column.stem in ("fid", "fd")]
     return [
         both
         for distance in distances
@@ -54,30 +59,31 @@ def trade_offs(found: Sequence[Column]) -> list[tuple[Column, Column]]:
 
 
 def _differ(costs: Sequence[float]) -> bool:
-    """Whether there is anything to see along an axis of costs."""
+    """Return whether costs differ enough to be plotted."""
     return len(costs) > 1 and max(costs) > 1.05 * min(costs)
 
 
 def points(quality: Column, cost: Column) -> dict[int, Point]:
-    """Cost and quality of each subject that has both, by its place in the columns."""
+    """Return cost and quality of each subject that has both, by its index in the columns."""
     both = enumerate(zip(cost.scores, quality.scores, strict=True))
     known = {i: (x.value, y.value) for i, (x, y) in both if x is not None and y is not None}
     return {i: point for i, point in known.items() if np.isfinite(point).all()}
 
 
 def better_corner(quality: Column, cost: Column) -> str:
-    """Where the best points lie: "lower right"."""
+    """Return the corner of the best points, such as "lower right"."""
     vertical = "upper" if quality.first.better == "higher" else "lower"
     return f"{vertical} {'right' if cost.first.better == 'higher' else 'left'}"
 
 
 def plot(names: Sequence[str], quality: Column, cost: Column, ink: str) -> Canvas:
-    """The quality of each subject over its cost, named. To be called, and saved, under `drawn_in(ink)`.
+    """Plot the quality of each subject over its cost, with labels. Call and save it inside
+    `drawn_in(ink)`.
 
     Args:
-        names: of the subjects.
-        quality: a column of theirs.
-        cost: another; its axis is logarithmic when it spans more than a factor of 10.
+        names: names of the subjects.
+        quality: the column on the y axis.
+        cost: the column on the x axis, which is logarithmic if it spans more than a factor of 10.
         ink: colour of lines and text.
     """
     from matplotlib.figure import Figure as Canvas
@@ -112,7 +118,7 @@ def plot(names: Sequence[str], quality: Column, cost: Column, ink: str) -> Canva
         )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.18, color=ink)
-    canvas.draw_without_rendering()  # only now is it known where on the canvas the points lie
+    canvas.draw_without_rendering()  # computes the positions of the points on the canvas
     _name(axes, [names[i] for i in shown], list(shown.values()))
     return canvas
 
@@ -122,7 +128,7 @@ def _axis(column: Column) -> str:
 
 
 def _name(axes: Axes, names: Sequence[str], where: Sequence[Point]) -> None:
-    """Write each point's name beside it, at the first of PLACES that is free."""
+    """Write the name of each point next to it, at the first of PLACES that is free."""
     from matplotlib.transforms import Bbox
 
     centres = axes.transData.transform(where)
@@ -132,7 +138,7 @@ def _name(axes: Axes, names: Sequence[str], where: Sequence[Point]) -> None:
     for name, point in zip(names, where, strict=True):
         text = axes.annotate("\n".join(textwrap.wrap(name, 24)), point, (0, 0), textcoords="offset points", fontsize=10)
         text.set_in_layout(False)
-        for dx, dy, ha, va in [*PLACES, PLACES[0]]:  # the first again when all are taken: better crowded than unnamed
+        for dx, dy, ha, va in [*PLACES, PLACES[0]]:  # if all are taken, the first one
             text.set(position=(dx, dy), ha=ha, va=va)
             box = text.get_window_extent()
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 + 6 and frame.y0 <= box.y0 and box.y1 <= frame.y1 + 6
@@ -142,14 +148,15 @@ def _name(axes: Axes, names: Sequence[str], where: Sequence[Point]) -> None:
 
 
 def samples_shown(images: np.ndarray, width: int) -> tuple[np.ndarray, int]:
-    """The first of `images`, uint8 (N, H, W, 3), and in how many columns: about `width` pixels, and no long sheet."""
+    """Return the first of `images`, uint8 (N, H, W, 3), and the number of columns for a grid of
+    about `width` pixels."""
     side = images.shape[2] + 2
     columns = max(1, min(round(width / side), 32))
     return np.array(images[: min(SHOWN, max(FEWEST, columns * columns))]), min(columns, len(images))
 
 
 def same_originals(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
-    """Those that reconstructed images, together where these were the same."""
+    """Group the evaluations that reconstructed the same images."""
     together: dict[bytes, list[Evaluation]] = {}
     for e in evaluations:
         if {"originals", "reconstructions"} <= e.pictures.keys():
@@ -158,23 +165,24 @@ def same_originals(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
 
 
 def originals_first(together: Sequence[Evaluation]) -> list[tuple[str, np.ndarray]]:
-    """The originals, and what each of `together` made of them, uint8 (N, H, W, 3) and a name each."""
+    """Return name and images, uint8 (N, H, W, 3), of the originals and of the reconstructions of
+    each subject."""
     made = [(e.subject.name, e.pictures["reconstructions"]) for e in together]
     return [("original", together[0].pictures["originals"]), *made]
 
 
-def write_figures(evaluations: Sequence[Evaluation], found: Sequence[Column], folder: Path) -> None:
-    """Write everything worth printing into `folder`, as PNG on white.
+def write_figures(evaluations: Sequence[Evaluation], metrics: Sequence[Column], folder: Path) -> None:
+    """Write all figures into `folder`, as PNG on white.
 
     Args:
-        evaluations: with names that differ.
-        found: their columns.
-        folder: new or empty.
+        evaluations: evaluations with different names.
+        metrics: their columns.
+        folder: a new or empty folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [e.subject.name for e in evaluations]
     with drawn_in("black"):
-        for quality, cost in trade_offs(found):
+        for quality, cost in trade_offs(metrics):
             plot(names, quality, cost, "black").savefig(folder / f"{quality.name}-{cost.name}.png", dpi=DPI)
     for i, together in enumerate(same_originals(evaluations)):
         path = folder / f"reconstructions{f'-{i + 1}' if i else ''}.png"
@@ -186,7 +194,7 @@ def write_figures(evaluations: Sequence[Evaluation], found: Sequence[Column], fo
 
 
 def strips(rows: Sequence[tuple[str, np.ndarray]]) -> Canvas:
-    """Up to eight pictures of each of `rows`, uint8 (N, H, W, 3), with its name at its left."""
+    """Draw up to eight images of each of `rows`, uint8 (N, H, W, 3), with its name on the left."""
     from matplotlib.figure import Figure as Canvas
 
     count = min(8, *(len(images) for _, images in rows))
@@ -200,16 +208,17 @@ def strips(rows: Sequence[tuple[str, np.ndarray]]) -> Canvas:
 
 
 def enlarged(picture: Image.Image, least: int = 1000) -> Image.Image:
-    """`picture` with each pixel repeated until it is `least` pixels wide, so that print does not blur it."""
+    """Repeat each pixel until `picture` is at least `least` pixels wide, so that it is not blurred
+    in print."""
     factor = math.ceil(least / picture.width)
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """Each of `names` as a part of a file's name: short, of harmless characters, all different."""
-    found: list[str] = []
+    """Convert `names` to different, short parts of file names without special characters."""
+    unique: list[str] = []
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[-60:] or "subject"
         tries = (plain if i == 1 else f"{plain}-{i}" for i in range(1, len(names) + 1))
-        found.append(next(t for t in tries if t.lower() not in {other.lower() for other in found}))
-    return found
+        unique.append(next(t for t in tries if t.lower() not in {other.lower() for other in unique}))
+    return unique

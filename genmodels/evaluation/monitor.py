@@ -1,4 +1,4 @@
-"""The quality of samples while a model trains: numbers of few images, for curves and not for tables."""
+"""Metrics of a few samples during training, for curves and not for tables."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from genmodels.evaluation.reference import spread
 
 
 class Monitor:
-    """Frechet distance between samples and real images under the embedded extractor, and how many of the real images
-    have a sample near them.
+    """Fréchet distance between samples and real images under the embedded extractor, and coverage.
 
-    The real images are those of the valid split, or of the train split where the former has too few: at most FULL_N,
-    spread evenly. Their features are computed once.
+    The real images are those of the valid split, or of the train split if the valid split has too
+    few: at most FULL_N, evenly spread. Their features are computed once.
 
     Args:
         data: all splits.
-        device: where the extractor shall run.
+        device: device of the extractor.
 
     Raises:
-        ValueError: when there are too few real images.
+        ValueError: if there are too few real images.
     """
 
     samples: ClassVar[int] = 512
-    """How many to compare: enough to see a model improve."""
+    """Number of samples to compare: enough to show whether a model improves."""
     name: ClassVar[str] = f"fd_faces_n{samples}"
-    """With the n in it, since so few images have a far larger distance than many: not a number to quote."""
+    """Name of the distance. It contains n, since the distance of so few images is much larger than
+    that of many."""
     coverage: ClassVar[str] = f"coverage_faces_n{samples}"
-    """Likewise, the share of real images that are covered."""
+    """Name of the coverage, the fraction of real images with a sample in their neighbourhood."""
 
     def __init__(self, data: Packed, device: torch.device | str = "cpu"):
         split: Split = "valid" if data.counts().get("valid", 0) >= LEAST_N else "train"
         self.held_out = data.split(split) if split == "valid" else None
-        """Real images that the model does not train on, where there are enough."""
+        """Real images on which the model is not trained, or None if there are too few."""
         self._images = spread(Images(data.split(split).images, f"images of the {split} split"), FULL_N)
-        check_count(len(self._images), f"--evaluate-every (None: do without), {split} split of {data.source}")
+        check_count(len(self._images), f"--evaluate-every (None disables it), {split} split of {data.source}")
         self._extractor = load_extractor("faces", device)
 
     def describe(self) -> str:
-        """One line for people: what is compared with what."""
-        held_out = "" if self.held_out is not None else "; no images are held out to diagnose the model with"
+        """Return one line that says what is compared with what."""
+        held_out = "" if self.held_out is not None else "; there are no held-out images to diagnose the model with"
         return f"{self.name}: {self.samples} samples against {len(self._images):,} {self._images.name}{held_out}"
 
     @cached_property
@@ -59,10 +59,12 @@ class Monitor:
         return features, moments(features)
 
     def measure(self, samples: np.ndarray) -> dict[str, float]:
-        """The distance of `samples`, uint8 (N, S, S, 3), to the real images, and the coverage of these, by name.
+        """Compute the distance of `samples`, uint8 (N, S, S, 3), to the real images, and their
+        coverage, by name.
 
         Raises:
-            ValueError: when they are all the same image, as those of a model that has collapsed or overflowed.
+            ValueError: if all samples are the same image, as those of a model that has collapsed or
+                overflowed.
         """
         features = extract(Images(samples, "samples"), self._extractor, progress=False, cached=False)
         check_varied(features, "samples")

@@ -1,7 +1,9 @@
-"""What nearest neighbours among features tell: precision, recall, density, coverage, memorisation, diversity.
+"""Metrics based on nearest neighbours of features: precision, recall, density, coverage,
+memorisation, diversity.
 
-Distances are Euclidean and computed in float64 block by block, so that 50,000 x 50,000 of them need no more memory than
-1,000 x 1,000. In float32, |x|^2 + |y|^2 - 2 x.y would lose what matters most here: the distances of near neighbours.
+Distances are Euclidean and computed in float64 block by block, so that 50,000 x 50,000 distances
+need no more memory than 1,000 x 1,000. In float32, |x|^2 + |y|^2 - 2 x.y would be inexact for the
+distances that matter most, those of close neighbours.
 """
 
 from __future__ import annotations
@@ -16,18 +18,21 @@ from torch import Tensor
 from genmodels.evaluation.distances import check_features, check_widths, tiles
 
 ROUNDING = 2.0**-44
-"""Bound on the error of a squared distance, as a share of the squares it is computed from."""
+"""Bound on the error of a squared distance, relative to the squares it is computed from."""
 
 
 @dataclass(frozen=True)
 class Manifold:
-    """How two sets of features cover each other.
+    """How two sets of features cover each other. Each image has a ball, which contains its
+    neighbourhood.
 
     Attributes:
-        precision: share of fakes within reach of a real image: are samples real?
-        recall: share of real images within reach of a fake: are all kinds of image made?
-        density: how many real balls hold a fake, on average, over k; may exceed 1. Precision, robust to outliers.
-        coverage: share of real balls that hold a fake. Recall, robust to outliers.
+        precision: fraction of fake images that lie in the ball of a real image: fidelity.
+        recall: fraction of real images that lie in the ball of a fake image: diversity.
+        density: mean number of real balls that contain a fake image, divided by k. It may exceed 1.
+            Like precision, but robust to outliers.
+        coverage: fraction of real balls that contain a fake image. Like recall, but robust to
+            outliers.
     """
 
     precision: float
@@ -38,15 +43,15 @@ class Manifold:
 
 @dataclass(frozen=True, eq=False)
 class Memorisation:
-    """Whether samples are nearer to training images than new real images are.
+    """Whether samples are closer to training images than held-out real images are.
 
     Attributes:
-        ratio: median distance of samples to their nearest training image, over that of held-out images; well under 1
-            means copying.
-        share: of samples that are at least as near to a training image as the nearest 1 % of held-out images; well over
-            0.01 means copying.
-        order: (N,) indices of the samples, the one nearest to a training image first.
-        partner: (N,) index of each sample's nearest training image.
+        ratio: median distance of samples to their nearest training image, divided by that of
+            held-out images. Well below 1 means copying.
+        share: fraction of samples that are at least as close to a training image as the closest 1 %
+            of held-out images. Well above 0.01 means copying.
+        order: (N,) indices of the samples, the one closest to a training image first.
+        partner: (N,) index of the nearest training image of each sample.
     """
 
     ratio: float
@@ -56,31 +61,34 @@ class Memorisation:
 
 
 def manifold(real: np.ndarray, fake: np.ndarray, k_pr: int = 3, k_dc: int = 5) -> Manifold:
-    """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797), from one pass over all pairs.
+    """Compute precision and recall (arXiv 1904.06991), and density and coverage (arXiv 2002.09797),
+    in one pass.
 
-    Around each image stands a ball that reaches to its k-th nearest neighbour in its own set. As the papers have it,
-    the boundary belongs to the ball for precision and recall, and does not for density and coverage.
+    The radius of the ball around each image is the distance to its k-th nearest neighbour in its
+    own set. As in the papers, the boundary belongs to the ball for precision and recall, but not
+    for density and coverage.
 
     Args:
         real: features (M, D), M > k_pr and M > k_dc.
         fake: features (N, D), N > k_pr.
-        k_pr: neighbours for precision and recall.
-        k_dc: neighbours for density and coverage.
+        k_pr: number of neighbours for precision and recall.
+        k_dc: number of neighbours for density and coverage.
 
     Raises:
-        ValueError: when there are too few images for k, the widths differ, or features are not finite or not 2-D.
+        ValueError: if there are too few images for k, the widths differ, or features are not finite
+            or not 2-D.
     """
     check_widths(real, fake)
     for features, name, k in ((real, "real", max(k_pr, k_dc)), (fake, "fake", k_pr)):
         check_features(features, name)
         if not 0 < k < len(features):
             raise ValueError(
-                f"{name}: {len(features)} images have no neighbour number {k}; choose k from 1 on, below that"
+                f"{name}: {len(features)} images have no neighbour number {k}; choose k from 1 to {len(features) - 1}"
             )
     centre = real.mean(axis=0, dtype=np.float64)
     reach, slack = _reach(real, centre, max(k_pr, k_dc))  # (M, k), (M,)
     fake_reach, fake_slack = _reach(fake, centre, k_pr)
-    # Slack, so that a tie is a tie whatever the rounding of one block or another.
+    # Slack, so that ties do not depend on how blocks are rounded.
     real_balls, real_cores = reach[:, k_pr - 1] + slack, reach[:, k_dc - 1] - slack  # (M,)
     fake_balls = fake_reach[:, k_pr - 1] + fake_slack  # (N,)
 
@@ -105,19 +113,20 @@ def manifold(real: np.ndarray, fake: np.ndarray, k_pr: int = 3, k_dc: int = 5) -
 
 
 def nearest(queries: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of `database` (M, D) to each of `queries` (N, D).
+    """Find the nearest row of `database` (M, D) for each row of `queries` (N, D).
 
     Returns:
-        Euclidean distances, float64 (N,), exactly 0 for an equal; and indices into the database, int64 (N,).
+        Euclidean distances, float64 (N,), exactly 0 for equal rows, and indices into the database,
+        int64 (N,).
 
     Raises:
-        ValueError: when the widths differ, or features are not finite or not 2-D.
+        ValueError: if the widths differ, or features are not finite or not 2-D.
     """
     check_widths(queries, database)
     check_features(queries, "queries", least=1)
     check_features(database, "database", least=1)
     centre = database.mean(axis=0, dtype=np.float64)
-    found = np.zeros(len(queries), np.int64)
+    indices = np.zeros(len(queries), np.int64)
     distances = np.zeros(len(queries))
     for rows in tiles(len(queries)):
         x = _centred(queries, rows, centre)
@@ -127,31 +136,38 @@ def nearest(queries: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.n
             closest, at = _squared(x, _centred(database, columns, centre)).min(dim=1)  # (n,)
             index = torch.where(closest < best, at + columns.start, index)
             best = torch.minimum(best, closest)
-        found[rows] = index.numpy()
-        distances[rows] = _distances(queries[rows], database[found[rows]])  # without the rounding of the products
-    return distances, found
+        indices[rows] = index.numpy()
+        # Without the rounding errors of the products.
+        distances[rows] = _distances(queries[rows], database[indices[rows]])
+    return distances, indices
 
 
 def memorisation(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Memorisation:
-    """Compare how near samples and held-out real images are to the training images.
+    """Compare how close samples and held-out real images are to the training images.
 
-    Samples of a model that has learnt the distribution are as far from the training images as other real images are:
-    ratio 1 and, in expectation, share 0.01. When this lies:
+    Samples of a model that has learned the distribution are as far from the training images as
+    other real images are: the ratio is 1 and the expected share is 0.01. The result is misleading
+    in these cases:
 
-    - Blurred or typical samples are near to everything. A ratio under 1 with a poor precision is that, not copying.
-    - A model that copies some images and spoils others may have a ratio over 1; the share finds the copies.
-    - Images or people that are in both real sets make held-out images near, and hide copies.
-    - `train` must be all that the model saw. A mirrored or shifted copy is near only to features that do not mind.
+    - Blurred or typical samples are close to everything. A ratio below 1 with a poor precision
+      means this, not copying.
+    - A model that copies some images and distorts others may have a ratio above 1. The share
+      detects the copies.
+    - Images or people that are in both real sets make held-out images close, and hide copies.
+    - `train` must contain all training images. A mirrored or shifted copy is only close under
+      features that are invariant to it.
 
-    Look at the closest pairs: `order` and `partner` name them.
+    Look at the closest pairs, which `order` and `partner` identify.
 
     Args:
         samples: features (N, D) of generated images.
-        train: features (M, D) of the images the model was trained on.
-        held_out: features (H, D) of real images it was not; at least 99, or the nearest stands for the nearest 1 %.
+        train: features (M, D) of the images on which the model was trained.
+        held_out: features (H, D) of real images on which it was not trained. With fewer than 99,
+            the closest one stands for the closest 1 %.
 
     Raises:
-        ValueError: when most held-out images are training images, the widths differ, or features are not finite.
+        ValueError: if most held-out images are training images, the widths differ, or features are
+            not finite.
     """
     check_features(held_out, "held-out")
     distances, partner = nearest(samples, train)
@@ -162,7 +178,7 @@ def memorisation(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -
             f"{np.mean(real_distances == 0):.0%} of the held-out images are training images: "
             "hold out images of another split"
         )
-    # Of all quantiles, Weibull's leaves in expectation exactly 1 % of new images below it.
+    # The expected fraction of new images below Weibull's quantile is exactly 1 %.
     near = np.quantile(real_distances, 0.01, method="weibull")
     return Memorisation(
         ratio=float(np.median(distances)) / median,
@@ -173,15 +189,16 @@ def memorisation(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -
 
 
 def diversity(features: np.ndarray) -> tuple[float, float]:
-    """Mean Euclidean distance between two images of a set, and its standard error.
+    """Compute the mean Euclidean distance between two images of a set, and its standard error.
 
-    Over N // 2 disjoint random pairs (the same ones every time), so that the distances are independent.
+    The mean is over N // 2 disjoint random pairs, so that the distances are independent. The pairs
+    are the same at every call.
 
     Args:
         features: (N, D), N >= 4.
 
     Raises:
-        ValueError: when there are too few, or they are not finite or not 2-D.
+        ValueError: if there are too few, or they are not finite or not 2-D.
     """
     check_features(features, "diversity", least=4)
     half = len(features) // 2
@@ -191,12 +208,13 @@ def diversity(features: np.ndarray) -> tuple[float, float]:
 
 
 def _reach(features: np.ndarray, centre: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
-    """Squared distances of each row to its k nearest others in order, (N, k), and a bound on their error, (N,)."""
-    found = torch.full((len(features), k), math.inf, dtype=torch.float64)
+    """Return squared distances of each row to its k nearest neighbours, (N, k), and a bound on
+    their error, (N,)."""
+    nearest_squared = torch.full((len(features), k), math.inf, dtype=torch.float64)
     norms = torch.zeros(len(features), dtype=torch.float64)
 
     def keep(rows: slice, squared: Tensor) -> None:
-        found[rows] = torch.cat([found[rows], squared], dim=1).topk(k, largest=False).values
+        nearest_squared[rows] = torch.cat([nearest_squared[rows], squared], dim=1).topk(k, largest=False).values
 
     parts = tiles(len(features))
     for i, rows in enumerate(parts):
@@ -207,30 +225,30 @@ def _reach(features: np.ndarray, centre: np.ndarray, k: int) -> tuple[Tensor, Te
             squared = _squared(x, _centred(features, columns, centre))
             keep(rows, squared)
             keep(columns, squared.T)
-    # What lies in a ball around x has a norm of at most |x| and the radius.
-    return found, ROUNDING * (norms + found[:, -1])
+    # The norm of a point in a ball around x is at most |x| plus the radius.
+    return nearest_squared, ROUNDING * (norms + nearest_squared[:, -1])
 
 
 def _centred(features: np.ndarray, rows: slice, centre: np.ndarray) -> np.ndarray:
-    """Some rows in float64, moved to the origin: smaller squares, smaller rounding errors."""
+    """Return some rows in float64, centred: smaller squares have smaller rounding errors."""
     return features[rows] - centre
 
 
 def _norms(x: np.ndarray) -> Tensor:
-    """Squared norm of each row, (N,)."""
+    """Return the squared norm of each row, (N,)."""
     return torch.from_numpy(np.einsum("nd,nd->n", x, x))
 
 
 def _squared(x: np.ndarray, y: np.ndarray) -> Tensor:
-    """Squared distances (M, N) of float64 rows (M, D) and (N, D).
+    """Return the squared distances (M, N) of float64 rows (M, D) and (N, D).
 
-    The product is numpy's, which is 1.6 times as fast as torch's on some processors and as fast on others; the rest
-    is torch's, which uses all cores.
+    numpy computes the product, which takes 1.6 times as long in torch on some processors. torch
+    computes the rest, on all cores.
     """
     product = torch.from_numpy(x @ y.T)  # (M, N)
     return product.mul_(-2).add_(_norms(x)[:, None]).add_(_norms(y)).clamp_(min=0)
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Euclidean distance of each pair of rows, float64 (N,)."""
+    """Return the Euclidean distance of each pair of rows, float64 (N,)."""
     return np.linalg.norm(x.astype(np.float64) - y, axis=1)

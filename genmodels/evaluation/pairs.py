@@ -1,56 +1,94 @@
-"""Measures of pairs of images, and the scores of models that reconstruct images or tell how probable they are."""
+"""Reconstruction: PSNR, SSIM and LPIPS of pairs of images, and the distance between the two
+sets."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genmodels.data.packed import spread_rows
-from genmodels.evaluation.protocol import Protocol
+from genmodels import sampling
+from genmodels.evaluation.context import Context, Part, reasons
+from genmodels.evaluation.distances import frechet_distance
+from genmodels.evaluation.images import Images
+from genmodels.evaluation.protocol import Protocol, check_count
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance
 from genmodels.pixels import to_float
-from genmodels.types import Noise
 
 LPIPS = "LPIPS v0.1, AlexNet"
 LPIPS_WEIGHTS = "lpips 0.1, alexnet-owt-7be5be79"
-"""The linear weights of the package, on torchvision's file of that hash; no others are ever loaded."""
+"""The linear weights of the lpips package and torchvision's file with that hash. No others are
+loaded."""
+INVERTED = 256
+"""Number of images that are reconstructed by a search, which is slow."""
+PAIRS = 16
+"""Number of reconstructions that are kept for display."""
+
+
+def part(context: Context) -> Part:
+    """Compute PSNR, SSIM, LPIPS, and the Fréchet distance between images and their reconstructions.
+
+    A model without an encoder reconstructs by a search. Its scores have names of their own.
+    """
+    model = context.model
+    searched = model.can("invert")
+    by = "-by-inversion" if searched else ""
+    originals, protocol = context.held_out(INVERTED if searched else None)
+    pixels = sampling.reconstruct(model, np.asarray(originals.pixels), context.batch_size)
+    rebuilt = Images(pixels, f"reconstructions of {model.family}")
+    context.pictures |= {"originals": np.asarray(originals.pixels[:PAIRS]), "reconstructions": pixels[:PAIRS]}
+    lpips, unavailable = context.lpips
+    absent = dict(unavailable)
+    pairs = pair_scores(np.asarray(originals.pixels), pixels, lpips, protocol, context.batch_size)
+    scores = {name + by: score for name, score in pairs.items()}
+    how = "Frechet distance between real images and their reconstructions"
+    for extractor in context.extractors:
+        name = extractor.measure("rfd" + by)
+        with reasons(absent, name):
+            check_count(len(originals), originals.name)
+            value = frechet_distance(context.features(rebuilt, extractor), context.features(originals, extractor))
+            scores[name] = Score(value, "lower", how, extractor.protocol(protocol), group="reconstruction")
+    if searched:
+        absent[", ".join([*pairs, "rfd"])] = f"there is no encoder: see psnr{by} and the scores next to it"
+    return Part(scores, absent)
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """Float in [-1, 1] -> the 8-bit level a file would hold, as float64 in [0, 255]."""
+    """Round float images in [-1, 1] to the 8-bit levels of a file, as float64 in [0, 255]."""
     return images.double().add(1).mul(127.5).round().clamp(0, 255)
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair in dB, (N,), on 8-bit levels: 10 log10(255^2 / MSE over all its values).
+    """Compute the PSNR of each pair in dB, (N,), on 8-bit levels: 10 log10(255^2 / MSE).
 
-    Equal pairs give infinity. Report the mean of these per-image numbers; the PSNR of the mean error is lower.
+    The MSE is over all values of a pair. Equal pairs give infinity. Report the mean of these
+    per-image values: the PSNR of the mean error is lower.
 
     Args:
         images: (N, 3, H, W) in [-1, 1].
-        others: the same shape.
+        others: of the same shape.
     """
     error = (eight_bit(images) - eight_bit(others)).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(255**2 / error)
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity of each pair, (N,), on 8-bit levels: Wang et al. 2004, doi:10.1109/TIP.2003.819861.
+    """Compute the structural similarity of each pair, (N,), on 8-bit levels
+    (doi:10.1109/TIP.2003.819861).
 
-    The authors' settings: an 11 x 11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, population moments, windows
-    wholly inside the image; the mean over positions and channels. Equals scikit-image's with gaussian_weights.
+    The settings are those of its authors: an 11 x 11 Gaussian window with sigma 1.5, K1 = 0.01,
+    K2 = 0.03, population moments, only windows inside the image, and the mean over positions and
+    channels. It equals scikit-image's with gaussian_weights.
 
     Args:
-        images: (N, 3, H, W) in [-1, 1], at least 11 pixels each way.
-        others: the same shape.
+        images: (N, 3, H, W) in [-1, 1], H and W at least 11.
+        others: of the same shape.
     """
     channels, height, width = images.shape[1:]
     if min(height, width) < 11:
@@ -60,7 +98,7 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     down, across = window.expand(channels, 1, 11)[..., None], window.expand(channels, 1, 11)[..., None, :]
 
     def average(values: Tensor) -> Tensor:
-        # The window is a product, so two passes of 11 taps do the work of 121.
+        # The window is separable: two passes of 11 taps instead of one of 121.
         return F.conv2d(F.conv2d(values, down, groups=channels), across, groups=channels)  # (N, 3, H - 10, W - 10)
 
     a, b = eight_bit(images), eight_bit(others)
@@ -76,31 +114,32 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
 def pair_scores(
     originals: np.ndarray, rebuilt: np.ndarray, lpips: Distance | None, protocol: Protocol, batch_size: int = 64
 ) -> dict[str, Score]:
-    """PSNR, SSIM and, where `lpips` is given, LPIPS between images and their reconstructions.
+    """Compute PSNR, SSIM and, if the network is given, LPIPS between images and their
+    reconstructions.
 
     Args:
         originals: uint8 (N, S, S, 3).
-        rebuilt: uint8, the same shape.
-        lpips: from `load_lpips`.
-        protocol: what the images are.
-        batch_size: pairs at a time.
+        rebuilt: uint8, of the same shape.
+        lpips: the distance that `load_lpips` returns, or None.
+        protocol: protocol of the images.
+        batch_size: number of pairs computed at a time.
 
     Returns:
         "psnr", "ssim" and "lpips", each a mean over the pairs.
     """
     if originals.shape != rebuilt.shape:
-        raise ValueError(f"images {originals.shape} and reconstructions {rebuilt.shape} are no pairs")
-    found: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
+        raise ValueError(f"images {originals.shape} and reconstructions {rebuilt.shape} must have the same shape")
+    values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
     for start in range(0, len(originals), batch_size):
         rows = slice(start, start + batch_size)
-        images, others = (to_float(torch.from_numpy(np.array(part[rows]))) for part in (originals, rebuilt))
-        found["psnr"].append(psnr(images, others))
-        found["ssim"].append(ssim(images, others))
+        images, others = (to_float(np.array(part[rows])) for part in (originals, rebuilt))
+        values["psnr"].append(psnr(images, others))
+        values["ssim"].append(ssim(images, others))
         if lpips is not None:
-            found["lpips"].append(lpips(images, others))
+            values["lpips"].append(lpips(images, others))
 
     def score(name: str, better: Literal["higher", "lower"], how: str, unit: str = "") -> Score:
-        value, error = _mean(found[name])
+        value, error = mean_and_error(values[name])
         of = replace(protocol, weights=LPIPS_WEIGHTS) if name == "lpips" else protocol
         return Score(value, better, how, of, unit, error, group="reconstruction")
 
@@ -111,73 +150,9 @@ def pair_scores(
     return scores if lpips is None else scores | {"lpips": score("lpips", "lower", LPIPS)}
 
 
-@torch.inference_mode()
-def likelihood_score(model: Any, batches: Iterable[Tensor], seed: int, protocol: Protocol) -> Score:
-    """Bits per dimension of images, marked as exact, as an upper bound, or as `by` says.
-
-    Args:
-        model: in the mode and on the device it shall run on.
-        batches: images (N, 3, H, W) in [-1, 1] holding 8-bit values, on that device.
-        seed: of the noise the estimate may need.
-        protocol: what the images are.
-    """
-    found: list[Tensor] = []
-    position = 0
-    for images in batches:
-        noise = Noise.for_images(seed, range(position, position + len(images)), images.device)
-        found.append(model.bits_per_dim(images, noise))
-        position += len(images)
-    kind = model.likelihood_kind
-    how = "exact" if kind.exact else "an upper bound; the true value is at most this"
-    how = kind.estimator or how
-    if kind.levels < 256:
-        how += f"; of images rounded to {kind.levels} shades of each colour"
-    value, error = _mean(found)
-    return Score(value, "lower", how, protocol, "bits/dim", error, group="likelihood")
-
-
-@torch.inference_mode()
-def token_score(model: Any, batches: Iterable[Tensor], weights: str, protocol: Protocol) -> Score:
-    """Bits per code of what a codec makes of images. Not bits per dimension: many images share their codes.
-
-    Args:
-        model: a prior over codes, in the mode and on the device it shall run on.
-        batches: images (N, 3, H, W) in [-1, 1].
-        weights: what identifies the codec.
-        protocol: what the images are.
-    """
-    value, error = _mean([model.bits_per_token(images) for images in batches])
-    how = "exact, of the codes; says nothing of what the codec leaves out"
-    of = replace(protocol, alphabet=weights)
-    return Score(value, "lower", how, of, "bits/token", error, group="likelihood")
-
-
-@torch.inference_mode()
-def lpips_diversity(images: np.ndarray, lpips: Distance, pairs: int = 500) -> tuple[float, float]:
-    """How different images of one set look: the mean LPIPS of disjoint pairs, and its standard error.
-
-    Pairs share no image, so that their distances are independent, and stand far apart in the set, which may be sorted.
-
-    Args:
-        images: uint8 (N, S, S, 3), N >= 4.
-        lpips: from `load_lpips`.
-        pairs: at most this many; N / 2 when there are fewer images.
-    """
-    count = min(pairs, len(images) // 2)
-    if count < 2:
-        raise ValueError(f"diversity needs at least two pairs of different images, got {len(images)} images")
-    rows = spread_rows(len(images), 2 * count)
-    found = []
-    for start in range(0, count, 32):
-        here = slice(start, min(start + 32, count))
-        first, second = (to_float(torch.from_numpy(images[half[here]])) for half in (rows[:count], rows[count:]))
-        found.append(lpips(first, second))  # (n,)
-    values = torch.cat(found).double()
-    return values.mean().item(), values.std().item() / math.sqrt(count)
-
-
-def _mean(parts: list[Tensor]) -> tuple[float, float | None]:
-    """The mean of (N,) values and its standard error, which a single value does not have."""
+def mean_and_error(parts: list[Tensor]) -> tuple[float, float | None]:
+    """Return the mean of the values in `parts` and its standard error, which is None for a single
+    value."""
     values = np.concatenate([part.double().cpu().numpy() for part in parts])
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
     return float(values.mean()), error

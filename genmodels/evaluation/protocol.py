@@ -1,4 +1,4 @@
-"""How a number came to be, and which numbers may stand side by side."""
+"""How a score was measured, and which scores may be compared."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from typing import Any
 from genmodels import __version__
 
 DEFINITIONS = 1
-"""Raised whenever a metric of this package is computed in another way."""
+"""Version of the definitions of the metrics. It is raised when a metric is computed in another
+way."""
 FULL_N = 2_048
-"""Distances between fewer images are marked: they say more of n, and less of the images."""
+"""Distances between fewer images are marked, since they depend strongly on n."""
 LEAST_N = 256
 """Distances between fewer images are refused."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """All that a number depends on beside what is measured. Numbers are comparable when their protocols are equal.
+    """Everything that a score depends on in addition to what is measured.
 
-    A field that means nothing for a number is None.
+    Scores are comparable if their protocols are equal. A field that does not apply to a score is
+    None.
 
     Attributes:
         data: the real images, such as "celeba (18,022 of 202,599 images)".
-        split: which of them.
-        crop: the named crop of the source images.
+        split: split of the real images.
+        crop: name of the crop of the source images.
         size: side of the compared images in pixels.
-        filter: how the source images were resized to it.
+        filter: filter by which the source images were resized.
         reference: fingerprint of the real images that are compared with.
-        n_reference: how many they are.
-        n: how many images are measured.
-        extractor: the network whose features are compared.
-        weights: the first 16 hex digits of the SHA-256 of its weights.
-        resize: how it brings images to its own size.
-        train: fingerprint and number of the training images that copies are looked for among, or a probe learnt from.
-        attributes: those that were measured.
-        machine: what a speed was measured on.
-        alphabet: of whose symbols a probability is: the weights of the codec that codes are of.
-        definitions: version of the metrics' definitions.
+        n_reference: number of these images.
+        n: number of images that are measured.
+        extractor: network whose features are compared.
+        weights: first 16 hex digits of the SHA-256 of its weights.
+        resize: how it resizes images.
+        train: fingerprint and number of the training images, for copies and for probes.
+        attributes: attributes that were measured.
+        machine: machine on which a speed was measured.
+        alphabet: hash of the codec's weights, for a likelihood of its codes.
+        definitions: version of the definitions of the metrics.
     """
 
     data: str | None = None
@@ -63,34 +65,34 @@ class Protocol:
 
     @property
     def small(self) -> bool:
-        """Whether features of fewer than FULL_N images were compared, on either side."""
+        """Whether features of fewer than FULL_N images are compared, on either side."""
         return self.extractor is not None and min(self.n or 0, self.n_reference or self.n or 0) < FULL_N
 
     def in_words(self) -> str:
-        """The fields that are set: "data toyfaces, split valid, ..."."""
+        """Return the fields that are set: "data toyfaces, split valid, ..."."""
         return ", ".join(f"{name} {value}" for name, value in asdict(self).items() if value is not None)
 
 
 def differences(first: Protocol, second: Protocol) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two protocols differ, with both values."""
+    """Return the fields in which two protocols differ, with both values."""
     one, two = asdict(first), asdict(second)
     return {name: (one[name], two[name]) for name in one if one[name] != two[name]}
 
 
 def check_equal(measure: str, names: Sequence[str], protocols: Sequence[Protocol]) -> None:
-    """Refuse to put numbers of different protocols side by side.
+    """Check that scores have the same protocol.
 
     Args:
-        measure: what the numbers are called.
-        names: whose numbers they are.
-        protocols: theirs, in the same order.
+        measure: name of the metric.
+        names: names of the subjects.
+        protocols: protocols of their scores, in the same order.
 
     Raises:
-        ValueError: naming the measure, the two and how their protocols differ.
+        ValueError: if they differ; names the metric, the two subjects and the difference.
     """
     for name, protocol in zip(names[1:], protocols[1:], strict=True):
-        if found := differences(protocols[0], protocol):
-            how = "; ".join(f"{field}: {one} and {two}" for field, (one, two) in found.items())
+        if different := differences(protocols[0], protocol):
+            how = "; ".join(f"{field}: {one} and {two}" for field, (one, two) in different.items())
             raise ValueError(
                 f"{measure} of {names[0]} and of {name} cannot be compared, their protocols differ ({how}): "
                 "evaluate both under one protocol"
@@ -98,10 +100,10 @@ def check_equal(measure: str, names: Sequence[str], protocols: Sequence[Protocol
 
 
 def check_count(count: int, what: str) -> None:
-    """Refuse a distance between too few images.
+    """Check that there are enough images for a distance between sets.
 
     Raises:
-        ValueError: when `count` is under LEAST_N.
+        ValueError: if `count` is less than LEAST_N.
     """
     if count < LEAST_N:
         raise ValueError(
@@ -112,7 +114,8 @@ def check_count(count: int, what: str) -> None:
 
 @cache
 def code_version() -> str:
-    """Version of this package and 8 hex digits of its source, so that work on the code does not go unnoticed."""
+    """Return the version of this package with 8 hex digits of a hash of its source, which show
+    local changes."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""The real images that everything is compared with, and what is known of them."""
+"""The real images that samples are compared with."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol
 
 MOST = 50_000
-"""Larger sets of real images to compare with are thinned out evenly to this many."""
+"""Maximum number of real images that are compared with. Of larger sets, evenly spread images are
+used."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Real images to compare with, and others beside them.
+    """Real images to compare with, and further ones for floors and copies.
 
     Attributes:
-        images: what is compared with.
-        protocol: what every number computed from them has in common.
-        others: further real images, none of them in `images`, split by split, for the real-versus-real floor.
-        train: all images that models learnt from, for the search for copies; None when that is not known, or when
-            `images` are among them.
-        attributes: int8 (N, K) in {-1, 0, +1} of `images`; K may be 0.
-        train_attributes: the same of `train`.
+        images: the images that samples are compared with.
+        protocol: the fields that the protocols of all scores have in common.
+        others: further real images that are not in `images`, one item per split, for the floors.
+        train: all training images, to detect copies; None if they are not known or include
+            `images`.
+        attributes: attributes of `images`, int8 (N, K) in {-1, 0, +1}; K may be 0.
+        train_attributes: attributes of `train`.
         attribute_names: K names, in order.
     """
 
@@ -39,14 +40,14 @@ class Reference:
 
 
 def reference_from(data: Packed, split: Split) -> Reference:
-    """One split of a data set as the reference; all its other images are the further ones.
+    """Return one split of a data set as the reference. The other splits are the further images.
 
     Args:
         data: all splits.
         split: "train", "valid", "test" or "all".
 
     Raises:
-        ValueError: for an unknown or empty split.
+        ValueError: if the split is unknown or empty.
     """
     chosen = data.split(split)
     chosen = chosen if len(chosen) <= MOST else chosen.take(spread_rows(len(chosen), MOST))
@@ -75,7 +76,7 @@ def reference_from(data: Packed, split: Split) -> Reference:
 
 
 def reference_from_images(images: Images) -> Reference:
-    """Images of which nothing else is known as the reference."""
+    """Return images about which nothing else is known as the reference."""
     few = spread(images, MOST)
     protocol = Protocol(
         data=images.name,
@@ -88,10 +89,10 @@ def reference_from_images(images: Images) -> Reference:
 
 
 def floor_pair(reference: Reference, n: int) -> tuple[Images, Images] | None:
-    """n real images, and real images to compare them with: the further ones, or else a part of the reference itself.
+    """Return n real images, and other real images to compare them with.
 
-    Returns:
-        None when there are too few of either.
+    The first are further images if there are enough, and a part of the reference otherwise. Returns
+    None if there are too few of either.
     """
     if sum(map(len, reference.others)) >= n:
         largest = max(reference.others, key=len)
@@ -106,5 +107,5 @@ def floor_pair(reference: Reference, n: int) -> tuple[Images, Images] | None:
 
 
 def spread(images: Images, count: int) -> Images:
-    """At most `count` images, taken evenly from the whole set, which may be sorted by kind."""
+    """Return at most `count` images, evenly spread over the whole set, which may be sorted."""
     return images if len(images) <= count else images.take(spread_rows(len(images), count))

@@ -1,4 +1,5 @@
-"""One self-contained HTML page: words, numbers, pictures and curves, with nothing to load from elsewhere."""
+"""A self-contained HTML page of text, tables, images and plots, which loads nothing from
+elsewhere."""
 
 from __future__ import annotations
 
@@ -16,27 +17,27 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
-if TYPE_CHECKING:  # importing matplotlib takes a while, and not every page has a drawing
+if TYPE_CHECKING:  # importing matplotlib is slow, and not every page has a plot
     from matplotlib.figure import Figure as Canvas
 
 Width = Literal["full", "half", "third"]
 COLOURS = ("#c8612f", "#3a7ca5", "#6a994e", "#8e5fa8")
-"""Of lines and points; they stand out on light and on dark."""
+"""Colours of lines and points, visible on light and on dark backgrounds."""
 INK = "#010203"
-"""matplotlib wants a colour; in markup it becomes that of the page."""
+"""Placeholder colour for matplotlib. `markup` replaces it by the text colour of the page."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture or a drawing with its caption.
+    """An image, a plot or rows of images, with a caption.
 
     Attributes:
-        title: a few words in bold; also the text for those who do not see the picture.
-        caption: what else to know of it.
-        source: data URI of a picture.
-        svg: a drawing instead, as markup; it is not escaped.
-        width: the share of the column it takes.
-        rows: pictures instead, one under the other: what each shows, and its data URI.
+        title: a few words in bold, which are also the alternative text of the image.
+        caption: text after the title.
+        source: data URI of an image.
+        svg: markup of a plot, which is not escaped.
+        width: width relative to the column.
+        rows: label and data URI of each row of images.
     """
 
     title: str
@@ -49,13 +50,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Heading:
-    """The head of a column of numbers.
+    """The heading of a column of numbers.
 
     Attributes:
-        text: what they are.
-        note: a few small words under it, such as the unit.
-        better: which of them are better.
-        title: what is shown to who asks for more.
+        text: name of the metric.
+        note: a few words in small print, such as the unit.
+        better: which values are better.
+        title: tooltip.
     """
 
     text: str
@@ -69,11 +70,11 @@ class Cell:
     """A number in a column.
 
     Attributes:
-        text: as it is read.
-        value: as it is sorted; None when it is missing.
-        note: a few small words under it, such as its error.
-        title: what is shown to who asks for more.
-        best: whether none in the column is better.
+        text: displayed text.
+        value: value by which rows are sorted; None if it is missing.
+        note: a few words in small print, such as the standard error.
+        title: tooltip.
+        best: whether it is the best value of the column.
         starred: whether it has an asterisk.
     """
 
@@ -87,14 +88,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A table of numbers whose rows the reader can sort by any column.
+    """A table of numbers that the reader can sort by any column.
 
     Attributes:
-        groups: headings over several columns, and over how many.
-        headings: one per column of cells.
-        rows: a name and its cells.
+        groups: headings that span several columns, and the number of columns.
+        headings: one heading per column.
+        rows: label and cells of each row.
         last: a row that stays last.
-        notes: lines under the table.
+        notes: paragraphs below the table.
     """
 
     groups: Sequence[tuple[str, int]]
@@ -106,9 +107,11 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it: paragraphs, numbers, figures, a table (first row: headings), code.
+    """A heading with paragraphs, tables of numbers, figures, a table of text (first row: headings)
+    and code.
 
-    A `wide` one may be wider than the text around it, and shows its pictures pixel by pixel.
+    A `wide` section may be wider than the text around it, and displays images without
+    interpolation.
     """
 
     heading: str
@@ -121,7 +124,8 @@ class Section:
 
 
 def page(title: str, lead: str, facts: Mapping[str, str], sections: Sequence[Section], footer: str) -> str:
-    """The page as HTML text. All words are escaped; `facts` are shown large under the lead."""
+    """Render the page as HTML. All text is escaped. `facts` are displayed in large type below the
+    lead."""
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
@@ -130,7 +134,7 @@ def page(title: str, lead: str, facts: Mapping[str, str], sections: Sequence[Sec
 
 
 def tiles(images: np.ndarray, columns: int) -> str:
-    """Data URI of a PNG that shows uint8 (N, H, W, 3) in rows, with see-through gaps for light and dark pages."""
+    """Return the data URI of a PNG of uint8 (N, H, W, 3) in rows, with transparent gaps."""
     opaque = np.full((*images.shape[:3], 1), 255, np.uint8)
     pixels = torch.from_numpy(np.concatenate([images, opaque], axis=3)).permute(0, 3, 1, 2)  # (N, 4, H, W)
     sheet = make_grid(pixels, nrow=columns, padding=2, pad_value=0)[:, 2:-2, 2:-2]
@@ -140,17 +144,17 @@ def tiles(images: np.ndarray, columns: int) -> str:
 
 
 def embedded(path: Path) -> str:
-    """Data URI of a picture file."""
+    """Return the data URI of an image file."""
     return _uri(path.read_bytes(), path.suffix.removeprefix("."))
 
 
 def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> str:
-    """A line chart as SVG markup in the colours of the page around it.
+    """Draw a line chart as SVG markup in the colours of the page around it.
 
     Args:
         lines: x and y values by name.
-        x_label: with its unit.
-        y_label: with its unit.
+        x_label: label of the x axis, with its unit.
+        y_label: label of the y axis, with its unit.
     """
     from matplotlib.figure import Figure as Canvas
 
@@ -170,7 +174,8 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label
 
 @contextmanager
 def drawn_in(ink: str) -> Iterator[None]:
-    """`with drawn_in(INK):` matplotlib writes and draws its lines in this colour, and leaves text as text in an SVG."""
+    """Context manager that sets the colour of matplotlib's text and lines, and keeps text as text
+    in SVG."""
     from matplotlib import rc_context
 
     style: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11}
@@ -181,10 +186,11 @@ def drawn_in(ink: str) -> Iterator[None]:
 
 
 def markup(canvas: Canvas) -> str:
-    """A drawing made in INK as SVG markup in the colours of the page around it. To be called under `drawn_in`."""
+    """Return a plot drawn in INK as SVG markup in the colours of the page. Call it inside
+    `drawn_in`."""
     text = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    canvas.savefig(text, format="svg", transparent=True, metadata=nothing)
+    without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    canvas.savefig(text, format="svg", transparent=True, metadata=without)
     whole = text.getvalue()
     return whole[whole.index("<svg") :].replace(INK, "currentColor")
 

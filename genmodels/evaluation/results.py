@@ -1,4 +1,4 @@
-"""Scores, and all scores of one model or set of images: kept as JSON, and fit to stand side by side."""
+"""Scores, and the evaluation of one model or set of images, stored as JSON."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from genmodels.evaluation.protocol import Protocol, check_equal
 from genmodels.saving import from_dict, read_json
 
 FORMAT = 2
-"""Version of the JSON. A reader refuses another one."""
+"""Version of the JSON. Other versions are refused."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One measured number.
+    """One measured value.
 
     Attributes:
-        value: the number.
-        better: whether a "higher" or a "lower" value is better, or "neither".
-        how: what exactly was computed.
-        protocol: what it depends on beside what was measured.
+        value: the value.
+        better: whether a "higher" or a "lower" value is better, or "neither" if that is not known.
+        how: definition of the metric.
+        protocol: everything it depends on in addition to what was measured.
         unit: "dB", "bits/dim", "images/s" ... or "" for a plain number.
-        error: its standard error, where one is known.
-        floor: the same number for real images in place of the measured ones, at the same n: as good as it gets.
-        group: the heading it stands under.
+        error: standard error, if it is known.
+        floor: the same metric measured between real images and other real images, at the same n.
+        group: group of the tables it belongs to.
     """
 
     value: float
@@ -39,22 +39,22 @@ class Score:
     unit: str = ""
     error: float | None = None
     floor: float | None = None
-    group: Literal["samples", "reconstruction", "likelihood", "cost"] = "samples"
+    group: Literal["samples", "reconstruction", "likelihood", "own", "cost"] = "samples"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What was measured.
+    """The model or set of images that was measured.
 
     Attributes:
-        name: for people, such as "runs/vae".
-        kind: the family of a model, or "images".
-        weights: "EMA", "raw", or "" where nobody knows or there are none.
-        seed: of the samples; None for images that were given.
-        options: of the sampler.
+        name: display name, such as "runs/vae".
+        kind: family of the model, or "images".
+        weights: "EMA", "raw", or "" if that is not known or there are none.
+        seed: seed of the samples; None for given images.
+        options: sampling options.
         fingerprint: 16 hex digits that identify the images.
-        training: what is known of how it was trained: "minutes", "images", "steps".
-        notes: what was done to given images: "resized from 128 to 64 px, lanczos".
+        training: what is known about the training: "minutes", "images", "steps".
+        notes: how given images were converted, such as "resized from 128 to 64 px, lanczos".
     """
 
     name: str
@@ -73,11 +73,12 @@ class Evaluation:
 
     Attributes:
         subject: what was measured.
-        scores: by name, such as "fd-faces".
-        absent: what was not measured, and why.
-        made: by what: "code", "torch", "device", "date".
-        pictures: uint8 (N, H, W, 3) by name; they are no part of the JSON. "samples" (the first of a seed); "originals"
-            and "reconstructions"; "nearest samples" and "nearest train" (the closest pairs).
+        scores: scores by name, such as "fd-faces".
+        absent: reasons why scores are missing, by name.
+        made: versions and date of the measurement: "code", "torch", "device", "date".
+        pictures: uint8 (N, H, W, 3) by name, which are not stored in the JSON: "samples" (the first
+            ones), "originals" and "reconstructions", "nearest samples" and "nearest train" (the
+            closest pairs).
     """
 
     subject: Subject
@@ -87,11 +88,11 @@ class Evaluation:
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The same as JSON text, each score with its protocol."""
+        """Return the evaluation as JSON text, each score with its protocol."""
         return json.dumps({"format": FORMAT, **self.plain()}, indent=2, allow_nan=False) + "\n"
 
     def plain(self) -> dict[str, Any]:
-        """The same as numbers, text, lists and dicts."""
+        """Return the evaluation as numbers, strings, lists and dicts."""
         return {
             "subject": asdict(self.subject),
             "scores": {name: asdict(score) for name, score in self.scores.items()},
@@ -101,10 +102,11 @@ class Evaluation:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """What `to_json` wrote to the file `path`.
+    """Read the evaluation that `to_json` wrote to the file `path`.
 
     Raises:
-        ValueError: when it is absent, no JSON, or not such a file; in one line.
+        ValueError: if the file does not exist, is not JSON, or is not an evaluation. The message is
+            one line.
     """
     try:
         text = read_json(path)
@@ -123,15 +125,17 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """`evaluations`, fit to be put side by side: speeds of different machines, and probabilities of different codecs'
-    codes, are moved to `absent`.
+    """Return `evaluations` with only the scores that can be compared.
+
+    Speeds that were measured on different machines, and likelihoods of the codes of different
+    codecs, are moved to `absent`.
 
     Raises:
-        ValueError: when a score that two of them have was measured under different protocols.
+        ValueError: if a score that two of them have was measured under different protocols.
     """
-    fit = [replace(e, scores=dict(e.scores), absent=dict(e.absent)) for e in evaluations]
-    for name in sorted({name for e in fit for name in e.scores}):
-        having = [e for e in fit if name in e.scores]
+    shown = [replace(e, scores=dict(e.scores), absent=dict(e.absent)) for e in evaluations]
+    for name in sorted({name for e in shown for name in e.scores}):
+        having = [e for e in shown if name in e.scores]
         if len({e.scores[name].protocol.machine for e in having}) > 1:
             for e in having:
                 e.absent[name] = f"measured on {e.scores.pop(name).protocol.machine}, others on another machine"
@@ -142,11 +146,12 @@ def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
                 )
         else:
             check_equal(name, [e.subject.name for e in having], [e.scores[name].protocol for e in having])
-    return fit
+    return shown
 
 
 def digits(value: float) -> str:
-    """A number with as many digits as it is worth: 0.00495, 0.0123, 4.320, 12.35, 1,234."""
+    """Format a number with three to five significant digits: 0.00495, 0.0123, 4.320, 12.35,
+    1,234."""
     if not np.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e6:

@@ -1,11 +1,11 @@
-"""What the page of a comparison says and shows."""
+"""Contents of the page of a comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from genmodels.evaluation.columns import Column, amount, definition, numbers
+from genmodels.evaluation.columns import FLOOR, Column, amount, definition, numbers
 from genmodels.evaluation.figures import better_corner, originals_first, plot, same_originals, samples_shown, trade_offs
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import INK, Figure, Section, drawn_in, markup, tiles
@@ -15,49 +15,51 @@ FIELDS = {
     "n": "images measured",
     "n_reference": "real images compared with",
     "reference": "fingerprint of the real images",
-    "size": "side in pixels",
-    "filter": "resized from the source by",
-    "extractor": "features of",
-    "weights": "its weights, SHA-256",
-    "resize": "resized for it by",
+    "size": "image size in pixels",
+    "filter": "resize filter of the source images",
+    "extractor": "feature extractor",
+    "weights": "weights of the extractor, SHA-256",
+    "resize": "resize filter of the extractor",
     "train": "training images",
     "attributes": "attributes measured",
-    "alphabet": "bits per token of the codes of",
+    "alphabet": "codec of the codes",
     "definitions": "version of the definitions",
 }
-"""What the fields of a protocol are called where their names do not say it."""
-LICENCE = "are images of the data set: mind its licence before you pass this page on."
+"""Labels of the fields of a protocol that differ from their names."""
+LICENCE = "are images of the data set. Check its licence before you share this page."
 
 
 def title(subjects: Sequence[Subject]) -> str:
+    """Return the title of the page."""
     if len(subjects) == 1:
         return subjects[0].name
     kinds = {subject.kind == "images" for subject in subjects}
     what = "models and sets of images" if len(kinds) == 2 else "sets of images" if True in kinds else "models"
-    return f"{len(subjects)} {what} side by side"
+    return f"Comparison of {len(subjects)} {what}"
 
 
-def lead(evaluations: Sequence[Evaluation], found: Sequence[Column]) -> str:
-    """What was compared, on which data, and who came out best at the first measure that says so."""
+def lead(evaluations: Sequence[Evaluation], metrics: Sequence[Column]) -> str:
+    """Return what was compared, on which data, and which subject is best by the first metric that
+    has a best value."""
     names = [e.subject.name for e in evaluations]
-    protocol = _main_protocol(found)
+    protocol = _main_protocol(metrics)
     who = f"{_listed(names)}: " if 1 < len(names) < 4 else ""
     each = f"{protocol.n:,} images{' of each' if len(names) > 1 else ''}" if protocol.n else "Measured"
-    against = f" against {protocol.n_reference:,} real ones" if protocol.n_reference else ""
+    against = f" compared with {protocol.n_reference:,} real images" if protocol.n_reference else ""
     data = [protocol.data, protocol.split and f"split {protocol.split}", protocol.size and f"{protocol.size} pixels"]
     where = f" of {', '.join(known)}" if (known := [words for words in data if words]) else ""
-    return " ".join(filter(None, [f"{who}{each}{against}{where}.", _headline(names, found)]))
+    return " ".join(filter(None, [f"{who}{each}{against}{where}.", _headline(names, metrics)]))
 
 
-def _headline(names: Sequence[str], found: Sequence[Column]) -> str:
-    """Who is best at the first measure that can tell; "" where none can."""
-    for column in found:
+def _headline(names: Sequence[str], metrics: Sequence[Column]) -> str:
+    """Return which subject is best by the first metric that has a best value, or ""."""
+    for column in metrics:
         if column.best is not None:
             best = [n for n, score in zip(names, column.scores, strict=True) if score and score.value == column.best]
             verb = "has" if len(best) == 1 else "have"
             extreme = {"lower": "lowest", "higher": "highest"}[column.first.better]
             number = amount(column.best, column.first.unit)
-            floor = f"; real images at the same n have {column.floor}" if column.floor else ""
+            floor = f" (floor: {column.floor})" if column.floor else ""
             return f"{_listed(best)} {verb} the {extreme} {column.title}, {number}{floor}."
     return ""
 
@@ -66,53 +68,61 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _main_protocol(found: Sequence[Column]) -> Protocol:
-    """Of the first measure, which the page is mostly about; of nothing where nothing was measured."""
-    return found[0].first.protocol if found else Protocol()
+def _main_protocol(metrics: Sequence[Column]) -> Protocol:
+    """Return the protocol of the first metric, or an empty one if nothing was measured."""
+    return metrics[0].first.protocol if metrics else Protocol()
 
 
-def facts(evaluations: Sequence[Evaluation], found: Sequence[Column]) -> dict[str, str]:
-    protocol = _main_protocol(found)
+def facts(evaluations: Sequence[Evaluation], metrics: Sequence[Column]) -> dict[str, str]:
+    """Return the main facts about the comparison, by label."""
+    protocol = _main_protocol(metrics)
     dates = sorted({e.made["date"] for e in evaluations if "date" in e.made})
     known = {
-        "images measured, each": f"{protocol.n:,}" if protocol.n else "",
+        "images per subject": f"{protocol.n:,}" if protocol.n else "",
         "real images": f"{protocol.n_reference:,}" if protocol.n_reference else "",
-        "picture size": f"{protocol.size} x {protocol.size}" if protocol.size else "",
-        "features of": protocol.extractor or "",
-        "on": " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]])),
+        "image size": f"{protocol.size} x {protocol.size}" if protocol.size else "",
+        "feature extractor": protocol.extractor or "",
+        "date": " to ".join(dict.fromkeys([*dates[:1], *dates[-1:]])),
     }
     return {name: value for name, value in known.items() if value}
 
 
-def sections(evaluations: Sequence[Evaluation], found: Sequence[Column], command: str) -> list[Section]:
-    """What the page shows, in order; without the sections that would be empty."""
-    all_of_them = [
-        Section("Results", _how_to_read(found), numbers=numbers(evaluations, found)),
+def sections(evaluations: Sequence[Evaluation], metrics: Sequence[Column], command: str) -> list[Section]:
+    """Return the sections of the page, without empty ones."""
+    candidates = [
+        Section("Results", _how_to_read(metrics), numbers=numbers(evaluations, metrics)),
         _samples(evaluations),
         _reconstructions(evaluations),
         _neighbours(evaluations),
-        _quality_and_cost(evaluations, found),
-        _protocol(found),
-        _definitions(evaluations, found),
+        _quality_and_cost(evaluations, metrics),
+        _protocol(metrics),
+        _definitions(evaluations, metrics),
         _absent(evaluations),
         _subjects(evaluations),
         _versions(evaluations),
-        Section("To do it again", code=command) if command else None,
+        Section("Command", code=command) if command else None,
     ]
-    return [section for section in all_of_them if section is not None]
+    return [section for section in candidates if section is not None]
 
 
-def _how_to_read(found: Sequence[Column]) -> list[str]:
-    if not found:
+def _how_to_read(metrics: Sequence[Column]) -> list[str]:
+    if not metrics:
         return ["Nothing was measured."]
-    text = "An arrow says whether a higher or a lower number is better, and what stands after ± is the standard error."
-    if any(column.best is not None for column in found):
-        text += " The best of a column is bold, be it ever so close. Click a heading to sort by it."
+    text = "Arrows show whether higher or lower values are better. The standard error follows ±."
+    if any(column.best is not None for column in metrics):
+        text += " The best value of each column is bold, even if others are within its error."
+        text += " Click a heading to sort by it."
     paragraphs = [text]
-    if any(column.first.protocol.extractor == "faces" for column in found):
+    if any(column.floor for column in metrics):
         paragraphs.append(
-            "The extractor faces minds blur above all and lets sharp but broken faces pass, in FD and in its other "
-            "measures: where samples are not smoothed alike, judge by looking at them, or by another extractor."
+            f"The row “{FLOOR}” is the floor of each metric: the same metric, measured between real images and other "
+            "real images. By that metric, a model at the floor cannot be distinguished from real images."
+        )
+    if any(column.first.protocol.extractor == "faces" for column in metrics):
+        paragraphs.append(
+            "The extractor “faces” penalises blur more than anything else, and does not penalise faces that are sharp "
+            "but malformed. This affects FD and all other metrics that use its features. If the samples of the "
+            "subjects differ in sharpness, look at them, or use another extractor."
         )
     return paragraphs
 
@@ -124,8 +134,8 @@ def _samples(evaluations: Sequence[Evaluation]) -> Section | None:
     figures = []
     for e in having:
         shown, across = samples_shown(e.pictures["samples"], 1056 if len(having) == 1 else 528)
-        origin = f"of seed {e.subject.seed}" if e.subject.seed is not None else "that were given"
-        caption = f"The first {len(shown)} images {origin}, unselected."
+        origin = f"samples of seed {e.subject.seed}" if e.subject.seed is not None else "images of the set"
+        caption = f"The first {len(shown)} {origin}, not selected."
         figures.append(Figure(e.subject.name, caption, tiles(shown, across), width="half"))
     return Section("Samples", figures=_wide_if_alone(figures), wide=True)
 
@@ -136,8 +146,8 @@ def _reconstructions(evaluations: Sequence[Evaluation]) -> Section | None:
         rows = originals_first(together)
         for start in range(0, min(16, len(rows[0][1])), 8):
             strips = [(name, tiles(images[start : start + 8], 8)) for name, images in rows]
-            figures.append(Figure("Originals above, reconstructions below.", rows=strips, width="half"))
-    text = [f"The same images through every model that can reconstruct. The originals {LICENCE}"]
+            figures.append(Figure("Originals (top row) and reconstructions.", rows=strips, width="half"))
+    text = [f"The same images, reconstructed by each model that can. The originals {LICENCE}"]
     return Section("Reconstructions", text, _wide_if_alone(figures), wide=True) if figures else None
 
 
@@ -149,8 +159,8 @@ def _neighbours(evaluations: Sequence[Evaluation]) -> Section | None:
             rows = [(words, tiles(e.pictures[name][:8], 8)) for words, name in pairs]
             figures.append(Figure(e.subject.name, rows=rows, width="half"))
     text = [
-        "Of all samples those closest to a training image, each above that image: copies would show here. "
-        f"The lower rows {LICENCE}"
+        "The samples that are closest to a training image, each above that image. If the model copies training "
+        f"images, the copies are here. The lower rows {LICENCE}"
     ]
     return Section("Nearest training images", text, _wide_if_alone(figures), wide=True) if figures else None
 
@@ -159,21 +169,22 @@ def _wide_if_alone(figures: Sequence[Figure]) -> Sequence[Figure]:
     return [replace(figures[0], width="full")] if len(figures) == 1 else figures
 
 
-def _quality_and_cost(evaluations: Sequence[Evaluation], found: Sequence[Column]) -> Section | None:
+def _quality_and_cost(evaluations: Sequence[Evaluation], metrics: Sequence[Column]) -> Section | None:
     names = [e.subject.name for e in evaluations]
     figures = []
-    for quality, cost in trade_offs(found):
+    for quality, cost in trade_offs(metrics):
         with drawn_in(INK):
             drawing = markup(plot(names, quality, cost, INK))
         corner = better_corner(quality, cost)
         title = f"{quality.title} and {cost.title}."
-        figures.append(Figure(title, f"The better, the nearer to the {corner}.", svg=drawing, width="half"))
+        figures.append(Figure(title, f"Better models are closer to the {corner} corner.", svg=drawing, width="half"))
     return Section("Quality and cost", figures=figures) if figures else None
 
 
-def _protocol(found: Sequence[Column]) -> Section | None:
-    """One row per field. Where measures differ in it, each value with those it belongs to."""
-    measured = [column for column in found if column.name != "training-minutes"]
+def _protocol(metrics: Sequence[Column]) -> Section | None:
+    """Build a table with one row per field. If metrics differ in a field, each value names its
+    metrics."""
+    measured = [column for column in metrics if column.name != "training-minutes"]
     rows = []
     for field in fields(Protocol):
         values: dict[str, list[str]] = {}
@@ -183,16 +194,19 @@ def _protocol(found: Sequence[Column]) -> Section | None:
         shared = len(values) == 1
         words = [value if shared else f"{value} ({', '.join(names)})" for value, names in values.items()]
         rows += [[FIELDS.get(field.name, field.name), "; ".join(words)]] if words else []
-    text = ["All that these numbers depend on beside what was measured; the same for every row of the tables above."]
+    text = [
+        "Everything that the values depend on in addition to what was measured. It is the same for every row of the "
+        "tables above."
+    ]
     return Section("Protocol", text, table=[["", "value"], *rows]) if rows else None
 
 
-def _definitions(evaluations: Sequence[Evaluation], found: Sequence[Column]) -> Section | None:
+def _definitions(evaluations: Sequence[Evaluation], metrics: Sequence[Column]) -> Section | None:
     rows = []
-    for c in found:
+    for c in metrics:
         unit = f" ({c.first.unit})" if c.first.unit else ""
         rows.append([c.name + unit, c.first.better, definition(evaluations, c)])
-    return Section("What was computed", table=[["measure", "better", "how"], *rows]) if rows else None
+    return Section("Definitions of the metrics", table=[["metric", "better", "definition"], *rows]) if rows else None
 
 
 def _absent(evaluations: Sequence[Evaluation]) -> Section | None:
@@ -204,11 +218,11 @@ def _absent(evaluations: Sequence[Evaluation]) -> Section | None:
         [measure, "all" if len(names) == len(evaluations) > 1 else ", ".join(names), why]
         for (measure, why), names in subjects.items()
     ]
-    return Section("What was not measured", table=[["measure", "of", "why"], *rows]) if rows else None
+    return Section("Not measured", table=[["metric", "subject", "reason"], *rows]) if rows else None
 
 
 def _subjects(evaluations: Sequence[Evaluation]) -> Section:
-    head = ["subject", "kind", "weights", "seed", "sampling", "training", "converted", "images"]
+    head = ["subject", "kind", "weights", "seed", "sampling options", "training", "conversion", "fingerprint"]
     rows = []
     for e in evaluations:
         s = e.subject
@@ -217,14 +231,15 @@ def _subjects(evaluations: Sequence[Evaluation]) -> Section:
         seed = "" if s.seed is None else str(s.seed)
         rows.append([s.name, s.kind, s.weights, seed, options, training, "; ".join(s.notes), s.fingerprint])
     known = [i for i, words in enumerate(zip(*rows, strict=True)) if any(words)]
-    return Section("How each was made", table=[[row[i] for i in known] for row in [head, *rows]])
+    return Section("Subjects", table=[[row[i] for i in known] for row in [head, *rows]])
 
 
 def _versions(evaluations: Sequence[Evaluation]) -> Section:
-    """What measured them: one row for all that were measured alike."""
+    """Build a table of the versions that measured the subjects. Subjects with the same versions
+    share a row."""
     names = list(dict.fromkeys(name for e in evaluations for name in e.made))
     alike: dict[tuple[str, ...], list[str]] = {}
     for e in evaluations:
         alike.setdefault(tuple(e.made.get(name, "") for name in names), []).append(e.subject.name)
     rows = [["all" if len(of) == len(evaluations) else ", ".join(of), *values] for values, of in alike.items()]
-    return Section("Measured by", table=[["subjects", *names], *rows])
+    return Section("Versions", table=[["subjects", *names], *rows])

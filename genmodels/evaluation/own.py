@@ -1,0 +1,55 @@
+"""Metrics that a model reports about itself on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from genmodels.data.packed import spread_rows
+from genmodels.evaluation.context import Context, Part, reasons
+from genmodels.evaluation.results import Score
+from genmodels.modes import evaluating
+from genmodels.types import Batch, Condition, Noise
+
+
+def part(context: Context) -> Part:
+    """Report `model.measure(batches)` on held-out images, under the names that the model gives.
+
+    Whether a higher or a lower value is better is not known.
+    """
+    model = context.model
+    absent: dict[str, str] = {}
+    _, protocol = context.held_out()
+    with reasons(absent, f"metrics of {model.family}"), evaluating(model), torch.inference_mode():
+        how = f"reported by {model.family} itself on held-out images"
+        values = model.measure(_batches(context))
+        return Part({name: Score(float(v), "neither", how, protocol, group="own") for name, v in values.items()})
+    return Part(absent=absent)
+
+
+def _batches(context: Context) -> Iterator[Batch]:
+    """Yield held-out images with the attributes that the model is conditioned on."""
+    images, _ = context.held_out()
+    attributes = _attributes(context, len(images))
+    start = 0
+    for part in context.batches(images, "held-out images"):
+        rows = range(start, start + len(part))
+        known = None if attributes is None else torch.from_numpy(attributes[rows.start : rows.stop]).float()
+        condition = Condition(known).to(part.device)
+        yield Batch(part, Noise.for_images(context.seed, rows, part.device), condition, progress=1.0)
+        start = rows.stop
+
+
+def _attributes(context: Context, n: int) -> np.ndarray | None:
+    """Return the attributes (n, K) of the held-out images in the model's order; 0 where unknown."""
+    reference, names = context.reference, context.model.conditions.attributes
+    if not names:
+        return None
+    values = np.zeros((n, len(names)), np.int8)
+    for column, name in enumerate(names):
+        if reference.attributes is not None and name in reference.attribute_names:
+            known = reference.attributes[:, reference.attribute_names.index(name)]
+            values[:, column] = known[spread_rows(len(known), n)]
+    return values
