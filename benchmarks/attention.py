@@ -1,12 +1,13 @@
-"""Memory and time of attention against T, for every backend that runs here and for the textbook's formula.
+"""Measure memory and time of attention against T, for every available backend and for the formula.
 
-    python benchmarks/attention.py [--lengths 512 1024 2048 4096] [--device cuda --dtype bfloat16] [--json a.json]
+    python benchmarks/attention.py [--lengths 512 1024 2048 4096] [--json attention.json]
+    python benchmarks/attention.py --device cuda --dtype bfloat16
 
-`naive` is softmax(Q K^T / sqrt(d)) V written out: it makes T x T matrices. The rest are the backends of
-`genmodels.nn.attention`, under the names of the kernels that ran. Memory is the peak that one call adds to what its
-inputs take: of the process's resident memory on a CPU (Linux with glibc), of torch's allocator on a GPU. Time is the
-median of `--repeats` further calls. The growth is the exponent between the two longest lengths: 1 is proportional to T,
-2 to T^2.
+`naive` is softmax(Q K^T / sqrt(d)) V as written, with T x T matrices. The others are the backends
+of `genmodels.nn.attention`, under the names of the kernels that ran. Memory is the peak that one
+call adds to its inputs: of the process's resident memory on a CPU (Linux with glibc), of torch's
+allocator on a GPU. Time is the median of `--repeats` further calls. The growth is the exponent
+between the two longest lengths: 1 is proportional to T, 2 to T^2.
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ def peak_mebibytes(call: Callable[[], object], device: str) -> float:
 
 def resident(field: str) -> int:
     """KiB of resident memory: VmRSS is now, VmHWM the peak."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found.group(1))
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match.group(1))
 
 
 def measure(kernel: str, run: Callable[..., Tensor], length: int, passes: str, settings: Settings) -> Row:
@@ -128,11 +129,11 @@ def kernels(settings: Settings) -> dict[str, Callable[..., Tensor]]:
     def by(backend: Backend) -> Callable[..., Tensor]:
         return lambda q, k, v: attend(q, k, v, causal=settings.causal, backend=backend)
 
-    found: dict[str, Callable[..., Tensor]] = {"naive": lambda q, k, v: naive(q, k, v, settings.causal)}
+    kernels: dict[str, Callable[..., Tensor]] = {"naive": lambda q, k, v: naive(q, k, v, settings.causal)}
     for backend in available_backends(settings.device):
         if half or backend not in ("flash", "flash3"):
-            found[kernel_of(q, q, q, causal=settings.causal, backend=backend)] = by(backend)
-    return found
+            kernels[kernel_of(q, q, q, causal=settings.causal, backend=backend)] = by(backend)
+    return kernels
 
 
 def exponent(rows: list[Row], value: Callable[[Row], float]) -> float:

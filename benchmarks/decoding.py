@@ -1,11 +1,11 @@
-"""Seconds to generate a sequence: our transformer with its cache of keys, without it, and transformers' generate.
+"""Measure the time to generate a sequence: with our cache, without it, and with transformers.
 
     pip install 'genmodels[evaluation]'
     python benchmarks/decoding.py [--length 1024] [--width 256] [--depth 6] [--json decoding.json]
 
-All sides hold the same random weights of a Llama, start from one token and take the likeliest next token until the
-sequence is full; how many tokens agree is printed. They take turns in one process; medians are reported. transformers
-runs as it comes: SDPA and its dynamic cache.
+All three use the same random weights of a Llama, start from one token and choose the most likely
+next token until the sequence is full. The share of equal tokens is printed. They alternate in one
+process; medians are reported. transformers uses its defaults, SDPA and a dynamic cache.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def measure(settings: Settings) -> dict[str, list[float]]:
             start = time.perf_counter()
             tokens[name] = run().cpu()  # copying waits for the device
             times.setdefault(name, []).append(time.perf_counter() - start)
-    for name, found in tokens.items():
-        same = (found == tokens["ours, cache"]).float().mean().item()
+    for name, own in tokens.items():
+        same = (own == tokens["ours, cache"]).float().mean().item()
         # Rounding may turn a near tie, and with it all that follows.
         print(f"{name}: {100 * same:.1f}% of the tokens are those of 'ours, cache'")
     return times
