@@ -159,8 +159,8 @@ def test_cached_equals_uncached_over_a_grid():
     with torch.no_grad():
         whole = model(x, positions)
         assert (whole - model(x)).abs().max() > 1e-2
-    found = in_pieces(model, x, model.make_cache(2, 24), [7] + [1] * 17, positions)
-    torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)
+    outputs = in_pieces(model, x, model.make_cache(2, 24), [7] + [1] * 17, positions)
+    torch.testing.assert_close(outputs, whole, atol=1e-5, rtol=0)
 
 
 def test_a_cache_can_be_rewound():
@@ -186,9 +186,9 @@ def test_a_compiled_step_reads_the_whole_cache_masked_and_is_compiled_once():
     compiled = torch.compile(model, backend=count, fullgraph=True)
     cache = model.make_cache(2, 30)
     cache.states[1][1][:, :, 24:] = 1e4  # must not be seen
-    found = in_pieces(compiled, x, cache, [6] + [1] * 18)
+    outputs = in_pieces(compiled, x, cache, [6] + [1] * 18)
     with torch.no_grad():
-        torch.testing.assert_close(found, model(x), atol=1e-5, rtol=0)
+        torch.testing.assert_close(outputs, model(x), atol=1e-5, rtol=0)
     assert len(graphs) == 2, "one for the prefix, one for every step"
 
 
@@ -200,8 +200,8 @@ def test_the_cache_follows_autocast():
         assert model.make_cache(2, 24, torch.float32).states[0][0].dtype == torch.float32
         whole = model(x)
         assert whole.dtype == torch.float32, "the residual stream and the norms stay in float32"
-        found = in_pieces(model, x, cache, [10] + [1] * 14)
-    torch.testing.assert_close(found, whole, atol=0.05, rtol=0)
+        outputs = in_pieces(model, x, cache, [10] + [1] * 14)
+    torch.testing.assert_close(outputs, whole, atol=0.05, rtol=0)
     with torch.no_grad():
         error = (whole - model(x)).square().mean().sqrt()
     assert 1e-4 < error < 0.05
