@@ -121,7 +121,7 @@ def test_any_region_is_completed_through_a_map_and_none_through_a_vector() -> No
 def test_a_prior_for_other_latents_is_refused() -> None:
     with pytest.raises(ValueError, match=r"latents is \(4, 8, 8\) and the codec has \(4, 4, 4\)"):
         over(codec("map"), latents=(4, 8, 8))
-    with pytest.raises(ValueError, match=r"built for latents None"):
+    with pytest.raises(ValueError, match=r"built for another codec: latents is None and the codec has \(4, 4, 4\)"):
         over(codec("map"), latents=None)
 
 
@@ -211,9 +211,12 @@ def test_pixels_and_every_command(data: list[str], capsys: pytest.CaptureFixture
         (["interpolate", "VQVAE", "--images", "face.png", "face.png"], "do not interpolate between given images"),
         (["interpolate", "RUN", "--solver", "dpm-sde"], "interpolation needs a deterministic solver"),
         (["inpaint", "RUN", "face.png", "--mask", "small.png"], "is 8 x 8 pixels, the model's images are 16 x 16"),
-        (["inpaint", "RUN", "face.png", "--mask", "black.png"], "is black: paint white what shall be made up"),
+        (
+            ["inpaint", "RUN", "face.png", "--mask", "black.png"],
+            "is black: make the region white that the model should complete",
+        ),
         (["inpaint", "RUN", "face.png", "--mask", "nowhere.png"], "No such file"),
-        (["inpaint", "RUN", "face.png", "--mask", "text.png"], "is no picture"),
+        (["inpaint", "RUN", "face.png", "--mask", "text.png"], "is not an image"),
         (["import", "RUN", "out"], "is not a pipeline of diffusers"),
         (["export", "VAE", "out"], "diffusers has no counterpart of vae models here"),
         (["export", "RUN", "full"], "full is not an empty folder"),
