@@ -16,7 +16,7 @@ import tyro
 from shared import RunSettings
 
 from genmodels import sampling
-from genmodels.data.packed import spread_rows
+from genmodels.data.rows import spread_rows
 from genmodels.evaluation.conditional import attribute_accuracy
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.extractors import load_extractor

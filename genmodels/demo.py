@@ -1,5 +1,4 @@
-"""The demonstration: two small models learn faces in front of you, and a page shows what they
-learnt."""
+"""The demonstration: trains two small models on procedural faces and writes a page about them."""
 
 from __future__ import annotations
 
@@ -29,21 +28,20 @@ from genmodels.modes import evaluating
 
 SIZE = 64
 MADE = {"index.html", "grid.png", "reconstructions.png", "interpolation.png", "interpolation.gif", "vae", "ae"}
-"""All that a demo leaves in its folder."""
+"""Everything that a demo writes to its folder."""
 TOURS = ((1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12), (13, 14, 15), (16, 17, 18))
-"""Seeds that the faces of the animation pass through, side by side."""
+"""Seeds of the closed tours in the animation, which shows them side by side."""
 MEASURED = 256
-"""Held-out faces that the copies are measured on."""
+"""Number of held-out images that reconstructions are measured on."""
 
 
 def demo(out: Path, minutes: float = 1.5, force: bool = False) -> Path:
-    """Train a VAE, and an autoencoder for a third of the time, on toy faces; write pictures and a
-    page into `out`.
+    """Train a VAE, and an autoencoder for a third of the time, and write a page about them.
 
     Args:
-        out: a new or empty folder. It gets index.html, grid.png, reconstructions.png,
+        out: new or empty folder. It receives index.html, grid.png, reconstructions.png,
             interpolation.png and .gif, and the run folders vae/ and ae/.
-        minutes: wall-clock time of the VAE's training command.
+        minutes: wall-clock time of the training command of the VAE.
         force: replace an earlier demo in `out`.
 
     Returns:
@@ -56,19 +54,18 @@ def demo(out: Path, minutes: float = 1.5, force: bool = False) -> Path:
         raise ValueError(f"--minutes must be above 0, got {minutes}")
     _prepare(out, force)
     began = time.monotonic()
-    with _stage("1/4  toy faces"):
+    with _stage("1/4  procedural faces"):
         data = open_data("toyfaces", size=SIZE)
     with _stage(f"2/4  a VAE, {minutes:g} min"):
         _train("vae", out, minutes)
     with _stage(f"3/4  an autoencoder, {minutes / 3:.2g} min"):
         _train("ae", out, minutes / 3)
-    with _stage("4/4  pictures and numbers"):
+    with _stage("4/4  pictures and scores"):
         return show(out, data, minutes, began)
 
 
 def show(out: Path, data: Packed, minutes: float, began: float) -> Path:
-    """Write pictures and page about out/vae and out/ae; the demo started at `began`, by
-    time.monotonic."""
+    """Write the pictures and the page about out/vae and out/ae. The demo started at `began`."""
     models = {name: genmodels.load(out / name) for name in ("vae", "ae")}
     pictures = _draw(models["vae"], models["ae"], data, out)
     scores = {name: _measure(model, data.split("valid")) for name, model in models.items()}
@@ -78,8 +75,8 @@ def show(out: Path, data: Packed, minutes: float, began: float) -> Path:
 
 
 def _prepare(out: Path, force: bool) -> None:
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    earlier = "vae" in found and found <= MADE  # finished or not
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    earlier = "vae" in names and names <= MADE  # finished or not
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (force and earlier):
             hint = "replace that demo with --force (make demo ARGS=--force), or " if earlier else ""
@@ -98,8 +95,7 @@ def _stage(title: str) -> Iterator[None]:
 
 
 def _train(family: str, out: Path, minutes: float) -> None:
-    """The family's own recipe, as a process of its own: a recipe counts its time from the start of
-    the interpreter."""
+    """Run a recipe in a process of its own, because it counts its time from the start of Python."""
     package = str(Path(genmodels.__file__).parent.parent)
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = ["--size", str(SIZE), "--minutes", f"{minutes:.4f}", "--output", str(out / family)]
@@ -107,12 +103,12 @@ def _train(family: str, out: Path, minutes: float) -> None:
     status = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}).returncode
     if status:
         raise ValueError(
-            f"training stopped with status {status}; what it said is above, what it saved is in {out / family}"
+            f"training stopped with status {status}; its messages are above, and its files are in {out / family}"
         )
 
 
 def _draw(vae: Generator, ae: Generator, data: Packed, out: Path) -> dict[str, np.ndarray]:
-    """Everything that is shown, as uint8 (N, H, W, 3); the files are written on the way."""
+    """Compute the pictures of the page, uint8 (N, H, W, 3), and write the picture files."""
     real = np.asarray(data.split("valid").images[:16])
     shown = {
         "real": np.asarray(data.split("train").images[:32]),
@@ -134,7 +130,7 @@ def _draw(vae: Generator, ae: Generator, data: Packed, out: Path) -> dict[str, n
 
 
 def _measure(model: Generator, held_out: Packed) -> dict[str, Score]:
-    """Copies of the first held-out faces, and the likelihood where there is one."""
+    """Score the reconstructions of held-out images, and the likelihood if the model has one."""
     faces = held_out.take(slice(MEASURED))
     protocol = Protocol(data=faces.source, split="valid", size=faces.size, n=MEASURED)
     originals = np.asarray(faces.images)
@@ -160,18 +156,20 @@ def _page(
     last = logs["vae"][-1]
     sections = [
         _samples(pictures),
-        _how_it_came_about(out, logs, pictures),
+        _training(out, logs, pictures),
         _reconstructions(pictures, scores),
         Section(
-            "On the way from face to face",
-            ["Six walks through the VAE's latent space, each a closed tour through three sampled faces."],
+            "Interpolation",
+            ["Six closed tours through the latent space of the VAE, each through three sampled faces."],
             [
                 Figure(
-                    "In motion.", "The frames between are decoded, not blended.", embedded(out / "interpolation.gif")
+                    "Animation.",
+                    "Every frame is decoded from a latent vector. Pixels are not blended.",
+                    embedded(out / "interpolation.gif"),
                 ),
                 Figure(
                     "One tour, frame by frame.",
-                    "Each row leads from one face to the next.",
+                    "Each row interpolates from one face to the next.",
                     tiles(pictures["tour"], 16),
                 ),
             ],
@@ -179,19 +177,18 @@ def _page(
         Section("What to try next", code=_next_steps(out)),
     ]
     return page(
-        title=f"Faces from nothing, after {minutes:g} minutes of practice",
+        title=f"Generated faces after {minutes:g} minutes of training",
         lead=(
-            f"A variational autoencoder looked at {last['images']:,} pictures of {len(data.split('train')):,} "
-            "procedurally drawn faces. Then it was asked for faces that nobody drew. "
-            "This page shows what it made, unselected."
+            f"A variational autoencoder (VAE) was trained on {last['images']:,} images of {len(data.split('train')):,} "
+            "procedurally drawn faces. This page shows new faces that it generates, without selection."
         ),
         facts={
             "trained for": f"{last['elapsed']:.0f} s",
             "on": f"{os.cpu_count()} CPU cores",
-            "pictures seen": f"{last['images']:,}",
-            "pictures per second": f"{last['images'] / last['elapsed']:,.0f}",
+            "training images": f"{last['images']:,}",
+            "images per second": f"{last['images'] / last['elapsed']:,.0f}",
             "parameters": f"{sum(p.numel() for p in models['vae'].parameters()) / 1e6:.1f} M",
-            "picture size": f"{SIZE} x {SIZE}",
+            "image size": f"{SIZE} x {SIZE}",
         },
         sections=sections,
         footer=f"Made by genmodels {genmodels.__version__} demo in {seconds:.0f} s in all, training included.",
@@ -202,24 +199,24 @@ def _samples(pictures: dict[str, np.ndarray]) -> Section:
     return Section(
         "New faces",
         [
-            "Each picture starts as a handful of random numbers, which the decoder turns into a face. "
-            "The three sheets differ in where those numbers come from."
+            "Each image is decoded from a random latent vector. The three grids differ in the distribution of "
+            "that vector."
         ],
         [
             Figure(
                 "VAE, mixture.",
-                "Numbers from ten Gaussians fitted to where the training faces lie in the latent space.",
+                "Latents from a mixture of ten Gaussians, fitted to the latents of the training images.",
                 tiles(pictures["vae"][:32], 8),
             ),
             Figure(
                 "VAE, prior.",
-                "Numbers from the standard normal distribution that training pulled the faces towards.",
+                "Latents from the standard normal prior, which the training loss pulls the latents towards.",
                 tiles(pictures["vae prior"], 8),
                 width="half",
             ),
             Figure(
                 "Plain autoencoder.",
-                "Numbers from one Gaussian fitted to its latents, which nothing shaped for sampling. The baseline, "
+                "Latents from one Gaussian fitted to those of an autoencoder without a prior: the baseline, "
                 "with a third of the training time.",
                 tiles(pictures["ae"], 8),
                 width="half",
@@ -228,7 +225,7 @@ def _samples(pictures: dict[str, np.ndarray]) -> Section:
     )
 
 
-def _how_it_came_about(out: Path, logs: dict[str, list[dict[str, float]]], pictures: dict[str, np.ndarray]) -> Section:
+def _training(out: Path, logs: dict[str, list[dict[str, float]]], pictures: dict[str, np.ndarray]) -> Section:
     lines = {
         name.upper(): ([line["elapsed"] for line in log], [line["mse"] for line in log]) for name, log in logs.items()
     }
@@ -236,12 +233,12 @@ def _how_it_came_about(out: Path, logs: dict[str, list[dict[str, float]]], pictu
     thirds = [shown[0], shown[len(shown) // 2], shown[-1]] if len(shown) > 2 else shown
     steps = [(path, f"{int(path.stem.removeprefix('step_')):,}") for path in thirds]
     return Section(
-        "How they learnt",
-        ["They saw only faces like these, and learnt by copying them through a narrow passage: ever closer copies."],
+        "Training",
+        ["Both models learn to reconstruct their training images from a short latent vector."],
         [
-            Figure("What they saw.", "Toy faces, drawn by formulas.", tiles(pictures["real"], 16)),
+            Figure("Training images.", "Procedurally drawn faces.", tiles(pictures["real"], 16)),
             Figure(
-                "Error of the copies.",
+                "Reconstruction error.",
                 "Mean squared error per colour value, on a scale of -1 to 1, against seconds of training.",
                 svg=curves(lines, "seconds of training", "squared error"),
             ),
@@ -263,12 +260,11 @@ def _reconstructions(pictures: dict[str, np.ndarray], scores: dict[str, dict[str
             ]
         )
     return Section(
-        "Copies of faces they never saw",
+        "Reconstructions of held-out images",
         [
-            "Above the original, below the copy. What is lost in the copy does not fit through the latent numbers. "
-            "The table measures "
-            f"{MEASURED} faces that took no part in training; higher PSNR and SSIM are better, and fewer "
-            "bits/dim."
+            "Each original is above its reconstruction. Details that the reconstruction lacks are not encoded in "
+            f"the latent vector. The table is measured on {MEASURED} held-out faces. Higher PSNR and SSIM are better, "
+            "and so are fewer bits/dim."
         ],
         [
             Figure("VAE.", source=tiles(pictures["pairs"], 8), width="half"),
@@ -279,16 +275,16 @@ def _reconstructions(pictures: dict[str, np.ndarray], scores: dict[str, dict[str
 
 
 def _next_steps(out: Path) -> str:
-    return f"""# more faces from this model, calmer ones at a lower temperature
+    return f"""# more faces from this model; a lower temperature gives less variety and fewer artefacts
 genmodels sample {out}/vae --n 100 --seed 7 --temperature 0.7 --out faces.png
 
-# what the model is
+# describe the model
 genmodels info {out}/vae
 
-# go on with real faces: CelebA in its official layout, ten minutes
+# train on real faces: CelebA in its official layout, ten minutes
 genmodels train vae --data celeba --root PATH --minutes 10 --output runs/vae
 genmodels evaluate runs/vae --data celeba --root PATH --json metrics.json
 
-# your own pictures
+# train on your own pictures
 genmodels train vae --data folder --root PATH --minutes 10 --output runs/mine
 genmodels reconstruct runs/mine PATH/*.jpg --out pairs.png"""

@@ -32,7 +32,7 @@ def test_the_vector_is_the_signed_sum_of_what_is_known() -> None:
 
 
 def test_weights_keep_their_names_and_initial_values() -> None:
-    """Attributes first, then labels, all from N(0, 0.02^2), as saved models and runs from a seed expect."""
+    """Attributes first, then labels, all from N(0, 0.02^2), as saved models and seeds expect."""
     torch.manual_seed(0)
     state = Conditioner(THREE, 8).state_dict()
     assert list(state) == ["attributes.weight", "labels.weight"]

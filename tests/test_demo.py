@@ -95,7 +95,7 @@ def test_the_demo_leaves_pictures_and_a_page_that_needs_nothing_else(
     assert all(source and source.startswith(("data:image/", "#")) for source in sources)
     assert "url(http" not in text
     assert [tag for tag, _ in seen.tags].count("svg") == 1
-    for words in ("after 3 minutes", "320 pictures of 32", "After 40 steps", "PSNR", "at most", "none: no likelihood"):
+    for words in ("after 3 minutes", "320 images of 32", "After 40 steps", "PSNR", "at most", "none: no likelihood"):
         assert words in " ".join(seen.text.split())
 
 

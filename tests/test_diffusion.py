@@ -15,10 +15,9 @@ from genmodels.cli import main
 from genmodels.diffusion import likelihood, solvers
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.gaussian import GaussianDenoiser
-from genmodels.diffusion.guidance import Guidance
 from genmodels.diffusion.options import DiffusionOptions
 from genmodels.diffusion.process import EDM, Flow
-from genmodels.diffusion.sampler import Denoiser, make_denoiser
+from genmodels.diffusion.sampler import Denoiser, Guidance, make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig, network_settings
 from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.saving import from_dict

@@ -15,7 +15,8 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.base import Model
-from genmodels.data.packed import Packed, spread_rows
+from genmodels.data.packed import Packed
+from genmodels.data.rows import spread_rows
 from genmodels.evaluation import evaluate as evaluation
 from genmodels.evaluation.columns import columns, reason
 from genmodels.evaluation.context import Context, Part

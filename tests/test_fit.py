@@ -247,7 +247,7 @@ def test_refuses_what_does_not_fit(tmp_path: Path) -> None:
         fit(tiny(size=16), faces(), recipe(tmp_path / "other"))
     with pytest.raises(ValueError, match="start-up alone took 60 seconds"):
         fit(tiny(), faces(), recipe(tmp_path / "other", steps=None, minutes=1, startup=60.0))
-    with pytest.raises(ValueError, match="does not divide"):
+    with pytest.raises(ValueError, match="is not divisible by"):
         fit(tiny(), faces(), recipe(tmp_path / "other", batch_size=9, accumulate=2))
     assert not (tmp_path / "other").exists()
     assert files == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

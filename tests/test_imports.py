@@ -19,8 +19,8 @@ PACKAGE = ROOT / "genmodels"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if PACKAGE / "recipes" not in p.parents)
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
-# Modules and folders directly under genmodels/, from the lowest layer to the highest. A module imports
-# from layers below its own, and never from its own layer or above.
+# Modules and folders directly under genmodels/, from the lowest layer to the highest. A module
+# imports from layers below its own, and never from its own layer or above.
 LAYERS: tuple[set[str], ...] = (
     {"types", "abilities", "saving", "hashing", "pixels", "pictures", "modes", "distributed"},
     {"card", "inpainting", "token_sampling", "usage"},
@@ -37,7 +37,7 @@ LAYERS: tuple[set[str], ...] = (
     {"cli"},
 )
 LOADS_BY_NAME = {"codecs", "latent", "diffusion"}
-"""Modules that load a model of any family, through the package itself: a codec, a prior, a guide."""
+"""Modules that load a model of any family (codec, prior, guide) through the package itself."""
 UNRESTRICTED = {"__init__", "__main__"}
 SHARED = ["training", "sampling", "evaluation", "cli", "codecs", "data", "directions"]
 """Modules that serve every family alike."""

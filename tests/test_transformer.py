@@ -377,6 +377,17 @@ def test_each_block_gets_its_own_modulation():
     torch.testing.assert_close(model(x, modulation=only_second), expected)
 
 
+@torch.no_grad()
+def test_a_function_is_applied_after_its_block():
+    model, x = randomised(TINY), tokens()
+    places = model.places(torch.arange(24))
+    first, second, third = model.blocks
+    expected = third(second(first(x, places), places) * 3, places)
+    unchanged = torch.nn.Identity()
+    out = model(x, after=[unchanged, lambda x: x * 3, unchanged])
+    torch.testing.assert_close(out, model.norm(expected))
+
+
 def test_initialisation():
     torch.manual_seed(0)
     model = Transformer(TransformerConfig(width=256, depth=8), causal=True)

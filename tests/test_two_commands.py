@@ -42,7 +42,7 @@ def test_codec_then_prior(data: list[str], capsys: pytest.CaptureFixture[str]) -
     assert main(["reconstruct", "runs/ar", "faces/00.png", "faces/01.png"]) == 0
     assert main(["inpaint", "runs/ar", "faces/00.png", "--n", "2"]) == 0
     assert main(["info", "runs/ar"]) == 0
-    assert "completes images" in " ".join(capsys.readouterr().out.split())
+    assert "complete images of which a part is known (genmodels inpaint)" in " ".join(capsys.readouterr().out.split())
 
     # The same settings, from the config.yaml of the run. The codes are not computed again.
     assert train("autoregressive", "--config", "runs/ar/config.yaml", "--output", "runs/again") == 0
@@ -94,6 +94,6 @@ def test_pixels(data: list[str]) -> None:
     arguments = [*QUICK, *PRIOR, "--model.levels", "8", "--steps", "4", "--output", "runs/pixels"]
     assert train("autoregressive", *data, *arguments) == 0
     model = genmodels.load("runs/pixels")
-    assert model.family == "autoregressive" and model.likelihood_levels == 8
+    assert model.family == "autoregressive" and model.likelihood_kind.levels == 8
     assert main(["sample", "runs/pixels", "--n", "2", "--out", "pixels.npy"]) == 0
     assert len(np.unique(np.load("pixels.npy"))) <= 8

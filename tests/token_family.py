@@ -1,4 +1,4 @@
-"""A family of tests: a transformer that maps noise and a sentence to an image in one step."""
+"""Family for tests: a transformer that maps noise and a sentence to an image in one step."""
 
 from __future__ import annotations
 

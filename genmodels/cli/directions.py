@@ -61,7 +61,7 @@ def traverse(
 
     from genmodels import pictures
     from genmodels.data import open_data
-    from genmodels.data.packed import spread_rows
+    from genmodels.data.rows import spread_rows
     from genmodels.directions import attribute_directions
     from genmodels.directions import traverse as along
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from genmodels.cli.run_folder import read_recipe
-from genmodels.data.packed import IN_MEMORY
 from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +80,8 @@ class RealImages:
     split: Literal["train", "valid", "test", "all"]
     size: int | None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprints of the data that runs were trained on, by run, if the data come from their recipes."""
+    """Fingerprints of the data that runs were trained on, by run, if the data come from their
+    recipes."""
     _opened: Reference | None = None
 
     @property
@@ -135,6 +135,8 @@ def real_images(runs: Sequence[str], how: Measuring) -> RealImages:
     Raises:
         UsageError: if neither names any, or the runs were trained on different images.
     """
+    from genmodels.data.packed import IN_MEMORY
+
     data, root, crop = how.data, how.root, how.crop
     if data is None:
         fingerprints: dict[str, str] = {}

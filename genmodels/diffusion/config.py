@@ -54,7 +54,7 @@ class DiffusionConfig:
             raise ValueError(f"gaussian must not be a negative number of components, got {self.gaussian}")
 
     def _refuse_unused_settings(self) -> None:
-        """Raises ValueError when a setting of a process that is not selected has been changed."""
+        """Raise ValueError when a setting of a process that is not selected has been changed."""
         for group in self.unused_fields:
             settings, default = getattr(self, group), PROCESSES[group]()
             for field in fields(settings):
@@ -85,11 +85,6 @@ class DiffusionConfig:
         return (channels, height, width)
 
     @property
-    def learns_variance(self) -> bool:
-        """Whether the network also predicts the variance of each sampling step."""
-        return self.process == "ddpm" and self.ddpm.learned_variance
-
-    @property
     def outputs(self) -> int:
         """Output channels of the network: those of x_t, twice as many with a learnt variance."""
-        return self.shape[0] * (2 if self.learns_variance else 1)
+        return self.shape[0] * (2 if self.process == "ddpm" and self.ddpm.learned_variance else 1)

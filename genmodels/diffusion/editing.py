@@ -26,7 +26,7 @@ NO_NOISE = Noise(())
 
 
 def invert(model: Diffusion, images: Tensor, condition: Condition, options: DiffusionOptions) -> Tensor:
-    """Encodes images as noise (N, C, H, W) of unit variance: the ODE integrated from data to noise.
+    """Encode images as noise (N, C, H, W) of unit variance: the ODE integrated from data to noise.
 
     Raises:
         ValueError: for a stochastic solver, or one that only integrates towards data.
@@ -42,7 +42,7 @@ def invert(model: Diffusion, images: Tensor, condition: Condition, options: Diff
 
 
 def generate_from(model: Diffusion, eps: Tensor, condition: Condition, options: DiffusionOptions) -> Tensor:
-    """Generates samples from noise eps (N, C, H, W) of unit variance: the inverse of `invert`.
+    """Generate samples from noise eps (N, C, H, W) of unit variance: the inverse of `invert`.
 
     Raises:
         ValueError: for a stochastic solver.
@@ -59,7 +59,7 @@ def edit(
     condition: Condition,
     options: DiffusionOptions,
 ) -> Tensor:
-    """Regenerates images from a noisy version of themselves (SDEdit, arXiv 2108.01073).
+    """Regenerate images from a noisy version of themselves (SDEdit, arXiv 2108.01073).
 
     Args:
         model: the diffusion model.
@@ -77,7 +77,7 @@ def edit(
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     schedule = options.schedule_for(model.process)
     schedule = schedule[len(schedule) - math.ceil(strength * len(schedule)) :]
-    eps = noise.normal(*model.config.shape)
+    eps = noise.normal(*model.shape)
     x_t = schedule.alpha[0] * model.as_map(images) + schedule.sigma[0] * eps
     return sample(model, noise, condition, options, start=x_t, schedule=schedule)
 
@@ -90,7 +90,7 @@ def inpaint(
     condition: Condition,
     options: DiffusionOptions,
 ) -> Tensor:
-    """Completes images where they are not `known`; known pixels are returned unchanged.
+    """Complete images where they are not `known`; known pixels are returned unchanged.
 
     `solvers.repaint` is used in place of a solver. Of the options, `steps`, `schedule`, `resample`,
     `temperature` and guidance apply.
@@ -106,7 +106,7 @@ def inpaint(
     Raises:
         ValueError: for a mask of another size or type, a solver, or latents that are a vector.
     """
-    shape, default = model.config.shape, model.options_class
+    shape, default = model.shape, model.options_class
     if (options.solver, options.eta) != (default.solver, default.eta):
         raise ValueError("inpainting uses a solver of its own: leave out the solver and eta")
     if model.config.latents is not None and len(model.config.latents) == 1:
@@ -130,12 +130,12 @@ def interpolate(model: Diffusion, first: Noise, second: Noise, weights: Tensor, 
         ValueError: for a stochastic solver.
     """
     options.check_reversible("interpolation")
-    eps = [options.temperature * noise.normal(*model.config.shape) for noise in (first, second)]
+    eps = [options.temperature * noise.normal(*model.shape) for noise in (first, second)]
     return generate_from(model, slerp(eps[0], eps[1], weights.to(eps[0])), Condition(), options)
 
 
 def morph(model: Diffusion, first: Tensor, second: Tensor, weights: Tensor, options: DiffusionOptions) -> Tensor:
-    """Interpolates between two images (1, ...) through the noise of each: (len(weights), ...).
+    """Interpolate between two images (1, ...) through the noise of each: (len(weights), ...).
 
     Raises:
         ValueError: for a solver that cannot invert.

@@ -41,7 +41,7 @@ class GaussianDenoiser(nn.Module):
 
     @torch.no_grad()
     def fit(self, data: Tensor) -> None:
-        """Fits mean and components to `data` (N, C, H, W) by randomised PCA (arXiv 0909.4061).
+        """Fit mean and components to `data` (N, C, H, W) by randomised PCA (arXiv 0909.4061).
 
         The result is deterministic. With few images there are fewer components than K.
         """

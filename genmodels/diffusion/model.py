@@ -51,6 +51,7 @@ class Diffusion(Prior, ABC):
         super().__init__(config)
         c = config
         self.process: Process = c.selected
+        self.shape = c.shape  # (C, H, W) of x_t
         self.condition = Conditioner(c.condition, width) if self.is_conditional else None
         self.gaussian = GaussianDenoiser(c.shape, min(c.gaussian, math.prod(c.shape))) if c.gaussian else None
         self.step = StepEmbedding(width) if self.process.jumps else None
@@ -100,7 +101,7 @@ class Diffusion(Prior, ABC):
 
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Fits the closed-form Gaussian denoiser to the data, if there is one."""
+        """Fit the closed-form Gaussian denoiser to the data, if there is one."""
         if self.gaussian is not None:
             self.gaussian.fit(self.as_map(torch.cat(list(images))))
 
@@ -162,7 +163,7 @@ class Diffusion(Prior, ABC):
         to: Tensor | None = None,
         predict: Predict | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Evaluates the network at (x_t, t).
+        """Evaluate the network at (x_t, t).
 
         Args:
             x_t: noisy data (N, C, H, W).
@@ -203,7 +204,7 @@ class Diffusion(Prior, ABC):
         return self.process.x0(prediction, x_t, t), fraction
 
     def checked_guide(self, guide: nn.Module, folder: Path) -> Diffusion:
-        """Returns `guide`, loaded from `folder`, when it predicts the same x_0 as this model.
+        """Return `guide`, loaded from `folder`, when it predicts the same x_0 as this model.
 
         Raises:
             ValueError: when its process, shape, attributes, classes or codec differ.
@@ -217,11 +218,11 @@ class Diffusion(Prior, ABC):
     @property
     def _space(self) -> tuple[object, ...]:
         conditions = replace(self.conditions, drop=0.0, drop_each=0.0)
-        return (self.process.path, self.config.shape, conditions, self.codec_weights)
+        return (self.process.path, self.shape, conditions, self.codec_weights)
 
     def as_map(self, latents: Tensor) -> Tensor:
         """(N, *latents) or images -> (N, C, H, W)."""
-        return latents.view(len(latents), *self.config.shape)
+        return latents.view(len(latents), *self.shape)
 
     def as_latents(self, x: Tensor) -> Tensor:
         """The inverse of `as_map`."""
@@ -229,7 +230,7 @@ class Diffusion(Prior, ABC):
 
     def finished(self, x_0: Tensor) -> Tensor:
         """(N, C, H, W) from a solver -> pixels clamped to [-1, 1], or latents (N, *latents)."""
-        return self.as_latents(x_0) if self.over_latents else x_0.clamp(-1, 1)
+        return x_0.clamp(-1, 1) if self.config.latents is None else self.as_latents(x_0)
 
     # ---- abilities: functions of sampler.py, editing.py and likelihood.py ----
 

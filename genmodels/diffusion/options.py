@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
+
+from torch import Tensor
 
 from genmodels.diffusion import solvers
 from genmodels.diffusion.ddpm import DDPM
@@ -89,8 +92,13 @@ class DiffusionOptions:
         """Whether the solver adds noise, so that it cannot be inverted."""
         return self.solver in STOCHASTIC or self.eta > 0
 
-    def solver_for(self, process: Process) -> Solver:
+    def solver_for(self, process: Process, fraction: Callable[[], Tensor] | None = None) -> Solver:
         """The function of `solver`.
+
+        Args:
+            process: the diffusion process.
+            fraction: the learnt variance at the last evaluation, for a DDPM that learns it; see
+                `solvers.ddpm`.
 
         Raises:
             ValueError: for a solver that does not support the process.
@@ -105,6 +113,8 @@ class DiffusionOptions:
                 "solver 'jump' needs a mean flow (--model.process meanflow), and this process is "
                 f"{type(process).__name__}"
             )
+        if self.solver == "ddpm" and isinstance(process, DDPM) and process.learned_variance:
+            return partial(solvers.ddpm, fraction=fraction)
         return partial(solvers.ddim, eta=self.eta) if self.solver == "ddim" else SOLVERS[self.solver]
 
     def schedule_for(self, process: Process) -> Schedule:
@@ -116,7 +126,7 @@ class DiffusionOptions:
         return solvers.schedule(process, self.steps, self.schedule, self.shift)
 
     def check_reversible(self, task: str) -> None:
-        """Raises ValueError when the solver is stochastic; `task` names what needs another one."""
+        """Raise ValueError when the solver is stochastic; `task` names what needs another one."""
         if self.is_stochastic:
             raise ValueError(
                 f"{task} needs a deterministic solver, and this is {self.solver!r} with eta {self.eta:g}: use dpm, "

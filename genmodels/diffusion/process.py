@@ -87,11 +87,11 @@ class Process(ABC):
 
     @abstractmethod
     def x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Converts the network's output at (x_t, t) to data x_0."""
+        """Convert the network's output at (x_t, t) to data x_0."""
 
     @abstractmethod
     def output(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Converts data x_0 to the network's output at (x_t, t): the inverse of `x0`."""
+        """Convert data x_0 to the network's output at (x_t, t): the inverse of `x0`."""
 
     @abstractmethod
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,10 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from genmodels.diffusion import solvers
-from genmodels.diffusion.guidance import Guidance, load_guide
+from genmodels.diffusion.guide import load_guide
 from genmodels.diffusion.options import DiffusionOptions
-from genmodels.diffusion.solvers import Schedule, Solver
+from genmodels.diffusion.solvers import Schedule
 from genmodels.nn.conditioning import Embedded
 from genmodels.types import Condition, Noise
 
@@ -28,7 +28,7 @@ def sample(
     start: Tensor | None = None,
     schedule: Schedule | None = None,
 ) -> Tensor:
-    """Draws samples: images (N, 3, H, W) in [-1, 1], or latents (N, *latents).
+    """Draw samples: images (N, 3, H, W) in [-1, 1], or latents (N, *latents).
 
     Args:
         model: the diffusion model.
@@ -46,10 +46,32 @@ def sample(
     if schedule is None:
         schedule = options.schedule_for(model.process)
     # Integrate the probability-flow ODE, or the SDE, from t_0 to t_S.
-    solver = make_solver(model, options, denoise)
-    x_0 = solver(denoise, x_t, schedule, partial(noise.normal, *model.config.shape))
+    solver = options.solver_for(model.process, denoise.last_fraction)
+    x_0 = solver(denoise, x_t, schedule, partial(noise.normal, *model.shape))
     # Clamp pixels to [-1, 1]; give latents the shape that the codec expects.
     return model.finished(x_0)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A reference denoiser, and how far x_0 is moved away from its prediction.
+
+    With the same model under no condition it is classifier-free guidance (arXiv 2207.12598); with a
+    weaker model it is autoguidance (arXiv 2406.02507).
+    """
+
+    model: Diffusion
+    """Model of the reference prediction."""
+    condition: Embedded | None
+    """Embedded condition of that model."""
+    scale: float
+    """w in x_0 = reference + w (x_0 - reference); at 1 the reference has no effect."""
+    low: float = 0.0
+    """Smallest sigma / alpha at which guidance applies (arXiv 2404.07724)."""
+    high: float = math.inf
+    """Largest sigma / alpha at which it applies."""
+    rescale: float = 0.0
+    """Interpolation towards the standard deviation of the unguided x_0 (arXiv 2305.08891)."""
 
 
 @dataclass
@@ -66,20 +88,29 @@ class Denoiser:
     fraction: Tensor | None = field(default=None, init=False)
     """Learnt variance at the last call (N, C, H, W), for ancestral sampling."""
 
-    def __call__(self, x_t: Tensor, *times: float | Tensor) -> Tensor:
-        """Predicts x_0 (N, C, H, W) in float32.
+    def __call__(self, x_t: Tensor, t: float | Tensor, to: float | Tensor | None = None) -> Tensor:
+        """Predict x_0 (N, C, H, W) in float32.
 
         Args:
             x_t: noisy data (N, C, H, W).
-            times: t, and for the jump of a mean flow the time where it ends. Each is one number, or
-                a tensor (N, 1, 1, 1).
+            t: one time for all, or times (N, 1, 1, 1).
+            to: like t, where the jump of a mean flow ends.
         """
-        t, *to = (time if isinstance(time, Tensor) else x_t.new_full((len(x_t), 1, 1, 1), time) for time in times)
-        x_0, self.fraction = self.model.denoise(x_t, t, self.condition, *to)
-        guidance = self.guidance
-        if guidance is not None and guidance.applies(self.model.process.ratio(times[0])):
-            reference, _ = guidance.model.denoise(x_t, t, guidance.condition, *to)
-            x_0 = guidance.combine(x_0, reference)
+        g = self.guidance
+        guided = g is not None and g.low <= self.model.process.ratio(t) <= g.high
+        if not isinstance(t, Tensor):
+            t = x_t.new_full((len(x_t), 1, 1, 1), t)
+        if to is not None and not isinstance(to, Tensor):
+            to = x_t.new_full((len(x_t), 1, 1, 1), to)
+        x_0, self.fraction = self.model.denoise(x_t, t, self.condition, to)
+        if g is not None and guided:
+            # Every parameterisation is linear in x_0 at fixed (x_t, t), so that guiding x_0, eps, v
+            # or the velocity is the same.
+            unguided, (reference, _) = x_0, g.model.denoise(x_t, t, g.condition, to)
+            x_0 = reference + g.scale * (unguided - reference)
+            if g.rescale > 0:
+                std_ratio = unguided.std((1, 2, 3), keepdim=True) / x_0.std((1, 2, 3), keepdim=True)
+                x_0 = x_0 * (g.rescale * std_ratio + 1 - g.rescale)
         return x_0.clamp(-1, 1) if self.clip else x_0
 
     def last_fraction(self) -> Tensor:
@@ -103,7 +134,7 @@ def make_denoiser(
     if o.guide is not None:
         guide = model.checked_guide(load_guide(o.guide).to(device), o.guide)
         reference = guide.embed(condition, n, device)
-    elif not model.is_conditional:
+    elif denoise.condition is None:
         raise ValueError(
             f"guidance {o.guidance:g} needs a condition, and this {model.family} was trained without; a weaker "
             "model can guide it instead: --guide RUN"
@@ -112,27 +143,20 @@ def make_denoiser(
         return denoise  # equal to the reference, so guidance has no effect
     else:
         guide, reference = model, model.null_condition(n, device)
-    denoise.guidance = Guidance(guide, reference, o.guidance, o.guidance_low, o.guidance_high, o.guidance_rescale)
+    high = math.inf if o.guidance_high is None else o.guidance_high
+    denoise.guidance = Guidance(guide, reference, o.guidance, o.guidance_low, high, o.guidance_rescale)
     return denoise
-
-
-def make_solver(model: Diffusion, options: DiffusionOptions, denoise: Denoiser) -> Solver:
-    """The solver that `options` name; "ddpm" uses the variance of `denoise` where it is learnt."""
-    solver = options.solver_for(model.process)
-    if options.solver == "ddpm" and model.config.learns_variance:
-        return partial(solvers.ddpm, fraction=denoise.last_fraction)
-    return solver
 
 
 def initial_noise(model: Diffusion, noise: Noise, options: DiffusionOptions) -> Tensor:
     """x_T (N, C, H, W): noise with the standard deviation of the process, times the temperature."""
-    return model.process.noise_scale * (options.temperature * noise.normal(*model.config.shape))
+    return model.process.noise_scale * (options.temperature * noise.normal(*model.shape))
 
 
 def trajectory(
     model: Diffusion, noise: Noise, condition: Condition, options: DiffusionOptions
 ) -> tuple[Tensor, Tensor]:
-    """Records every evaluation on the way to `sample(model, noise, condition, options)`.
+    """Record every evaluation on the way to `sample(model, noise, condition, options)`.
 
     Returns:
         x_t, scaled to the variance of data, and the predicted x_0; each
@@ -142,14 +166,15 @@ def trajectory(
     denoise = make_denoiser(model, condition, options, len(x_t), x_t.device)
     noisy, predicted = [], []
 
-    def recorded(x_t: Tensor, *times: float | Tensor) -> Tensor:
-        x_0 = denoise(x_t, *times)
-        t = torch.as_tensor(times[0], dtype=torch.float64)
-        noisy.append(x_t / float(model.process.alpha(t) ** 2 + model.process.sigma(t) ** 2) ** 0.5)
+    def recorded(x_t: Tensor, t: float, to: float | None = None) -> Tensor:
+        x_0 = denoise(x_t, t, to)
+        time = torch.tensor(t, dtype=torch.float64)
+        noisy.append(x_t / float(model.process.alpha(time) ** 2 + model.process.sigma(time) ** 2) ** 0.5)
         predicted.append(x_0)
         return x_0
 
-    solver, schedule = make_solver(model, options, denoise), options.schedule_for(model.process)
-    x_0 = solver(recorded, x_t, schedule, partial(noise.normal, *model.config.shape))
+    solver = options.solver_for(model.process, denoise.last_fraction)
+    schedule = options.schedule_for(model.process)
+    x_0 = solver(recorded, x_t, schedule, partial(noise.normal, *model.shape))
     x_ts, x_0s = (torch.stack([model.as_latents(x) for x in (*kept, x_0)]) for kept in (noisy, predicted))
     return x_ts, x_0s

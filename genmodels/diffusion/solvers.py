@@ -58,7 +58,7 @@ class Schedule:
 
 
 def schedule(process: Process, steps: int, spacing: str | None = None, shift: float = 1.0) -> Schedule:
-    """Creates a schedule of `steps` steps from noise to data.
+    """Create a schedule of `steps` steps from noise to data.
 
     Args:
         process: the diffusion process.
@@ -90,13 +90,13 @@ def schedule(process: Process, steps: int, spacing: str | None = None, shift: fl
 
 
 def through(process: Process, times: list[float]) -> Schedule:
-    """Creates a schedule from given times, of decreasing or increasing noise."""
+    """Create a schedule from given times, of decreasing or increasing noise."""
     t = torch.tensor(times, dtype=torch.float64)
     return Schedule(tuple(times), tuple(process.alpha(t).tolist()), tuple(process.sigma(t).tolist()), process.straight)
 
 
 def encoding(process: Process, s: Schedule) -> Schedule:
-    """Reverses `s`: from data to noise, starting at the smallest time of training."""
+    """Reverse `s`: from data to noise, starting at the smallest time of training."""
     times = [t for t in s.times[::-1] if t > process.min_time + 1e-6 * process.start]
     return through(process, [process.min_time, *times])
 
@@ -215,7 +215,7 @@ def _unified(
 
 
 def _bh2_weights(r: Tensor, h: float) -> list[float]:
-    """Solves R rho = b for B(h) = e^h - 1 in the data-prediction form (h negated)."""
+    """Solve R rho = b for B(h) = e^h - 1 in the data-prediction form (h negated)."""
     count = len(r)
     if count == 1:
         return [0.5]  # as in the paper for UniC-1 and UniP-2: the limit for small h
@@ -302,7 +302,7 @@ def dpm_sde(denoise: Denoise, x: Tensor, s: Schedule, normal: Normal) -> Tensor:
 def repaint(
     denoise: Denoise, x: Tensor, s: Schedule, normal: Normal, image: Tensor, known: Tensor, rounds: int = 3
 ) -> Tensor:
-    """Completes `image` where it is not `known`.
+    """Complete `image` where it is not `known`.
 
     The known pixels replace those of every predicted x_0 (DDNM, arXiv 2212.00490), and every step
     is repeated `rounds` times, so that the completion fits the known pixels (RePaint,

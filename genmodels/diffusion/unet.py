@@ -113,7 +113,7 @@ def network_settings(config: UNetConfig) -> dict[str, Any]:
 
 @torch.no_grad()
 def start_small(network: UNet2DModel) -> None:
-    """Initialises residual blocks as the identity, and the output as 0 (arXiv 2105.05233)."""
+    """Initialise residual blocks as the identity, and the output as 0 (arXiv 2105.05233)."""
     last_layers = [module.conv2 for module in network.modules() if isinstance(module, ResnetBlock2D)]
     for layer in (*last_layers, network.conv_out):
         for parameter in layer.parameters():

@@ -31,7 +31,7 @@ EMBEDDING = "norm1.emb"
 def from_diffusers(
     settings: Mapping[str, Any], weights: Mapping[str, Tensor], size: int, process: DDPM = PUBLISHED
 ) -> DiT:
-    """Converts a DiTTransformer2DModel.
+    """Convert a DiTTransformer2DModel.
 
     Its last class is the null class. Here an absent label adds nothing to the embedding, so the
     vector of the null class is added to the bias of the time embedding and subtracted from the
@@ -92,7 +92,7 @@ def from_diffusers(
 
 
 def to_diffusers(model: DiT) -> Any:
-    """Converts `model` to a DiTTransformer2DModel with the same outputs.
+    """Convert `model` to a DiTTransformer2DModel with the same outputs.
 
     Raises:
         ValueError: when a DiTTransformer2DModel does not support the config of the model.
@@ -137,7 +137,7 @@ def to_diffusers(model: DiT) -> Any:
 
 
 def check_supported(config: DiTConfig) -> None:
-    """Raises ValueError for a config that a DiTTransformer2DModel does not support."""
+    """Raise ValueError for a config that a DiTTransformer2DModel does not support."""
     c, blocks = config, config.transformer
     reasons = {
         "its blocks are not those of vanilla (LayerNorm, GELU, biases, no rotation)": (

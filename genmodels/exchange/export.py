@@ -27,7 +27,7 @@ SETTINGS, EXTRAS = "genmodels.json", "genmodels.safetensors"
 
 
 def export_to_diffusers(model: Generator, out: Path) -> str:
-    """Writes `model` into the new or empty folder `out`.
+    """Write `model` into the new or empty folder `out`.
 
     A DDPM on pixels, without condition, patches or Gaussian denoiser, becomes a DDIMPipeline; over
     the vectors of a VQModel of diffusers an LDMPipeline. Every other U-Net becomes unet/,
@@ -85,7 +85,7 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
 
 
 def export_dit(prior: DiT, codec: PretrainedCodec | None, out: Path) -> str:
-    """Writes a DiTPipeline into `out`.
+    """Write a DiTPipeline into `out`.
 
     Raises:
         ValueError: for a model that DiTPipeline does not support.
@@ -112,7 +112,7 @@ def export_dit(prior: DiT, codec: PretrainedCodec | None, out: Path) -> str:
 
 @torch.no_grad()
 def centred(codec: PretrainedKL) -> Any:
-    """Returns an AutoencoderKL whose latents are the whitened latents of `codec`.
+    """Return an AutoencoderKL whose latents are the whitened latents of `codec`.
 
     Mean and scale are absorbed by its 1 x 1 convolutions.
     """
@@ -134,7 +134,7 @@ def centred(codec: PretrainedKL) -> Any:
 
 
 def parts_of(model: Generator) -> tuple[UNet | DiT, PretrainedCodec | None]:
-    """Returns the U-Net or DiT, and the diffusers codec of a latent model, or None.
+    """Return the U-Net or DiT, and the diffusers codec of a latent model, or None.
 
     Raises:
         ValueError: for a model of another family, or with a codec of ours.

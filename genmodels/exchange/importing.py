@@ -37,7 +37,7 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def import_pipeline(folder: Path) -> Generator:
-    """Imports a folder with the layout of google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline),
+    """Import a folder with the layout of google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline),
     CompVis/ldm-celebahq-256 (LDMPipeline) or facebook/DiT-XL-2-256 (DiTPipeline).
 
     Weights are read from safetensors files only.
@@ -76,7 +76,7 @@ def import_pipeline(folder: Path) -> Generator:
 
 
 def _settings(folder: Path, *needed: str) -> dict[str, Any]:
-    """Reads config.json of a network, which must have the settings `needed`.
+    """Read config.json of a network, which must have the settings `needed`.
 
     Raises:
         ValueError: when the file or a setting is missing.
@@ -118,7 +118,7 @@ def _unet(
 
 
 def _dit(folder: Path, process: DDPM) -> Latent:
-    """Imports a DiTPipeline, whose latents are scaled by one factor and not centred."""
+    """Import a DiTPipeline, whose latents are scaled by one factor and not centred."""
     from diffusers import DiTTransformer2DModel
 
     transformer = folder / "transformer"

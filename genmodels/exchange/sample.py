@@ -30,7 +30,7 @@ class Model:
             self.vae = getattr(diffusers, kind).from_pretrained(folder / "vae").eval()
 
     def condition(self, n: int, attributes: Tensor | None, labels: Tensor | None) -> Tensor | None:
-        """Embeds a condition: (N, D), or None for an unconditional model.
+        """Embed a condition: (N, D), or None for an unconditional model.
 
         Args:
             n: N, number of samples.
@@ -85,7 +85,7 @@ class Model:
         labels: Tensor | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Generates images (N, 3, H, W) in [-1, 1] from standard normal noise (N, C, H, W)."""
+        """Generate images (N, 3, H, W) in [-1, 1] from standard normal noise (N, C, H, W)."""
         scheduler, process = self.scheduler, self.settings["process"]
         if process == "flow":
             scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])

@@ -22,7 +22,7 @@ UNSUPPORTED = {
 
 
 def scheduler_for(process: Process) -> Any:
-    """Returns the scheduler of diffusers that samples as our solver "euler" (DDIM) does.
+    """Return the scheduler of diffusers that samples as our solver "euler" (DDIM) does.
 
     Raises:
         ValueError: for a mean flow, which no scheduler supports.
@@ -50,7 +50,7 @@ def scheduler_for(process: Process) -> Any:
 
 
 def process_of(config: dict[str, Any], where: Path) -> DDPM:
-    """Returns the process that the config of a DDPMScheduler or DDIMScheduler describes.
+    """Return the process that the config of a DDPMScheduler or DDIMScheduler describes.
 
     Args:
         config: the scheduler's config.

@@ -219,8 +219,8 @@ class Transformer(nn.Module):
             starts: bool (N, T), True where a new sequence (a document) begins. Tokens of one
                 sequence do not see others. None: each row is one sequence.
             valid: bool (N, T), False at padding, which no other token sees. None: no padding.
-            after: one function (N, T, D) -> (N, T, D) per block, applied after it, such as
-                cross-attention.
+            after: one function (N, T, D) -> (N, T, D) per block, such as cross-attention, that is
+                applied to its output.
 
         Returns:
             (N, T, D), normalised.
@@ -288,7 +288,7 @@ class Transformer(nn.Module):
             first: index of the first block.
             last: index after the last block; None: all.
             cache: whose states are updated; the caller advances it.
-            after: of all blocks.
+            after: as for `forward`.
         """
         for i, block in list(enumerate(self.blocks))[first:last]:
             state = None if cache is None else cache.states[i]

@@ -57,9 +57,9 @@ def train(kind: type[Model], recipe: Any) -> Path:
         model = kind(config)
     if codec is not None:
         images = image_batches(data.split("train"), limit=PREPARED, device=device, spread=True)
-        model = over_codec(codec.to(device), model, images).to(device)
+        model = combined = over_codec(codec.to(device), model, images).to(device)
         if recipe.cache:
-            data = with_latents(data, model.encode, model.latents_name, cache_folder(), recipe.flip, device)
+            data = with_latents(data, combined.encode, combined.latents_name, cache_folder(), recipe.flip, device)
         recipe = replace(recipe, codec_minutes=minutes_of(recipe.codec))
     startup = recipe.startup + time.monotonic() - began
     return fit(model, data, replace(recipe, model=config, startup=startup))
