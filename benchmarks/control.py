@@ -22,7 +22,8 @@ from tyro.conf import Positional
 
 from genmodels.cli.arguments import load
 from genmodels.data import open_data
-from genmodels.data.packed import Packed, spread_rows
+from genmodels.data.packed import Packed
+from genmodels.data.rows import spread_rows
 from genmodels.directions import attribute_directions
 from genmodels.evaluation.conditional import attribute_accuracy
 from genmodels.evaluation.extractors import load_extractor

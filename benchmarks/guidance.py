@@ -20,7 +20,7 @@ from tyro.conf import Positional
 from genmodels import sampling
 from genmodels.cli.arguments import check_free, load
 from genmodels.data import open_data
-from genmodels.data.packed import spread_rows
+from genmodels.data.rows import spread_rows
 from genmodels.evaluation.conditional import attribute_accuracy
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.extractors import load_extractor

@@ -15,7 +15,8 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.base import Model
-from genmodels.data.packed import Packed, spread_rows
+from genmodels.data.packed import Packed
+from genmodels.data.rows import spread_rows
 from genmodels.evaluation import evaluate as evaluation
 from genmodels.evaluation.columns import columns, reason
 from genmodels.evaluation.context import Context, Part
@@ -27,7 +28,7 @@ from genmodels.evaluation.reference import floor_pair, reference_from, reference
 from genmodels.evaluation.results import Score, comparable
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.pictures import to_uint8
+from genmodels.pixels import to_uint8
 from genmodels.types import Batch, Noise
 from genmodels.vqvae import VQVAE, VQVAEConfig
 

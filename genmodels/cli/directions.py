@@ -82,7 +82,7 @@ def traverse(
 def _labelled(real: RealImages, size: int, attributes: tuple[str, ...]) -> Packed:
     """Open training images with these attributes, at most `ENOUGH` of them."""
     from genmodels.data import open_data
-    from genmodels.data.packed import spread_rows
+    from genmodels.data.rows import spread_rows
 
     data = open_data(real.data, real.root, size, real.crop).split("train")
     if unknown := [name for name in attributes if name not in data.attribute_names]:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genmodels.data.packed import Packed, spread_rows
+from genmodels.data.packed import Packed
+from genmodels.data.rows import spread_rows
 from genmodels.pixels import to_float
 from genmodels.types import Batch, Condition, Noise, Text, mix_seed
 

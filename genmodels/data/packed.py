@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from genmodels.data.rows import take_rows
 from genmodels.hashing import file_sha256
 
 if TYPE_CHECKING:
@@ -178,20 +179,6 @@ class Packed:
         captions = f", {sum(map(len, self.text)):,} captions" if self.text is not None else ""
         attributes = f"{len(self.attribute_names)} attributes{captions}"
         return f"{self.source}: {splits}; {self.size} px{crop}, {attributes}{skipped}"
-
-
-def take_rows(column: Any, rows: slice | np.ndarray) -> Any:
-    """Return some rows of a column: an array, a sequence, or None if the column is absent."""
-    if column is None:
-        return None
-    if isinstance(column, np.ndarray) or isinstance(rows, slice):
-        return column[rows]
-    return [column[row] for row in rows]
-
-
-def spread_rows(length: int, count: int) -> np.ndarray:
-    """Return `count` row numbers, evenly spaced in 0 ... length - 1."""
-    return np.arange(count) * length // max(1, count)
 
 
 def is_packed(path: Path) -> bool:

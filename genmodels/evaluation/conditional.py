@@ -11,7 +11,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
 from genmodels import sampling
-from genmodels.data.packed import spread_rows
+from genmodels.data.rows import spread_rows
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.results import Score

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from genmodels.data.packed import spread_rows
+from genmodels.data.rows import spread_rows
 from genmodels.evaluation.context import Context, Part
 from genmodels.evaluation.pairs import LPIPS_WEIGHTS
 from genmodels.evaluation.results import Score

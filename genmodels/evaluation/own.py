@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from genmodels.data.packed import spread_rows
+from genmodels.data.rows import spread_rows
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.results import Score
 from genmodels.modes import evaluating

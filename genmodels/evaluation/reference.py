@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from genmodels.data.packed import SPLITS, Packed, Split, spread_rows
+from genmodels.data.packed import SPLITS, Packed, Split
+from genmodels.data.rows import spread_rows
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol
 
