@@ -122,7 +122,7 @@ def test_every_ability_with_a_command_has_that_command() -> None:
 
 def test_all_commands_share_the_flags_of_the_condition() -> None:
     for name in ("sample", "inpaint", "edit", "trajectory"):
-        parameter = inspect.signature(COMMANDS[name]).parameters["asked"]
+        parameter = inspect.signature(COMMANDS[name]).parameters["condition"]
         assert parameter.default == ConditionFlags()
 
 
