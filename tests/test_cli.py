@@ -23,7 +23,7 @@ from genmodels.cli.arguments import ConditionFlags
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pictures import save_grid
 from genmodels.pixels import to_uint8
-from genmodels.types import Condition
+from genmodels.types import Condition, ConditionConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,7 +122,7 @@ def test_every_ability_with_a_command_has_that_command() -> None:
 
 def test_all_commands_share_the_flags_of_the_condition() -> None:
     for name in ("sample", "inpaint", "edit", "trajectory"):
-        parameter = inspect.signature(COMMANDS[name]).parameters["asked"]
+        parameter = inspect.signature(COMMANDS[name]).parameters["condition"]
         assert parameter.default == ConditionFlags()
 
 
@@ -266,7 +266,9 @@ def test_interpolate_to_strip_and_animation(run: Path, capsys: pytest.CaptureFix
 def test_inpaint_shows_what_is_known_and_ways_to_go_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     small = TransformerConfig(width=16, depth=1, heads=2)
-    model = Autoregressive(AutoregressiveConfig(size=8, levels=4, attributes=("Smiling",), transformer=small))
+    model = Autoregressive(
+        AutoregressiveConfig(size=8, levels=4, condition=ConditionConfig(("Smiling",)), transformer=small)
+    )
     model.save_pretrained("ar")
     for name, colour in (("a.png", (40, 90, 200)), ("b.png", (230, 10, 10))):
         Image.new("RGB", (8, 8), colour).save(name)

@@ -88,7 +88,9 @@ def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[st
     assert train("gan", *data, *QUICK, *GAN_SMALL, "--steps", "4", "--output", "runs/gan") == 0
     assert main(["info", "runs/gan"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "reconstruct images by a search for their latents; interpolate between samples" in said
+    assert (
+        "reconstruct images by a search for their latents (genmodels reconstruct) interpolate between samples" in said
+    )
     assert main(["traverse", "runs/gan", "--attributes", "Smiling", "--n", "3", "--frames", "5"]) == 0
     assert capsys.readouterr().out == (
         "3 faces, each with Smiling from less to more, one below the other, in directions.png\n"
@@ -116,7 +118,7 @@ def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[st
 
 def test_a_gan_of_few_images_is_told_how_to_go_on(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert train("gan", *data, *QUICK, *GAN_SMALL[:-2], "--steps", "4", "--output", "runs/gan") == 1
-    assert "--evaluate-every (None: do without), train split of" in capsys.readouterr().err
+    assert "--evaluate-every (None disables it), train split of" in capsys.readouterr().err
 
 
 def test_the_commands_of_a_gan_over_a_codec(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:

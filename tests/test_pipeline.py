@@ -22,6 +22,7 @@ from genmodels.training.flags import field_help
 from genmodels.training.pipeline import derived_config, recipe_for
 from genmodels.training.recipe import PriorRecipe, Recipe
 from genmodels.vae import VAE, VAEConfig
+from genmodels.vqvae import VQVAE, VQVAEConfig
 
 RESULTS = sorted((Path(__file__).parent.parent / "docs" / "results").rglob("*.yaml"))
 QUICK = ["--batch-size", "8", "--no-tensorboard", "--mixed-precision", "no", "--steps", "2"]
@@ -108,6 +109,21 @@ def test_unet_over_a_codec_is_ldm() -> None:
     assert one.model.channels == (80, 160) and one.batch_size == 64
     assert parse(unet, "unet", []).model.channels == (48, 96, 192)
     assert parse(unet, "unet", [*given, "--model.channels", "32", "64"]).model.channels == (32, 64)
+
+
+def test_settings_of_a_prior_serve_another_codec_and_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    model = {"size": 32, "codes": [8, 8], "codebook_size": 16}
+    path.write_text(yaml.safe_dump({"family": "autoregressive", "size": 32, "codec": "runs/x", "model": model}))
+    kind = genmodels.family("autoregressive")
+    pixels = parse(recipe_class("autoregressive"), "autoregressive", ["--config", str(path), "--codec", "None"])
+    config = derived_config(kind, pixels)
+    assert (config.size, config.codes, config.codebook_size) == (32, None, None)
+    codec = VQVAE(VQVAEConfig(size=32, patch=4, codebook_size=7))
+    config = derived_config(kind, pixels, codec)
+    assert (config.codes, config.codebook_size) == (codec.latent_shape, 7)
+    with pytest.raises(ValueError, match="Unrecognized options: --model.codes"):
+        parse(recipe_class("autoregressive"), "autoregressive", ["--model.codes", "4", "4"])
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -65,7 +65,7 @@ class ConditionFlags:
             wanted["label"] = int(self.label) if self.label.lstrip("-").isdecimal() else self.label
         return wanted
 
-    def condition(self, model: Model, n: int) -> Condition:
+    def of(self, model: Model, n: int) -> Condition:
         """Return the condition of `n` images, the same for each.
 
         Raises:

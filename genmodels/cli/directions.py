@@ -6,12 +6,16 @@ Signatures and docstrings are what `--help` prints. Slow imports are inside the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from genmodels.cli.arguments import check_free, open_model, read_images
-from genmodels.cli.real_images import Measuring, real_images
+from genmodels.cli.real_images import Measuring, RealImages, real_images
 from genmodels.usage import UsageError
+
+if TYPE_CHECKING:
+    from genmodels.data import Packed
 
 ENOUGH = 10_000
 """Labelled images that directions are computed from. More of them hardly change a mean."""
@@ -60,22 +64,28 @@ def traverse(
     import torch
 
     from genmodels import pictures
-    from genmodels.data import open_data
-    from genmodels.data.rows import spread_rows
     from genmodels.directions import attribute_directions
     from genmodels.directions import traverse as along
 
     model = open_model(run, "latent_directions")
     real = real_images([run], Measuring(data=data, root=root))
     size = model.config.size
-    labelled = open_data(real.data, real.root, size, real.crop).split("train")
-    if unknown := [name for name in attributes if name not in labelled.attribute_names]:
-        known = ", ".join(labelled.attribute_names) or "none"
-        raise UsageError(f"--attributes {unknown[0]}: {labelled.source} does not have it; it has: {known}")
-    labelled = labelled.take(spread_rows(len(labelled), min(len(labelled), ENOUGH))).with_attributes(attributes)
+    labelled = _labelled(real, size, attributes)
     directions = attribute_directions(model, np.asarray(labelled.images), labelled.attributes, attributes)
     starts = read_images(images, size) if images else None
     amounts = torch.linspace(-reach, reach, frames)
     rows = along(model, starts, directions, amounts, n, seed)  # (N, K, frames, H, W, 3)
     pictures.save_grid(out, rows.reshape(-1, *rows.shape[3:]), columns=frames)
     print(f"{len(rows)} faces, each with {', '.join(attributes)} from less to more, one below the other, in {out}")
+
+
+def _labelled(real: RealImages, size: int, attributes: tuple[str, ...]) -> Packed:
+    """Open training images with these attributes, at most `ENOUGH` of them."""
+    from genmodels.data import open_data
+    from genmodels.data.rows import spread_rows
+
+    data = open_data(real.data, real.root, size, real.crop).split("train")
+    if unknown := [name for name in attributes if name not in data.attribute_names]:
+        known = ", ".join(data.attribute_names) or "none"
+        raise UsageError(f"--attributes {unknown[0]}: {data.source} does not have it; it has: {known}")
+    return data.take(spread_rows(len(data), min(len(data), ENOUGH))).with_attributes(attributes)

@@ -55,7 +55,7 @@ def inpaint(
     n: int = 6,
     seed: int = 0,
     out: Path = Path("completed.png"),
-    asked: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    condition: OmitArgPrefixes[ConditionFlags] = ANYTHING,
     options: tuple[str, ...] = (),
     force: bool = False,
 ) -> None:
@@ -73,7 +73,7 @@ def inpaint(
         n: number of completions of each image.
         seed: seed of the completions.
         out: picture to write.
-        asked: condition of the images.
+        condition: condition of the samples.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
         force: overwrite an existing file.
     """
@@ -88,14 +88,14 @@ def inpaint(
 
     model = open_model(run, "inpaint")
     chosen = chosen_options(model, options)
-    condition = asked.condition(model, len(images))
+    wanted = condition.of(model, len(images))
     size = model.config.size
     originals = read_images(images, size)  # (N, H, W, 3)
     visible = np.zeros((size, size), bool)
     visible[: round(known * size)] = True
     if mask is not None:
         visible = read_mask(mask, size)
-    completions = sampling.inpaint(model, originals, visible, n, seed, condition, **chosen)
+    completions = sampling.inpaint(model, originals, visible, n, seed, wanted, **chosen)
     masked = np.where(visible[:, :, None], originals, np.uint8(127))
     rows = np.concatenate([originals[:, None], masked[:, None], completions], axis=1)  # (N, 2 + n, H, W, 3)
     pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
@@ -152,7 +152,7 @@ def edit(
     strength: tuple[float, ...] = (0.3, 0.5, 0.7),
     seed: int = 0,
     out: Path = Path("edited.png"),
-    asked: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    condition: OmitArgPrefixes[ConditionFlags] = ANYTHING,
     options: tuple[str, ...] = (),
     force: bool = False,
 ) -> None:
@@ -168,7 +168,7 @@ def edit(
             strengths give several columns.
         seed: seed of the noise.
         out: picture to write.
-        asked: condition of the images.
+        condition: condition of the samples.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
         force: overwrite an existing file.
     """
@@ -183,9 +183,9 @@ def edit(
 
     model = open_model(run, "edit")
     chosen = chosen_options(model, options)
-    condition = asked.condition(model, len(images))
+    wanted = condition.of(model, len(images))
     originals = read_images(images, model.config.size)  # (N, H, W, 3)
-    edits = [sampling.edit(model, originals, each, seed, condition, **chosen) for each in strength]
+    edits = [sampling.edit(model, originals, each, seed, wanted, **chosen) for each in strength]
     rows = np.stack([originals, *edits], axis=1)  # (N, 1 + strengths, H, W, 3)
     pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
     strengths = ", ".join(f"{each:g}" for each in strength)

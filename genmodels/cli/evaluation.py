@@ -29,7 +29,7 @@ DEFAULTS = Measuring()
 
 def evaluate(
     run: Positional[str],
-    how: OmitArgPrefixes[Measuring] = DEFAULTS,
+    settings: OmitArgPrefixes[Measuring] = DEFAULTS,
     options: tuple[str, ...] = (),
     json: Path | None = None,
     force: bool = False,
@@ -44,12 +44,12 @@ def evaluate(
     Args:
         run: run or model folder, or an id on the Hub; or a set of images: a folder, .zip, .npy or
             .npz.
-        how: options shared by evaluate and compare.
+        settings: options shared by evaluate and compare.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
         json: file to which the metrics and their protocols are also written.
         force: overwrite an existing file.
     """
-    how.check()
+    settings.check()
     if json:
         check_free(json, force, ".json")
 
@@ -57,12 +57,12 @@ def evaluate(
 
     from genmodels.evaluation.columns import terminal_table
 
-    networks = _load_extractors(how.extractors)
-    real = real_images([run], how)
-    images = _given(run, how, options)
-    if images is None and how.size and not real.are_given:
-        raise UsageError(f"--size {how.size}: a model has its own size; --size is for given images")
-    result = _measure(run, images, real, networks, how, options)
+    networks = _load_extractors(settings.extractors)
+    real = real_images([run], settings)
+    images = _given(run, settings, options)
+    if images is None and settings.size and not real.are_given:
+        raise UsageError(f"--size {settings.size}: a model has its own size; --size is for given images")
+    result = _measure(run, images, real, networks, settings, options)
     console = Console()
     console.print(terminal_table(result))
     if any(score.protocol.small for score in result.scores.values()):
@@ -80,7 +80,7 @@ def evaluate(
 
 
 def compare(
-    runs: Positional[tuple[str, ...]], how: OmitArgPrefixes[Measuring] = DEFAULTS, out: Path = Path("report")
+    runs: Positional[tuple[str, ...]], settings: OmitArgPrefixes[Measuring] = DEFAULTS, out: Path = Path("report")
 ) -> None:
     """Score several models or sets of images and write a page that compares them.
 
@@ -90,12 +90,12 @@ def compare(
     Args:
         runs: models or sets of images as for evaluate; .json files that evaluate wrote; or folders
             with such a metrics.json.
-        how: options shared by evaluate and compare.
+        settings: options shared by evaluate and compare.
         out: new or empty folder for the report.
     """
     if not runs:
         raise UsageError("nothing to compare. Usage: genmodels compare RUN... --out FOLDER")
-    how.check()
+    settings.check()
     check_empty(out, "choose another --out")
     check_free(out / "index.html", force=False)
 
@@ -108,22 +108,22 @@ def compare(
     results = {run: _read_kept(path) for run, path in kept.items()}
     comparable(list(results.values()))  # before any work
     if fresh:
-        networks = _load_extractors(how.extractors)
-        real = real_images(fresh, how)
-        given = {run: _given(run, how, ()) for run in fresh}
+        networks = _load_extractors(settings.extractors)
+        real = real_images(fresh, settings)
+        given = {run: _given(run, settings, ()) for run in fresh}
         # The same n for all: as many as the smallest of the given sets has.
-        count = how.n or min([FULL_N, *(len(images) for images in given.values() if images is not None)])
+        count = settings.n or min([FULL_N, *(len(images) for images in given.values() if images is not None)])
         for place, run in enumerate(fresh, start=1):
             print(f"{place}/{len(fresh)}  {run}, {count:,} images", flush=True)
-            results[run] = _measure(run, given[run], real, networks, replace(how, n=count), ())
+            results[run] = _measure(run, given[run], real, networks, replace(settings, n=count), ())
             comparable(list(results.values()))  # not only after the last one
-    elif how.flags():
-        raise UsageError(f"all of these have been evaluated already: {' '.join(how.flags())} has no effect")
-    command = shlex.join(["genmodels", "compare", *runs, *how.flags(), "--out", str(out)])
+    elif settings.flags():
+        raise UsageError(f"all of these have been evaluated already: {' '.join(settings.flags())} has no effect")
+    command = shlex.join(["genmodels", "compare", *runs, *settings.flags(), "--out", str(out)])
     print(f"\nOpen {write_report([results[run] for run in runs], out, command)} in a browser.")
 
 
-def _given(run: str, how: Measuring, options: tuple[str, ...]) -> Images | None:
+def _given(run: str, settings: Measuring, options: tuple[str, ...]) -> Images | None:
     """Return the images at `run`, at most --n of them; None if `run` is a model."""
     from genmodels.evaluation.images import holds_images, read_images
     from genmodels.evaluation.reference import spread
@@ -132,11 +132,13 @@ def _given(run: str, how: Measuring, options: tuple[str, ...]) -> Images | None:
         return None
     if options:
         raise UsageError(f"{run} holds images: sampling options such as --options {options[0]} are for models")
-    images = read_images(Path(run), how.size)
+    images = read_images(Path(run), settings.size)
     say_notes(images, run)
-    if how.n is not None and how.n > len(images):
-        raise UsageError(f"--n {how.n}: {run} holds {len(images):,} images; choose --n {len(images)}, or leave it out")
-    return images if how.n is None else spread(images, how.n)
+    if settings.n is not None and settings.n > len(images):
+        raise UsageError(
+            f"--n {settings.n}: {run} holds {len(images):,} images; choose --n {len(images)}, or leave it out"
+        )
+    return images if settings.n is None else spread(images, settings.n)
 
 
 def _measure(
@@ -144,7 +146,7 @@ def _measure(
     images: Images | None,
     real: RealImages,
     extractors: Callable[[], list[Extractor]],
-    how: Measuring,
+    settings: Measuring,
     options: tuple[str, ...],
 ) -> Evaluation:
     """Evaluate one model, or `images`."""
@@ -155,9 +157,9 @@ def _measure(
     from genmodels.sampling import processes
 
     if images is not None:
-        images = images if how.n is None else spread(images, how.n)
+        images = images if settings.n is None else spread(images, settings.n)
         result = evaluate_images(
-            images, real.of_size(images.size), extractors(), batch_size=how.batch_size, device=processes().device
+            images, real.of_size(images.size), extractors(), batch_size=settings.batch_size, device=processes().device
         )
         return replace(result, subject=replace(result.subject, name=run))
     model = load(run)
@@ -166,9 +168,9 @@ def _measure(
         model,
         real.of_size(model.config.size),
         extractors(),
-        n=how.n or FULL_N,
-        seed=how.seed,
-        batch_size=how.batch_size,
+        n=settings.n or FULL_N,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
         options=chosen,
         subject=read_subject(run, model.family),
     )

@@ -18,7 +18,7 @@ def sample(
     n: int = 64,
     seed: int = 0,
     out: str = "samples.png",
-    asked: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    condition: OmitArgPrefixes[ConditionFlags] = ANYTHING,
     options: tuple[str, ...] = (),
     batch_size: int = 64,
     force: bool = False,
@@ -34,7 +34,7 @@ def sample(
         seed: seed of the images. Image i of a seed is always the same.
         out: NAME.png for a grid, NAME.npy for uint8 (N, H, W, 3), or a new or empty folder for one
             file per image.
-        asked: condition of the images.
+        condition: condition of the samples.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
         batch_size: number of images computed at a time.
         force: overwrite an existing file.
@@ -52,7 +52,7 @@ def sample(
 
     model = open_model(run, "sample")
     chosen = chosen_options(model, options)
-    images = sampling.sample(model, n, seed, asked.condition(model, n), batch_size=batch_size, **chosen)
+    images = sampling.sample(model, n, seed, condition.of(model, n), batch_size=batch_size, **chosen)
     if sampling.processes().is_main_process:
         pictures.save_images(target, images)
         print(f"{n} images of seed {seed} in {target}")
@@ -64,7 +64,7 @@ def trajectory(
     seed: int = 0,
     frames: int = 10,
     out: Path = Path("trajectory.png"),
-    asked: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    condition: OmitArgPrefixes[ConditionFlags] = ANYTHING,
     options: tuple[str, ...] = (),
     force: bool = False,
 ) -> None:
@@ -79,7 +79,7 @@ def trajectory(
         seed: seed of the images.
         frames: number of steps to show, evenly spaced, with the first and the last.
         out: NAME.png for rows of images, or NAME.gif for an animation.
-        asked: condition of the images.
+        condition: condition of the samples.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
         force: overwrite an existing file.
     """
@@ -93,7 +93,7 @@ def trajectory(
 
     model = open_model(run, "trajectory")
     chosen = chosen_options(model, options)
-    steps = sampling.trajectory(model, n, seed, asked.condition(model, n), **chosen)
+    steps = sampling.trajectory(model, n, seed, condition.of(model, n), **chosen)
     shown = np.linspace(0, steps.shape[2] - 1, min(frames, steps.shape[2])).round().astype(int)
     steps = steps[:, :, shown]  # (N, 2, frames, H, W, 3)
     if out.suffix == ".gif":
