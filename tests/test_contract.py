@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import io
 import json
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub.repocard import metadata_load
+from PIL import Image
 
 import genmodels
+from genmodels.abilities import ABILITIES
 from genmodels.base import Generator
+from genmodels.pixels import to_uint8
 from genmodels.saving import from_dict
 from genmodels.types import Batch, Condition, Noise, mix_seed
 
@@ -227,7 +235,7 @@ def test_config_round_trip(family):
 
 
 def test_unknown_options_are_refused_with_the_known_ones(model):
-    known = [f.name for f in dataclasses.fields(model.Options)]
+    known = [f.name for f in dataclasses.fields(model.options_class)]
     with pytest.raises(ValueError, match=f"unknown sampling option 'temprature'.*{known[0]}"):
         model.generate(1, temprature=1.0)
 
@@ -263,7 +271,67 @@ def test_damaged_folders_are_refused(model, family, tmp_path):
         genmodels.load(tmp_path / "elsewhere" / "deep")
 
 
-# ---- capabilities ----
+def test_half_precision_samples(model):
+    """Close to the samples of full precision, and ordinary float32 tensors."""
+    whole = model.generate(2, seed=1)
+    assert not whole.requires_grad and not whole.is_inference()
+    half = copy.deepcopy(model).to(torch.bfloat16).generate(2, seed=1)
+    assert half.dtype == torch.float32
+    assert (half - whole).abs().mean() < 0.02
+
+
+def test_images_are_pictures_that_display_themselves(model):
+    pictures = model.images(2, seed=1)
+    size = model.config.size
+    assert [picture.size for picture in pictures] == [(size, size)] * 2
+    expected = to_uint8(model.generate(2, seed=1))
+    assert np.array_equal(np.asarray(pictures[1]), expected[1])
+    grid = Image.open(io.BytesIO(pictures._repr_png_()))
+    assert grid.size == (2 * (size + 2) + 2, size + 4)
+
+
+def test_nothing_of_the_class_is_replaced_in_an_instance(model):
+    """What depends on the instance is a property: no method or attribute of a class hides behind another."""
+    ours = [kind for kind in type(model).__mro__ if kind.__module__.startswith("genmodels")]
+    assert not set(vars(model)) & {name for kind in ours for name in vars(kind)}
+
+
+def test_a_saved_model_has_a_card_for_the_hub(model, family, tmp_path):
+    model.save_pretrained(tmp_path / "m")
+    front = metadata_load(tmp_path / "m" / "README.md")
+    assert front["library_name"] == "genmodels" and front["license"] and kind(family) in front["tags"]
+    card = (tmp_path / "m" / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.S).group(1).replace("PATH_OR_HUB_ID", str(tmp_path / "m"))
+    run: dict[str, Any] = {}
+    exec(code.replace("16", "2"), run)
+    assert run["images"].shape == (2, 3, model.config.size, model.config.size)
+
+
+# ---- abilities ----
+
+DIRECTIONS = {"interpolate", "morph", "latent_directions"}
+WALKS = {"inpaint", "interpolate", "morph", "edit", "trajectory"}
+ABLE: dict[str, set[str]] = {
+    "ae": {"encode", "reconstruct"} | DIRECTIONS,
+    "vae": {"encode", "reconstruct", "bits_per_dim"} | DIRECTIONS,
+    "vqvae": {"encode", "reconstruct", "quantise", "vectors"},
+    "autoregressive": {"inpaint", "bits_per_dim"},
+    "gan": {"reconstruct", "invert"} | DIRECTIONS,
+    "unet": WALKS | {"bits_per_dim"},
+    "dit": WALKS | {"bits_per_dim"},
+    "latent": {"prior", "reconstruct", "inpaint", "bits_per_token"},
+    "latent:unet": {"prior", "reconstruct"} | WALKS,
+    "latent:gan": {"prior", "reconstruct"} | DIRECTIONS,
+    "latent:dit": {"prior", "reconstruct"} | WALKS,
+}
+"""What each family can do besides sampling: the tests below must not pass because a model claims too little."""
+ABLE["gan:dcgan"], ABLE["latent:unet over vectors"] = ABLE["gan"], ABLE["latent:unet"]
+
+
+def test_abilities_are_those_of_the_family(model, family):
+    assert {row.name for row in ABILITIES if model.can(row.name)} == ABLE[family] | {"sample"}
+    with pytest.raises(ValueError, match="unknown ability 'inpant'; known: sample"):
+        model.can("inpant")
 
 
 def test_codec(model):
@@ -291,8 +359,8 @@ def test_reconstructs(model):
 def test_likelihood_is_repeatable_and_finite(model):
     if not model.can("bits_per_dim"):
         return
-    assert isinstance(model.likelihood_is_exact, bool)
-    assert 2 <= model.likelihood_levels <= 256
+    assert isinstance(model.likelihood_kind.exact, bool)
+    assert 2 <= model.likelihood_kind.levels <= 256
     images = faces(4, size=model.config.size)
     with torch.no_grad():
         bits = model.bits_per_dim(images, Noise.for_images(0, range(4)))

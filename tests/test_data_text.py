@@ -76,7 +76,7 @@ def sentences(text: Text) -> list[str]:
 
 def test_every_field_is_a_column_or_describes_the_whole() -> None:
     fields = {field.name for field in dataclasses.fields(Packed)}
-    assert fields - set(COLUMNS) == {"attribute_names", "manifest"}
+    assert fields - set(COLUMNS) == {"attribute_names", "manifest", "origin"}
     assert set(COLUMNS) <= fields
 
 

@@ -166,7 +166,7 @@ def test_inception_weights_are_found_downloaded_or_asked_for(
     name = "weights-inception-2015-12-05-6726825d.pth"
     assert asked == [(name, tmp_path / "checkpoints" / name, extractors.FID_SHA256)]
     assert f"needs {name} and the download failed (<urlopen error no route to host>)" in message
-    assert f"put the file into {tmp_path / 'checkpoints'}, or say where it is with inception=PATH" in message
+    assert f"put the file into {tmp_path / 'checkpoints'}, or give its path as inception=PATH" in message
 
     monkeypatch.setattr(
         torch.hub, "download_url_to_file", lambda url, target, *_, **__: shutil.copy(inception_file, target)

@@ -24,7 +24,7 @@ from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.training.fit import fit
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Condition, ConditionConfig, Noise
 from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
 
@@ -42,7 +42,11 @@ def make_codec(seed: int = 0) -> VQVAE:
 def make(codec: Any = None, attributes: tuple[str, ...] = ()) -> Latent:
     codec = codec or make_codec()
     config = AutoregressiveConfig(
-        size=16, codes=codec.latent_shape, codebook_size=codec.codebook_size, attributes=attributes, transformer=SMALL
+        size=16,
+        codes=codec.latent_shape,
+        codebook_size=codec.codebook_size,
+        condition=ConditionConfig(attributes),
+        transformer=SMALL,
     )
     torch.manual_seed(1)
     return Latent.over(codec, Autoregressive(config))
@@ -98,7 +102,7 @@ def test_a_saved_model_is_whole(tmp_path: Path) -> None:
     loaded = genmodels.load(tmp_path / "m")
     assert isinstance(loaded, Latent) and loaded.config == model.config
     assert weights_hash(loaded.codec) == loaded.config.codec_weights == model.config.codec_weights
-    assert loaded.attributes == ("Smiling", "Male") and loaded.Options is model.prior.Options
+    assert loaded.conditions.attributes == ("Smiling", "Male") and loaded.options_class is model.prior.Options
     assert torch.equal(loaded.generate(3, temperature=0.8), model.generate(3, temperature=0.8))
     images = faces(3, size=16)
     assert torch.equal(loaded.reconstruct(images), model.codec.reconstruct(images))
@@ -151,7 +155,7 @@ def test_codecs_that_cannot_be_used(tmp_path: Path) -> None:
         load_codec(tmp_path / "vae", 16, codes=True)
     assert isinstance(load_codec(tmp_path / "vae", 16), VAE)
     make().save_pretrained(tmp_path / "prior")
-    with pytest.raises(ValueError, match="latent is no codec"):
+    with pytest.raises(ValueError, match="latent is not a codec"):
         load_codec(tmp_path / "prior", 16)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="is not a saved model"):
@@ -230,7 +234,7 @@ def test_against_diffusers_autoencoderkl(tmp_path: Path) -> None:
     expected = network.decode(network.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
     torch.testing.assert_close(codec.decode(latents), expected, atol=1e-5, rtol=0)
     assert not codec.can("quantise")
-    with pytest.raises(ValueError, match="the latents of this AutoencoderKL are no codes"):
+    with pytest.raises(ValueError, match="the latents of this AutoencoderKL are not codes"):
         load_codec(tmp_path / "vae", 16, codes=True)
 
 
@@ -239,7 +243,7 @@ def test_folders_of_diffusers_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="downsamples by 2, which does not divide 15 px"):
         load_codec(tmp_path / "vq", 15)
     diffusers_vq(in_channels=1).save_pretrained(tmp_path / "grey")
-    with pytest.raises(ValueError, match="images of 1 channels, not of 3 colours"):
+    with pytest.raises(ValueError, match="images of 1 channels, not of 3"):
         load_codec(tmp_path / "grey", 16)
     config = tmp_path / "vq" / "config.json"
     whole = config.read_text()
@@ -355,9 +359,13 @@ def test_over_refuses_what_does_not_fit() -> None:
     codec = make_codec()
     with pytest.raises(ValueError, match="autoregressive is not a codec"):
         Latent.over(make().prior, make().prior)
-    for changes in (dict(codes=(4, 5), codebook_size=16), dict(codes=(4, 4), codebook_size=8), {}):
+    for changes, message in (
+        (dict(codes=(4, 5), codebook_size=16), r"codes is \(4, 5\) and the codec has \(4, 4\)$"),
+        (dict(codes=(4, 4), codebook_size=8), "codebook_size is 8 and the codec has 16$"),
+        ({}, r"codes is None and the codec has \(4, 4\); codebook_size is None and the codec has 16$"),
+    ):
         prior = Autoregressive(AutoregressiveConfig(size=16, transformer=SMALL, **changes))
-        with pytest.raises(ValueError, match=r"the codec has latents \(4, 4\) and a codebook of 16"):
+        with pytest.raises(ValueError, match=message):
             Latent.over(codec, prior)
     larger = Autoregressive(AutoregressiveConfig(size=32, codes=(4, 4), codebook_size=16, transformer=SMALL))
     with pytest.raises(ValueError, match="prior is for images of 32 px, the codec for 16 px"):
@@ -365,6 +373,6 @@ def test_over_refuses_what_does_not_fit() -> None:
 
 
 def test_labels_that_the_data_does_not_have_are_refused(tmp_path: Path) -> None:
-    config = AutoregressiveConfig(size=16, classes=3, transformer=SMALL)
+    config = AutoregressiveConfig(size=16, condition=ConditionConfig(classes=3), transformer=SMALL)
     with pytest.raises(ValueError, match="noise has no labels to train 3 classes on"):
         fit(Autoregressive(config), tiny.faces(40, size=16), tiny.recipe(tmp_path / "r", size=16))

@@ -196,7 +196,8 @@ def test_pixels_and_every_command(data: list[str], capsys: pytest.CaptureFixture
     assert (whole == way)[mask == 0].all() and (whole != way)[mask > 0].any()
     assert main(["info", run]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "complete images of which a part is known; interpolate between samples" in shown
+    assert all(f"(genmodels {command})" in shown for command in ("inpaint", "interpolate", "edit", "trajectory"))
+    assert "compute the likelihood of images" in shown and "reconstruct images" not in shown
 
 
 @pytest.mark.parametrize(

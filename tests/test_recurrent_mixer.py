@@ -20,6 +20,7 @@ from tiny import faces, recipe
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.dit import DiT, DiTConfig
 from genmodels.nn import transformer
+from genmodels.nn.conditioning import Embedded
 from genmodels.nn.decoder import GridDecoder
 from genmodels.nn.transformer import Transformer, TransformerConfig
 from genmodels.training import fit as loop
@@ -68,7 +69,8 @@ def test_cached_generation_equals_uncached(mixers, known):
     """The prefix is processed in one call, the other positions one by one."""
     decoder = randomised(GridDecoder(4, 5, 2, 8, blocks(mixers)))
     generator = torch.Generator().manual_seed(1)
-    condition, uniform = torch.randn(3, 16, generator=generator), torch.rand(3, 20, 2, generator=generator)
+    condition = Embedded(torch.randn(3, 16, generator=generator))
+    uniform = torch.rand(3, 20, 2, generator=generator)
     prefix = torch.randint(0, 8, (3, known, 2), generator=generator)
     seen = []
 

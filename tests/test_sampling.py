@@ -141,5 +141,5 @@ def test_a_grid_is_cut_into_what_it_was_made_of(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 255, (10, 8, 8, 3), np.uint8)
     pictures.save_grid(tmp_path / "grid.png", images)  # four columns, two places left white
     np.testing.assert_array_equal(pictures.cut_grid(tmp_path / "grid.png", 8), images)
-    with pytest.raises(ValueError, match="no grid of images of 9 px"):
+    with pytest.raises(ValueError, match="not a grid of images of 9 px"):
         pictures.cut_grid(tmp_path / "grid.png", 9)

@@ -61,7 +61,8 @@ class GaussianDenoiser(nn.Module):
         centred = x_t.float().flatten(1) - alpha * self.mean  # (N, D)
         rest = self._gain(self.rest, alpha, sigma)  # (N, 1)
         extra = self._gain(self.variance, alpha, sigma) - rest  # (N, K)
-        x_0 = self.mean + rest * centred + (extra * (centred @ self.basis)) @ self.basis.T
+        basis = self.basis.float()  # also of a model in half precision
+        x_0 = self.mean + rest * centred + (extra * (centred @ basis)) @ basis.T
         return x_0.view(x_t.shape)
 
     def mean_velocity(self, x_t: Tensor, t: Tensor, to: Tensor) -> Tensor:
@@ -78,7 +79,8 @@ class GaussianDenoiser(nn.Module):
         centred = x_t.float().flatten(1) - (1 - t) * self.mean  # (N, D)
         rest = self._slope(self.rest, t, to)  # (N, 1)
         extra = self._slope(self.variance, t, to) - rest  # (N, K)
-        velocity = rest * centred + (extra * (centred @ self.basis)) @ self.basis.T - self.mean
+        basis = self.basis.float()  # also of a model in half precision
+        velocity = rest * centred + (extra * (centred @ basis)) @ basis.T - self.mean
         return velocity.view(x_t.shape)
 
     @staticmethod

@@ -18,6 +18,7 @@ POINTS_PER_CODE = 64
 
 def nearest(points: Tensor, codebook: Tensor) -> Tensor:
     """Return the index of the entry of `codebook` (K, D) nearest to each of `points` (P, D)."""
+    codebook = codebook.float()  # also of a model in half precision
     # |p - e|^2 / 2 without |p|^2 / 2, which is the same for all entries, in one matrix product
     distances = torch.addmm(0.5 * codebook.square().sum(1), points, codebook.T, alpha=-1)  # (P, K)
     return distances.argmin(1)
