@@ -31,7 +31,7 @@ from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.pairs import psnr
 from genmodels.modes import evaluating
-from genmodels.pixels import to_uint8
+from genmodels.pictures import to_uint8
 from genmodels.sampling import to_floats
 from genmodels.types import Noise
 

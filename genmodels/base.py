@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from genmodels.abilities import ability
 from genmodels.card import model_card
-from genmodels.modes import evaluating, native_precision
+from genmodels.modes import evaluating
 from genmodels.saving import FORMAT, from_dict, load_weights, read_header, to_dict
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import UNCONDITIONAL, Batch, Condition, ConditionConfig, Noise
 
 if TYPE_CHECKING:
     from genmodels.pictures import ImageList
@@ -142,7 +142,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
     @property
     def conditions(self) -> ConditionConfig:
         """What the model can be conditioned on: the field `condition` of its config, if it has one."""
-        return getattr(self.config, "condition", ConditionConfig())
+        return getattr(self.config, "condition", UNCONDITIONAL)
 
     @final  # type: ignore[misc]  # torch declares forward as a variable
     def forward(self, batch: Batch, turn: str = "model") -> tuple[Tensor, dict[str, Tensor]]:
@@ -301,7 +301,7 @@ class Generator(Model):
         chosen = self.options(**options)
         if isinstance(condition, Mapping):
             condition = self.conditions.condition(condition, n)
-        with evaluating(self), native_precision(self):
+        with evaluating(self):
             parts = []
             for start in range(0, n, batch_size):
                 rows = slice(start, min(start + batch_size, n))
@@ -318,7 +318,6 @@ class Generator(Model):
 
         The arguments are those of `generate`.
         """
-        from genmodels.pictures import ImageList
-        from genmodels.pixels import to_uint8
+        from genmodels.pictures import ImageList, to_uint8
 
         return ImageList.from_arrays(to_uint8(self.generate(n, seed, condition, **how)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genmodels.modes import evaluating
-from genmodels.pixels import to_uint8
+from genmodels.pictures import to_uint8
 from genmodels.sampling import require, to_floats
 from genmodels.types import Noise
 

@@ -1,4 +1,4 @@
-"""Contexts in which a model computes: in eval mode, in full precision, in that of its weights."""
+"""Contexts in which a model computes: eval mode, full precision."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ import torch
 from torch import nn
 
 
-class evaluating:  # noqa: N801  (a context manager that reads as a word)
-    """Context manager that puts a model into eval mode and restores the mode of each module after."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Compute in eval mode and in the precision of the weights inside this context.
 
-    def __init__(self, model: nn.Module):
-        self._modes = [(module, module.training) for module in model.modules()]
-
-    def __enter__(self) -> None:
-        for module, _ in self._modes:
+    The mode of each module is restored after. For a model in half precision autocast converts
+    noise, conditions and images, which are float32, where a layer needs it.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    weight = next(model.parameters())
+    device = weight.device.type
+    half = weight.dtype in (torch.float16, torch.bfloat16)
+    dtype = weight.dtype if half else torch.get_autocast_dtype(device)
+    try:
+        for module, _ in modes:
             module.training = False
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self._modes:
+        with torch.autocast(device, dtype=dtype, enabled=half or torch.is_autocast_enabled(device)):
+            yield
+    finally:
+        for module, mode in modes:
             module.training = mode
 
 
@@ -37,16 +44,3 @@ def full_precision(device: torch.device | str) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def native_precision(model: nn.Module) -> torch.autocast:
-    """Return a context in which a model in half precision computes in that precision.
-
-    Noise, conditions and images are float32. Autocast converts them where a layer needs it. For
-    float32 models the context does nothing.
-    """
-    weight = next(model.parameters())
-    half = weight.dtype in (torch.float16, torch.bfloat16)
-    dtype = weight.dtype if half else torch.get_autocast_dtype(weight.device.type)
-    enabled = half or torch.is_autocast_enabled(weight.device.type)
-    return torch.autocast(weight.device.type, dtype=dtype, enabled=enabled)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -20,8 +19,8 @@ from tqdm import tqdm
 
 from genmodels.abilities import ability
 from genmodels.base import Model
-from genmodels.modes import evaluating, native_precision
-from genmodels.pixels import to_float, to_uint8
+from genmodels.modes import evaluating
+from genmodels.pictures import to_float, to_uint8
 from genmodels.types import Condition, Noise
 
 
@@ -47,15 +46,6 @@ def require(model: Model, name: str) -> None:
     model.check_complete()
     if not model.can(name):
         raise ValueError(f"{model.kind} models do not {ability(name).description}")
-
-
-@contextmanager
-def _ready(model: Model) -> Iterator[None]:
-    """Inside, the model is in eval mode and computes in the precision of its weights."""
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(native_precision(model))
-        yield
 
 
 @torch.inference_mode()
@@ -97,7 +87,7 @@ def sample(
     size = model.config.size
     mine = np.zeros((share, size, size, 3), np.uint8)  # of one size on every rank, so that it can be gathered
     hidden = None if progress and state.is_main_process else True
-    with _ready(model), tqdm(total=n, desc="sampling", unit=" images", disable=hidden) as bar:
+    with evaluating(model), tqdm(total=n, desc="sampling", unit=" images", disable=hidden) as bar:
         for start in range(0, len(rows), batch_size):
             indices = rows[start : start + batch_size]
             wanted = (condition or Condition())[slice(indices.start, indices.stop)].to(model.device)
@@ -131,7 +121,7 @@ def interpolate(model: Any, seeds: Sequence[int], frames: int, **options: Any) -
     chosen = model.options(**options)
     weights = torch.linspace(0, 1, frames, device=model.device)
     legs = []
-    with _ready(model):
+    with evaluating(model):
         for first, second in _tour(seeds):
             start, end = (Noise.for_images(seed, [0], model.device) for seed in (first, second))
             legs.append(to_uint8(model.interpolate(start, end, weights, chosen)))
@@ -147,7 +137,7 @@ def reconstruct(model: Any, images: np.ndarray, batch_size: int = 64) -> np.ndar
     """
     require(model, "reconstruct")
     parts = []
-    with _ready(model), tqdm(total=len(images), desc="reconstructing", unit=" images", disable=None) as bar:
+    with evaluating(model), tqdm(total=len(images), desc="reconstructing", unit=" images", disable=None) as bar:
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
             parts.append(to_uint8(model.reconstruct(to_floats(model, part))))
@@ -190,7 +180,7 @@ def inpaint(
     chosen = model.options(**options)
     mask = torch.from_numpy(known).to(model.device)
     parts = []
-    with _ready(model):
+    with evaluating(model):
         for j, image in enumerate(images):
             floats = to_floats(model, image[None])[0]  # (3, H, W)
             for start in range(j * n, (j + 1) * n, batch_size):
@@ -222,7 +212,7 @@ def morph(model: Any, images: np.ndarray, frames: int, **options: Any) -> np.nda
     chosen = model.options(**options)
     floats = to_floats(model, images)
     weights = torch.linspace(0, 1, frames, device=floats.device)
-    with _ready(model):
+    with evaluating(model):
         legs = [to_uint8(model.morph(a[None], b[None], weights, chosen)) for a, b in _tour(floats)]
     return np.stack(legs)
 
@@ -260,7 +250,7 @@ def edit(
     chosen = model.options(**options)
     floats = to_floats(model, images)
     parts = []
-    with _ready(model):
+    with evaluating(model):
         for start in range(0, len(images), batch_size):
             rows = slice(start, min(start + batch_size, len(images)))
             noise = Noise.for_images(seed, range(rows.start, rows.stop), floats.device)
@@ -290,7 +280,7 @@ def trajectory(model: Any, n: int, seed: int = 0, condition: Condition | None = 
     _check_positive(n=n)
     require(model, "trajectory")
     noise = Noise.for_images(seed, range(n), model.device)
-    with _ready(model):
+    with evaluating(model):
         both = model.trajectory(noise, (condition or Condition()).to(model.device), model.options(**options))
     rows = [np.stack([to_uint8(step) for step in steps], axis=1) for steps in both]  # 2 x (n, evaluations + 1, H, W, 3)
     return np.stack(rows, axis=1)

@@ -152,7 +152,11 @@ def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
             raise ValueError(f"{where}: expected a list{f' of {count}' if count else ''}, got {value!r}")
         return tuple(from_dict(inner[0], item, where) for item in value)
     if kind in (int, float):
-        return _number(kind, value, where)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{where}: expected a number, got {value!r}")
+        if kind is int and not float(value).is_integer():
+            raise ValueError(f"{where}: expected a whole number, got {value!r}")
+        return kind(value)
     if kind in (str, Path) and not isinstance(value, str):
         raise ValueError(f"{where}: expected text, got {value!r}")
     if kind is bool and not isinstance(value, bool):
@@ -171,11 +175,3 @@ def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
         if name not in known:
             raise ValueError(f"{where}: unknown setting {name!r}; known: {', '.join(known)}")
     return kind(**{name: from_dict(hints[name], item, f"{where}: {name}") for name, item in value.items()})
-
-
-def _number(kind: type, value: Any, where: str) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{where}: expected a number, got {value!r}")
-    if kind is int and not float(value).is_integer():
-        raise ValueError(f"{where}: expected a whole number, got {value!r}")
-    return kind(value)

@@ -192,6 +192,10 @@ class ConditionConfig:
         return Condition(attributes, labels)
 
 
+UNCONDITIONAL = ConditionConfig()
+"""The config of models without conditions."""
+
+
 def _sign(name: str, value: Any) -> float:
     """Return the value of one attribute as -1, 0 or +1."""
     if isinstance(value, bool):

@@ -21,8 +21,7 @@ from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.cli import COMMANDS, DATA_COMMANDS, fold_options, main
 from genmodels.cli.arguments import ConditionFlags
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.pictures import save_grid
-from genmodels.pixels import to_uint8
+from genmodels.pictures import save_grid, to_uint8
 from genmodels.types import Condition, ConditionConfig
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from PIL import Image
 import genmodels
 from genmodels.abilities import ABILITIES
 from genmodels.base import Generator
-from genmodels.pixels import to_uint8
+from genmodels.pictures import to_uint8
 from genmodels.saving import from_dict
 from genmodels.types import Batch, Condition, Noise, mix_seed
 

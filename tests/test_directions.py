@@ -17,7 +17,7 @@ from genmodels.cli import main
 from genmodels.directions import attribute_directions, traverse
 from genmodels.gan import GAN, GANConfig
 from genmodels.latent import Latent
-from genmodels.pixels import to_uint8
+from genmodels.pictures import to_uint8
 from genmodels.vae import VAE, VAEConfig
 
 GAN_SMALL = ["--model.channels", "16", "16", "--model.patch", "2", "--model.latent-dim", "8", "--model.group", "8"]

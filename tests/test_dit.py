@@ -376,7 +376,7 @@ def test_another_average_after_training(data: list[str], capsys: pytest.CaptureF
     for arguments, message in (
         (["runs/dit", "runs/wider"], "runs/wider is not an empty folder"),
         (["runs/dit", "runs/x", "--ema", "0.01"], "no average of width 0.01 can be computed"),
-        (["runs/dit", "runs/x", "--at", "0.01"], "the first snapshot in runs/dit/ema is from 10.0% of the run"),
+        (["runs/dit", "runs/x", "--at", "0.01"], "the first snapshot in runs/dit/ema was taken at 10.0% of the run"),
         (["runs/dit/ema", "runs/x"], "it has no config.yaml"),
     ):
         assert main(["average", *arguments]) == 1

@@ -28,7 +28,7 @@ from genmodels.evaluation.reference import floor_pair, reference_from, reference
 from genmodels.evaluation.results import Score, comparable
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.pixels import to_uint8
+from genmodels.pictures import to_uint8
 from genmodels.types import Batch, Noise
 from genmodels.vqvae import VQVAE, VQVAEConfig
 

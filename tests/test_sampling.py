@@ -14,7 +14,7 @@ from PIL import Image, ImageSequence
 from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 from genmodels import pictures, sampling
-from genmodels.pixels import to_uint8
+from genmodels.pictures import to_uint8
 from genmodels.types import Condition
 
 ROOT = Path(__file__).parent.parent

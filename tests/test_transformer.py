@@ -11,9 +11,8 @@ import torch.nn.functional as F
 
 from genmodels.exchange.llama import from_llama
 from genmodels.nn.attention import attend, set_backend
-from genmodels.nn.init import init_weights
-from genmodels.nn.mlp import MLP, MLPS, SwiGLU
-from genmodels.nn.norm import RMSNorm
+from genmodels.nn.layers import MLP, MLPS, RMSNorm, SwiGLU
+from genmodels.nn.mixer import init_weights
 from genmodels.nn.places import Places
 from genmodels.nn.rope import grid_positions, rope, rotate
 from genmodels.nn.transformer import (

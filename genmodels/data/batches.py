@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genmodels.data.packed import Packed
 from genmodels.data.rows import spread_rows
-from genmodels.pixels import to_float
+from genmodels.pictures import to_float
 from genmodels.types import Batch, Condition, Noise, Text, mix_seed
 
 Tokenize = Callable[[Sequence[str]], Text]
@@ -91,28 +91,25 @@ class BatchReader:
     def _micro_batch(self, rows: np.ndarray, step: int, progress: float) -> Batch:
         index, flips = self._lookup(step * self.batch_size + rows)
         noise = Noise([mix_seed(self.seed, step, int(j)) for j in rows], self.device)
-        condition = self._condition(index, noise.seeds)
-        images = _gather(self._images, index, np.flatnonzero(flips))
-        latents = self._column(self.data.latents, (index, flips.astype(np.int64)))
-        features = self._column(self.data.features, index)
-        return Batch(to_float(images, self.device), noise, condition, step, progress, latents, features)
-
-    def _column(self, column: np.ndarray | None, rows: np.ndarray | tuple[np.ndarray, ...]) -> Tensor | None:
-        return None if column is None else torch.from_numpy(column[rows]).to(self.device)
-
-    def _condition(self, index: np.ndarray, seeds: Sequence[int]) -> Condition:
-        attributes = None
+        images = to_float(_gather(self._images, index, np.flatnonzero(flips)), self.device)
+        attributes = text = latents = features = None
         if self.data.attributes.shape[1]:
             attributes = torch.from_numpy(self.data.attributes[index]).to(self.device).float()  # (n, K)
-        return Condition(attributes, text=self._text(index, seeds))
+        if self.data.text is not None and self.tokenize is not None:
+            text = self._tokens(self.data.text, self.tokenize, index, noise.seeds)
+        if self.data.latents is not None:
+            latents = torch.from_numpy(self.data.latents[index, flips.astype(np.int64)]).to(self.device)
+        if self.data.features is not None:
+            features = torch.from_numpy(self.data.features[index]).to(self.device)
+        return Batch(images, noise, Condition(attributes, text=text), step, progress, latents, features)
 
-    def _text(self, index: np.ndarray, seeds: Sequence[int]) -> Text | None:
+    def _tokens(
+        self, text: Sequence[tuple[str, ...]], tokenize: Tokenize, index: np.ndarray, seeds: Sequence[int]
+    ) -> Text:
         """Tokenize one caption of each image; an image without captions gets the empty string."""
-        if self.data.text is None or self.tokenize is None:
-            return None
-        rows = [self.data.text[i] or ("",) for i in index]
+        rows = [text[i] or ("",) for i in index]
         captions = [row[mix_seed(seed) % len(row)] for row, seed in zip(rows, seeds, strict=True)]
-        return self.tokenize(captions).map(lambda tensor: tensor.to(self.device))
+        return tokenize(captions).map(lambda tensor: tensor.to(self.device))
 
     def _lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the image at each position of the stream, and whether it is mirrored."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from genmodels.pixels import to_float
+from genmodels.pictures import to_float
 
 if TYPE_CHECKING:
     from genmodels.data.packed import Packed

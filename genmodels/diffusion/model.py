@@ -52,14 +52,9 @@ class Diffusion(Prior, ABC):
         c = config
         self.process: Process = c.selected
         self.shape = c.shape  # (C, H, W) of x_t
-        self.condition = Conditioner(c.condition, width) if self.is_conditional else None
+        self.condition = None if c.condition.is_empty else Conditioner(c.condition, width)
         self.gaussian = GaussianDenoiser(c.shape, min(c.gaussian, math.prod(c.shape))) if c.gaussian else None
         self.step = StepEmbedding(width) if self.process.jumps else None
-
-    @property
-    def is_conditional(self) -> bool:
-        """Whether samples can be conditioned on anything."""
-        return not self.conditions.is_empty
 
     @property
     def over_latents(self) -> bool:
@@ -121,7 +116,7 @@ class Diffusion(Prior, ABC):
         c = self.config
         x_0 = self.as_map(batch.images.float())
         condition = batch.condition
-        if self.is_conditional:
+        if self.condition is not None:
             condition = drop_condition(condition, batch.noise, c.condition)
         t = self.process.draw(batch.noise.uniform()).view(-1, 1, 1, 1)
         eps = batch.noise.normal(*x_0.shape[1:])

@@ -21,7 +21,7 @@ from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.reference import Reference, floor_pair, spread
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance, load_lpips
-from genmodels.pixels import to_float
+from genmodels.pictures import to_float
 
 
 @dataclass(frozen=True)

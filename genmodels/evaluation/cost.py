@@ -26,7 +26,7 @@ from genmodels.base import Model
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
-from genmodels.pixels import to_float
+from genmodels.pictures import to_float
 from genmodels.types import Batch, Condition, Noise, Text
 
 Better = Literal["higher", "lower", "neither"]

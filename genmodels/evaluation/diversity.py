@@ -13,7 +13,7 @@ from genmodels.evaluation.context import Context, Part
 from genmodels.evaluation.pairs import LPIPS_WEIGHTS
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance
-from genmodels.pixels import to_float
+from genmodels.pictures import to_float
 
 
 def part(context: Context) -> Part:

@@ -19,7 +19,7 @@ from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol, check_count
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance
-from genmodels.pixels import to_float
+from genmodels.pictures import to_float
 
 LPIPS = "LPIPS v0.1, AlexNet"
 LPIPS_WEIGHTS = "lpips 0.1, alexnet-owt-7be5be79"

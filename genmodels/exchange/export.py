@@ -53,7 +53,7 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
         raise ValueError("diffusers' pipelines of a U-Net do not support a learned variance, which this unet has")
     if c.condition.text.vocabulary:
         raise ValueError("the exported U-Net takes attributes and labels: this unet has text")
-    plain = isinstance(prior.process, DDPM) and c.patch == 1 and not c.gaussian and not prior.is_conditional
+    plain = isinstance(prior.process, DDPM) and c.patch == 1 and not c.gaussian and prior.conditions.is_empty
     if plain and codec is None:
         pipeline: Any = diffusers.DDIMPipeline(unet=prior.network, scheduler=scheduler)
         pipeline.save_pretrained(out)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.nn.layers import RMSNorm
 from genmodels.nn.mixer import Mixer, State
-from genmodels.nn.norm import RMSNorm
 from genmodels.nn.places import Places
 from genmodels.nn.rope import rotate
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.nn.init import INIT_STD, init_weights
+from genmodels.nn.mixer import INIT_STD, init_weights
 from genmodels.types import Condition, ConditionConfig, Noise, Text, TextConfig
 
 

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.nn.conditioning import Embedded
-from genmodels.nn.init import init_weights
-from genmodels.nn.mixer import Branch
-from genmodels.nn.norm import make_norm
+from genmodels.nn.layers import make_norm
+from genmodels.nn.mixer import Branch, init_weights
 from genmodels.nn.transformer import TransformerConfig
 
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from genmodels.nn.conditioning import Embedded
 from genmodels.nn.cross_attention import CrossAttentionStack
-from genmodels.nn.init import INIT_STD, init_weights
-from genmodels.nn.mlp import SwiGLU
-from genmodels.nn.norm import RMSNorm
+from genmodels.nn.layers import RMSNorm, SwiGLU
+from genmodels.nn.mixer import INIT_STD, init_weights
 from genmodels.nn.rope import grid_positions
 from genmodels.nn.transformer import Transformer, TransformerConfig
 

@@ -1,8 +1,8 @@
-"""The interface of the modules inside a transformer block.
+"""The modules inside a transformer block: their interface and their initial weights.
 
 A block adds two branches to its residual stream: a mixer, which moves information between tokens
 (attention), and an MLP, which works on each token alone. Both derive from `Branch` and declare how
-their own parameters are initialised and trained, so that `nn/init.py` and `training/optim.py` need
+their own parameters are initialised and trained, so that `nn/mixer.py` and `training/optim.py` need
 no parameter names.
 
 To add a mixer, write a module with a class derived from `Mixer` and add one entry to `MIXERS` in
@@ -11,6 +11,7 @@ nn/transformer.py.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
@@ -99,3 +100,34 @@ class Mixer(Branch):
     @abstractmethod
     def make_state(self, n: int, capacity: int, dtype: torch.dtype, device: torch.device) -> State:
         """The state before the first of up to `capacity` positions, for `n` rows."""
+
+
+INIT_STD = 0.02
+"""Standard deviation of initial weights."""
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, depth: int) -> None:
+    """Initialise every linear layer and embedding inside `model` as GPT-2 does.
+
+    | parameters                                        | initial values                       |
+    |---------------------------------------------------|--------------------------------------|
+    | weights of linear layers and embeddings           | N(0, 0.02^2)                         |
+    | biases of linear layers                           | 0                                    |
+    | weights that write to the residual stream         | N(0, 0.02^2 / (2 depth))             |
+    | parameters that `Branch.initialise` sets          | as set there                         |
+    | all others, such as the gains of norms            | as the module's constructor set them |
+
+    2 depth branches are added to the residual stream; scaling their weights keeps its variance
+    independent of depth. `Branch.residual` says which weights these are.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=INIT_STD)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, Branch):
+            for weight in module.residual():
+                nn.init.normal_(weight, std=INIT_STD / math.sqrt(2 * depth))
+            module.initialise()

@@ -20,10 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from genmodels.nn.attention import BACKENDS, Attention, Backend
 from genmodels.nn.cache import Cache
-from genmodels.nn.init import init_weights
-from genmodels.nn.mixer import Mixer, State
-from genmodels.nn.mlp import MLPS, make_mlp
-from genmodels.nn.norm import make_norm
+from genmodels.nn.layers import MLPS, make_mlp, make_norm
+from genmodels.nn.mixer import Mixer, State, init_weights
 from genmodels.nn.places import Places, attention_mask, number_sequences
 from genmodels.nn.rope import rope
 
@@ -153,16 +151,12 @@ class Block(nn.Module):
         """The mixer."""
         return cast(Mixer, self._modules[self.kind])
 
-    @property
-    def mixer_norm(self) -> nn.Module:
-        """The norm before the mixer."""
-        return cast(nn.Module, self._modules[f"{self.kind}_norm"])
-
     def forward(
         self, x: Tensor, places: Places, state: State | None = None, modulation: BlockModulation | None = None
     ) -> Tensor:
         first, second = modulation or (None, None)
-        x = self._add(x, self.mixer(_modulated(self.mixer_norm(x), first), places, state), first)
+        mixer, norm = getattr(self, self.kind), getattr(self, f"{self.kind}_norm")
+        x = self._add(x, mixer(_modulated(norm(x), first), places, state), first)
         return self._add(x, self.mlp(_modulated(self.mlp_norm(x), second)), second)
 
     def _add(self, x: Tensor, branch: Tensor, modulation: Modulation | None) -> Tensor:

@@ -6,6 +6,7 @@ Averages of other widths can be computed after training from snapshots of one su
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ MAX_SIGMA_REL = 12**-0.5
 """Largest possible relative width, 0.2887: a uniform average over the whole run (gamma = 0)."""
 
 
+@cache
 def power_exponent(sigma_rel: float) -> float:
     """Return the exponent gamma of the EMA profile of relative width `sigma_rel`.
 

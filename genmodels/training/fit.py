@@ -123,17 +123,17 @@ def train_step(run: Run, batches: list[Batch], progress: float) -> None:
     lr = learning_rate(recipe.optim, state.step, progress)
     buffers = [buffer.clone() for buffer in run.model.buffers()]
     values: dict[str, Tensor] = {}
-    for turn in run.model.turns:
+    for turn, optimizer in run.optimizers.items():
         enable_only(run, turn)
         means, norm = gradients(run, turn, batches)
         if not is_finite(means["loss"], norm):
             discard(run, turn, buffers, lr, means["loss"], norm)
             break
-        for group in run.optimizers[turn].param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = lr
-        run.optimizers[turn].step()
-        run.optimizers[turn].zero_grad()
-        prefix = f"{turn}/" if len(run.model.turns) > 1 else ""
+        optimizer.step()
+        optimizer.zero_grad()
+        prefix = f"{turn}/" if len(run.optimizers) > 1 else ""
         values |= {prefix + name: value for name, value in (means | {"grad_norm": norm}).items()}
     else:
         run.model.after_step()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from genmodels.pixels import to_float, to_uint8
+from genmodels.pictures import to_float, to_uint8
 
 
 def test_every_level_survives_and_lies_where_it_should() -> None:

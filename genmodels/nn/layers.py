@@ -1,6 +1,6 @@
-"""The MLPs of a transformer block, which work on each token alone.
+"""The norms and MLPs of a transformer block, which work on each token alone.
 
-To add a kind, write a class derived from `MLP` and add one entry to `MLPS`.
+To add a kind of MLP, write a class derived from `MLP` and add one entry to `MLPS`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,33 @@ from genmodels.nn.mixer import Branch
 
 if TYPE_CHECKING:
     from genmodels.nn.transformer import TransformerConfig
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean) / sqrt(variance + eps) over the last axis, in float32, without a gain."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__(width, eps, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """The norm before each branch of a transformer."""
+    return (RMSNorm if config.norm == "rms" else LayerNorm)(config.width, config.norm_eps)
 
 
 class MLP(Branch):
