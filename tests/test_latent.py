@@ -260,7 +260,7 @@ def test_folders_of_diffusers_that_cannot_be_used(tmp_path: Path) -> None:
         load_codec(tmp_path / "vq", 16)
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match="pipeline of diffusers without an autoencoder in vae or vqvae/"):
+    with pytest.raises(ValueError, match="diffusers pipeline without an autoencoder in vae or vqvae/"):
         load_codec(tmp_path / "pipeline", 16)
 
 
