@@ -25,7 +25,7 @@ from rich.table import Table
 import genmodels
 from genmodels.types import Batch, Condition, Noise
 
-BATCH = 32
+BATCH = 16
 FAMILIES = ("vae", "dit", "autoregressive")
 WORK = ("train", "sample")
 
@@ -45,7 +45,7 @@ def build(name: str) -> Any:
     kind: Any = genmodels.family(name)
     torch.manual_seed(0)
     if name == "autoregressive":
-        return kind(replace(kind.Config(), size=16))
+        return kind(replace(kind.Config(), size=12))
     if name == "dit":
         return kind(replace(kind.Config(), size=64, patch=8, gaussian=64))
     return kind(replace(kind.Config(), size=64))
@@ -59,7 +59,7 @@ def worker() -> None:
         name, work = line.split()
         if name not in models:
             model = models[name] = build(name)
-            images = torch.rand(512, 3, model.config.size, model.config.size) * 2 - 1
+            images = torch.rand(64, 3, model.config.size, model.config.size) * 2 - 1
             model.initialise([images])
             model.calibrate([images])
             optimizers[name] = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
@@ -68,14 +68,13 @@ def worker() -> None:
 
 
 def train(model: Any, optimizer: torch.optim.Optimizer) -> float:
-    """Time two optimiser steps in bf16."""
+    """Time two optimiser steps in fp32, which is fast on every processor."""
     model.train()
     size = model.config.size
     images = torch.rand(BATCH, 3, size, size) * 2 - 1
     began = time.perf_counter()
     for step in range(2):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, _ = model(Batch(images, Noise.for_images(step, range(BATCH)), Condition(), step, 0.5))
+        loss, _ = model(Batch(images, Noise.for_images(step, range(BATCH)), Condition(), step, 0.5))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -86,7 +85,7 @@ def train(model: Any, optimizer: torch.optim.Optimizer) -> float:
 def sample(model: Any) -> float:
     """Time the sampling of a batch in fp32."""
     model.eval()
-    count = 4 if model.family == "autoregressive" else BATCH
+    count = 2 if model.family == "autoregressive" else BATCH
     began = time.perf_counter()
     model.generate(count, seed=0)
     return time.perf_counter() - began
@@ -124,6 +123,7 @@ def main(settings: Settings) -> None:
             ratio = statistics.median(a / b for a, b in pairs)
             before, now = (statistics.median(column) for column in zip(*pairs, strict=True))
             table.add_row(name, work, f"{before:.3f}", f"{now:.3f}", f"{ratio:.3f}")
+            print(f"{name} {work}: {ratio:.3f}", flush=True)
     Console().print(table)
 
 

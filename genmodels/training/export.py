@@ -69,11 +69,13 @@ def training_card(
     settings = to_yaml(shared, name, without=PRIVATE, model=to_dict(model.trained.config))
     rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items() if value is not None)
     crop = f", crop {data.crop}" if data.crop else ""
+    codec_minutes = getattr(recipe, "codec_minutes", 0.0)
+    after = f" (and {in_words(60 * codec_minutes)} of its codec)" if codec_minutes else ""
     parameters = sum(p.numel() for p in model.parameters())
     training = (
         f"{parameters:,} parameters, trained by genmodels on {len(data):,} images of {data.source}{crop}:\n"
         f"{state.step:,} steps of {recipe.batch_size} images ({state.step * recipe.batch_size:,} images in all) in\n"
-        f"{in_words(state.elapsed)} on {processes} process(es). {state.skipped:,} steps were skipped because a\n"
+        f"{in_words(state.elapsed)}{after} on {processes} process(es). {state.skipped:,} steps were skipped because a\n"
         "loss or gradient was not finite. The weights are an average over training (EMA)."
     )
     sections = (

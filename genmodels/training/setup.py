@@ -194,8 +194,10 @@ def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
     """
     recipe.output.mkdir(parents=True, exist_ok=True)
     partial = recipe.output / ".config.partial"
-    config = to_dict(model.trained.config)
-    partial.write_text(to_yaml(recipe, recipe.name, model=config, fingerprint=data.fingerprint))
+    actual = {"model": to_dict(model.trained.config), "fingerprint": data.fingerprint}
+    if model.can("prior") and getattr(recipe, "codec", None) is None:
+        actual["codec"] = IN_MEMORY  # so that --config asks for the codec instead of training on pixels
+    partial.write_text(to_yaml(recipe, recipe.name, **actual))
     partial.replace(recipe.output / "config.yaml")
 
 
