@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genmodels.abilities import ability
-from genmodels.card import model_card
+from genmodels.card import model_card, without_local_pictures
 from genmodels.modes import evaluating
 from genmodels.saving import FORMAT, from_dict, load_weights, read_header, to_dict
 from genmodels.types import UNCONDITIONAL, Batch, Condition, ConditionConfig, Noise
@@ -37,7 +37,8 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
     """Frozen dataclass of the architecture and the loss. Its field `size` is the side of the images."""
     whole_batch: ClassVar[bool] = False
     """Whether the loss compares the images of a batch with each other, as contrastive losses do, so
-    that the batch cannot be split into micro-batches."""
+    that the batch cannot be split into micro-batches. With several processes, each of which has a
+    part of the batch, such a loss gathers the other parts itself."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -199,7 +200,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         model = cls(from_dict(cls.Config, header["model"], where=f"{model_id}/config.json"))
         load_weights(model, path_of("model.safetensors"))
         card = Path(model_id) / "README.md"
-        model._card = card.read_text(errors="replace") if card.is_file() else None
+        model._card = without_local_pictures(card.read_text(errors="replace")) if card.is_file() else None
         return model.eval()
 
 
@@ -293,21 +294,20 @@ class Generator(Model):
             float32 (n, 3, H, W) in [-1, 1].
 
         Raises:
-            ValueError: if n is less than 1, or an option or condition does not fit the model.
+            ValueError: if n or batch_size is less than 1, or an option or condition does not fit
+                the model.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
         self.check_complete()
-        chosen = self.options(**options)
-        if isinstance(condition, Mapping):
-            condition = self.conditions.condition(condition, n)
+        settings = self.options(**options)
+        condition = self.conditions.condition(condition, n)
         with evaluating(self):
             parts = []
             for start in range(0, n, batch_size):
                 rows = slice(start, min(start + batch_size, n))
                 noise = Noise.for_images(seed, range(rows.start, rows.stop), self.device)
-                wanted = (condition or Condition())[rows].to(self.device)
-                parts.append(self.sample(noise, wanted, chosen).float())
+                parts.append(self.sample(noise, condition[rows].to(self.device), settings).float())
             return torch.cat(parts)
 
     @final

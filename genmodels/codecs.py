@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import genmodels
+from genmodels.data.packed import IN_MEMORY
 from genmodels.pretrained import is_pretrained, load_pretrained
 
 
@@ -20,6 +21,8 @@ def load_codec(path: Path, size: int, codes: bool = False) -> Any:
     Raises:
         ValueError: if it is missing or damaged, is not such a codec, or is for images of another size.
     """
+    if str(path) == IN_MEMORY:
+        raise ValueError("this run was trained from Python, over a codec whose folder is not recorded: give --codec")
     if not path.is_dir():
         raise ValueError(f"--codec {path}: no such folder; train a codec first: genmodels train vqvae --output {path}")
     codec: Any = load_pretrained(path, size) if is_pretrained(path) else genmodels.load(path)

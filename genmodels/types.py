@@ -163,22 +163,27 @@ class ConditionConfig:
         """Whether the model is unconditional."""
         return not (self.attributes or self.classes or self.text.vocabulary)
 
-    def condition(self, wanted: Mapping[str, Any], n: int) -> Condition:
-        """Build the condition of `n` samples that are all asked for the same.
+    def condition(self, value: Condition | Mapping[str, Any] | None, n: int) -> Condition:
+        """Return the condition of `n` samples.
 
         Args:
-            wanted: values by attribute name: True, 1 or "yes"; False, -1 or "no"; None or 0 for
-                unknown. The key "label" takes the number of a class.
+            value: a condition of `n` rows, which is returned as it is; a dict, the same for all
+                samples; or None for no condition. The dict has values by attribute name: True, 1 or
+                "yes"; False, -1 or "no"; None or 0 for unknown. Its key "label" takes the number of
+                a class.
             n: number of samples.
 
         Raises:
             ValueError: if the model has no such attribute or label, or a value is none of these.
         """
-        given = dict(wanted)
+        if value is None or isinstance(value, Condition):
+            return value or Condition()
+        # NumPy's and torch's scalars become Python's: np.False_ means no, although it equals 0.
+        given = {name: item.item() if hasattr(item, "item") else item for name, item in value.items()}
         labels = None
         label = given.pop("label", None)
         if label is not None:
-            if not isinstance(label, int) or not 0 <= label < self.classes:
+            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.classes:
                 known = f"it has labels 0 to {self.classes - 1}" if self.classes else "it was trained without labels"
                 raise ValueError(f"label {label!r}: this model does not know it; {known}")
             labels = torch.full((n,), label)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from test_contract import faces
 
@@ -332,6 +333,16 @@ def test_it_trains_on_computed_codes_as_on_images(tmp_path: Path) -> None:
     (checkpoint,) = sorted((cached / "checkpoints").iterdir())[-1:]
     identity = json.loads((checkpoint / "state.json").read_text())["identity"]
     assert identity["model"]["codec_weights"] == weights_hash(codec)
+
+
+def test_a_codec_from_python_is_not_forgotten(tmp_path: Path) -> None:
+    """config.yaml of fit() with a Latent is not that of a model of pixels."""
+    output = run(tmp_path / "r", make(), tiny.faces(40, size=16))
+    settings = yaml.safe_load((output / "config.yaml").read_text())
+    assert (settings["family"], settings["codec"]) == ("autoregressive", "in-memory")
+    assert "codec: in-memory" in (output / "README.md").read_text()
+    with pytest.raises(ValueError, match="give --codec"):
+        load_codec(Path(settings["codec"]), 16)
 
 
 def test_a_run_does_not_go_on_with_a_codec_that_has_changed(tmp_path: Path) -> None:
