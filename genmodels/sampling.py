@@ -26,8 +26,8 @@ from genmodels.types import Condition, Noise
 
 def processes() -> PartialState:
     """Return this process's place among all processes of the run, and its device."""
-    # On a machine without accelerator, accelerate must be told to use the CPU: otherwise it takes
-    # several CPU processes for one.
+    # On a machine without an accelerator, accelerate needs cpu=True. Otherwise it treats each of
+    # several CPU processes as if it were alone.
     only_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=only_cpu)
     if state.num_processes > 1:
@@ -37,12 +37,12 @@ def processes() -> PartialState:
 
 @cache
 def _leave_at_exit() -> None:
-    """Leave the process group before the interpreter ends. Otherwise its threads may abort the process."""
+    """Leave the process group at exit. Otherwise its threads may abort the process."""
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 def require(model: Model, name: str) -> None:
-    """Raise ValueError if `model` needs a codec that it was not given, or lacks the ability `name`."""
+    """Raise ValueError if `model` lacks the ability `name`, or is a prior without its codec."""
     model.check_complete()
     if not model.can(name):
         raise ValueError(f"{model.kind} models do not {ability(name).description}")
@@ -105,12 +105,12 @@ def sample(
 def interpolate(model: Any, seeds: Sequence[int], frames: int, **options: Any) -> np.ndarray:
     """Interpolate between the first images of several seeds.
 
-    Two seeds give one leg. Three or more give a closed tour, whose last leg returns to the first seed.
+    Two seeds give one leg. Three or more give a closed path, whose last leg returns to the first.
 
     Args:
         model: the model, on the device it should run on.
         seeds: at least two seeds.
-        frames: images of a leg, evenly spaced, both ends included.
+        frames: number of images per leg, evenly spaced, both ends included.
         **options: fields of the model's options.
 
     Returns:
@@ -124,7 +124,7 @@ def interpolate(model: Any, seeds: Sequence[int], frames: int, **options: Any) -
     weights = torch.linspace(0, 1, frames, device=model.device)
     legs = []
     with evaluating(model):
-        for first, second in _tour(seeds):
+        for first, second in _legs(seeds):
             start, end = (Noise.for_images(seed, [0], model.device) for seed in (first, second))
             legs.append(to_uint8(model.interpolate(start, end, weights, settings)))
     return np.stack(legs)
@@ -197,12 +197,12 @@ def inpaint(
 
 @torch.inference_mode()
 def morph(model: Any, images: np.ndarray, frames: int, **options: Any) -> np.ndarray:
-    """Interpolate between given images, each as the model reconstructs it. Legs are as in `interpolate`.
+    """Interpolate between reconstructions of given images. Legs are as in `interpolate`.
 
     Args:
         model: the model, on the device it should run on.
         images: uint8 (N, H, W, 3), at least two, of the model's size.
-        frames: images of a leg, evenly spaced, both ends included.
+        frames: number of images per leg, evenly spaced, both ends included.
         **options: fields of the model's options.
 
     Returns:
@@ -216,7 +216,7 @@ def morph(model: Any, images: np.ndarray, frames: int, **options: Any) -> np.nda
     floats = to_floats(model, images)
     weights = torch.linspace(0, 1, frames, device=floats.device)
     with evaluating(model):
-        legs = [to_uint8(model.morph(a[None], b[None], weights, settings)) for a, b in _tour(floats)]
+        legs = [to_uint8(model.morph(a[None], b[None], weights, settings)) for a, b in _legs(floats)]
     return np.stack(legs)
 
 
@@ -302,8 +302,8 @@ def to_floats(model: Model, images: np.ndarray) -> Tensor:
     return to_float(images, model.device)
 
 
-def _tour(stops: Sequence[Any] | Tensor) -> Iterator[tuple[Any, Any]]:
-    """Return the legs through `stops`: one for two stops; for more, also the leg back to the first."""
+def _legs(stops: Sequence[Any] | Tensor) -> Iterator[tuple[Any, Any]]:
+    """Return pairs of successive stops. For three or more, the last pair returns to the first."""
     return pairwise([*stops, stops[0]] if len(stops) > 2 else stops)
 
 

@@ -13,7 +13,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix_seed(*parts: int) -> int:
-    """Combine several integers into one 63-bit seed (the splitmix64 finaliser, applied to each in turn).
+    """Combine integers into one 63-bit seed (the splitmix64 finaliser, applied to each in turn).
 
     Neighbouring (seed, step, index) triples give unrelated seeds.
     """
@@ -29,8 +29,8 @@ def mix_seed(*parts: int) -> int:
 class Noise:
     """One stream of random numbers per image, drawn on the CPU.
 
-    The numbers of an image depend on its own seed and on the earlier draws from its stream, and on nothing else:
-    not on the batch, the number of processes or the device.
+    The numbers of an image depend only on its own seed and on earlier draws from its stream: not on
+    the batch, the number of processes or the device.
 
     Args:
         seeds: one 63-bit seed per image.
@@ -84,7 +84,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Condition:
-    """What is asked of N samples, one row each. A field that is None is not conditioned on.
+    """Conditions of N samples, one row each. A field that is None is not conditioned on.
 
     Attributes:
         attributes: (N, K) in {-1, 0, +1}: no, unknown, yes.
@@ -102,7 +102,7 @@ class Condition:
         return self.attributes is None and self.labels is None and self.text is None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
-        """Apply `function` to every tensor. It must keep the first axis, N, the same for all of them."""
+        """Apply `function` to every tensor. It must treat the first axis, N, of all alike."""
         return Condition(
             None if self.attributes is None else function(self.attributes),
             None if self.labels is None else function(self.labels),
@@ -136,16 +136,16 @@ class ConditionConfig:
     """What a model can be conditioned on, and how often training hides it."""
 
     attributes: tuple[str, ...] = ()
-    """Names of the attributes in the data that samples can be asked to have or not to have."""
+    """Names of attributes of the data that samples can be conditioned on."""
     classes: int = 0
-    """Number of labels that samples can be asked for."""
+    """Number of classes that samples can be conditioned on. 0 disables labels."""
     text: TextConfig = TextConfig()
-    """Sentences that samples can be asked to match."""
+    """Text that samples can be conditioned on."""
     drop: float = 0.1
     """Fraction of the training images whose condition is hidden, for classifier-free guidance."""
     drop_each: float = 0.5
     """Fraction of the other images in which each attribute is hidden with probability 1/2, so that
-    any subset of the attributes can be asked for."""
+    samples can be conditioned on any subset of the attributes."""
 
     def __post_init__(self) -> None:
         if self.classes < 0 or self.text.vocabulary < 0 or self.text.length < 1:
@@ -213,16 +213,16 @@ def _sign(name: str, value: Any) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """Everything a training step may depend on. A loss uses no other random numbers and no other clock.
+    """Everything a loss may depend on. It uses no other random numbers and no other clock.
 
     Attributes:
         images: float (N, 3, H, W) in [-1, 1].
         condition: labels of the images.
         noise: one stream per image, seeded by run seed, step and global index.
         step: optimiser step, from 0.
-        progress: fraction of the training that is done, in [0, 1]. Schedules inside a loss follow it.
+        progress: fraction of training that is done, in [0, 1], for schedules inside a loss.
         latents: the images encoded by a frozen codec before training, (N, *latent_shape), or None.
-        features: features of the images by an extractor, (N, F), for models that are aligned with it, or None.
+        features: features of the images from an extractor, (N, F), for alignment with it, or None.
     """
 
     images: Tensor

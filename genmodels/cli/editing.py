@@ -88,14 +88,14 @@ def inpaint(
 
     model = open_model(run, "inpaint")
     chosen = chosen_options(model, options)
-    wanted = condition.of(model, len(images))
+    conditions = condition.of(model, len(images))
     size = model.config.size
     originals = read_images(images, size)  # (N, H, W, 3)
     visible = np.zeros((size, size), bool)
     visible[: round(known * size)] = True
     if mask is not None:
         visible = read_mask(mask, size)
-    completions = sampling.inpaint(model, originals, visible, n, seed, wanted, **chosen)
+    completions = sampling.inpaint(model, originals, visible, n, seed, conditions, **chosen)
     masked = np.where(visible[:, :, None], originals, np.uint8(127))
     rows = np.concatenate([originals[:, None], masked[:, None], completions], axis=1)  # (N, 2 + n, H, W, 3)
     pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
@@ -183,9 +183,9 @@ def edit(
 
     model = open_model(run, "edit")
     chosen = chosen_options(model, options)
-    wanted = condition.of(model, len(images))
+    conditions = condition.of(model, len(images))
     originals = read_images(images, model.config.size)  # (N, H, W, 3)
-    edits = [sampling.edit(model, originals, each, seed, wanted, **chosen) for each in strength]
+    edits = [sampling.edit(model, originals, each, seed, conditions, **chosen) for each in strength]
     rows = np.stack([originals, *edits], axis=1)  # (N, 1 + strengths, H, W, 3)
     pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
     strengths = ", ".join(f"{each:g}" for each in strength)

@@ -86,7 +86,7 @@ class Denoiser:
     clip: bool = False
     """Whether x_0 is clamped to [-1, 1]."""
     fraction: Tensor | None = field(default=None, init=False)
-    """Learnt variance at the last call (N, C, H, W), for ancestral sampling."""
+    """Learned variance at the last call (N, C, H, W), for ancestral sampling."""
 
     def __call__(self, x_t: Tensor, t: float | Tensor, to: float | Tensor | None = None) -> Tensor:
         """Predict x_0 (N, C, H, W) in float32.
@@ -114,7 +114,7 @@ class Denoiser:
         return x_0.clamp(-1, 1) if self.clip else x_0
 
     def last_fraction(self) -> Tensor:
-        """Learnt variance at the last call, as a position between its two bounds."""
+        """Learned variance at the last call, as a position between its two bounds."""
         assert self.fraction is not None, "this model does not learn the variance"
         return self.fraction
 

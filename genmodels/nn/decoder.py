@@ -27,7 +27,7 @@ class GridDecoder(nn.Module):
 
     Token t, which predicts position t, is the sum of embeddings of the symbols at position t - 1
     and at the position above t (which is in the past too, and is informative where neighbours are
-    similar), of a learnt embedding of t, and of the condition.
+    similar), of a learned embedding of t, and of the condition.
 
     Args:
         rows: of the grid.
@@ -128,7 +128,7 @@ class GridDecoder(nn.Module):
         return tokens
 
     def _cross_attention(self, condition: Embedded) -> list[Callable[[Tensor], Tensor]] | None:
-        """The layers that attend to the tokens of the condition, one per block; None without text."""
+        """One layer per block that attends to the tokens of the condition; None without text."""
         return None if self.cross_attention is None else self.cross_attention(condition)
 
     def _embed(self, tokens: Tensor, condition: Embedded, first: int, last: int) -> Tensor:
