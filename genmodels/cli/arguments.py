@@ -77,7 +77,7 @@ class ConditionFlags:
             raise UsageError(str(error)) from None
 
 
-ANYTHING = ConditionFlags()
+NO_CONDITION = ConditionFlags()
 """The default: no condition."""
 
 

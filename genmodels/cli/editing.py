@@ -10,7 +10,7 @@ from pathlib import Path
 from tyro.conf import OmitArgPrefixes, Positional
 
 from genmodels.cli.arguments import (
-    ANYTHING,
+    NO_CONDITION,
     ConditionFlags,
     check_free,
     check_images_given,
@@ -55,7 +55,7 @@ def inpaint(
     n: int = 6,
     seed: int = 0,
     out: Path = Path("completed.png"),
-    condition: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
     force: bool = False,
 ) -> None:
@@ -116,7 +116,7 @@ def interpolate(
     Args:
         run: run or model folder, or an id on the Hub.
         seeds: seeds of the samples (image 0 of each, as of `genmodels sample`). Three or more give
-            a closed tour.
+            a closed path.
         images: image files to interpolate between instead.
         frames: number of images from one to the next, both included.
         out: NAME.png for rows of images, one for each leg, or NAME.gif for an animation.
@@ -152,7 +152,7 @@ def edit(
     strength: tuple[float, ...] = (0.3, 0.5, 0.7),
     seed: int = 0,
     out: Path = Path("edited.png"),
-    condition: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
     force: bool = False,
 ) -> None:

@@ -40,7 +40,7 @@ def sample(
     """
     # Pure noise x_T = sigma_T eps.
     x_t = initial_noise(model, noise, options) if start is None else start
-    # The denoiser D(x_t, t) = E[x_0 | x_t, condition], guided as the options ask.
+    # The denoiser D(x_t, t) = E[x_0 | x_t, condition], with the guidance of the options.
     denoise = make_denoiser(model, condition, options, len(x_t), x_t.device)
     # Times t_0 > ... > t_S from noise to data, with alpha and sigma at each.
     if schedule is None:
@@ -122,7 +122,7 @@ class Denoiser:
 def make_denoiser(
     model: Diffusion, condition: Condition, options: DiffusionOptions, n: int, device: torch.device
 ) -> Denoiser:
-    """The denoiser of `model` under a condition of n rows, guided as `options` ask.
+    """The denoiser of `model` under a condition of n rows, with the guidance of `options`.
 
     Raises:
         ValueError: for guidance without a condition or guide, or a guide of another kind.

@@ -57,7 +57,7 @@ class GridDecoder(nn.Module):
         self.start = nn.Parameter(torch.randn(width) * INIT_STD)
         self.places = nn.Parameter(torch.randn(self.length, width) * INIT_STD)
         self.transformer = Transformer(config, causal=True)
-        self.inside = Inside(symbols, vocabulary, config) if symbols > 1 else None
+        self.inside = SymbolNetwork(symbols, vocabulary, config) if symbols > 1 else None
         self.head = nn.Linear(width, symbols * vocabulary, bias=False)
         init_weights(self, config.depth)
         nn.init.zeros_(self.head.weight)  # initially all symbols are equally likely
@@ -163,7 +163,7 @@ class HeadMLP(SwiGLU):
         return ()
 
 
-class Inside(nn.Module):
+class SymbolNetwork(nn.Module):
     """Output network that predicts the S symbols of a position one after another."""
 
     def __init__(self, symbols: int, vocabulary: int, config: TransformerConfig):

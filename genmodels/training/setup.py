@@ -171,6 +171,10 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
             f"{data.source} has no labels to train {model.conditions.classes} classes on: remove "
             "--model.condition.classes"
         )
+    if model.conditions.text.vocabulary:
+        raise ValueError(
+            "fit() has no tokenizer yet, so it cannot train a model on text: remove --model.condition.text.vocabulary"
+        )
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
         raise ValueError(f"--minutes {recipe.minutes:g} is too short: start-up alone took {recipe.startup:.0f} seconds")
 
