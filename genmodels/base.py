@@ -34,7 +34,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     family: ClassVar[str]
     Config: ClassVar[type]
-    """Frozen dataclass of the architecture and the loss. Its field `size` is the image side in pixels."""
+    """Frozen dataclass of the architecture and the loss. `size` is the side of the images."""
     whole_batch: ClassVar[bool] = False
     """Whether the loss compares the images of a batch with each other, as contrastive losses do, so
     that the batch cannot be split into micro-batches. With several processes, each of which has a
@@ -63,7 +63,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @property
     def turns(self) -> tuple[str, ...]:
-        """Names of the optimisers that update in one step, in order, such as critic and generator."""
+        """Names of the optimisers of one step, in order, such as critic and generator."""
         return ("model",)
 
     def parameters_for(self, turn: str) -> Iterator[nn.Parameter]:
@@ -142,7 +142,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @property
     def conditions(self) -> ConditionConfig:
-        """What the model can be conditioned on: `condition` of its config, if there is such a field."""
+        """What the model can be conditioned on: the field `condition` of its config, if any."""
         return getattr(self.config, "condition", UNCONDITIONAL)
 
     @final  # type: ignore[misc]  # torch declares forward as a variable
@@ -152,7 +152,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @final
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return README.md of a saved model: that of the folder it was loaded from, or a new one."""
+        """Return README.md of a saved model: the one that it was loaded with, or a new one."""
         return ModelCard(self._card or model_card(self))
 
     @final

@@ -81,7 +81,7 @@ class Latent(Generator):
     family = "latent"
     Config = LatentConfig
     vector_scale: Tensor | None
-    """Factor that gives vectors unit variance, for a prior over the vectors that a codec quantises."""
+    """Factor that gives vectors unit variance, for a prior over vectors before quantisation."""
 
     def __init__(self, config: LatentConfig, codec: Any = None, prior: Any = None):
         super().__init__(config)

@@ -107,7 +107,7 @@ def cut_grid(path: str | Path, size: int) -> np.ndarray:
 
 
 def save_grid(path: str | Path, images: np.ndarray, columns: int | None = None) -> None:
-    """Save `grid(images, columns)` in the format of the ending of `path`. Create missing folders."""
+    """Save `grid(images, columns)` in the format of `path`. Missing folders are created."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     grid(images, columns).save(path)
 
@@ -120,7 +120,7 @@ def save_animation(path: str | Path, images: np.ndarray, milliseconds: int = 80)
 
 
 def save_images(path: str | Path, images: np.ndarray) -> None:
-    """Save uint8 images (N, H, W, 3): .npy as an array, .png as a grid, else a folder of PNG files."""
+    """Save uint8 images (N, H, W, 3) as an array (.npy), a grid (.png) or a folder of PNG files."""
     path = Path(path)
     if path.suffix == ".npy":
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_last_line(path: Path) -> dict[str, Any]:
-    """Return the last complete line of a file of JSON lines (metrics.jsonl); {} if there is none."""
+    """Return the last complete line of a file of JSON lines (metrics.jsonl), or {}."""
     last: dict[str, Any] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -104,8 +104,8 @@ def read_header(path: Path) -> dict[str, Any]:
 def to_dict(value: Any) -> Any:
     """Return a config as dicts, tuples and plain values: the inverse of `from_dict`.
 
-    It is `dataclasses.asdict`, except that a dataclass may have a property `unused_fields`: names of
-    fields that have no effect, given the values of the others. They are left out, so that only
+    It is `dataclasses.asdict`, except that a dataclass may have a property `unused_fields`: names
+    of fields that have no effect, given the values of the others. They are left out, so that only
     settings that were used are recorded; `from_dict` sets them to their defaults.
 
     Args:
