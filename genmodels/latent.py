@@ -16,7 +16,7 @@ from genmodels.base import Generator, Model
 from genmodels.codecs import prior_shape
 from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
-from genmodels.modes import full_precision
+from genmodels.modes import evaluating, full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
 from genmodels.saving import from_dict, to_dict
@@ -129,12 +129,13 @@ class Latent(Generator):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Encode (N, 3, H, W) in [-1, 1] as the codec's latents or codes, in full precision.
+        """Encode (N, 3, H, W) in [-1, 1] as the codec's latents or codes, in the codec's precision.
 
         For a prior of continuous latents over a codec that quantises, these are the vectors before
         quantisation, (N, *vector_shape).
         """
-        with full_precision(images.device):
+        half = next(self.codec.parameters()).dtype != torch.float32
+        with evaluating(self.codec) if half else full_precision(images.device):
             return self.codec.encode(images) if self.vector_scale is None else self.codec.vectors(images)
 
     @property
