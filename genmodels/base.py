@@ -303,13 +303,13 @@ class Generator(Model):
             raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
         self.check_complete()
         settings = self.options(**options)
-        condition = self.conditions.condition(condition, n)
+        conditions = self.conditions.condition(condition, n)
         with evaluating(self):
             parts = []
             for start in range(0, n, batch_size):
                 rows = slice(start, min(start + batch_size, n))
                 noise = Noise.for_images(seed, range(rows.start, rows.stop), self.device)
-                parts.append(self.sample(noise, condition[rows].to(self.device), settings).float())
+                parts.append(self.sample(noise, conditions[rows].to(self.device), settings).float())
             return torch.cat(parts)
 
     @final

@@ -83,7 +83,7 @@ def sample(
     require(model, "sample")
     state = processes()
     settings = model.options(**options)
-    condition = model.conditions.condition(condition, n)
+    conditions: Condition = model.conditions.condition(condition, n)
     share = math.ceil(n / state.num_processes)
     rows = range(min(n, share * state.process_index), min(n, share * (state.process_index + 1)))
     size = model.config.size
@@ -92,7 +92,7 @@ def sample(
     with evaluating(model), tqdm(total=n, desc="sampling", unit=" images", disable=hidden) as bar:
         for start in range(0, len(rows), batch_size):
             indices = rows[start : start + batch_size]
-            given = condition[slice(indices.start, indices.stop)].to(model.device)
+            given = conditions[slice(indices.start, indices.stop)].to(model.device)
             images = model.sample(Noise.for_images(seed, indices, model.device), given, settings)
             mine[start : start + len(indices)] = to_uint8(images)
             bar.update(min(len(indices) * state.num_processes, n - bar.n))
@@ -180,7 +180,7 @@ def inpaint(
     _check_positive(n=n, batch_size=batch_size)
     require(model, "inpaint")
     settings = model.options(**options)
-    condition = model.conditions.condition(condition, len(images))
+    conditions: Condition = model.conditions.condition(condition, len(images))
     mask = torch.from_numpy(known).to(model.device)
     parts = []
     with evaluating(model):
@@ -189,7 +189,7 @@ def inpaint(
             for start in range(j * n, (j + 1) * n, batch_size):
                 streams = range(start, min(start + batch_size, (j + 1) * n))
                 noise = Noise.for_images(seed, streams, model.device)
-                given = condition[slice(j, j + 1)].repeat(len(streams)).to(model.device)
+                given = conditions[slice(j, j + 1)].repeat(len(streams)).to(model.device)
                 views = floats.expand(len(streams), -1, -1, -1)
                 parts.append(to_uint8(model.inpaint(views, mask, noise, given, settings)))
     return np.concatenate(parts).reshape(len(images), n, *images.shape[1:])
@@ -251,14 +251,14 @@ def edit(
     _check_positive(batch_size=batch_size)
     require(model, "edit")
     settings = model.options(**options)
-    condition = model.conditions.condition(condition, len(images))
+    conditions: Condition = model.conditions.condition(condition, len(images))
     floats = to_floats(model, images)
     parts = []
     with evaluating(model):
         for start in range(0, len(images), batch_size):
             rows = slice(start, min(start + batch_size, len(images)))
             noise = Noise.for_images(seed, range(rows.start, rows.stop), floats.device)
-            given = condition[rows].to(floats.device)
+            given = conditions[rows].to(floats.device)
             parts.append(to_uint8(model.edit(floats[rows], strength, noise, given, settings)))
     return np.concatenate(parts)
 
@@ -290,9 +290,9 @@ def trajectory(
     _check_positive(n=n)
     require(model, "trajectory")
     noise = Noise.for_images(seed, range(n), model.device)
-    condition = model.conditions.condition(condition, n).to(model.device)
+    conditions = model.conditions.condition(condition, n).to(model.device)
     with evaluating(model):
-        both = model.trajectory(noise, condition, model.options(**options))
+        both = model.trajectory(noise, conditions, model.options(**options))
     rows = [np.stack([to_uint8(step) for step in steps], axis=1) for steps in both]  # 2 x (n, evaluations + 1, H, W, 3)
     return np.stack(rows, axis=1)
 

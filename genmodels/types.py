@@ -178,8 +178,7 @@ class ConditionConfig:
         """
         if value is None or isinstance(value, Condition):
             return value or Condition()
-        # NumPy's and torch's scalars become Python's: np.False_ means no, although it equals 0.
-        given = {name: item.item() if hasattr(item, "item") else item for name, item in value.items()}
+        given = {name: _plain(item) for name, item in value.items()}
         labels = None
         label = given.pop("label", None)
         if label is not None:
@@ -199,6 +198,12 @@ class ConditionConfig:
 
 UNCONDITIONAL = ConditionConfig()
 """The config of models without conditions."""
+
+
+def _plain(value: Any) -> Any:
+    """Convert a scalar of NumPy or torch to Python's: np.False_ means no, although it equals 0."""
+    item = getattr(value, "item", None)
+    return value if item is None else item()
 
 
 def _sign(name: str, value: Any) -> float:

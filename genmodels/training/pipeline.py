@@ -86,7 +86,7 @@ def derived_config(kind: Any, recipe: Any, codec: Any = None) -> Any:
     """
     # What a file of --config says about derived fields belongs to another run.
     config = reset_derived(recipe.model, size=recipe.size)
-    unaligned = hasattr(recipe, "align") and recipe.align is None
+    unaligned = getattr(recipe, "align", "") is None
     config = replace(config, **({"align": reset_derived(config.align)} if unaligned else {}))
     return config if codec is None else kind.config_over(config, codec)
 
