@@ -100,11 +100,12 @@ def count(name: str, data: Packed, folder: Path) -> list[tuple[int, int]]:
     run = start(build(name, data), data, recipe)
     train_step(run, run.reader.read(0, 0.0), 0.0)  # fills caches
     step = passed_through(lambda: train_step(run, run.reader.read(1, 0.1), 0.1))
+    ema: Any = run.ema
     with torch.no_grad():
-        run.ema.calibrate(image_batches(data, limit=256))
-    generate = passed_through(lambda: run.ema.generate(4))
+        ema.calibrate(image_batches(data, limit=256))
+    generate = passed_through(lambda: ema.generate(4))
     saved = str(folder / f"{name}-saved")
-    run.ema.save_pretrained(saved)
+    ema.save_pretrained(saved)
     commands = (
         ["sample", saved, "--n", "4", "--out", str(folder / f"{name}.png")],
         [

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from genmodels.nn.adversarial import Game, critic_loss, generator_loss, squared_slope
+from genmodels.nn.adversarial import AdversarialLoss, critic_loss, generator_loss, squared_slope
 from genmodels.nn.r3gan import GAIN, SLOPE, variance_preserving
 
 SPACING, SPREAD = 2.0, 0.05
@@ -38,7 +38,7 @@ class Setting:
     """Loss, gradient penalty and optimiser of a GAN."""
 
     name: str
-    game: Game
+    game: AdversarialLoss
     """Loss of critic and generator."""
     gamma: float
     """Weight of the gradient penalties."""

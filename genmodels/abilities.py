@@ -1,7 +1,7 @@
-"""What a model can do: one table of abilities, the methods each one needs, and the command that offers it.
+"""What models can do: a table of abilities, with the methods and the command of each.
 
-`model.can("inpaint")` tells whether a model has an ability. Training, evaluation, the command line
-and the model card ask this table instead of the type of a model.
+`model.can("inpaint")` returns whether a model has an ability. Training, evaluation, the command
+line and the model card use this table and never the type of a model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ability:
-    """Something that some models can do.
+    """One thing that a model can do.
 
     Attributes:
         name: what `Model.can` takes.
@@ -30,7 +30,7 @@ ABILITIES = (
     Ability("sample", ("sample",), "sample images", "sample"),
     Ability("encode", ("encode", "decode", "latent_shape"), "encode images as latents and decode them"),
     Ability("quantise", ("encode", "codebook_size"), "encode images as codes of a finite codebook"),
-    Ability("vectors", ("vectors", "decode_vectors", "vector_shape"), "give the continuous vectors behind their codes"),
+    Ability("vectors", ("vectors", "decode_vectors", "vector_shape"), "return the vectors that they quantise"),
     Ability("prior", ("latents_name", "scaled"), "model the latents of a codec"),
     Ability("reconstruct", ("reconstruct",), "reconstruct images", "reconstruct"),
     Ability("invert", ("invert", "reconstruct"), "reconstruct images by a search for their latents", "reconstruct"),

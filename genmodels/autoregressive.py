@@ -65,7 +65,7 @@ class AutoregressiveConfig:
 
 @dataclass(frozen=True)
 class AutoregressiveOptions:
-    """How the next symbol is chosen."""
+    """Sampling options of an autoregressive model."""
 
     temperature: float = 1.0
     """Logits are divided by it. 1 samples from the model's distribution; less favours likely

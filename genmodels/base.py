@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genmodels.abilities import ability
-from genmodels.card import model_card
+from genmodels.card import model_card, without_local_pictures
 from genmodels.modes import evaluating
 from genmodels.saving import FORMAT, from_dict, load_weights, read_header, to_dict
 from genmodels.types import UNCONDITIONAL, Batch, Condition, ConditionConfig, Noise
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Model(nn.Module, PyTorchModelHubMixin, ABC):
-    """A network with a loss that the training loop lowers, and a complete copy of itself on disk.
+    """A network with a loss to be minimised. A saved model is complete: weights, config and card.
 
     A family sets `family` and `Config`, implements `loss`, and may override the hooks
     `parameters_for`, `initialise`, `after_step`, `calibrate` and `diagnose`. Methods marked final
@@ -34,10 +34,11 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     family: ClassVar[str]
     Config: ClassVar[type]
-    """Frozen dataclass of the architecture and the loss. Its field `size` is the side of the images."""
+    """Frozen dataclass of the architecture and the loss. `size` is the side of the images."""
     whole_batch: ClassVar[bool] = False
     """Whether the loss compares the images of a batch with each other, as contrastive losses do, so
-    that the batch cannot be split into micro-batches."""
+    that the batch cannot be split into micro-batches. With several processes, each of which has a
+    part of the batch, such a loss gathers the other parts itself."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -62,7 +63,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @property
     def turns(self) -> tuple[str, ...]:
-        """Names of the optimisers that update in one step, in order. A GAN has critic and generator."""
+        """Names of the optimisers of one step, in order, such as critic and generator."""
         return ("model",)
 
     def parameters_for(self, turn: str) -> Iterator[nn.Parameter]:
@@ -83,7 +84,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         """Update statistics after an optimiser step. Reduce them over processes here."""
 
     def calibrate(self, images: Iterable[Tensor]) -> None:
-        """Estimate what is not learned by gradients, such as latent statistics or densities. Optional.
+        """Estimate what gradients do not learn, such as latent statistics or densities. Optional.
 
         The training loop calls it on the EMA weights before they are displayed or saved. It must be
         deterministic: the same weights and images give the same result.
@@ -105,7 +106,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         return {}, []
 
     def prepare(self, images: Iterable[Tensor]) -> None:
-        """Measure what the saved model lacks before it is used as a codec. Only imported codecs need it.
+        """Measure what an imported codec lacks, such as the statistics of its latents. Optional.
 
         Args:
             images: batches of training images (N, 3, H, W) in [-1, 1].
@@ -126,7 +127,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @property
     def kind(self) -> str:
-        """What to call this model in a message: its family, and whether it works on a codec's latents."""
+        """Name of this kind of model in messages: its family, and whether it is over a codec."""
         return self.family
 
     @property
@@ -141,7 +142,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @property
     def conditions(self) -> ConditionConfig:
-        """What the model can be conditioned on: the field `condition` of its config, if it has one."""
+        """What the model can be conditioned on: the field `condition` of its config, if any."""
         return getattr(self.config, "condition", UNCONDITIONAL)
 
     @final  # type: ignore[misc]  # torch declares forward as a variable
@@ -151,7 +152,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @final
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return README.md for a saved model: the card of the folder it was loaded from, or a new one."""
+        """Return README.md of a saved model: the one that it was loaded with, or a new one."""
         return ModelCard(self._card or model_card(self))
 
     @final
@@ -162,7 +163,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         header = {"format": FORMAT, "family": self.family, "model": to_dict(self.config)}
         config = save_directory / "config.json"
         config.write_text(json.dumps(header, indent=2) + "\n")
-        # safetensors makes the file readable by its owner only; give it the permissions of its folder.
+        # safetensors makes the file readable by its owner only: use the permissions of config.json.
         (save_directory / "model.safetensors").chmod(config.stat().st_mode)
 
     @classmethod
@@ -199,15 +200,15 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         model = cls(from_dict(cls.Config, header["model"], where=f"{model_id}/config.json"))
         load_weights(model, path_of("model.safetensors"))
         card = Path(model_id) / "README.md"
-        model._card = card.read_text(errors="replace") if card.is_file() else None
+        model._card = without_local_pictures(card.read_text(errors="replace")) if card.is_file() else None
         return model.eval()
 
 
 class Generator(Model):
     """A model that samples images.
 
-    A family implements `loss` and `sample`, and sets `Options`, a frozen dataclass of what can be
-    chosen at sampling time.
+    A family implements `loss` and `sample`, and sets `Options`, a frozen dataclass of sampling
+    options.
 
     Example::
 
@@ -225,7 +226,7 @@ class Generator(Model):
         ...     loss.backward()
         ...     optimizer.step()
         ...     model.after_step()
-        >>> model.calibrate(image_batches(train, limit=2048))  # fits the density that sample() draws from
+        >>> model.calibrate(image_batches(train, limit=2048))
         >>> model.eval().generate(16, seed=0).shape
         torch.Size([16, 3, 64, 64])
 
@@ -279,7 +280,9 @@ class Generator(Model):
         batch_size: int = 64,
         **options: Any,
     ) -> Tensor:
-        """Sample `n` images. Image i of a seed is the same for any `n` and `batch_size`, up to rounding.
+        """Sample `n` images.
+
+        Image i of a seed is the same for any `n` and `batch_size`, up to rounding.
 
         Args:
             n: number of images.
@@ -293,21 +296,20 @@ class Generator(Model):
             float32 (n, 3, H, W) in [-1, 1].
 
         Raises:
-            ValueError: if n is less than 1, or an option or condition does not fit the model.
+            ValueError: if n or batch_size is less than 1, or an option or condition does not fit
+                the model.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
         self.check_complete()
-        chosen = self.options(**options)
-        if isinstance(condition, Mapping):
-            condition = self.conditions.condition(condition, n)
+        settings = self.options(**options)
+        conditions = self.conditions.condition(condition, n)
         with evaluating(self):
             parts = []
             for start in range(0, n, batch_size):
                 rows = slice(start, min(start + batch_size, n))
                 noise = Noise.for_images(seed, range(rows.start, rows.stop), self.device)
-                wanted = (condition or Condition())[rows].to(self.device)
-                parts.append(self.sample(noise, wanted, chosen).float())
+                parts.append(self.sample(noise, conditions[rows].to(self.device), settings).float())
             return torch.cat(parts)
 
     @final

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+LOCAL_PICTURE = re.compile(r"!\[[^\]]*\]\((?!https?://)[^)]*\)\n*")
 NO_LICENCE = "other"
 """Licence of a model whose training data is not known."""
 
@@ -40,3 +42,8 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
         sections,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def without_local_pictures(card: str) -> str:
+    """Remove the pictures that are files beside a card, for a copy of the card in another place."""
+    return LOCAL_PICTURE.sub("", card)

@@ -1,4 +1,4 @@
-"""Codecs: find one on disk and load it. Ours are models that encode; those of diffusers are imported."""
+"""Loading of codecs: models of genmodels that encode, and autoencoders of diffusers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import genmodels
+from genmodels.data.packed import IN_MEMORY
 from genmodels.pretrained import is_pretrained, load_pretrained
 
 
@@ -18,8 +19,10 @@ def load_codec(path: Path, size: int, codes: bool = False) -> Any:
         codes: whether its latents must be codes of a finite codebook.
 
     Raises:
-        ValueError: if it is missing or damaged, is not such a codec, or is for images of another size.
+        ValueError: if it is missing or damaged, is not such a codec, or is for another image size.
     """
+    if str(path) == IN_MEMORY:
+        raise ValueError("this run was trained from Python, over a codec whose folder is not recorded: give --codec")
     if not path.is_dir():
         raise ValueError(f"--codec {path}: no such folder; train a codec first: genmodels train vqvae --output {path}")
     codec: Any = load_pretrained(path, size) if is_pretrained(path) else genmodels.load(path)
@@ -37,11 +40,11 @@ def load_codec(path: Path, size: int, codes: bool = False) -> Any:
 
 
 def prior_shape(codec: Any, codes: bool) -> tuple[int, ...]:
-    """Return the shape of what a prior over `codec` learns of one image.
+    """Return the shape of the codes or latents of one image that a prior over `codec` learns.
 
     Args:
         codec: as `load_codec` returns it.
-        codes: whether the prior learns codes; otherwise it learns continuous latents, or the vectors
-            behind the codes of a codec that quantises.
+        codes: whether the prior learns codes. Otherwise it learns continuous latents, or the
+            vectors that a codec quantises.
     """
     return tuple(codec.vector_shape if not codes and codec.can("vectors") else codec.latent_shape)

@@ -29,8 +29,8 @@ from genmodels.modes import evaluating
 SIZE = 64
 MADE = {"index.html", "grid.png", "reconstructions.png", "interpolation.png", "interpolation.gif", "vae", "ae"}
 """Everything that a demo writes to its folder."""
-TOURS = ((1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12), (13, 14, 15), (16, 17, 18))
-"""Seeds of the closed tours in the animation, which shows them side by side."""
+PATHS = ((1, 2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12), (13, 14, 15), (16, 17, 18))
+"""Seeds of the closed paths in the animation, which shows them side by side."""
 MEASURED = 256
 """Number of held-out images that reconstructions are measured on."""
 
@@ -118,7 +118,7 @@ def _draw(vae: Generator, ae: Generator, data: Packed, out: Path) -> dict[str, n
         "pairs": pictures.in_pairs(real, sampling.reconstruct(vae, real), 8),
         "ae pairs": pictures.in_pairs(real, sampling.reconstruct(ae, real), 8),
     }
-    tours = [sampling.interpolate(vae, seeds, 16) for seeds in TOURS]  # each (3, 16, H, W, 3)
+    tours = [sampling.interpolate(vae, seeds, 16) for seeds in PATHS]  # each (3, 16, H, W, 3)
     gap = np.full((45, shown["real"].shape[1], 2, 3), 128, np.uint8)  # grey: on light and dark pages
     columns = [part for tour in tours for part in (pictures.animation_frames(tour), gap)]
     pictures.save_animation(out / "interpolation.gif", np.concatenate(columns[:-1], axis=2))
@@ -160,7 +160,7 @@ def _page(
         _reconstructions(pictures, scores),
         Section(
             "Interpolation",
-            ["Six closed tours through the latent space of the VAE, each through three sampled faces."],
+            ["Six closed paths through the latent space of the VAE, each through three sampled faces."],
             [
                 Figure(
                     "Animation.",

@@ -140,7 +140,7 @@ class DiT(Diffusion):
     Config = DiTConfig
     positions: Tensor
     """Rows and columns of the tokens (T, 2)."""
-    places: Tensor | None
+    position_embedding: Tensor | None
     """Sines and cosines of the positions (1, T, D), if they are not rotary."""
 
     def __init__(self, config: DiTConfig | None = None):
@@ -167,14 +167,14 @@ class DiT(Diffusion):
         if c.trained is not None:
             positions = positions * torch.tensor([rows / c.grid[0], columns / c.grid[1]], device=positions.device)
         self.register_buffer("positions", positions, persistent=False)
-        places = None
+        embedding = None
         if not c.transformer.rotary:
             scale = c.grid[0] / rows
-            places = get_2d_sincos_pos_embed(
+            embedding = get_2d_sincos_pos_embed(
                 width, c.grid, base_size=c.grid[0], interpolation_scale=scale, output_type="pt"
             )
-            places = places.float().unsqueeze(0)
-        self.register_buffer("places", places, persistent=False)
+            embedding = embedding.float().unsqueeze(0)
+        self.register_buffer("position_embedding", embedding, persistent=False)
 
     def predict(self, x: Tensor, time_input: Tensor, condition: Embedded | None) -> Tensor:
         """As `Diffusion.predict`.
@@ -216,8 +216,8 @@ class DiT(Diffusion):
         modulation = [pairs(layer(embedding)) for layer in self.modulations]
         tokens = F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)  # (N, T, C p^2)
         tokens = self.patches(tokens)  # (N, T, D)
-        if self.places is not None:
-            tokens = tokens + self.places
+        if self.position_embedding is not None:
+            tokens = tokens + self.position_embedding
         through = partial(self.transformer.through, modulation=modulation, after=after)
         tokens = through(tokens, places, first=0, last=c.first)
         if kept is not None:

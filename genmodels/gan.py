@@ -39,7 +39,7 @@ generated scores."""
 
 
 class GAN(Prior):
-    """A generator x = G(z), z ~ N(0, I), and a critic D whose scores matter by difference only.
+    """A generator x = G(z), z ~ N(0, I), and a critic D. Only differences of its scores matter.
 
     With the relativistic loss, the critic minimises
     softplus(D(G(z)) - D(x)) + gamma / 2 (|grad D(x)|^2 + |grad D(G(z))|^2), and the generator
@@ -61,12 +61,12 @@ class GAN(Prior):
         self.critic: nn.Module
         if c.network == "r3gan":
             shape = (channels, (c.blocks,) * c.levels, c.expansion, c.group, c.patch, c.shape[0])
-            self.generator = R3Generator(inputs, *shape, sketch=c.principal > 0)
+            self.generator = R3Generator(inputs, *shape, estimate=c.principal > 0)
             self.critic = R3Critic(1 + width, *shape)
         else:
             self.generator, self.critic = DCGenerator(inputs, channels), DCCritic(1 + width, channels)
-        self.asked = Conditioner(c.condition, c.latent_dim) if conditional else None
-        self.judged = Conditioner(c.condition, width) if conditional else None
+        self.generator_condition = Conditioner(c.condition, c.latent_dim) if conditional else None
+        self.critic_condition = Conditioner(c.condition, width) if conditional else None
         self.principal = PrincipalComponents(c.shape[1], c.principal, c.shape[0]) if c.principal else None
         self.encoder = LinearMap(c.shape[0] * min(c.shape[1], ENCODER_SIDE) ** 2, c.latent_dim)
         self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
@@ -76,23 +76,23 @@ class GAN(Prior):
     def synthesise(self, z: Tensor, condition: Condition | None = None) -> Tensor:
         """Map z (N, latent_dim) to images or latents (N, C, H, W), float32, not clamped."""
         inputs = z
-        if self.asked is not None:
-            inputs = torch.cat([z, self.asked(condition or Condition(), len(z), z.device).pooled], 1)
+        if self.generator_condition is not None:
+            inputs = torch.cat([z, self.generator_condition(condition or Condition(), len(z), z.device).pooled], 1)
         if self.principal is None:
             return self.generator(inputs).float()
         with torch.autocast(z.device.type, enabled=False):
-            sketch = self.principal.decode(z[:, : self.config.principal].float())
-        return sketch + self.generator(inputs, sketch).float()
+            linear = self.principal.decode(z[:, : self.config.principal].float())
+        return linear + self.generator(inputs, linear).float()
 
     def score(self, images: Tensor, condition: Condition | None = None) -> Tensor:
         """Score images (N, C, H, W): (N,), float32. Real images should score higher."""
         # NOTE: pass a view. The FLOP counter hooks a module's inputs, and fails on a leaf tensor
         # that needs a gradient.
         output = self.critic(images.view_as(images)).float()  # (N, 1), or (N, 1 + width)
-        if self.judged is None:
+        if self.critic_condition is None:
             return output[:, 0]
         with torch.autocast(images.device.type, enabled=False):
-            embedded = self.judged(condition or Condition(), len(images), images.device)
+            embedded = self.critic_condition(condition or Condition(), len(images), images.device)
         return output[:, 0] + (output[:, 1:] * embedded.pooled).sum(1)
 
     # ---- training ----
@@ -111,8 +111,11 @@ class GAN(Prior):
 
     def parameters_for(self, turn: str) -> Iterator[nn.Parameter]:
         """Return the parameters of the critic or the generator, embedding included."""
-        own, embedding = (self.critic, self.judged) if turn == "critic" else (self.generator, self.asked)
-        return own.parameters() if embedding is None else chain(own.parameters(), embedding.parameters())
+        if turn == "critic":
+            parts = (self.critic, self.critic_condition)
+        else:
+            parts = (self.generator, self.generator_condition)
+        return chain.from_iterable(part.parameters() for part in parts if part is not None)
 
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:
@@ -124,7 +127,7 @@ class GAN(Prior):
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         c, noise, condition = self.config, batch.noise, batch.condition
-        if self.asked is not None:
+        if self.generator_condition is not None:
             condition = drop_condition(condition, noise, c.condition)
         z = noise.normal(c.latent_dim)
         if turn == "critic":

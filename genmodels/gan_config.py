@@ -1,4 +1,4 @@
-"""Settings of a GAN: networks, game and sampling."""
+"""Settings of a GAN: networks, loss and sampling."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from genmodels.nn.adversarial import Game
+from genmodels.nn.adversarial import AdversarialLoss
 from genmodels.nn.conv import NORM_GROUPS
 from genmodels.nn.principal import MAX_SIDE
 from genmodels.nn.r3gan import GRID
@@ -37,8 +37,8 @@ class GANConfig:
     group: int = 16
     """Channels per group of the grouped convolutions (r3gan)."""
     patch: int = 1
-    """Side of the pixel squares that are the positions of the finest level (r3gan). No convolution
-    runs at a resolution above size / patch."""
+    """Side in pixels of the patches that are the positions of the finest level (r3gan). No
+    convolution runs at a resolution above size / patch."""
     principal: int = 0
     """Number of coordinates of z that are also coefficients of principal components of the images.
     The network receives the resulting image and adds a correction, so that the generator starts as
@@ -46,8 +46,7 @@ class GANConfig:
     condition: ConditionConfig = ConditionConfig()
     """What samples can be conditioned on, by projection (arXiv 1802.05637). Interpolation,
     inversion and directions use the null condition, which needs `drop` above 0."""
-
-    loss: Game = "relativistic"
+    loss: AdversarialLoss = "relativistic"
     """Relativistic pairing loss, or the non-saturating, hinge or Wasserstein loss (with
     slope_penalty 10)."""
     r1: float = 2.0

@@ -1,4 +1,4 @@
-"""Latent: a prior trained on what a frozen codec encodes images as. Any codec and any prior fit together."""
+"""Latent: a prior that is trained on the latents of a frozen codec. Any two can be combined."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from genmodels.base import Generator, Model
 from genmodels.codecs import prior_shape
 from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
-from genmodels.modes import full_precision
+from genmodels.modes import evaluating, full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
 from genmodels.saving import from_dict, to_dict
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
 OWN = ("sample", "prior", "reconstruct")
-"""Abilities of every Latent. It has the others if its prior has them."""
+"""Abilities of every Latent. It has any other ability if its prior has it."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A model inside a model."""
+    """Family and config of a codec or prior."""
 
     family: str
     """A family of genmodels, or the class of a diffusers autoencoder."""
@@ -36,7 +36,7 @@ class Part:
     """Its config."""
 
     def __post_init__(self) -> None:
-        # Store it as JSON returns it, so that what is read equals what was written.
+        # As JSON returns it (lists for tuples), so that a config equals itself after a round trip.
         object.__setattr__(self, "model", json.loads(json.dumps(self.model)))
 
     @classmethod
@@ -65,7 +65,9 @@ class LatentConfig:
 
 
 class Latent(Generator):
-    """A prior over a frozen codec: prior.loss(codec.encode(images)); codec.decode(prior.sample(noise)).
+    """A prior over a frozen codec.
+
+    It trains by prior.loss(codec.encode(images)) and samples by codec.decode(prior.sample(noise)).
 
     Only the prior has optimisers and averaged weights. A saved Latent holds both parts. Create one
     with `Latent.over(codec, prior)`.
@@ -79,7 +81,7 @@ class Latent(Generator):
     family = "latent"
     Config = LatentConfig
     vector_scale: Tensor | None
-    """Factor that gives vectors unit variance, for a prior over the vectors behind codes."""
+    """Factor that gives vectors unit variance, for a prior over vectors before quantisation."""
 
     def __init__(self, config: LatentConfig, codec: Any = None, prior: Any = None):
         super().__init__(config)
@@ -123,36 +125,37 @@ class Latent(Generator):
     def options_class(self) -> type:
         return self.prior.options_class
 
-    # ---- between images and what the prior learns ----
+    # ---- encoding and decoding ----
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Encode (N, 3, H, W) in [-1, 1] as the codec's latents or codes, in full precision.
+        """Encode (N, 3, H, W) in [-1, 1] as the codec's latents or codes, in the codec's precision.
 
-        For a prior of continuous latents over a codec that quantises, return the vectors behind the
-        codes, (N, *vector_shape).
+        For a prior of continuous latents over a codec that quantises, these are the vectors before
+        quantisation, (N, *vector_shape).
         """
-        with full_precision(images.device):
+        half = next(self.codec.parameters()).dtype != torch.float32
+        with evaluating(self.codec) if half else full_precision(images.device):
             return self.codec.encode(images) if self.vector_scale is None else self.codec.vectors(images)
 
     @property
     def latents_name(self) -> str:
-        """Identifier of what `encode` returns: the codec's weights, and whether it is vectors or codes."""
+        """Identifier of the latents: the codec's weights, and whether they are vectors or codes."""
         weights = self.config.codec_weights
         return weights if self.vector_scale is None else f"{weights} vectors"
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """Scale what `encode` returns for the prior: vectors do not have unit variance by themselves."""
+        """Scale encoded images for the prior: vectors do not have unit variance by themselves."""
         return latents if self.vector_scale is None else latents * self.vector_scale
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Decode what the prior samples to (N, 3, H, W) in [-1, 1]."""
+        """Decode samples of the prior to images (N, 3, H, W) in [-1, 1]."""
         if self.vector_scale is None:
             return self.codec.decode(samples)
         return self.codec.decode_vectors(samples / self.vector_scale)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Reconstruct images (N, 3, H, W) in [-1, 1] by the codec alone. Samples cannot be sharper."""
+        """Reconstruct images (N, 3, H, W) in [-1, 1] by the codec. Samples cannot be sharper."""
         return self.decode(self.scaled(self.encode(images)))
 
     # ---- training ----
@@ -199,7 +202,7 @@ class Latent(Generator):
         twin.__dict__ = copy.deepcopy(self.__dict__, memo)
         return twin
 
-    # ---- abilities: those of the prior, decoded ----
+    # ---- abilities of the prior, with decoded results ----
 
     def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
         return self.decode(self.prior.sample(noise, condition, options))

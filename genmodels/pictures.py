@@ -1,4 +1,7 @@
-"""Images as arrays, grids and files: uint8 (N, H, W, 3) on the outside, floats in [-1, 1] inside."""
+"""Conversion of images to arrays, grids and files.
+
+Images are uint8 (N, H, W, 3) in files, and float (N, 3, H, W) in [-1, 1] in models.
+"""
 
 from __future__ import annotations
 
@@ -51,14 +54,14 @@ class ImageList(list[Image.Image]):
 
 
 def animation_frames(legs: np.ndarray) -> np.ndarray:
-    """Arrange legs of `sampling.interpolate` as frames of an endless animation. One leg goes back and forth."""
+    """Arrange legs of `sampling.interpolate` as frames of a loop. One leg goes back and forth."""
     if len(legs) == 1:
         return np.concatenate([legs[0], legs[0][-2:0:-1]])
-    return legs[:, :-1].reshape(-1, *legs.shape[2:])  # a the last frame of a leg is the first of the next one
+    return legs[:, :-1].reshape(-1, *legs.shape[2:])  # the last frame of a leg is the first of the next one
 
 
 def in_pairs(above: np.ndarray, below: np.ndarray, columns: int = 16) -> np.ndarray:
-    """Interleave two sets of N images for a grid of `columns`: each row of `above` over its row of `below`.
+    """Interleave two sets of N images: in a grid, each row of `above` is over its row of `below`.
 
     The last pair of rows is padded with white images if `columns` does not divide N.
     """
@@ -70,7 +73,7 @@ def in_pairs(above: np.ndarray, below: np.ndarray, columns: int = 16) -> np.ndar
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
-    """Draw uint8 images (N, H, W, 3) into one image, row by row on white; as square as possible by default."""
+    """Draw uint8 images (N, H, W, 3) into one image on white, as square as possible by default."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     from torchvision.utils import make_grid  # slow to import
 
@@ -79,7 +82,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
 
 
 def cut_grid(path: str | Path, size: int) -> np.ndarray:
-    """Cut a grid that `save_grid` wrote into its images, uint8 (N, size, size, 3), without the padding.
+    """Cut a grid that `save_grid` wrote into its images, uint8 (N, size, size, 3).
 
     Args:
         path: the file.
@@ -104,20 +107,20 @@ def cut_grid(path: str | Path, size: int) -> np.ndarray:
 
 
 def save_grid(path: str | Path, images: np.ndarray, columns: int | None = None) -> None:
-    """Save `grid(images, columns)`. The ending of `path` gives the format. Missing folders are created."""
+    """Save `grid(images, columns)` in the format of `path`. Missing folders are created."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     grid(images, columns).save(path)
 
 
 def save_animation(path: str | Path, images: np.ndarray, milliseconds: int = 80) -> None:
-    """Save uint8 images (N, H, W, 3) as an endless animated GIF with one palette per frame."""
+    """Save uint8 images (N, H, W, 3) as a looping GIF with one palette per frame."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     first, *rest = (Image.fromarray(image) for image in images)
     first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
 def save_images(path: str | Path, images: np.ndarray) -> None:
-    """Save uint8 images (N, H, W, 3): .npy as an array, .png as a grid, otherwise as a folder of PNG files."""
+    """Save uint8 images (N, H, W, 3) as an array (.npy), a grid (.png) or a folder of PNG files."""
     path = Path(path)
     if path.suffix == ".npy":
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,7 @@ class PretrainedCodec(Model, ABC):
 
 
 class PretrainedKL(PretrainedCodec):
-    """AutoencoderKL. Its latents are posterior means, normalised per channel over the training images.
+    """AutoencoderKL. Its latents are posterior means, normalised per channel over training images.
 
     The published `scaling_factor` is a single number that was measured on other images; `prepare`
     measures the training images instead. A prior that was trained with the published number needs

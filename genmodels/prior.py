@@ -1,4 +1,4 @@
-"""Prior: a generator that can also be trained on the latents of a codec instead of on pixels."""
+"""Prior: a generator that can be trained on the latents of a codec instead of on pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from genmodels.base import Generator
 
 
 class Prior(Generator, ABC):
-    """A generator of images, or of what a codec encodes them as.
+    """A generator of images or of their latents.
 
     Over a codec, its "images" are latents (N, *latent_shape), and it samples images only as part of
     a `genmodels.latent.Latent`.
@@ -37,12 +37,12 @@ class Prior(Generator, ABC):
 
     def check_codec(self, codec: nn.Module) -> None:
         """Raise ValueError if the prior was not built for the latents of `codec`."""
-        wanted = self.config_over(self.config, codec)
-        if wanted != self.config:
+        needed = self.config_over(self.config, codec)
+        if needed != self.config:
             different = [
-                f"{name} is {value} and the codec has {getattr(wanted, name)}"
+                f"{name} is {value} and the codec has {getattr(needed, name)}"
                 for name, value in vars(self.config).items()
-                if getattr(wanted, name) != value
+                if getattr(needed, name) != value
             ]
             raise ValueError(f"this {self.family} was built for another codec: {'; '.join(different)}")
 

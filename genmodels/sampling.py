@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -26,8 +26,8 @@ from genmodels.types import Condition, Noise
 
 def processes() -> PartialState:
     """Return this process's place among all processes of the run, and its device."""
-    # On a machine without accelerator, accelerate must be told to use the CPU: otherwise it takes
-    # several CPU processes for one.
+    # On a machine without an accelerator, accelerate needs cpu=True. Otherwise it treats each of
+    # several CPU processes as if it were alone.
     only_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=only_cpu)
     if state.num_processes > 1:
@@ -37,12 +37,12 @@ def processes() -> PartialState:
 
 @cache
 def _leave_at_exit() -> None:
-    """Leave the process group before the interpreter ends. Otherwise its threads may abort the process."""
+    """Leave the process group at exit. Otherwise its threads may abort the process."""
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
 
 
 def require(model: Model, name: str) -> None:
-    """Raise ValueError if `model` needs a codec that it was not given, or lacks the ability `name`."""
+    """Raise ValueError if `model` lacks the ability `name`, or is a prior without its codec."""
     model.check_complete()
     if not model.can(name):
         raise ValueError(f"{model.kind} models do not {ability(name).description}")
@@ -53,7 +53,7 @@ def sample(
     model: Any,
     n: int,
     seed: int = 0,
-    condition: Condition | None = None,
+    condition: Condition | Mapping[str, Any] | None = None,
     *,
     batch_size: int = 64,
     progress: bool = True,
@@ -67,7 +67,8 @@ def sample(
         model: the model, on the device it should run on.
         n: number of images, over all processes.
         seed: seed of the images.
-        condition: n rows, or None for unconditional samples.
+        condition: n rows; a dict such as {"Smiling": 1}, the same for all images; or None for
+            unconditional samples.
         batch_size: number of images that one process computes at a time.
         progress: show a progress bar if standard error is a terminal.
         **options: fields of the model's options.
@@ -81,7 +82,8 @@ def sample(
     _check_positive(n=n, batch_size=batch_size)
     require(model, "sample")
     state = processes()
-    chosen = model.options(**options)
+    settings = model.options(**options)
+    conditions: Condition = model.conditions.condition(condition, n)
     share = math.ceil(n / state.num_processes)
     rows = range(min(n, share * state.process_index), min(n, share * (state.process_index + 1)))
     size = model.config.size
@@ -90,8 +92,8 @@ def sample(
     with evaluating(model), tqdm(total=n, desc="sampling", unit=" images", disable=hidden) as bar:
         for start in range(0, len(rows), batch_size):
             indices = rows[start : start + batch_size]
-            wanted = (condition or Condition())[slice(indices.start, indices.stop)].to(model.device)
-            images = model.sample(Noise.for_images(seed, indices, model.device), wanted, chosen)
+            given = conditions[slice(indices.start, indices.stop)].to(model.device)
+            images = model.sample(Noise.for_images(seed, indices, model.device), given, settings)
             mine[start : start + len(indices)] = to_uint8(images)
             bar.update(min(len(indices) * state.num_processes, n - bar.n))
     if state.num_processes == 1:
@@ -103,12 +105,12 @@ def sample(
 def interpolate(model: Any, seeds: Sequence[int], frames: int, **options: Any) -> np.ndarray:
     """Interpolate between the first images of several seeds.
 
-    Two seeds give one leg. Three or more give a closed tour, whose last leg returns to the first seed.
+    Two seeds give one leg. Three or more give a closed path, whose last leg returns to the first.
 
     Args:
         model: the model, on the device it should run on.
         seeds: at least two seeds.
-        frames: images of a leg, evenly spaced, both ends included.
+        frames: number of images per leg, evenly spaced, both ends included.
         **options: fields of the model's options.
 
     Returns:
@@ -118,13 +120,13 @@ def interpolate(model: Any, seeds: Sequence[int], frames: int, **options: Any) -
         ValueError: if the model does not interpolate.
     """
     require(model, "interpolate")
-    chosen = model.options(**options)
+    settings = model.options(**options)
     weights = torch.linspace(0, 1, frames, device=model.device)
     legs = []
     with evaluating(model):
-        for first, second in _tour(seeds):
+        for first, second in _legs(seeds):
             start, end = (Noise.for_images(seed, [0], model.device) for seed in (first, second))
-            legs.append(to_uint8(model.interpolate(start, end, weights, chosen)))
+            legs.append(to_uint8(model.interpolate(start, end, weights, settings)))
     return np.stack(legs)
 
 
@@ -152,7 +154,7 @@ def inpaint(
     known: np.ndarray,
     n: int = 1,
     seed: int = 0,
-    condition: Condition | None = None,
+    condition: Condition | Mapping[str, Any] | None = None,
     *,
     batch_size: int = 64,
     **options: Any,
@@ -165,7 +167,7 @@ def inpaint(
         known: bool (H, W), True where the images are known. Other pixels are not looked at.
         n: number of completions per image.
         seed: seed of the noise; completion i of image j uses stream j n + i.
-        condition: N rows, or None.
+        condition: N rows; a dict, the same for all images; or None.
         batch_size: number of completions computed at a time.
         **options: fields of the model's options.
 
@@ -177,7 +179,8 @@ def inpaint(
     """
     _check_positive(n=n, batch_size=batch_size)
     require(model, "inpaint")
-    chosen = model.options(**options)
+    settings = model.options(**options)
+    conditions: Condition = model.conditions.condition(condition, len(images))
     mask = torch.from_numpy(known).to(model.device)
     parts = []
     with evaluating(model):
@@ -186,20 +189,20 @@ def inpaint(
             for start in range(j * n, (j + 1) * n, batch_size):
                 streams = range(start, min(start + batch_size, (j + 1) * n))
                 noise = Noise.for_images(seed, streams, model.device)
-                wanted = (condition or Condition())[slice(j, j + 1)].repeat(len(streams)).to(model.device)
+                given = conditions[slice(j, j + 1)].repeat(len(streams)).to(model.device)
                 views = floats.expand(len(streams), -1, -1, -1)
-                parts.append(to_uint8(model.inpaint(views, mask, noise, wanted, chosen)))
+                parts.append(to_uint8(model.inpaint(views, mask, noise, given, settings)))
     return np.concatenate(parts).reshape(len(images), n, *images.shape[1:])
 
 
 @torch.inference_mode()
 def morph(model: Any, images: np.ndarray, frames: int, **options: Any) -> np.ndarray:
-    """Interpolate between given images, each as the model reconstructs it. Legs are as in `interpolate`.
+    """Interpolate between reconstructions of given images. Legs are as in `interpolate`.
 
     Args:
         model: the model, on the device it should run on.
         images: uint8 (N, H, W, 3), at least two, of the model's size.
-        frames: images of a leg, evenly spaced, both ends included.
+        frames: number of images per leg, evenly spaced, both ends included.
         **options: fields of the model's options.
 
     Returns:
@@ -209,11 +212,11 @@ def morph(model: Any, images: np.ndarray, frames: int, **options: Any) -> np.nda
         ValueError: if the model does not interpolate between given images.
     """
     require(model, "morph")
-    chosen = model.options(**options)
+    settings = model.options(**options)
     floats = to_floats(model, images)
     weights = torch.linspace(0, 1, frames, device=floats.device)
     with evaluating(model):
-        legs = [to_uint8(model.morph(a[None], b[None], weights, chosen)) for a, b in _tour(floats)]
+        legs = [to_uint8(model.morph(a[None], b[None], weights, settings)) for a, b in _legs(floats)]
     return np.stack(legs)
 
 
@@ -223,7 +226,7 @@ def edit(
     images: np.ndarray,
     strength: float,
     seed: int = 0,
-    condition: Condition | None = None,
+    condition: Condition | Mapping[str, Any] | None = None,
     *,
     batch_size: int = 64,
     **options: Any,
@@ -235,7 +238,7 @@ def edit(
         images: uint8 (N, H, W, 3), of the model's size.
         strength: how much changes, in (0, 1]: hardly anything near 0, everything at 1.
         seed: seed of the noise; image i uses stream i.
-        condition: N rows, or None.
+        condition: N rows; a dict, the same for all images; or None.
         batch_size: number of images computed at a time.
         **options: fields of the model's options.
 
@@ -247,27 +250,34 @@ def edit(
     """
     _check_positive(batch_size=batch_size)
     require(model, "edit")
-    chosen = model.options(**options)
+    settings = model.options(**options)
+    conditions: Condition = model.conditions.condition(condition, len(images))
     floats = to_floats(model, images)
     parts = []
     with evaluating(model):
         for start in range(0, len(images), batch_size):
             rows = slice(start, min(start + batch_size, len(images)))
             noise = Noise.for_images(seed, range(rows.start, rows.stop), floats.device)
-            wanted = (condition or Condition())[rows].to(floats.device)
-            parts.append(to_uint8(model.edit(floats[rows], strength, noise, wanted, chosen)))
+            given = conditions[rows].to(floats.device)
+            parts.append(to_uint8(model.edit(floats[rows], strength, noise, given, settings)))
     return np.concatenate(parts)
 
 
 @torch.inference_mode()
-def trajectory(model: Any, n: int, seed: int = 0, condition: Condition | None = None, **options: Any) -> np.ndarray:
+def trajectory(
+    model: Any,
+    n: int,
+    seed: int = 0,
+    condition: Condition | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> np.ndarray:
     """Return the steps by which `n` images are sampled.
 
     Args:
         model: the model, on the device it should run on.
         n: number of images, computed at once.
         seed: seed of the images; the last step equals `sample`.
-        condition: n rows, or None.
+        condition: n rows; a dict, the same for all images; or None.
         **options: fields of the model's options.
 
     Returns:
@@ -280,8 +290,9 @@ def trajectory(model: Any, n: int, seed: int = 0, condition: Condition | None = 
     _check_positive(n=n)
     require(model, "trajectory")
     noise = Noise.for_images(seed, range(n), model.device)
+    conditions = model.conditions.condition(condition, n).to(model.device)
     with evaluating(model):
-        both = model.trajectory(noise, (condition or Condition()).to(model.device), model.options(**options))
+        both = model.trajectory(noise, conditions, model.options(**options))
     rows = [np.stack([to_uint8(step) for step in steps], axis=1) for steps in both]  # 2 x (n, evaluations + 1, H, W, 3)
     return np.stack(rows, axis=1)
 
@@ -291,8 +302,8 @@ def to_floats(model: Model, images: np.ndarray) -> Tensor:
     return to_float(images, model.device)
 
 
-def _tour(stops: Sequence[Any] | Tensor) -> Iterator[tuple[Any, Any]]:
-    """Return the legs through `stops`: one for two stops; for more, also the leg back to the first."""
+def _legs(stops: Sequence[Any] | Tensor) -> Iterator[tuple[Any, Any]]:
+    """Return pairs of successive stops. For three or more, the last pair returns to the first."""
     return pairwise([*stops, stops[0]] if len(stops) > 2 else stops)
 
 

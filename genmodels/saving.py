@@ -17,7 +17,7 @@ FORMAT = 2
 
 T = TypeVar("T")
 Derived = Annotated[T, tyro.conf.Suppress]
-"""Type of a config field that is computed from other settings. It is saved, and it is not a flag."""
+"""Type of a config field that is computed from other settings. It is saved, but is not a flag."""
 
 
 def read_json(path: Path) -> Any:
@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_last_line(path: Path) -> dict[str, Any]:
-    """Return the last complete line of a file of JSON lines, such as metrics.jsonl; {} if there is none."""
+    """Return the last complete line of a file of JSON lines (metrics.jsonl), or {}."""
     last: dict[str, Any] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -68,8 +68,8 @@ def load_weights(model: Any, path: Path) -> None:
 def reset_derived(config: T, **values: Any) -> T:
     """Return a copy of a config with its derived fields at their defaults, or at `values`.
 
-    The copy is not validated, because other fields may still change. Derived fields of nested configs
-    are kept.
+    The copy is not validated, because other fields may still change. Nested configs are not
+    changed.
     """
     config = copy.copy(config)
     hints = typing.get_type_hints(type(config), include_extras=True)
@@ -104,9 +104,9 @@ def read_header(path: Path) -> dict[str, Any]:
 def to_dict(value: Any) -> Any:
     """Return a config as dicts, tuples and plain values: the inverse of `from_dict`.
 
-    It is `dataclasses.asdict`, except that a dataclass may have a property `unused_fields`: the names
-    of fields that have no effect given the others. They are left out, so that what is recorded is
-    what was used; `from_dict` gives them their defaults.
+    It is `dataclasses.asdict`, except that a dataclass may have a property `unused_fields`: names
+    of fields that have no effect, given the values of the others. They are left out, so that only
+    settings that were used are recorded; `from_dict` sets them to their defaults.
 
     Args:
         value: a dataclass, which may contain others.

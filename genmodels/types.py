@@ -13,7 +13,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix_seed(*parts: int) -> int:
-    """Combine several integers into one 63-bit seed (the splitmix64 finaliser, applied to each in turn).
+    """Combine integers into one 63-bit seed (the splitmix64 finaliser, applied to each in turn).
 
     Neighbouring (seed, step, index) triples give unrelated seeds.
     """
@@ -29,8 +29,8 @@ def mix_seed(*parts: int) -> int:
 class Noise:
     """One stream of random numbers per image, drawn on the CPU.
 
-    The numbers of an image depend on its own seed and on the earlier draws from its stream, and on nothing else:
-    not on the batch, the number of processes or the device.
+    The numbers of an image depend only on its own seed and on earlier draws from its stream: not on
+    the batch, the number of processes or the device.
 
     Args:
         seeds: one 63-bit seed per image.
@@ -84,7 +84,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Condition:
-    """What is asked of N samples, one row each. A field that is None is not conditioned on.
+    """Conditions of N samples, one row each. A field that is None is not conditioned on.
 
     Attributes:
         attributes: (N, K) in {-1, 0, +1}: no, unknown, yes.
@@ -102,7 +102,7 @@ class Condition:
         return self.attributes is None and self.labels is None and self.text is None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
-        """Apply `function` to every tensor. It must keep the first axis, N, the same for all of them."""
+        """Apply `function` to every tensor. It must treat the first axis, N, of all alike."""
         return Condition(
             None if self.attributes is None else function(self.attributes),
             None if self.labels is None else function(self.labels),
@@ -136,16 +136,16 @@ class ConditionConfig:
     """What a model can be conditioned on, and how often training hides it."""
 
     attributes: tuple[str, ...] = ()
-    """Names of the attributes in the data that samples can be asked to have or not to have."""
+    """Names of attributes of the data that samples can be conditioned on."""
     classes: int = 0
-    """Number of labels that samples can be asked for."""
+    """Number of classes that samples can be conditioned on. 0 disables labels."""
     text: TextConfig = TextConfig()
-    """Sentences that samples can be asked to match."""
+    """Text that samples can be conditioned on."""
     drop: float = 0.1
     """Fraction of the training images whose condition is hidden, for classifier-free guidance."""
     drop_each: float = 0.5
     """Fraction of the other images in which each attribute is hidden with probability 1/2, so that
-    any subset of the attributes can be asked for."""
+    samples can be conditioned on any subset of the attributes."""
 
     def __post_init__(self) -> None:
         if self.classes < 0 or self.text.vocabulary < 0 or self.text.length < 1:
@@ -163,22 +163,26 @@ class ConditionConfig:
         """Whether the model is unconditional."""
         return not (self.attributes or self.classes or self.text.vocabulary)
 
-    def condition(self, wanted: Mapping[str, Any], n: int) -> Condition:
-        """Build the condition of `n` samples that are all asked for the same.
+    def condition(self, value: Condition | Mapping[str, Any] | None, n: int) -> Condition:
+        """Return the condition of `n` samples.
 
         Args:
-            wanted: values by attribute name: True, 1 or "yes"; False, -1 or "no"; None or 0 for
-                unknown. The key "label" takes the number of a class.
+            value: a condition of `n` rows, which is returned as it is; a dict, the same for all
+                samples; or None for no condition. The dict has values by attribute name: True, 1 or
+                "yes"; False, -1 or "no"; None or 0 for unknown. Its key "label" takes the number of
+                a class.
             n: number of samples.
 
         Raises:
             ValueError: if the model has no such attribute or label, or a value is none of these.
         """
-        given = dict(wanted)
+        if value is None or isinstance(value, Condition):
+            return value or Condition()
+        given = {name: _plain(item) for name, item in value.items()}
         labels = None
         label = given.pop("label", None)
         if label is not None:
-            if not isinstance(label, int) or not 0 <= label < self.classes:
+            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.classes:
                 known = f"it has labels 0 to {self.classes - 1}" if self.classes else "it was trained without labels"
                 raise ValueError(f"label {label!r}: this model does not know it; {known}")
             labels = torch.full((n,), label)
@@ -196,6 +200,12 @@ UNCONDITIONAL = ConditionConfig()
 """The config of models without conditions."""
 
 
+def _plain(value: Any) -> Any:
+    """Convert a scalar of NumPy or torch to Python's: np.False_ means no, although it equals 0."""
+    item = getattr(value, "item", None)
+    return value if item is None else item()
+
+
 def _sign(name: str, value: Any) -> float:
     """Return the value of one attribute as -1, 0 or +1."""
     if isinstance(value, bool):
@@ -208,16 +218,16 @@ def _sign(name: str, value: Any) -> float:
 
 @dataclass(frozen=True)
 class Batch:
-    """Everything a training step may depend on. A loss uses no other random numbers and no other clock.
+    """Everything a loss may depend on. It uses no other random numbers and no other clock.
 
     Attributes:
         images: float (N, 3, H, W) in [-1, 1].
         condition: labels of the images.
         noise: one stream per image, seeded by run seed, step and global index.
         step: optimiser step, from 0.
-        progress: fraction of the training that is done, in [0, 1]. Schedules inside a loss follow it.
+        progress: fraction of training that is done, in [0, 1], for schedules inside a loss.
         latents: the images encoded by a frozen codec before training, (N, *latent_shape), or None.
-        features: features of the images by an extractor, (N, F), for models that are aligned with it, or None.
+        features: features of the images from an extractor, (N, F), for alignment with it, or None.
     """
 
     images: Tensor

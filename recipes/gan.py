@@ -34,7 +34,9 @@ class GANRecipe(PriorRecipe):
     )
     mixed_precision: Precision = "bf16"
     batch_size: int = 32  # small: more steps are worth more than less noise
-    optim: OptimConfig = OptimConfig(lr=5e-4, betas=(0.0, 0.99), weight_decay=0.0)  # no momentum: the game moves on
+    optim: OptimConfig = OptimConfig(
+        lr=5e-4, betas=(0.0, 0.99), weight_decay=0.0
+    )  # no momentum: the loss of each network changes with the other
     ema: float = 0.1
     evaluate_every: int | None = 500
     """Steps between evaluations: distance and coverage of 512 samples, and scores of held-out

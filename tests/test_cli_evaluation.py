@@ -13,7 +13,7 @@ from test_evaluate import EXTRACTOR, faces
 
 from genmodels import pictures
 from genmodels.cli import main
-from genmodels.cli.evaluation import _read_kept
+from genmodels.cli.evaluation import _read_saved
 
 __all__ = ["run"]
 
@@ -108,13 +108,13 @@ def test_compare_takes_as_many_of_each_as_the_smallest_set_has(capsys: pytest.Ca
 def test_a_kept_result_shows_its_own_grid_only(run: Path) -> None:
     assert main(["evaluate", "two.npy", "--data", "real.npy", "--json", "two/metrics.json"]) == 0
     pictures.save_grid("two/samples.png", faces(2).images[:10])  # four rows of three, two places white
-    assert np.array_equal(_read_kept(Path("two/metrics.json")).pictures["samples"], faces(2).images[:10])
+    assert np.array_equal(_read_saved(Path("two/metrics.json")).pictures["samples"], faces(2).images[:10])
     Path("two/other.json").write_text(Path("two/metrics.json").read_text())
-    assert not _read_kept(Path("two/other.json")).pictures
+    assert not _read_saved(Path("two/other.json")).pictures
     Image.new("RGB", (100, 101)).save("two/samples.png")
-    assert not _read_kept(Path("two/metrics.json")).pictures
+    assert not _read_saved(Path("two/metrics.json")).pictures
     Path("two/samples.png").write_text("no picture")
-    assert not _read_kept(Path("two/metrics.json")).pictures
+    assert not _read_saved(Path("two/metrics.json")).pictures
 
 
 def test_settings_without_effect_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

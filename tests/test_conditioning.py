@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -55,6 +56,17 @@ def test_other_conditions_are_refused(condition: Condition, message: str) -> Non
         Conditioner(THREE, 8)(condition, 2, CPU)
     with pytest.raises(ValueError, match=r"takes \(2, 0\)|without classes|without text"):
         Conditioner(ConditionConfig(), 8)(condition, 2, CPU)
+
+
+def test_a_dict_may_hold_scalars_of_numpy_and_torch() -> None:
+    given = {"A": np.False_, "B": np.int8(1), "C": torch.tensor(-1), "label": np.int64(3)}
+    condition = THREE.condition(given, 2)
+    assert condition.attributes is not None and condition.attributes.tolist() == [[-1, 1, -1]] * 2
+    assert condition.labels is not None and condition.labels.tolist() == [3, 3]
+    assert THREE.condition(condition, 2) is condition
+    assert THREE.condition(None, 2).is_empty
+    with pytest.raises(ValueError, match="label True: this model does not know it"):
+        THREE.condition({"label": True}, 2)
 
 
 def test_one_label_is_not_that_of_all() -> None:

@@ -81,6 +81,11 @@ def test_its_own_metrics_are_evaluated(tmp_path: Path) -> None:
     assert model.loss(labelled(64), "model")[0] < untrained.loss(labelled(64), "model")[0]
 
 
+def test_without_samples_no_scores_of_samples_are_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(contrastive(), faces(1200), recipe(tmp_path / "run", steps=2, evaluate_every=2))
+    assert "samples against" not in capsys.readouterr().err
+
+
 def test_config_yaml_of_a_plain_recipe_names_the_model(tmp_path: Path) -> None:
     run = fit(contrastive(), faces(), recipe(tmp_path / "run", steps=2))
     assert isinstance(recipe(run), TinyRecipe)

@@ -288,9 +288,9 @@ def test_positions_are_interpolated_when_asked_and_refused_otherwise(blocks):
     assert larger.predict(x, t, None).shape == x.shape
     positions = larger.positions.unflatten(0, (8, 8))
     torch.testing.assert_close(positions[::2, ::2].flatten(0, 1).float(), model.positions.float())
-    if model.places is not None:
-        places = larger.places.unflatten(1, (8, 8))[:, ::2, ::2].flatten(1, 2)
-        torch.testing.assert_close(places, model.places, rtol=1e-4, atol=1e-4)
+    if model.position_embedding is not None:
+        places = larger.position_embedding.unflatten(1, (8, 8))[:, ::2, ::2].flatten(1, 2)
+        torch.testing.assert_close(places, model.position_embedding, rtol=1e-4, atol=1e-4)
     same = resized(larger, 16)
     with torch.no_grad():
         torch.testing.assert_close(same.predict(x[..., :16, :16], t, None), model.predict(x[..., :16, :16], t, None))

@@ -107,6 +107,9 @@ def test_writes_a_whole_run_folder(tmp_path: Path) -> None:
     assert "](samples/step_00000020.png)" in card
     assert "72 images of noise, crop none" in card
     assert str(tmp_path) not in card
+    saved.save_pretrained(tmp_path / "copy")  # without the samples, so that its card must not show them
+    copied = (tmp_path / "copy" / "README.md").read_text()
+    assert "![" not in copied and "72 images of noise, crop none" in copied
     # The data were made in memory, and the recipe is not called by its name: both are recorded as they were.
     expected = recipe(run, tensorboard=True, ema=0.1, data="in-memory")
     assert from_yaml(TinyRecipe, "tiny", run / "config.yaml") == expected

@@ -211,14 +211,14 @@ def test_compiled_blocks_are_left_alone_where_slopes_are_needed() -> None:
 def test_projection_of_the_condition() -> None:
     """score(x, y) - score(x) = h(x) . e(y), and e is linear in the attributes."""
     model = small(condition=TWO)
-    nn.init.normal_(model.judged.attributes.weight)
+    nn.init.normal_(model.critic_condition.attributes.weight)
     x = images()
     asked = torch.tensor([[1.0, 0.0]]).expand(4, 2)
     one = model.score(x, Condition(asked)) - model.score(x)
     torch.testing.assert_close(model.score(x, Condition(-asked)) - model.score(x), -one, atol=1e-5, rtol=1e-4)
     assert one.abs().min() > 1e-4
     features = model.critic(x)[:, 1:]
-    torch.testing.assert_close(one, features @ model.judged.attributes.weight[:, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(one, features @ model.critic_condition.attributes.weight[:, 0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_conditional_gan_trains_all_of_itself_and_obeys() -> None:
@@ -230,7 +230,7 @@ def test_a_conditional_gan_trains_all_of_itself_and_obeys() -> None:
             if any(parameter is own for own in model.parameters_for(turn)):
                 assert parameter.grad is not None, name
         model.zero_grad()
-    nn.init.normal_(model.asked.attributes.weight)
+    nn.init.normal_(model.generator_condition.attributes.weight)
     yes, no = (model.generate(1, seed=3, condition=Condition(torch.tensor([[v, 0.0]]))) for v in (1.0, -1.0))
     assert (yes - no).abs().max() > 1e-2
 

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from test_contract import faces
 
 import genmodels
+from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.codecs import load_codec
 from genmodels.data.batches import BatchReader
@@ -23,6 +25,7 @@ from genmodels.data.latents import DONE, LATENTS, with_latents
 from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
+from genmodels.pictures import to_uint8
 from genmodels.training.fit import fit
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 from genmodels.vae import VAE, VAEConfig
@@ -94,6 +97,19 @@ def test_codes_are_those_of_full_precision_under_autocast() -> None:
     plain = model.codec.encode(faces(16, size=16))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(model.encode(faces(16, size=16)), plain)
+
+
+@pytest.mark.parametrize("principal", [False, True])
+def test_a_model_in_half_precision_reconstructs_and_completes(principal: bool) -> None:
+    torch.manual_seed(0)
+    codec = VQVAE(VQVAEConfig(**NETWORKS, codebook_size=16, code_dim=4, principal=principal))
+    codec.initialise([faces(24, seed=3, size=16)])
+    model = make(codec.eval()).to(torch.bfloat16)
+    images = to_uint8(faces(2, size=16))
+    assert sampling.reconstruct(model, images).shape == images.shape
+    known = np.arange(16)[:, None].repeat(16, 1) < 8
+    completed = sampling.inpaint(model, images, known)
+    assert np.abs(completed[:, 0, :8].astype(int) - images[:, :8]).max() <= 1  # bfloat16 has 8 bits
 
 
 def test_a_saved_model_is_whole(tmp_path: Path) -> None:
@@ -332,6 +348,16 @@ def test_it_trains_on_computed_codes_as_on_images(tmp_path: Path) -> None:
     (checkpoint,) = sorted((cached / "checkpoints").iterdir())[-1:]
     identity = json.loads((checkpoint / "state.json").read_text())["identity"]
     assert identity["model"]["codec_weights"] == weights_hash(codec)
+
+
+def test_a_codec_from_python_is_not_forgotten(tmp_path: Path) -> None:
+    """config.yaml of fit() with a Latent is not that of a model of pixels."""
+    output = run(tmp_path / "r", make(), tiny.faces(40, size=16))
+    settings = yaml.safe_load((output / "config.yaml").read_text())
+    assert (settings["family"], settings["codec"]) == ("autoregressive", "in-memory")
+    assert "codec: in-memory" in (output / "README.md").read_text()
+    with pytest.raises(ValueError, match="give --codec"):
+        load_codec(Path(settings["codec"]), 16)
 
 
 def test_a_run_does_not_go_on_with_a_codec_that_has_changed(tmp_path: Path) -> None:

@@ -126,6 +126,15 @@ def test_settings_of_a_prior_serve_another_codec_and_pixels(tmp_path: Path) -> N
         parse(recipe_class("autoregressive"), "autoregressive", ["--model.codes", "4", "4"])
 
 
+def test_settings_of_an_aligned_run_serve_without_alignment(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"family": "dit", "align": "faces", "model": {"align": {"features": 128}}}))
+    dit, kind = recipe_class("dit"), genmodels.family("dit")
+    given = ["--config", str(path)]
+    assert derived_config(kind, parse(dit, "dit", given)).align.features == 128
+    assert derived_config(kind, parse(dit, "dit", [*given, "--align", "None"])).align.features == 0
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_flags_that_help_shows_exist_and_are_explained(name: str) -> None:
     recipe = recipe_class(name)()

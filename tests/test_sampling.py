@@ -47,6 +47,19 @@ def test_sample_gives_each_image_its_condition() -> None:
     assert not np.array_equal(images, sampling.sample(model, 5, progress=False))
 
 
+def test_a_dict_is_the_condition_of_every_image() -> None:
+    model = Asked(AskedConfig())
+    rows = Condition(torch.tensor([[1.0, -1.0]]).expand(3, 2))
+    asked = {"Smiling": True, "Eyeglasses": "no"}
+    expected = to_uint8(model.generate(3, condition=rows))
+    assert np.array_equal(sampling.sample(model, 3, condition=asked, progress=False), expected)
+    assert np.array_equal(to_uint8(model.generate(3, condition=asked)), expected)
+    with pytest.raises(ValueError, match="unknown attribute 'Beard'"):
+        sampling.sample(model, 3, condition={"Beard": True})
+    with pytest.raises(ValueError, match="at least 1, got 3 and 0"):
+        model.generate(3, batch_size=0)
+
+
 def test_sample_refuses() -> None:
     model = Tiny(TinyConfig())
     with pytest.raises(ValueError, match="at least 1, got 0"):

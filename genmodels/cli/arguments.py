@@ -49,21 +49,21 @@ class ConditionFlags:
 
     attributes: str = ""
     """Attributes that the images should have or should not have, such as Smiling=yes,Eyeglasses=no.
-    Attributes that are not named are left open."""
+    Attributes that are not named can have any value."""
     label: str | None = None
     """Number of the class that the images should belong to."""
 
-    def wanted(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the flags as `ConditionConfig.condition` takes them."""
-        wanted: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for part in filter(None, self.attributes.split(",")):
             name, value = name_and_value(part, "--attributes")
             if value not in ("yes", "no"):
                 raise UsageError(f"--attributes {part.strip()}: write yes or no, or leave the attribute out")
-            wanted[name] = value
+            values[name] = value
         if self.label is not None:
-            wanted["label"] = int(self.label) if self.label.lstrip("-").isdecimal() else self.label
-        return wanted
+            values["label"] = int(self.label) if self.label.lstrip("-").isdecimal() else self.label
+        return values
 
     def of(self, model: Model, n: int) -> Condition:
         """Return the condition of `n` images, the same for each.
@@ -72,12 +72,12 @@ class ConditionFlags:
             UsageError: if the model was not trained with it.
         """
         try:
-            return model.conditions.condition(self.wanted(), n)
+            return model.conditions.condition(self.as_dict(), n)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
 
-ANYTHING = ConditionFlags()
+NO_CONDITION = ConditionFlags()
 """The default: no condition."""
 
 

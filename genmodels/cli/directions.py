@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from genmodels.cli.arguments import check_free, open_model, read_images
-from genmodels.cli.real_images import Measuring, RealImages, real_images
+from genmodels.cli.real_images import EvaluationFlags, RealImages, real_images
 from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def traverse(
     from genmodels.directions import traverse as along
 
     model = open_model(run, "latent_directions")
-    real = real_images([run], Measuring(data=data, root=root))
+    real = real_images([run], EvaluationFlags(data=data, root=root))
     size = model.config.size
     labelled = _labelled(real, size, attributes)
     directions = attribute_directions(model, np.asarray(labelled.images), labelled.attributes, attributes)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tyro.conf import OmitArgPrefixes, Positional
 
 from genmodels.cli.arguments import (
-    ANYTHING,
+    NO_CONDITION,
     ConditionFlags,
     check_free,
     check_images_given,
@@ -55,7 +55,7 @@ def inpaint(
     n: int = 6,
     seed: int = 0,
     out: Path = Path("completed.png"),
-    condition: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
     force: bool = False,
 ) -> None:
@@ -88,14 +88,14 @@ def inpaint(
 
     model = open_model(run, "inpaint")
     chosen = chosen_options(model, options)
-    wanted = condition.of(model, len(images))
+    conditions = condition.of(model, len(images))
     size = model.config.size
     originals = read_images(images, size)  # (N, H, W, 3)
     visible = np.zeros((size, size), bool)
     visible[: round(known * size)] = True
     if mask is not None:
         visible = read_mask(mask, size)
-    completions = sampling.inpaint(model, originals, visible, n, seed, wanted, **chosen)
+    completions = sampling.inpaint(model, originals, visible, n, seed, conditions, **chosen)
     masked = np.where(visible[:, :, None], originals, np.uint8(127))
     rows = np.concatenate([originals[:, None], masked[:, None], completions], axis=1)  # (N, 2 + n, H, W, 3)
     pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
@@ -116,7 +116,7 @@ def interpolate(
     Args:
         run: run or model folder, or an id on the Hub.
         seeds: seeds of the samples (image 0 of each, as of `genmodels sample`). Three or more give
-            a closed tour.
+            a closed path.
         images: image files to interpolate between instead.
         frames: number of images from one to the next, both included.
         out: NAME.png for rows of images, one for each leg, or NAME.gif for an animation.
@@ -152,7 +152,7 @@ def edit(
     strength: tuple[float, ...] = (0.3, 0.5, 0.7),
     seed: int = 0,
     out: Path = Path("edited.png"),
-    condition: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
     force: bool = False,
 ) -> None:
@@ -183,9 +183,9 @@ def edit(
 
     model = open_model(run, "edit")
     chosen = chosen_options(model, options)
-    wanted = condition.of(model, len(images))
+    conditions = condition.of(model, len(images))
     originals = read_images(images, model.config.size)  # (N, H, W, 3)
-    edits = [sampling.edit(model, originals, each, seed, wanted, **chosen) for each in strength]
+    edits = [sampling.edit(model, originals, each, seed, conditions, **chosen) for each in strength]
     rows = np.stack([originals, *edits], axis=1)  # (N, 1 + strengths, H, W, 3)
     pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
     strengths = ", ".join(f"{each:g}" for each in strength)

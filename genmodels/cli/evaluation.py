@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import OmitArgPrefixes, Positional
 
 from genmodels.cli.arguments import check_empty, check_free, chosen_options, load
-from genmodels.cli.real_images import Measuring, RealImages, real_images, say_notes
+from genmodels.cli.real_images import EvaluationFlags, RealImages, real_images, say_notes
 from genmodels.cli.run_folder import read_subject
 from genmodels.usage import UsageError
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from genmodels.evaluation.images import Images
     from genmodels.evaluation.results import Evaluation
 
-DEFAULTS = Measuring()
+DEFAULTS = EvaluationFlags()
 
 
 def evaluate(
     run: Positional[str],
-    settings: OmitArgPrefixes[Measuring] = DEFAULTS,
+    settings: OmitArgPrefixes[EvaluationFlags] = DEFAULTS,
     options: tuple[str, ...] = (),
     json: Path | None = None,
     force: bool = False,
@@ -80,7 +80,7 @@ def evaluate(
 
 
 def compare(
-    runs: Positional[tuple[str, ...]], settings: OmitArgPrefixes[Measuring] = DEFAULTS, out: Path = Path("report")
+    runs: Positional[tuple[str, ...]], settings: OmitArgPrefixes[EvaluationFlags] = DEFAULTS, out: Path = Path("report")
 ) -> None:
     """Score several models or sets of images and write a page that compares them.
 
@@ -103,9 +103,9 @@ def compare(
     from genmodels.evaluation.protocol import FULL_N
     from genmodels.evaluation.results import comparable
 
-    kept = {run: path for run in runs if (path := _kept_result(run))}
+    kept = {run: path for run in runs if (path := _saved_result(run))}
     fresh = [run for run in dict.fromkeys(runs) if run not in kept]
-    results = {run: _read_kept(path) for run, path in kept.items()}
+    results = {run: _read_saved(path) for run, path in kept.items()}
     comparable(list(results.values()))  # before any work
     if fresh:
         networks = _load_extractors(settings.extractors)
@@ -123,7 +123,7 @@ def compare(
     print(f"\nOpen {write_report([results[run] for run in runs], out, command)} in a browser.")
 
 
-def _given(run: str, settings: Measuring, options: tuple[str, ...]) -> Images | None:
+def _given(run: str, settings: EvaluationFlags, options: tuple[str, ...]) -> Images | None:
     """Return the images at `run`, at most --n of them; None if `run` is a model."""
     from genmodels.evaluation.images import holds_images, read_images
     from genmodels.evaluation.reference import spread
@@ -146,7 +146,7 @@ def _measure(
     images: Images | None,
     real: RealImages,
     extractors: Callable[[], list[Extractor]],
-    settings: Measuring,
+    settings: EvaluationFlags,
     options: tuple[str, ...],
 ) -> Evaluation:
     """Evaluate one model, or `images`."""
@@ -198,7 +198,7 @@ def _load_extractors(specs: tuple[str, ...]) -> Callable[[], list[Extractor]]:
     return loaded
 
 
-def _kept_result(run: str) -> Path | None:
+def _saved_result(run: str) -> Path | None:
     """Return the file of metrics that `run` is or holds; None if it is a model or images."""
     path = Path(run)
     if path.suffix == ".json":
@@ -207,7 +207,7 @@ def _kept_result(run: str) -> Path | None:
     return path / "metrics.json" if (path / "metrics.json").is_file() and not a_model else None
 
 
-def _read_kept(path: Path) -> Evaluation:
+def _read_saved(path: Path) -> Evaluation:
     """Read metrics of an earlier evaluation, with the grid of samples if there is one."""
     from genmodels import pictures
     from genmodels.evaluation.results import read_evaluation

@@ -1,4 +1,4 @@
-"""How evaluate and compare measure, and the real images that they compare with."""
+"""Options of evaluate and compare, and the real images that they compare with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUILT_IN = ("toyfaces", "celeba", "folder")
 
 
 @dataclass(frozen=True)
-class Measuring:
+class EvaluationFlags:
     """Options shared by evaluate and compare."""
 
     data: str | None = None
@@ -127,7 +127,7 @@ class RealImages:
         return self._opened
 
 
-def real_images(runs: Sequence[str], how: Measuring) -> RealImages:
+def real_images(runs: Sequence[str], how: EvaluationFlags) -> RealImages:
     """Return the real images of --data, or those that all `runs` were trained on.
 
     --root and --crop take precedence over the recipes of the runs.
@@ -166,7 +166,7 @@ def real_images(runs: Sequence[str], how: Measuring) -> RealImages:
         if root is not None and not root.exists():
             raise ValueError(f"{root}, which held the training images of {runs[0]}, does not exist: give --root")
     if how.data is not None or how.crop is not None:
-        fingerprints = {}  # the images are chosen by hand
+        fingerprints = {}  # --data or --crop selects other images than those of the runs
     chosen = RealImages(data, root, crop, how.split, how.size, fingerprints)
     chosen.check()
     return chosen

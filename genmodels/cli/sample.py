@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from genmodels.cli.arguments import ANYTHING, ConditionFlags, check_empty, check_free, chosen_options, open_model
+from genmodels.cli.arguments import NO_CONDITION, ConditionFlags, check_empty, check_free, chosen_options, open_model
 from genmodels.usage import UsageError
 
 
@@ -18,7 +18,7 @@ def sample(
     n: int = 64,
     seed: int = 0,
     out: str = "samples.png",
-    condition: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
     batch_size: int = 64,
     force: bool = False,
@@ -64,7 +64,7 @@ def trajectory(
     seed: int = 0,
     frames: int = 10,
     out: Path = Path("trajectory.png"),
-    condition: OmitArgPrefixes[ConditionFlags] = ANYTHING,
+    condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
     force: bool = False,
 ) -> None:

@@ -39,7 +39,8 @@ LABEL_COLUMNS = ("attributes", "names", "splits", "identities", "text")
 
 
 IN_MEMORY = "in-memory"
-"""What a run records as the name of its data if they were not opened by `open_data`."""
+"""What a run records in place of the name of its data, or the path of its codec, if these were made
+in Python."""
 
 
 @dataclass(frozen=True)

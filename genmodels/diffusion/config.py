@@ -86,5 +86,5 @@ class DiffusionConfig:
 
     @property
     def outputs(self) -> int:
-        """Output channels of the network: those of x_t, twice as many with a learnt variance."""
+        """Output channels of the network: those of x_t, twice as many with a learned variance."""
         return self.shape[0] * (2 if self.process == "ddpm" and self.ddpm.learned_variance else 1)

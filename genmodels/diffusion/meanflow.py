@@ -1,6 +1,6 @@
 """Training of a mean flow (arXiv 2505.13447).
 
-The mean velocity between two times is learnt from the MeanFlow identity, which relates it to the
+The mean velocity between two times is learned from the MeanFlow identity, which relates it to the
 velocity at the later time.
 """
 

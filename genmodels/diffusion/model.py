@@ -170,7 +170,7 @@ class Diffusion(Prior, ABC):
         Returns:
             The prediction in the parameterisation of the process (N, C, H, W), float32; and the
             position of the step's log variance between its bounds, about 0 to 1 (N, C, H, W), or
-            None where it is not learnt.
+            None where it is not learned.
         """
         if self.step is not None:
             step_embedding = self.step(t - (t if to is None else to))  # (N, D)
@@ -194,7 +194,7 @@ class Diffusion(Prior, ABC):
     def denoise(
         self, x_t: Tensor, t: Tensor, condition: Embedded | None, to: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """E[x_0 | x_t] (N, C, H, W), and the learnt variance. The arguments are those of `output`."""
+        """E[x_0 | x_t] (N, C, H, W), and the learned variance. Arguments as for `output`."""
         prediction, fraction = self.output(x_t, t, condition, to)
         return self.process.x0(prediction, x_t, t), fraction
 

@@ -97,7 +97,7 @@ class DiffusionOptions:
 
         Args:
             process: the diffusion process.
-            fraction: the learnt variance at the last evaluation, for a DDPM that learns it; see
+            fraction: the learned variance at the last evaluation, for a DDPM that learns it; see
                 `solvers.ddpm`.
 
         Raises:

@@ -40,7 +40,7 @@ def sample(
     """
     # Pure noise x_T = sigma_T eps.
     x_t = initial_noise(model, noise, options) if start is None else start
-    # The denoiser D(x_t, t) = E[x_0 | x_t, condition], guided as the options ask.
+    # The denoiser D(x_t, t) = E[x_0 | x_t, condition], with the guidance of the options.
     denoise = make_denoiser(model, condition, options, len(x_t), x_t.device)
     # Times t_0 > ... > t_S from noise to data, with alpha and sigma at each.
     if schedule is None:
@@ -86,7 +86,7 @@ class Denoiser:
     clip: bool = False
     """Whether x_0 is clamped to [-1, 1]."""
     fraction: Tensor | None = field(default=None, init=False)
-    """Learnt variance at the last call (N, C, H, W), for ancestral sampling."""
+    """Learned variance at the last call (N, C, H, W), for ancestral sampling."""
 
     def __call__(self, x_t: Tensor, t: float | Tensor, to: float | Tensor | None = None) -> Tensor:
         """Predict x_0 (N, C, H, W) in float32.
@@ -114,7 +114,7 @@ class Denoiser:
         return x_0.clamp(-1, 1) if self.clip else x_0
 
     def last_fraction(self) -> Tensor:
-        """Learnt variance at the last call, as a position between its two bounds."""
+        """Learned variance at the last call, as a position between its two bounds."""
         assert self.fraction is not None, "this model does not learn the variance"
         return self.fraction
 
@@ -122,7 +122,7 @@ class Denoiser:
 def make_denoiser(
     model: Diffusion, condition: Condition, options: DiffusionOptions, n: int, device: torch.device
 ) -> Denoiser:
-    """The denoiser of `model` under a condition of n rows, guided as `options` ask.
+    """The denoiser of `model` under a condition of n rows, with the guidance of `options`.
 
     Raises:
         ValueError: for guidance without a condition or guide, or a guide of another kind.

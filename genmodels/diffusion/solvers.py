@@ -267,7 +267,7 @@ def ddpm(
 
     Args:
         denoise, x, s, normal: as for every solver.
-        fraction: returns the learnt variance at the last evaluation (arXiv 2102.09672), like x: the
+        fraction: the learned variance at the last evaluation (arXiv 2102.09672), like x: the
             position of its logarithm between the posterior's variance (0) and that of the forward
             step (1). None: the posterior's variance, which is DDIM with eta 1.
     """

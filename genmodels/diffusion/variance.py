@@ -1,4 +1,4 @@
-"""The learnt variance of a DDPM's steps (arXiv 2102.09672): its parameterisation and its loss."""
+"""The learned variance of a DDPM's steps (arXiv 2102.09672): its parameterisation and its loss."""
 
 from __future__ import annotations
 

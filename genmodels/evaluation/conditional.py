@@ -61,15 +61,16 @@ def part(context: Context) -> Part:
     columns = [reference.attribute_names.index(name) for name in names]
     held, known = reference.attributes[:, columns], reference.train_attributes[:, columns]
     # Combinations of attributes that occur in real images.
-    asked = held[np.arange(context.n) % len(held)] if context.n > len(held) else held[spread_rows(len(held), context.n)]
-    condition = Condition(attributes=torch.from_numpy(asked).float())
+    n, count = context.n, len(held)
+    requested = held[np.arange(n) % count if n > count else spread_rows(count, n)]
+    condition = Condition(attributes=torch.from_numpy(requested).float())
     size = context.batch_size
     pixels = sampling.sample(model, context.n, context.seed, condition, batch_size=size, **context.options)
     sets = (Images(pixels, "conditional samples"), reference.train, reference.images)
     fake, train, real = (context.features(images, extractor) for images in sets)
     absent: dict[str, str] = {}
     with reasons(absent, measure):
-        result = attribute_accuracy(fake, asked, train, known, real, held, names)
+        result = attribute_accuracy(fake, requested, train, known, real, held, names)
         of = replace(
             extractor.protocol(reference.protocol),
             n=context.n,
@@ -85,7 +86,7 @@ def part(context: Context) -> Part:
 
 def attribute_accuracy(
     sample_features: np.ndarray,
-    asked: np.ndarray,
+    requested: np.ndarray,
     train_features: np.ndarray,
     train_attributes: np.ndarray,
     held_out_features: np.ndarray,
@@ -100,7 +101,7 @@ def attribute_accuracy(
 
     Args:
         sample_features: (N, D).
-        asked: attributes requested of each sample, (N, K) in {-1, 0, +1}: no, not requested, yes.
+        requested: attributes of each sample, (N, K) in {-1, 0, +1}: no, not requested, yes.
         train_features: (M, D).
         train_attributes: their attributes, (M, K) in {-1, 0, +1}: no, unknown, yes.
         held_out_features: (L, D) of real images on which the model was not trained.
@@ -111,7 +112,7 @@ def attribute_accuracy(
         ValueError: if shapes do not agree, or no attribute has enough images.
     """
     sets = {
-        "samples": (sample_features, asked),
+        "samples": (sample_features, requested),
         "training images": (train_features, train_attributes),
         "held-out images": (held_out_features, held_out_attributes),
     }
@@ -134,7 +135,7 @@ def attribute_accuracy(
         known = train_attributes[:, k] != 0
         probe = RidgeClassifier(alpha=SHRINKAGE * known.sum(), class_weight="balanced", solver="cholesky")
         probe.fit(train[known], train_attributes[known, k])
-        accuracy[name] = _balanced(probe.predict(samples), asked[:, k])
+        accuracy[name] = _balanced(probe.predict(samples), requested[:, k])
         real[name] = _balanced(probe.predict(held_out), held_out_attributes[:, k])
     mean, ceiling = (float(np.mean([*values.values()])) for values in (accuracy, real))
     return AttributeAccuracy(mean, ceiling, accuracy, real, left_out)

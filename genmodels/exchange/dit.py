@@ -35,7 +35,7 @@ def from_diffusers(
 
     Its last class is the null class. Here an absent label adds nothing to the embedding, so the
     vector of the null class is added to the bias of the time embedding and subtracted from the
-    other classes. A model with twice as many output as input channels has a learnt variance.
+    other classes. A model with twice as many output as input channels has a learned variance.
 
     Args:
         settings: config.json of the model.

@@ -35,7 +35,7 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     vanilla DiT with 1,000 classes over an AutoencoderKL becomes a DiTPipeline.
 
     Returns:
-        One line that tells how to use the folder.
+        One line on how to use the folder.
 
     Raises:
         ValueError: for a model that diffusers cannot represent. Nothing has been written then.

@@ -21,15 +21,15 @@ LLAMA_NAMES = {
 def from_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert the state dict of LlamaForCausalLM or LlamaModel to that of a `Transformer`.
 
-    | here                            | transformers, after `model.`                                    |
-    |---------------------------------|-----------------------------------------------------------------|
-    | blocks.i.attention_norm.weight  | layers.i.input_layernorm.weight                                 |
-    | blocks.i.attention.qkv.weight   | layers.i.self_attn.{q,k,v}_proj.weight, stacked in this order   |
-    | blocks.i.attention.out.weight   | layers.i.self_attn.o_proj.weight                                |
-    | blocks.i.mlp_norm.weight        | layers.i.post_attention_layernorm.weight                        |
-    | blocks.i.mlp.gate_up.weight     | layers.i.mlp.{gate,up}_proj.weight, stacked in this order       |
-    | blocks.i.mlp.down.weight        | layers.i.mlp.down_proj.weight                                   |
-    | norm.weight                     | norm.weight                                                     |
+    | here                           | transformers, after `model.`                                  |
+    |--------------------------------|---------------------------------------------------------------|
+    | blocks.i.attention_norm.weight | layers.i.input_layernorm.weight                               |
+    | blocks.i.attention.qkv.weight  | layers.i.self_attn.{q,k,v}_proj.weight, stacked in this order |
+    | blocks.i.attention.out.weight  | layers.i.self_attn.o_proj.weight                              |
+    | blocks.i.mlp_norm.weight       | layers.i.post_attention_layernorm.weight                      |
+    | blocks.i.mlp.gate_up.weight    | layers.i.mlp.{gate,up}_proj.weight, stacked in this order     |
+    | blocks.i.mlp.down.weight       | layers.i.mlp.down_proj.weight                                 |
+    | norm.weight                    | norm.weight                                                   |
 
     Nothing is permuted: both rotate the pairs (i, i + d / 2) of a head's channels. The embedding
     (embed_tokens.weight) and the head (lm_head.weight) are left out, because a `Transformer` has

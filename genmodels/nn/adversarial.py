@@ -12,36 +12,36 @@ from torch import Tensor
 
 from genmodels.nn.discriminator import discriminator_hinge, generator_hinge
 
-Game = Literal["relativistic", "non-saturating", "hinge", "wasserstein"]
+AdversarialLoss = Literal["relativistic", "non-saturating", "hinge", "wasserstein"]
 
 
-def critic_loss(game: Game, real: Tensor, fake: Tensor) -> Tensor:
+def critic_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
     """Return the loss of the critic.
 
     Args:
-        game: relativistic pairing (arXiv 1807.00734, 2501.05441), non-saturating (arXiv 1406.2661),
+        kind: relativistic pairing (arXiv 1807.00734, 2501.05441), non-saturating (arXiv 1406.2661),
             hinge (arXiv 1705.02894) or Wasserstein (arXiv 1701.07875), which needs a gradient
             penalty.
         real: scores of real images, (N,).
         fake: scores of generated images, (N,).
     """
-    if game == "relativistic":
+    if kind == "relativistic":
         return F.softplus(fake - real).mean()
-    if game == "non-saturating":
+    if kind == "non-saturating":
         return (F.softplus(-real) + F.softplus(fake)).mean()
-    if game == "hinge":
+    if kind == "hinge":
         return discriminator_hinge(real, fake)
     return (fake - real).mean()
 
 
-def generator_loss(game: Game, real: Tensor, fake: Tensor) -> Tensor:
+def generator_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
     """Return the loss of the generator, with the arguments of `critic_loss`.
 
     Only the relativistic loss uses `real`.
     """
-    if game == "relativistic":
+    if kind == "relativistic":
         return F.softplus(real - fake).mean()
-    if game == "non-saturating":
+    if kind == "non-saturating":
         return F.softplus(-fake).mean()
     return generator_hinge(fake)
 

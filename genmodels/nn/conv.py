@@ -90,8 +90,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Decodes latents (N, inputs), or (N, inputs, grid, grid) if spatial, to images (N, 3, S, S).
 
-    The arguments are those of `Encoder`, and the levels are in reverse order. If `sketch` is set,
-    forward also takes a first estimate of the image, (N, 3, S, S), whose patches are added to
+    The arguments are those of `Encoder`, and the levels are in reverse order. If `estimate` is
+    set, forward also takes a first estimate of the image, (N, 3, S, S), whose patches are added to
     the finest level.
     """
 
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
         blocks: tuple[int, ...],
         inputs: int,
         spatial: bool,
-        sketch: bool = False,
+        estimate: bool = False,
     ):
         super().__init__()
         grid, last, first = coarsest_grid(size, patch, len(channels)), channels[-1], channels[0]
@@ -118,15 +118,15 @@ class Decoder(nn.Module):
             coarse.append(Upsample(channels[level], channels[level - 1]))
         self.coarse = nn.Sequential(*coarse)
         look = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, first, 3, padding=1))
-        self.look = look if sketch else None
+        self.look = look if estimate else None
         self.finest = nn.Sequential(*[ResBlock(first) for _ in range(blocks[0])])
         self.head = nn.Sequential(norm(first), nn.SiLU(), nn.Conv2d(first, 3 * patch**2, 3, padding=1))
         self.unpatch = nn.PixelShuffle(patch)
 
-    def forward(self, latents: Tensor, sketch: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, estimate: Tensor | None = None) -> Tensor:
         x = self.coarse(self.stem(latents))  # (N, C, size / patch, size / patch)
         if self.look is not None:
-            x = x + self.look(sketch)
+            x = x + self.look(estimate)
         return self.unpatch(self.head(self.finest(x)))
 
 

@@ -27,7 +27,7 @@ class GridDecoder(nn.Module):
 
     Token t, which predicts position t, is the sum of embeddings of the symbols at position t - 1
     and at the position above t (which is in the past too, and is informative where neighbours are
-    similar), of a learnt embedding of t, and of the condition.
+    similar), of a learned embedding of t, and of the condition.
 
     Args:
         rows: of the grid.
@@ -57,7 +57,7 @@ class GridDecoder(nn.Module):
         self.start = nn.Parameter(torch.randn(width) * INIT_STD)
         self.places = nn.Parameter(torch.randn(self.length, width) * INIT_STD)
         self.transformer = Transformer(config, causal=True)
-        self.inside = Inside(symbols, vocabulary, config) if symbols > 1 else None
+        self.inside = SymbolNetwork(symbols, vocabulary, config) if symbols > 1 else None
         self.head = nn.Linear(width, symbols * vocabulary, bias=False)
         init_weights(self, config.depth)
         nn.init.zeros_(self.head.weight)  # initially all symbols are equally likely
@@ -128,7 +128,7 @@ class GridDecoder(nn.Module):
         return tokens
 
     def _cross_attention(self, condition: Embedded) -> list[Callable[[Tensor], Tensor]] | None:
-        """The layers that attend to the tokens of the condition, one per block; None without text."""
+        """One layer per block that attends to the tokens of the condition; None without text."""
         return None if self.cross_attention is None else self.cross_attention(condition)
 
     def _embed(self, tokens: Tensor, condition: Embedded, first: int, last: int) -> Tensor:
@@ -163,7 +163,7 @@ class HeadMLP(SwiGLU):
         return ()
 
 
-class Inside(nn.Module):
+class SymbolNetwork(nn.Module):
     """Output network that predicts the S symbols of a position one after another."""
 
     def __init__(self, symbols: int, vocabulary: int, config: TransformerConfig):

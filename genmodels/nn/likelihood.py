@@ -33,12 +33,12 @@ def block_dct() -> Tensor:
 
 @dataclass(frozen=True)
 class LikelihoodKind:
-    """What the `bits_per_dim` of a model computes. Numbers of different kinds cannot be compared."""
+    """What `bits_per_dim` of a model computes. Values of different kinds cannot be compared."""
 
     levels: int = 256
     """Number of values of a colour. Models that round images have fewer than 256."""
     exact: bool = False
-    """Whether it is the likelihood itself. Otherwise it is an upper bound on the bits, or an estimate."""
+    """Whether it is exact. Otherwise it is an upper bound on the bits, or an estimate."""
     name: str = "bits-per-dim"
     """Name of the metric."""
     estimator: str = ""

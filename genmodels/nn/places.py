@@ -1,4 +1,4 @@
-"""Where the tokens of a forward pass are, and which of them may see each other."""
+"""Positions of the tokens of a forward pass, and which of them may attend to each other."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from genmodels.nn.rope import Rope
 
 
 class Places(NamedTuple):
-    """Where the T tokens of one forward pass are. Computed once by `Transformer.places` and shared
-    by all blocks."""
+    """Positions, masks and cache slots of the T tokens of one forward pass.
+
+    `Transformer.places` computes them once, and all blocks share them.
+    """
 
     positions: Tensor
     """(T,) along a line, (T, 2) over a grid, or (N, T, 1 or 2) where rows differ."""

@@ -181,12 +181,14 @@ class PatchComponents(Components):
 
     def encode(self, images: Tensor) -> Tensor:
         """Map images (N, 3, size, size) to coordinates (N, D, grid, grid)."""
-        away = self._patches(images) - self.mean.view(-1, 1, 1)
-        return F.conv2d(away, (self.basis / self.scale).T[:, :, None, None])
+        centred = self._patches(images) - self.mean.float().view(-1, 1, 1)
+        # Buffers of a model in half precision are used in float32.
+        return F.conv2d(centred, (self.basis / self.scale).float().T[:, :, None, None])
 
     def decode(self, coordinates: Tensor) -> Tensor:
         """Map coordinates (N, D, grid, grid) to images (N, 3, size, size)."""
-        patches = F.conv2d(coordinates, (self.basis * self.scale)[:, :, None, None]) + self.mean.view(-1, 1, 1)
+        patches = F.conv2d(coordinates, (self.basis * self.scale).float()[:, :, None, None])
+        patches = patches + self.mean.float().view(-1, 1, 1)
         return F.pixel_shuffle(patches, self.side)
 
     def _patches(self, images: Tensor) -> Tensor:

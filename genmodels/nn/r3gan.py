@@ -84,11 +84,11 @@ class UpLevel(Level):
 
     up = True
 
-    def forward(self, x: Tensor, sketch: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, estimate: Tensor | None = None) -> Tensor:
         if not self.coarsest:
             x = F.interpolate(self.mix(x), scale_factor=2, mode="bilinear", align_corners=False)
-        if sketch is not None:
-            x = x + sketch
+        if estimate is not None:
+            x = x + estimate
         for block in self.blocks:
             x = block(x)
         return x
@@ -134,7 +134,7 @@ class R3Generator(nn.Module):
         expansion, group: arguments of `ResidualBlock`.
         patch: side of the patch of pixels for each position of the finest level.
         colours: channels of the image.
-        sketch: forward also takes a first estimate of each image, (N, colours, S, S), whose
+        estimate: forward also takes a first estimate of each image, (N, colours, S, S), whose
             features are added to the finest level.
     """
 
@@ -147,7 +147,7 @@ class R3Generator(nn.Module):
         group: int,
         patch: int,
         colours: int = 3,
-        sketch: bool = False,
+        estimate: bool = False,
     ):
         super().__init__()
         first, last = channels[0], channels[-1]
@@ -155,7 +155,7 @@ class R3Generator(nn.Module):
         self.mix = nn.Linear(inputs, first, bias=False)
         variance_preserving(self.mix)
         self.levels = _levels(UpLevel, channels, blocks, expansion, group)
-        self.look = _from_patches(colours, last, patch) if sketch else None
+        self.look = _from_patches(colours, last, patch) if estimate else None
         # With patches, the kernel must cover the neighbouring positions, or the borders of the
         # patches are visible.
         side = 1 if patch == 1 else 3
@@ -163,12 +163,12 @@ class R3Generator(nn.Module):
         variance_preserving(self.head)
         self.unpatch = nn.PixelShuffle(patch)
 
-    def forward(self, latents: Tensor, sketch: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, estimate: Tensor | None = None) -> Tensor:
         x = self.basis * self.mix(latents)[:, :, None, None]  # (N, C, 4, 4)
         *coarse, finest = self.levels
         for level in coarse:
             x = level(x)
-        x = finest(x, None if self.look is None else self.look(sketch))  # (N, C, S / patch, S / patch)
+        x = finest(x, None if self.look is None else self.look(estimate))  # (N, C, S / patch, S / patch)
         return self.unpatch(self.head(x))
 
 

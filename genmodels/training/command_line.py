@@ -17,6 +17,8 @@ import torch
 import tyro
 import yaml
 
+from genmodels.base import Model
+from genmodels.data.packed import IN_MEMORY
 from genmodels.saving import from_dict, reset_derived, to_dict
 from genmodels.training.flags import show_common_flags
 from genmodels.training.launch import spread_over_cpu, use_every_core
@@ -43,6 +45,18 @@ def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = (), **actual
 
     settings = {k: v for k, v in to_dict(recipe).items() if k not in NOT_SAVED + without}
     return yaml.safe_dump({"family": family} | plain(settings | actual), sort_keys=False)
+
+
+def actual_settings(model: Model, recipe: Recipe) -> dict[str, Any]:
+    """Return entries of config.yaml that fit() cannot take from a recipe: those of the model.
+
+    They are its config and, if it was combined with a codec in Python, a codec called "in-memory".
+    Such a file is then refused by --config without --codec, and does not train a model of pixels.
+    """
+    settings: dict[str, Any] = {"model": to_dict(model.trained.config)}
+    if model.trained is not model and getattr(recipe, "codec", None) is None:
+        settings["codec"] = IN_MEMORY
+    return settings
 
 
 def from_yaml(recipe: type[R], family: str, path: Path) -> R:

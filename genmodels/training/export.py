@@ -12,9 +12,8 @@ from typing import Any
 from genmodels.base import Model
 from genmodels.card import NO_LICENCE, model_card
 from genmodels.data.packed import Packed
-from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, flush
-from genmodels.training.command_line import to_yaml
+from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.log import in_words
 from genmodels.training.recipe import Recipe
 
@@ -66,7 +65,7 @@ def training_card(
     # Of other paths, such as that of a codec, only the name is shown.
     local: dict[str, Any] = {key: Path(value.name) for key, value in values.items() if isinstance(value, Path)}
     shared = replace(recipe, data=Path(recipe.data).name, **local)
-    settings = to_yaml(shared, name, without=PRIVATE, model=to_dict(model.trained.config))
+    settings = to_yaml(shared, name, without=PRIVATE, **actual_settings(model, recipe))
     rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items() if value is not None)
     crop = f", crop {data.crop}" if data.crop else ""
     codec_minutes = getattr(recipe, "codec_minutes", 0.0)

@@ -15,7 +15,7 @@ SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
 
 
 def spread_over_cpu(command: list[str]) -> None:
-    """Replace this process by as many as accelerate's launcher was asked for on a CPU.
+    """Start as many CPU processes as were requested of accelerate's launcher, in place of this one.
 
     With --cpu that launcher leaves it to mpirun to start them. Without mpirun it silently starts a
     single process. This function starts them with torch's launcher, and does nothing in other
@@ -25,7 +25,7 @@ def spread_over_cpu(command: list[str]) -> None:
         command: script and arguments, or "-m", module and arguments, that each process runs.
 
     Raises:
-        ValueError: if several processes were asked for without a number.
+        ValueError: if several processes were requested without their number.
     """
     count = processes_wanted(dict(os.environ), parent_command())
     if count > 1:
@@ -71,6 +71,6 @@ def processes_wanted(env: dict[str, str], parent: list[str]) -> int:
     words = [word for part in parent for word in part.replace("--num-processes", "--num_processes").split("=")]
     if "--num_processes" not in words:
         raise ValueError(
-            "accelerate launch was asked for several processes on the CPU: say how many with --num_processes"
+            "accelerate launch should start several processes on the CPU: give their number with --num_processes"
         )
     return int(words[words.index("--num_processes") + 1])

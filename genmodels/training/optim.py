@@ -63,7 +63,8 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig, mod
     Args:
         parameters: to train, some or all of the model's.
         config: optimiser and settings.
-        model: whose modules are asked. Its parameters must already be sharded, if they will be.
+        model: the model. Its modules declare which parameters Muon trains and which have no weight
+            decay. Its parameters must already be sharded, if they will be.
 
     Raises:
         ValueError: for Muon when it may train none of the parameters, or one that is declared to

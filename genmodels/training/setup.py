@@ -23,7 +23,7 @@ from genmodels.sampling import processes
 from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.clock import Clock
-from genmodels.training.command_line import to_yaml
+from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
@@ -126,7 +126,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     clock = Clock(recipe.steps, recipe.minutes, spent, device, accelerator.is_main_process)
     log = RunLog(accelerator, recipe.output, state.step)
     log.say(summary(model, train, recipe, accelerator, state, sharded))
-    if monitor is not None:
+    if monitor is not None and model.can("sample"):
         log.say(monitor.describe())
     return Run(
         recipe=recipe,
@@ -171,6 +171,10 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
             f"{data.source} has no labels to train {model.conditions.classes} classes on: remove "
             "--model.condition.classes"
         )
+    if model.conditions.text.vocabulary:
+        raise ValueError(
+            "fit() has no tokenizer yet, so it cannot train a model on text: remove --model.condition.text.vocabulary"
+        )
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
         raise ValueError(f"--minutes {recipe.minutes:g} is too short: start-up alone took {recipe.startup:.0f} seconds")
 
@@ -190,14 +194,12 @@ def as_trained(recipe: Recipe, model: Model, data: Packed) -> Recipe:
 def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
     """Write config.yaml atomically into the run folder, which is created if it does not exist.
 
-    It records the config of the model and the fingerprint of the data in addition to the recipe.
+    In addition to the recipe, it records what `actual_settings` returns and the fingerprint of the
+    data.
     """
     recipe.output.mkdir(parents=True, exist_ok=True)
     partial = recipe.output / ".config.partial"
-    actual = {"model": to_dict(model.trained.config), "fingerprint": data.fingerprint}
-    if model.can("prior") and getattr(recipe, "codec", None) is None:
-        actual["codec"] = IN_MEMORY  # so that --config asks for the codec instead of training on pixels
-    partial.write_text(to_yaml(recipe, recipe.name, **actual))
+    partial.write_text(to_yaml(recipe, recipe.name, fingerprint=data.fingerprint, **actual_settings(model, recipe)))
     partial.replace(recipe.output / "config.yaml")
 
 

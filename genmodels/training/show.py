@@ -103,11 +103,10 @@ def measure(run: Run) -> None:
         began = time.monotonic()
         samples = sample(run.ema, run.monitor.samples, run.recipe.seed, progress=False)
         restore_buffers(run.ema, buffers)
-    if run.accelerator.is_main_process:
-        if run.ema.can("sample"):
+        if run.accelerator.is_main_process:
             score_samples(run, run.monitor, samples)
-        if run.monitor.held_out is not None:
-            diagnose(run, run.monitor.held_out)
+    if run.monitor.held_out is not None:  # on every rank, each of which has a part of a sharded model
+        diagnose(run, run.monitor.held_out)
     account(run, "measure", began)
 
 
