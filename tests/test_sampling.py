@@ -56,7 +56,7 @@ def test_a_dict_is_the_condition_of_every_image() -> None:
     assert np.array_equal(to_uint8(model.generate(3, condition=asked)), expected)
     with pytest.raises(ValueError, match="unknown attribute 'Beard'"):
         sampling.sample(model, 3, condition={"Beard": True})
-    with pytest.raises(ValueError, match="at least 1, got 3 and 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         model.generate(3, batch_size=0)
 
 
