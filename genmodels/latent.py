@@ -100,6 +100,8 @@ class Latent(Generator):
         """
         if not codec.can("encode"):
             raise ValueError(f"{codec.family} is not a codec: it does not encode and decode")
+        if not isinstance(prior, Prior):
+            raise ValueError(f"a {prior.family} cannot be trained on the latents of a codec")
         if prior.config.size != codec.config.size:
             raise ValueError(f"the prior is for images of {prior.config.size} px, the codec for {codec.config.size} px")
         prior.check_codec(codec)

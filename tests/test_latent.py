@@ -393,6 +393,8 @@ def test_over_refuses_what_does_not_fit() -> None:
         prior = Autoregressive(AutoregressiveConfig(size=16, transformer=SMALL, **changes))
         with pytest.raises(ValueError, match=message):
             Latent.over(codec, prior)
+    with pytest.raises(ValueError, match="a vae cannot be trained on the latents of a codec"):
+        Latent.over(codec, VAE(VAEConfig(**NETWORKS, latent_dim=4)))
     larger = Autoregressive(AutoregressiveConfig(size=32, codes=(4, 4), codebook_size=16, transformer=SMALL))
     with pytest.raises(ValueError, match="prior is for images of 32 px, the codec for 16 px"):
         Latent.over(codec, larger)

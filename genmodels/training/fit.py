@@ -263,6 +263,7 @@ def release(run: Run) -> None:
     A sharded model stays sharded. `run.ema` and the run folder hold its complete weights.
     """
     run.model.eval()
+    run.model._card = None  # the card of a model that was loaded describes other weights
     for parameters in run.parameters.values():
         for parameter in parameters:
             parameter.requires_grad_(True)
