@@ -270,7 +270,6 @@ class Generator(Model):
         return self.options_class(**overrides)
 
     @final
-    @torch.no_grad()
     def generate(
         self,
         n: int,
@@ -305,13 +304,14 @@ class Generator(Model):
         self.check_complete()
         settings = self.options(**options)
         conditions = self.conditions.condition(condition, n)
-        with evaluating(self):
-            parts = []
+        parts = []
+        with evaluating(self), torch.inference_mode():
             for start in range(0, n, batch_size):
                 rows = slice(start, min(start + batch_size, n))
                 noise = Noise.for_images(seed, range(rows.start, rows.stop), self.device)
                 parts.append(self.sample(noise, conditions[rows].to(self.device), settings).float())
-            return torch.cat(parts)
+        # Copied outside of inference mode, so that the images can be used in training.
+        return torch.cat(parts)
 
     @final
     def images(
