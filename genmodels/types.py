@@ -187,8 +187,9 @@ class ConditionConfig:
                 raise ValueError(f"label {label!r}: this model does not know it; {known}")
             labels = torch.full((n,), label)
         if unknown := [name for name in given if name not in self.attributes]:
-            known = ", ".join(self.attributes) or "none: it was trained without attributes"
-            raise ValueError(f"unknown attribute {unknown[0]!r}; this model knows: {known}")
+            names = ", ".join(self.attributes)
+            known = f"this model knows: {names}" if names else "this model was trained without attributes"
+            raise ValueError(f"unknown attribute {unknown[0]!r}; {known}")
         attributes = None
         if given:
             signs = [_sign(name, given.get(name)) for name in self.attributes]

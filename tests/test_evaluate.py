@@ -235,7 +235,7 @@ def test_a_metric_is_one_function_and_one_row(monkeypatch: pytest.MonkeyPatch) -
     assert found.absent["darkness"] == "not dark"
     assert columns([found])[-7].name == "copies-colours" and columns([found])[-6].name == "brightness"
 
-    without = Row("inpaint", brightness, {"brightness": "{family} is dull"})
+    without = Row("inpaint", brightness, {"brightness": "{kind} is dull"})
     monkeypatch.setattr(evaluation, "PARTS", [*PARTS, without])
     found = evaluate(model, reference, [EXTRACTOR], n=256)
     assert "brightness" not in found.scores and found.absent["brightness"] == "only_samples is dull"

@@ -53,7 +53,7 @@ def part(context: Context) -> Part:
     names = model.conditions.attributes
     measure = extractor.measure("attributes")
     if not names:
-        return Part(absent={measure: f"this {model.family} takes no attributes"})
+        return Part(absent={measure: f"{model.kind} takes no attributes"})
     if reference.train is None or reference.attributes is None or reference.train_attributes is None:
         return Part(absent={measure: "needs attributes of training and of held-out images"})
     if missing := [name for name in names if name not in reference.attribute_names]:

@@ -43,8 +43,8 @@ class Row(NamedTuple):
     part: Callable[[Context], Part]
     """Computes the scores."""
     otherwise: Mapping[str, str] = {}
-    """Reasons for absent scores if the model lacks the ability, by score. "{family}" stands for the
-    family."""
+    """Reasons for absent scores if the model lacks the ability, by score. "{kind}" stands for
+    the kind of model."""
 
 
 SAMPLE_PARTS = [Row("sample", samples.part), Row("sample", copies.part), Row("sample", diversity.part)]
@@ -52,9 +52,9 @@ SAMPLE_PARTS = [Row("sample", samples.part), Row("sample", copies.part), Row("sa
 
 PARTS = [
     *SAMPLE_PARTS,
-    Row("reconstruct", pairs.part, {"psnr": "{family} does not reconstruct images"}),
+    Row("reconstruct", pairs.part, {"psnr": "{kind} does not reconstruct images"}),
     Row("quantise", codebook.part),
-    Row("bits_per_dim", likelihood.part, {"bits-per-dim": "{family} has no likelihood"}),
+    Row("bits_per_dim", likelihood.part, {"bits-per-dim": "{kind} has no likelihood"}),
     Row("bits_per_token", tokens.part),
     Row("sample", conditional.part),
     Row("measure", own.part),
@@ -120,7 +120,7 @@ def evaluate(
         if ability is None or model.can(ability):
             parts.append(part)
         else:
-            absent |= {name: why.format(family=model.family) for name, why in otherwise.items()}
+            absent |= {name: why.format(kind=model.kind) for name, why in otherwise.items()}
     return _run(parts, context, subject, absent)
 
 
