@@ -3,7 +3,9 @@
     python benchmarks/versions.py PATH_OF_OTHER_CHECKOUT
 
 Each checkout runs in its own process. The two alternate, so that a change in the speed of the
-machine affects both. The table shows the median ratio of speeds, this checkout over the other.
+machine affects both, and both are started several times, since the speed of a process depends on
+where its memory happens to be. The table shows the median ratio of speeds, this checkout over the
+other. With the same checkout twice, it shows the precision of the ratios.
 """
 
 from __future__ import annotations
@@ -36,8 +38,12 @@ class Settings:
 
     other: Annotated[Path, tyro.conf.arg(name="checkout"), tyro.conf.Positional]
     """Folder of the other checkout."""
-    rounds: int = 15
-    """Number of measurements of each checkout for each row of the table."""
+    starts: int = 7
+    """Number of times that the process of each checkout is started."""
+    rounds: int = 3
+    """Number of measurements of each process for each row of the table."""
+    families: tuple[str, ...] = FAMILIES
+    """Families to measure."""
 
 
 def build(name: str) -> Any:
@@ -106,20 +112,31 @@ def ask(process: subprocess.Popen[str], request: str) -> float:
     return float(process.stdout.readline())
 
 
+def measure(here: Path, other: Path, request: str, rounds: int) -> list[tuple[float, float]]:
+    """Return the seconds of (other, here) for each round, from one process of each checkout."""
+    ours, theirs = start(here), start(other)
+    for process in (ours, theirs):
+        ask(process, request)  # warm-up
+    pairs = []
+    for i in range(rounds):
+        order = (ours, theirs) if i % 2 else (theirs, ours)
+        seconds = {id(process): ask(process, request) for process in order}
+        pairs.append((seconds[id(theirs)], seconds[id(ours)]))
+    for process in (ours, theirs):
+        process.kill()
+        process.wait()
+    return pairs
+
+
 def main(settings: Settings) -> None:
     here = Path(__file__).resolve().parent.parent
-    ours, theirs = start(here), start(settings.other.resolve())
-    table = Table("family", "work", "other, s", "this, s", "speed, this / other", title="median over rounds")
-    for name in FAMILIES:
+    title = f"median over {settings.starts} starts of {settings.rounds} rounds"
+    table = Table("family", "work", "other, s", "this, s", "speed, this / other", title=title)
+    for name in settings.families:
         for work in WORK:
-            request = f"{name} {work}"
-            for process in (ours, theirs):
-                ask(process, request)  # warm-up
             pairs = []
-            for i in range(settings.rounds):
-                order = (ours, theirs) if i % 2 else (theirs, ours)
-                seconds = {id(process): ask(process, request) for process in order}
-                pairs.append((seconds[id(theirs)], seconds[id(ours)]))
+            for _ in range(settings.starts):
+                pairs += measure(here, settings.other.resolve(), f"{name} {work}", settings.rounds)
             ratio = statistics.median(a / b for a, b in pairs)
             before, now = (statistics.median(column) for column in zip(*pairs, strict=True))
             table.add_row(name, work, f"{before:.3f}", f"{now:.3f}", f"{ratio:.3f}")
