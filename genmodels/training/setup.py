@@ -297,7 +297,7 @@ def summary(model: Model, data: Packed, recipe: Recipe, accelerator: Accelerator
     count = sum(p.numel() for p in model.parameters())
     length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.minutes:g} minutes"
     shards = " (sharded)" if sharded else ""
-    precision = recipe.mixed_precision
+    precision: str = recipe.mixed_precision
     if precision == "bf16" and accelerator.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         precision += " (slow on this processor, which has no instructions for it: try --mixed-precision no)"
     where = f"{accelerator.num_processes} x {accelerator.device.type}{shards}, precision {precision}"
