@@ -15,8 +15,12 @@ class UsageError(ValueError):
 
 
 @contextlib.contextmanager
-def one_line_refusals() -> Iterator[None]:
-    """Context in which the framed error messages of tyro become a UsageError of one line."""
+def one_line_refusals(help_flag: str = "--help") -> Iterator[None]:
+    """Context in which the framed error messages of tyro become a UsageError of one line.
+
+    Args:
+        help_flag: the flag that the message names for a list of all flags.
+    """
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
@@ -24,7 +28,7 @@ def one_line_refusals() -> Iterator[None]:
     except SystemExit as exit:
         if not exit.code:
             raise
-        raise UsageError(_unframed(stderr.getvalue())) from None
+        raise UsageError(_unframed(stderr.getvalue()).replace(" --help", f" {help_flag}")) from None
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
         raise SystemExit(0)
     if "--help-all" in given:
         rest = ["--help"]
-    with one_line_refusals():
+    with one_line_refusals("--help-all"):
         chosen = tyro.cli(recipe, args=rest, default=base, prog=prog, description=text)
     return check_recipe(chosen)
 
