@@ -153,7 +153,8 @@ def test_flags_that_help_shows_exist_and_are_explained(name: str) -> None:
 def test_settings_of_published_results_can_be_run_again(path: Path) -> None:
     family = yaml.safe_load(path.read_text())["family"]
     chosen = parse(recipe_class(family), family, ["--config", str(path)])
-    derived_config(genmodels.family({"ldm": "unet"}.get(family, family)), chosen)
+    kind = genmodels.family({"ldm": "unet"}.get(family, family))
+    assert derived_config(kind, chosen).size == chosen.size
 
 
 def test_settings_of_a_family_without_a_recipe() -> None:
