@@ -1,4 +1,4 @@
-"""Contexts in which a model computes: eval mode, full precision."""
+"""Contexts in which a model computes: eval mode, full precision; what a device computes fast."""
 
 from __future__ import annotations
 
@@ -44,3 +44,11 @@ def full_precision(device: torch.device | str) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether `device` has instructions for bf16. A CPU without them computes bf16 many times slower
+    than float32."""
+    if device.type != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

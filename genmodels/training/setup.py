@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from genmodels.base import Model
 from genmodels.data.batches import BatchReader, image_batches
 from genmodels.data.packed import IN_MEMORY, Origin, Packed
+from genmodels.modes import computes_bf16
 from genmodels.sampling import processes
 from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
@@ -298,7 +299,7 @@ def summary(model: Model, data: Packed, recipe: Recipe, accelerator: Accelerator
     length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.minutes:g} minutes"
     shards = " (sharded)" if sharded else ""
     precision: str = recipe.mixed_precision
-    if precision == "bf16" and accelerator.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if precision == "bf16" and not computes_bf16(accelerator.device):
         precision += " (slow on this processor, which has no instructions for it: try --mixed-precision no)"
     where = f"{accelerator.num_processes} x {accelerator.device.type}{shards}, precision {precision}"
     images = f"{len(data):,} images of {data.source}"
