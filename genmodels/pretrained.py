@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genmodels.base import Model
 from genmodels.nn.density import Whitening
-from genmodels.saving import read_json
+from genmodels.reading import read_json
 from genmodels.types import Batch
 
 FOLDERS = (".", "vae", "vqvae")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
+
+from genmodels.reading import read_json, read_json_lines
 
 FORMAT = 2
 """Version of config.json. A folder of another version is refused."""
@@ -20,29 +21,9 @@ Derived = Annotated[T, tyro.conf.Suppress]
 """Type of a config field that is computed from other settings. It is saved, but is not a flag."""
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        FileNotFoundError: if it does not exist.
-        ValueError: if it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from None
-
-
 def read_last_line(path: Path) -> dict[str, Any]:
     """Return the last complete line of a file of JSON lines (metrics.jsonl), or {}."""
-    last: dict[str, Any] = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue  # the process was killed while it wrote this line
-        last = value if isinstance(value, dict) else last
-    return last
+    return next(reversed(read_json_lines(path)), {})
 
 
 def load_weights(model: Any, path: Path) -> None:

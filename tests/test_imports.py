@@ -22,6 +22,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # Modules and folders directly under genmodels/, from the lowest layer to the highest. A module
 # imports from layers below its own, and never from its own layer or above.
 LAYERS: tuple[set[str], ...] = (
+    {"reading", "writing"},
     {"types", "abilities", "saving", "hashing", "pictures", "modes", "distributed"},
     {"card", "inpainting", "token_sampling", "usage"},
     {"nn"},

@@ -266,7 +266,7 @@ def test_padding_is_not_seen(mixers, causal, side):
     out = model(x, valid=valid)
     assert out.isfinite().all()
     expected = model(x[1:, valid[1]], torch.arange(18)[valid[1]])
-    torch.testing.assert_close(out[1:, valid[1]], expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(out[1:, valid[1]], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out[:1], model(x[:1]), atol=1e-6, rtol=1e-6)
     (gradient,) = torch.autograd.grad(out[:, valid[1]].square().mul(tokens()[:, valid[1]]).mean(), x, retain_graph=True)
     assert gradient[1, pad].abs().max() == 0 and gradient[1, valid[1]].abs().min(0).values.max() > 0

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from genmodels.evaluation.protocol import Protocol, check_equal
-from genmodels.saving import from_dict, read_json
+from genmodels.reading import read_json
+from genmodels.saving import from_dict
 
 FORMAT = 2
 """Version of the JSON. Other versions are refused."""

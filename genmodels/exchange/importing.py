@@ -14,7 +14,7 @@ from genmodels.exchange.dit import from_diffusers
 from genmodels.exchange.scheduler import process_of
 from genmodels.latent import Latent
 from genmodels.pretrained import PretrainedKL, PretrainedVQ, load_pretrained, read_network
-from genmodels.saving import read_json
+from genmodels.reading import read_json
 
 IN_PIXELS = ("DDPMPipeline", "DDIMPipeline")
 IN_LATENTS = ("LDMPipeline", "LatentDiffusionUncondPipeline")

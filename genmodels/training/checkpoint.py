@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from genmodels.hashing import file_sha256
 from genmodels.saving import from_dict
 from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
 from genmodels.training.shard import whole
+from genmodels.writing import flush
 
 FORMAT = 1
 STATE = "state.json"
@@ -205,15 +205,6 @@ def load_optimizers(path: Path, optimizers: dict[str, Optimizer]) -> None:
 def _not_of_this_version(path: Path, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:200]
     return ValueError(f"cannot resume {path}: its weights do not fit this version of the model ({reason})")
-
-
-def flush(path: Path) -> None:
-    """Write a file, or the entries of a folder, through to disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

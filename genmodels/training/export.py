@@ -12,10 +12,11 @@ from typing import Any
 from genmodels.base import Model
 from genmodels.card import NO_LICENCE, model_card
 from genmodels.data.packed import Packed
-from genmodels.training.checkpoint import State, flush
+from genmodels.training.checkpoint import State
 from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.log import in_words
 from genmodels.training.recipe import Recipe
+from genmodels.writing import flush
 
 PRIVATE = ("root", "output")
 """Settings that are left out of the model card, because they are paths on the user's machine."""

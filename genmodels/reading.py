@@ -1,0 +1,163 @@
+"""Reading text, JSON and YAML with limits. Everything that reads such files uses these functions."""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+LARGEST_TEXT = 1 << 26
+"""Largest text file that is read, in bytes."""
+LARGEST_YAML = 1 << 20
+"""Largest YAML file that is read, in bytes."""
+DEEPEST = 64
+"""Largest depth of nested lists and groups in YAML."""
+
+
+def read_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
+    """Read a small file.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is not a regular file (a device or a pipe never ends), or is larger than
+            `limit` bytes.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is not a regular file")
+    if status.st_size > limit:
+        raise ValueError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
+    with path.open("rb") as file:
+        return file.read(limit)
+
+
+def read_text(path: Path, limit: int = LARGEST_TEXT) -> str:
+    """Read a file that genmodels or a library wrote, as UTF-8.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: see `read_bytes`; or if it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,})") from None
+
+
+def read_json(path: Path, limit: int = LARGEST_TEXT) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is not JSON, or holds a number that is not finite or a name twice.
+    """
+    text = read_text(path, limit)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from None
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON text.
+
+    Raises:
+        ValueError: if it is not JSON, is nested too deeply, or holds a number that is not finite or
+            a name twice in one group. The message does not name the file.
+    """
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_not_finite, object_pairs_hook=_without_twins)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines, such as metrics.jsonl; [] if it does not exist.
+
+    Lines that are not a JSON object are left out: a process that is killed leaves its last line
+    incomplete.
+
+    Raises:
+        ValueError: see `read_text`.
+    """
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            value = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file of plain values.
+
+    Aliases are refused, because a few lines of them expand to endless data.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is not YAML, uses aliases, is nested too deeply, or has a name twice in
+            one group.
+    """
+    import yaml
+
+    text = read_text(path, LARGEST_YAML)
+    try:
+        _check_events(yaml.parse(text, yaml.SafeLoader))
+        return yaml.load(text, _unique_loader())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML that can be read ({' '.join(str(error).split())})") from None
+
+
+def _check_events(events: Any) -> None:
+    """Check the depth of YAML, and that it uses no aliases, before anything is built."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not supported")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+
+
+def _unique_loader() -> Any:
+    """Return a safe YAML loader that refuses a name that occurs twice in one group."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"line {node.start_mark.line + 1}: {name!r} occurs twice in one group")
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _not_finite(text)
+
+
+def _not_finite(text: str) -> NoReturn:
+    raise ValueError(f"{text[:40]} is not a finite number")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twin[:40]!r} occurs twice in one group")
+    return values

@@ -1,0 +1,175 @@
+"""Writing files and folders atomically. Everything that writes a file uses these functions."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file atomically: yield a temporary path beside it, which replaces `path` at the end.
+
+    If the block fails, `path` keeps its contents and the temporary file is removed. A symbolic link
+    at `path` is replaced and never written through. Missing folders are created.
+
+    Example::
+
+        >>> with replacing(Path("samples.png")) as draft:
+        ...     picture.save(draft)
+
+    Args:
+        path: the file. The temporary path has the same suffix.
+
+    Raises:
+        OSError: if it cannot be written. If the disk is full, the message says so in one line.
+    """
+    draft = path.with_name(f".{path.stem[:60]}.partial{path.suffix}")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(draft)
+        try:
+            yield draft
+            flush(draft)
+            os.replace(draft, path)
+        except BaseException:
+            remove(draft)
+            raise
+        flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8. See `replacing`."""
+    with replacing(path) as draft, open(draft, "x", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a JSON file atomically. See `replacing`.
+
+    Raises:
+        ValueError: if `value` holds a number that is not finite.
+    """
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Write a folder as a whole: yield a temporary folder, which becomes `path` at the end.
+
+    If the block fails, what was at `path` is still there, and the temporary folder is removed. A
+    folder that is already at `path` is deleted at the end.
+
+    Args:
+        path: the folder. The caller has checked that it may be replaced.
+
+    Raises:
+        OSError: if it cannot be written. If the disk is full, the message says so in one line.
+    """
+    path = path.absolute()
+    draft, old = (path.with_name(f".{path.name[:60]}.{kind}") for kind in ("partial", "replaced"))
+    with explained(path):
+        remove(draft)
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            for file in sorted(draft.rglob("*")):
+                flush(file)
+            if os.path.lexists(path):
+                remove(old)
+                os.replace(path, old)
+            os.replace(draft, path)
+        except BaseException:
+            remove(draft)
+            raise
+        flush(path.parent)
+        remove(old)
+
+
+def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
+    """Create an .npy file of zeros and map it into memory for writing.
+
+    The space is reserved first. Without that, a disk that becomes full kills the process at the
+    first write to a page (SIGBUS).
+
+    Args:
+        path: the file. An existing one is replaced.
+        kind: NumPy type of the elements.
+        shape: shape of the array.
+
+    Raises:
+        OSError: if the disk has too little space.
+    """
+    remove(path)
+    needed, free = math.prod(shape) * np.dtype(kind).itemsize, shutil.disk_usage(path.parent).free
+    try:
+        if needed > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        array = open_memmap(path, "w+", kind, shape)
+        reserve(path)
+    except OSError as error:
+        remove(path)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno, f"{path} needs {needed / 1e9:.2g} GB and {path.parent} has {free / 1e9:.2g} GB free"
+        ) from None
+    return array
+
+
+def reserve(path: Path) -> None:
+    """Reserve disk space for the holes in a sparse file.
+
+    Raises:
+        OSError: if there is too little space.
+    """
+    size = path.stat().st_size
+    if sys.platform == "darwin":  # which has no posix_fallocate
+        if size > shutil.disk_usage(path.parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (not what it points to) or a folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Write a file, or the entries of a folder, through to disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Context in which the error of a full disk names `path` and says what to do."""
+    try:
+        yield
+    except Exception as error:  # safetensors and Pillow have errors of their own for a full disk
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+        if not full:
+            raise
+        raise OSError(errno.ENOSPC, f"cannot write {path}: the disk is full; free some space and try again") from error

@@ -1,0 +1,171 @@
+"""Reading files with limits, and writing files and folders atomically."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genmodels import reading, writing
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+# ---- reading ----
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": NaN}', "NaN is not a finite number"),
+        ('{"a": 1e999}', "1e999 is not a finite number"),
+        ('{"a": 1, "a": 2}', "'a' occurs twice"),
+        ("9" * 10_000, "digits"),
+        ("{", "Expecting"),
+    ],
+)
+def test_json_that_cannot_be_meant_is_refused_with_the_name_of_the_file(tmp_path: Path, text: str, reason: str) -> None:
+    path = write(tmp_path / "a.json", text)
+    with pytest.raises(ValueError, match=reason) as error:
+        reading.read_json(path)
+    assert str(path) in str(error.value)
+
+
+def test_json_is_read_with_or_without_a_mark() -> None:
+    assert reading.parse_json('{"a": [1, 2.5, null, "é"]}') == {"a": [1, 2.5, None, "é"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: &a [1]\nb: *a\n", "line 2: aliases"),
+        ("[" * 1_000 + "]" * 1_000, "nested more than"),
+        ("a: 1\nb: 2\na: 3\n", "'a' occurs twice"),
+        ("a: {b: 1, b: 2}\n", "'b' occurs twice"),
+        ("a: !!python/object/apply:os.system [id]\n", "could not determine a constructor"),
+        ("a: 2026-99-99\n", "month"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_yaml_that_cannot_be_meant_is_refused_with_the_name_of_the_file(tmp_path: Path, text: str, reason: str) -> None:
+    path = write(tmp_path / "a.yaml", text)
+    with pytest.raises(ValueError, match=reason) as error:
+        reading.read_yaml(path)
+    assert str(path) in str(error.value)
+
+
+def test_an_alias_bomb_is_refused_before_it_expands(tmp_path: Path) -> None:
+    lines = ["a: &a [x, x]"]
+    lines += [
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    with pytest.raises(ValueError, match="aliases"):
+        reading.read_yaml(write(tmp_path / "bomb.yaml", "\n".join(lines)))
+
+
+def test_plain_yaml_is_read(tmp_path: Path) -> None:
+    assert reading.read_yaml(write(tmp_path / "a.yaml", "a: {b: [1, 2.5, null]}\nc: x\n")) == {
+        "a": {"b": [1, 2.5, None]},
+        "c": "x",
+    }
+
+
+def test_endless_and_large_files_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/zero"), tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match="not a regular file"):
+            reading.read_bytes(path)
+    with pytest.raises(ValueError, match="has 11 bytes; at most 10"):
+        reading.read_bytes(write(tmp_path / "a", "x" * 11), limit=10)
+    (tmp_path / "b").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"b is not UTF-8 text"):
+        reading.read_text(tmp_path / "b")
+
+
+def test_incomplete_lines_are_left_out(tmp_path: Path) -> None:
+    assert reading.read_json_lines(tmp_path / "absent") == []
+    path = write(tmp_path / "a.jsonl", '{"a": 1}\nnull\n[2]\n{"a": NaN}\n{"a": 3}\n{"a": ')
+    assert reading.read_json_lines(path) == [{"a": 1}, {"a": 3}]
+
+
+# ---- writing ----
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "old")
+
+    def interrupted() -> None:
+        with writing.replacing(path) as draft:
+            draft.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_write_never_goes_through_a_link(tmp_path: Path) -> None:
+    precious = write(tmp_path / "precious", "keep")
+    path = tmp_path / "run" / "config.yaml"
+    path.parent.mkdir()
+    path.symlink_to(precious)
+    (path.parent / ".config.partial.yaml").symlink_to(precious)  # the temporary name
+    writing.write_text(path, "new")
+    assert precious.read_text() == "keep"
+    assert path.read_text() == "new"
+    assert not path.is_symlink()
+    assert os.listdir(path.parent) == ["config.yaml"]
+
+
+def test_folders_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    with writing.replacing_folder(out) as draft:
+        (draft / "sub").mkdir()
+        write(draft / "sub" / "a", "1")
+    with pytest.raises(FileNotFoundError), writing.replacing_folder(out) as draft:
+        (draft / "b" / "absent").write_text("2")
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == [
+        "report",
+        "report/sub",
+        "report/sub/a",
+    ]
+    with writing.replacing_folder(out) as draft:
+        write(draft / "c", "3")
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["report", "report/c"]
+
+
+def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        writing.write_json(tmp_path / "a.json", {"a": float("nan")})
+    writing.write_json(tmp_path / "a.json", {"a": 1.5})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1.5}
+
+
+def test_the_space_of_an_array_is_reserved_before_it_is_mapped(tmp_path: Path) -> None:
+    array = writing.create_array(tmp_path / "a.npy", np.uint8, (1000, 1000))
+    array[:] = 7
+    array.flush()
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= 1_000_000
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), 7)
+
+
+def test_an_array_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="needs .* GB and .* has .* GB free") as error:
+        writing.create_array(tmp_path / "a.npy", np.uint8, (1 << 52,))
+    assert error.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"a\.bin: the disk is full"), writing.explained(tmp_path / "a.bin"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
