@@ -1,4 +1,4 @@
-"""Errors of the command line, in one line each."""
+"""What the package prints: plain text, and errors of the command line in one line each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # importing rich takes a tenth of a second
+    from rich.console import Console
 
 
 class UsageError(ValueError):
@@ -26,15 +30,45 @@ def one_line_refusals(help_flag: str = "--help") -> Iterator[None]:
         with contextlib.redirect_stderr(stderr):
             yield
     except SystemExit as exit:
-        if not exit.code:
+        if not exit.code or not stderr.getvalue():  # such as that of rich when nobody reads standard output
             raise
         raise UsageError(_unframed(stderr.getvalue()).replace(" --help", f" {help_flag}")) from None
 
 
+def console(stderr: bool = False, **settings: Any) -> Console:
+    """Return a console that prints text as it is: names and paths are never markup or emoji codes.
+
+    It is for what needs rich, such as tables and progress bars, of which a `TextColumn` needs
+    markup=False too. Everything else is printed by `say` or `print`.
+
+    Args:
+        stderr: print to standard error.
+        **settings: further arguments of rich's Console.
+    """
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, **settings)
+
+
+def say(text: str) -> None:
+    """Print `text` as it is on one line of standard error."""
+    print(one_line(text), file=sys.stderr, flush=True)
+
+
+def one_line(text: object) -> str:
+    """Join the lines of a message. Spaces within a line are kept: they may be those of a path."""
+    return " ".join(line.strip() for line in str(text).splitlines())
+
+
 @contextlib.contextmanager
-def quiet_when_nobody_reads() -> Iterator[None]:
-    """Context that ends the process quietly if the reader of standard output has left, as `| head`
-    does."""
+def printing() -> Iterator[None]:
+    """Context of a command, in which printing to standard output cannot fail.
+
+    Characters that a terminal cannot print become escapes, as they always do on standard error. If
+    the reader of standard output has left, as `| head` does, the process ends quietly.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             yield

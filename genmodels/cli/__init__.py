@@ -15,7 +15,7 @@ from tyro.extras import SubcommandApp
 
 from genmodels import __version__
 from genmodels.cli import data, directions, editing, evaluation, exchange, info, sample, train
-from genmodels.usage import UsageError, one_line_refusals, quiet_when_nobody_reads
+from genmodels.usage import UsageError, one_line_refusals, printing, say
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
@@ -141,11 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     while given[:1] == ["--debug"]:
         given = [*given[1:], "--debug"]
     try:
-        with quiet_when_nobody_reads():
+        with printing():
             _dispatch(given)
     except SystemExit as exit:
         if isinstance(exit.code, str):
-            print(exit.code, file=sys.stderr)
+            say(exit.code)
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     except KeyboardInterrupt:
         return _report("interrupted", debug, 1)
@@ -178,5 +178,5 @@ def _dispatch(given: list[str]) -> None:
 def _report(message: str, debug: bool, status: int) -> int:
     if debug:
         traceback.print_exc()
-    print(f"genmodels: error: {' '.join(message.split())}", file=sys.stderr)
+    say(f"genmodels: error: {message}")
     return status

@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from genmodels.cli.arguments import check_empty, check_free, chosen_options, load
 from genmodels.cli.real_images import EvaluationFlags, RealImages, real_images, say_notes
 from genmodels.cli.run_folder import read_subject
-from genmodels.usage import UsageError
+from genmodels.usage import UsageError, console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +53,6 @@ def evaluate(
     if json:
         check_free(json, force, ".json")
 
-    from rich.console import Console
-
     from genmodels.evaluation.columns import terminal_table
 
     networks = _load_extractors(settings.extractors)
@@ -63,8 +61,7 @@ def evaluate(
     if images is None and settings.size and not real.are_given:
         raise UsageError(f"--size {settings.size}: a model has its own size; --size is for given images")
     result = _measure(run, images, real, networks, settings, options)
-    console = Console()
-    console.print(terminal_table(result))
+    console().print(terminal_table(result))
     if any(score.protocol.small for score in result.scores.values()):
         print("* fewer than 2,048 images on one side: comparable only at equal n, and too few to quote")
     for name, reason in result.absent.items():

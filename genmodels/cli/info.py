@@ -15,6 +15,7 @@ from genmodels.abilities import ABILITIES
 from genmodels.cli.arguments import load
 from genmodels.cli.run_folder import last_metrics, read_recipe
 from genmodels.saving import to_dict
+from genmodels.usage import console
 
 if TYPE_CHECKING:
     from genmodels.base import Model
@@ -26,14 +27,12 @@ def info(run: Positional[str]) -> None:
     Args:
         run: run or model folder, or an id on the Hub.
     """
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(show_header=False, box=None)
     for topic, text in describe(run, load(run)).items():
-        table.add_row(topic, Text(text))
-    Console().print(table)
+        table.add_row(topic, text)
+    console().print(table)
 
 
 def describe(run: str, model: Model) -> dict[str, str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
-from rich.console import Console
 
 from genmodels.data.celeba import celeba_source, download_celeba
 from genmodels.data.decode import check_crop
@@ -21,6 +20,7 @@ from genmodels.data.folder import export, folder_source
 from genmodels.data.packed import IMAGES, PARTIAL, Origin, Packed, is_packed, load_packed, save_labels
 from genmodels.data.packing import lock, progress_bar, write_pack
 from genmodels.data.sheet import save_sheet
+from genmodels.usage import say
 
 __all__ = ["Packed", "cache_folder", "download_celeba", "export", "load_packed", "open_data", "pack", "save_sheet"]
 
@@ -99,7 +99,7 @@ def pack(
     fresh = not is_packed(out)
     write_pack(source, out, size, crop, aligned, workers)
     if fresh:
-        Console(stderr=True).print(f"packed {load_packed(out).describe()} into {out}", highlight=False, soft_wrap=True)
+        say(f"packed {load_packed(out).describe()} into {out}")
     return out
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
 from genmodels.data.packing import lock, progress_bar
 from genmodels.hashing import file_sha256
+from genmodels.usage import say
 
 LATENTS, DONE, PARTIAL = "latents.npy", "latents.json", "latents.partial"
 BATCH = 128
@@ -104,5 +104,5 @@ def _read(place: Path, count: int) -> np.ndarray | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{place / LATENTS} is damaged ({error}); computing it again", file=sys.stderr)
+        say(f"{place / LATENTS} is damaged ({error}); computing it again")
         return None

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.lib.format import open_memmap
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -36,6 +35,7 @@ from genmodels.data.packed import (
     take_rows,
 )
 from genmodels.data.source import Files, Source
+from genmodels.usage import console, say
 
 CHUNK = 128
 """Images per unit of work and per line of the journal."""
@@ -107,7 +107,7 @@ def lock(out: Path) -> Iterator[None]:
         try:
             held.acquire(timeout=0)
         except Timeout:
-            Console(stderr=True).print(f"waiting for another process that is packing {out}", highlight=False)
+            say(f"waiting for another process that is packing {out}")
             held.acquire()
     except (OSError, NotImplementedError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its file system cannot lock files"
@@ -121,12 +121,12 @@ def lock(out: Path) -> Iterator[None]:
 def progress_bar(title: str) -> Progress:
     """Return a progress bar on stderr that shows images per second and the remaining time."""
     return Progress(
-        TextColumn(title),
+        TextColumn(title, markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console(stderr=True),
     )
 
 

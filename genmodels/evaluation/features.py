@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -24,6 +23,7 @@ from genmodels.evaluation.extractors import Extractor, load_extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import DEFINITIONS
 from genmodels.modes import full_precision
+from genmodels.usage import say
 
 
 def extract(
@@ -176,8 +176,3 @@ def _write(file: Path, features: np.ndarray, images: Images, extractor: Extracto
         say(f"features are not cached, {file.parent} cannot be written ({error}); GENMODELS_CACHE sets another folder")
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-
-
-def say(text: str) -> None:
-    """Print one line on standard error."""
-    Console(stderr=True).print(" ".join(text.split()), highlight=False, markup=False, soft_wrap=True)

@@ -179,6 +179,7 @@ def drawn_in(ink: str) -> Iterator[None]:
     from matplotlib import rc_context
 
     style: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11}
+    style["text.parse_math"] = False  # names of runs may contain $
     for part in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"):
         style[part] = ink
     with rc_context(style):

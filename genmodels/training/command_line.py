@@ -23,7 +23,7 @@ from genmodels.saving import from_dict, reset_derived, to_dict
 from genmodels.training.flags import show_common_flags
 from genmodels.training.launch import spread_over_cpu, use_every_core
 from genmodels.training.recipe import NOT_SAVED, PriorRecipe, R, Recipe, check_output, check_recipe
-from genmodels.usage import UsageError, one_line_refusals, quiet_when_nobody_reads
+from genmodels.usage import UsageError, one_line_refusals, printing, say
 
 
 def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = (), **actual: Any) -> str:
@@ -175,7 +175,7 @@ def run(
     rest = [arg for arg in given if arg != "--debug"]
     debug = len(rest) < len(given)
     status = 2
-    with quiet_when_nobody_reads():
+    with printing():
         try:
             chosen = parse(recipe, family, rest)
             status = 1
@@ -191,13 +191,12 @@ def run(
                 traceback.print_exc()
             rank = os.environ.get("RANK", "0")
             where = "" if rank == "0" else f" (process {rank})"
-            print(f"genmodels: error{where}: {' '.join(str(error).split())}", file=sys.stderr)
+            say(f"genmodels: error{where}: {error}")
             raise SystemExit(status) from None
         except KeyboardInterrupt:
             raise SystemExit("genmodels: stopped") from None
         except Exception as error:
             if debug:
                 raise
-            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            print(f"genmodels: error: {what} (--debug shows where)", file=sys.stderr)
+            say(f"genmodels: error: {type(error).__name__}: {error} (--debug shows where)")
             raise SystemExit(1) from None

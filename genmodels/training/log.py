@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import reduce
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from genmodels.training.checkpoint import State
 from genmodels.training.recipe import Recipe
+from genmodels.usage import console
 
 METRICS = "metrics.jsonl"
+STATUS = "{task.fields[status]}"
 QUIET_SECONDS = 30.0
 """Shortest time between two progress lines if the output is not a terminal."""
 
@@ -38,7 +39,7 @@ class RunLog:
         self.accelerator = accelerator
         self.path = output / METRICS
         self.last: dict[str, float | None] = {}
-        self.console = Console(stderr=True, quiet=not accelerator.is_main_process)
+        self.console = console(stderr=True, quiet=not accelerator.is_main_process)
         self._sums: dict[str, Tensor] = {}
         self._notes: dict[str, float | None] = {}
         self._steps = 0
@@ -48,16 +49,16 @@ class RunLog:
         self._printed = 0.0
         if accelerator.is_main_process:
             self._drop_lines_after(step)
-        bar = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        first, *others = (TextColumn(text, markup=False) for text in ("training", "{task.percentage:>3.0f}%", STATUS))
         # Drawn only when there is a new line: a refresh thread would take time from training.
-        self._bar = Progress(*bar, TextColumn("{task.fields[status]}"), console=self.console, auto_refresh=False)
+        self._bar = Progress(first, BarColumn(), *others, console=self.console, auto_refresh=False)
         self._task = self._bar.add_task("training", total=1.0, status="")
         if self.console.is_terminal:
             self._bar.start()
 
     def say(self, line: str) -> None:
         """Print one line to standard error, on the main process only."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
     def add(self, values: Mapping[str, Tensor], images: int) -> None:
         """Add the scalars of one optimiser step to the averages, without synchronising the device.
