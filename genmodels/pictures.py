@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genmodels.image_files import image_file, open_image, to_rgb
+
 
 def to_float(images: Tensor | np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Convert uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1] on `device`.
@@ -89,11 +91,10 @@ def cut_grid(path: str | Path, size: int) -> np.ndarray:
         size: side of each image in pixels.
 
     Raises:
-        ValueError: if it is not a grid of such images, or holds none.
-        OSError: if it is not an image file.
+        ValueError: if it is not an image file, is not a grid of such images, or holds none.
     """
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    with image_file(Path(path)) as file:
+        pixels = np.asarray(to_rgb(open_image(file)[0])[0])
     step = size + 2  # 2 pixels before, between and after
     if any(side % step != 2 for side in pixels.shape[:2]):
         raise ValueError(f"{path} is not a grid of images of {size} px")

@@ -152,7 +152,7 @@ def test_damaged_images_are_named(tmp_path: Path) -> None:
     (folder / "001.png").write_bytes(b"")
     assert "001.png: empty file; replace it" in refusal(folder)
     (folder / "001.png").write_bytes(b"<html>not found</html>")
-    assert "001.png: not an image; replace it" in refusal(folder)
+    assert "001.png: not an image of a known format; replace it" in refusal(folder)
     (folder / "001.png").unlink()
     (folder / "000.png").write_bytes(b"clip.mp4")
     assert "000.png: not an image" in refusal(folder)

@@ -216,6 +216,6 @@ def _read_saved(path: Path) -> Evaluation:
         return result
     try:
         return replace(result, pictures={"samples": pictures.cut_grid(grid, sizes.pop())})
-    except (ValueError, OSError) as error:
-        print(f"{grid} is left out: {error}")
+    except ValueError as error:
+        print(f"left out: {error}")
         return result

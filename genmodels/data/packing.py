@@ -23,7 +23,7 @@ from numpy.lib.format import open_memmap
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from genmodels.data.decode import FILTER, RefusedError, check_crop, decode, known_formats
+from genmodels.data.decode import FILTER, check_crop, decode
 from genmodels.data.packed import (
     IMAGES,
     JOURNAL,
@@ -35,6 +35,7 @@ from genmodels.data.packed import (
     take_rows,
 )
 from genmodels.data.source import Files, Source
+from genmodels.image_files import RefusedError
 from genmodels.usage import console, say
 
 CHUNK = 128
@@ -184,7 +185,7 @@ def _fill(
     source: Source, images: np.ndarray, crop: str, aligned: bool, done: set[int], workers: int | None
 ) -> Iterator[Chunk]:
     """Decode the remaining chunks into `images` and yield each one when it is complete."""
-    files, formats, size = Files(source.where), known_formats(), images.shape[1]
+    files, size = Files(source.where), images.shape[1]
     images = np.asarray(images)
 
     def work(start: int) -> Chunk:
@@ -193,7 +194,7 @@ def _fill(
         for i in range(start, min(start + CHUNK, len(images))):
             try:
                 with files.open(source.paths[i]) as file:
-                    images[i], kinds = decode(file, crop, size, aligned, formats)
+                    images[i], kinds = decode(file, crop, size, aligned)
                 converted.update(kinds)
             except (RefusedError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
                 images[i] = 0

@@ -14,16 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from genmodels.data.decode import RefusedError, check_crop, decode, known_formats
+from genmodels.data.decode import check_crop, decode
 from genmodels.data.packed import IMAGES, is_packed, load_packed
 from genmodels.data.packing import cores
 from genmodels.data.source import Files
+from genmodels.image_files import RefusedError, image_size
 
 ARRAYS = (".npy", ".npz")
 BESIDE_IMAGES = (
@@ -131,25 +132,25 @@ def holds_images(path: Path) -> bool:
 
 def _read_files(root: Path, size: int | None) -> Images:
     """Decode the image files of a folder or an archive."""
-    files, formats = Files(root), known_formats()
+    files = Files(root)
     names = sorted(entry.name for entry in files.entries() if not _is_beside(entry.name))
     if not names:
         raise ValueError(f"{root} holds no images")
     with _refusals(root, names[0]), files.open(names[0]) as file:
-        first = _shape(file, formats)
+        first = image_size(file)
     side = size or first[0]
     pixels = np.empty((len(names), side, side, 3), np.uint8)  # (N, S, S, 3)
 
     def read(i: int) -> tuple[Shape, list[str]]:
         with _refusals(root, names[i]), files.open(names[i]) as file:
-            shape = _shape(file, formats)
+            shape = image_size(file)
             if size is None:
                 _check_shapes(root, names[0], first, names[i], shape)
             elif min(shape) < size:
                 most = f"choose at most --size {min(shape)}"
                 raise ValueError(f"{root}: {names[i]} has {_by(shape)} pixels and images are not enlarged: {most}")
             file.seek(0)
-            pixels[i], kinds = decode(file, "centre", side, False, formats)
+            pixels[i], kinds = decode(file, "centre", side, False)
         return shape, kinds
 
     files_read = _in_threads(read, len(names), f"reading {root.resolve().name}")
@@ -168,17 +169,6 @@ def _refusals(root: Path, name: str) -> Iterator[None]:
     # RuntimeError: the file is encrypted in its archive.
     except (OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{root}: {name} cannot be read ({error}); replace it or remove it") from None
-
-
-def _shape(file: BinaryIO, formats: list[str]) -> Shape:
-    """Return width and height without decoding the pixels."""
-    try:
-        with Image.open(file, formats=formats) as image:
-            return image.size
-    except Exception:  # readers raise many kinds of errors; decode turns them into messages
-        file.seek(0)
-        decode(file, "centre", 1, False, formats)
-        raise
 
 
 def _check_shapes(root: Path, first: str, first_shape: Shape, name: str, shape: Shape) -> None:
