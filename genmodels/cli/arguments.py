@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import genmodels
 from genmodels.usage import UsageError, one_line_refusals
+from genmodels.writing import is_free
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +144,7 @@ def check_free(path: Path, force: bool, *endings: str) -> None:
 
 def check_empty(folder: Path, hint: str = "choose another") -> None:
     """Refuse a folder that is not empty, or a file, before any work."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise ValueError(f"{folder} is not an empty folder: {hint}")
 
 
