@@ -10,6 +10,8 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from glob import escape
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from numpy.lib.format import open_memmap
 
 LEFTOVER = ".partial"
 """Temporary folder of `replacing_files`."""
+_drafts = count()
 
 
 @contextmanager
@@ -25,7 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path beside it, which replaces `path` at the end.
 
     If the block fails, `path` keeps its contents and the temporary file is removed. A symbolic link
-    at `path` is replaced and never written through. Missing folders are created.
+    at `path` is replaced and never written through. Missing folders are created. Several processes
+    may write the same file at once; what killed ones have left is removed.
 
     Example::
 
@@ -38,9 +42,14 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written. If the disk is full, the message says so in one line.
     """
-    draft = path.with_name(f".{path.stem[:60]}.partial{path.suffix}")
+    before, after = f".{path.stem[:60]}.", f".partial{path.suffix}"
+    draft = path.with_name(f"{before}{os.getpid()}-{next(_drafts)}{after}")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f"{escape(before)}*{escape(after)}"):
+            process = other.name.removeprefix(before).partition("-")[0]
+            if not (process.isdecimal() and _is_running(int(process))):
+                remove(other)
         remove(draft)
         try:
             yield draft
@@ -189,6 +198,16 @@ def reserve(path: Path) -> None:
         os.posix_fallocate(descriptor, 0, size)
     finally:
         os.close(descriptor)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 def remove(path: Path) -> None:

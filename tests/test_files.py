@@ -119,7 +119,7 @@ def test_a_write_never_goes_through_a_link(tmp_path: Path) -> None:
     path = tmp_path / "run" / "config.yaml"
     path.parent.mkdir()
     path.symlink_to(precious)
-    (path.parent / ".config.partial.yaml").symlink_to(precious)  # the temporary name
+    (path.parent / ".config.99999999999-0.partial.yaml").symlink_to(precious)  # a temporary name
     writing.write_text(path, "new")
     assert precious.read_text() == "keep"
     assert path.read_text() == "new"
@@ -210,3 +210,12 @@ def test_the_message_of_a_full_disk_is_plain(tmp_path: Path) -> None:
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert error.value.errno == errno.ENOSPC
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_another_writes(tmp_path: Path) -> None:
+    write(tmp_path / ".a.99999999999-0.partial.txt", "of a killed process")
+    with writing.replacing(tmp_path / "a.txt") as first, writing.replacing(tmp_path / "a.txt") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert os.listdir(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "first"
