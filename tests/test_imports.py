@@ -23,7 +23,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # imports from layers below its own, and never from its own layer or above.
 LAYERS: tuple[set[str], ...] = (
     {"reading", "writing"},
-    {"image_files"},
+    {"image_files", "array_files"},
     {"types", "abilities", "saving", "hashing", "pictures", "modes", "distributed"},
     {"card", "inpainting", "token_sampling", "usage"},
     {"nn"},
