@@ -190,7 +190,7 @@ def test_folder_reads_attributes_csv(tmp_path: Path):
         ("file,A\none.png,2\n", "line 2: A is '2', expected -1"),
         ("file,A\none.png,yes\n", "line 2: A is 'yes'"),
         ("file,split\none.png,dev\n", "split 'dev', expected train, valid, test"),
-        ("file,A\nother.png,1\n", "none of its files is in"),
+        ("file,A\nother.png,1\n", "1 of 1 rows have no file .such as other.png. and 3 of 3 files have no row"),
         ("file,A\ntwo.png,1\n", "line 2: two.png is the name of 2 files: give the relative path"),
     ],
 )

@@ -145,7 +145,7 @@ def test_damaged_or_missing_text_is_refused(tmp_path: Path) -> None:
     ("table", "message"),
     [
         ("file,text\n00.png,a face\n", "expected the columns file and caption"),
-        ("file,caption\n99.png,a face\n", "none of its files is in"),
+        ("file,caption\n99.png,a face\n", "1 of 1 rows have no file .such as 99.png. and 12 of 12 files have no row"),
         ("file,caption\n00.png,a face, smiling\n", "line 2: 3 columns, the header has 2"),
         ("", "expected a header line"),
     ],

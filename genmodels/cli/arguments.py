@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import genmodels
 from genmodels.usage import UsageError, one_line_refusals
-from genmodels.writing import is_free
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +143,7 @@ def check_free(path: Path, force: bool, *endings: str) -> None:
 
 def check_empty(folder: Path, hint: str = "choose another") -> None:
     """Refuse a folder that is not empty, or a file, before any work."""
-    if not is_free(folder):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not an empty folder: {hint}")
 
 
@@ -164,37 +163,41 @@ def read_images(paths: Sequence[Path], size: int) -> np.ndarray:
     """
     import numpy as np
 
-    from genmodels.data.decode import decode
-    from genmodels.image_files import image_file
+    from genmodels.data.decode import RefusedError, decode, known_formats
 
     images = []
     for path in paths:
-        with image_file(path) as file:
-            images.append(decode(file, "centre", size, aligned=False)[0])
+        try:
+            with open(path, "rb") as file:
+                images.append(decode(file, "centre", size, aligned=False, formats=known_formats())[0])
+        except RefusedError as reason:
+            raise ValueError(f"{path}: {reason}") from None
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror or error}") from None
     return np.stack(images)
 
 
 def read_mask(path: Path, size: int) -> np.ndarray:
-    """Read a mask of known pixels: bool (size, size), True where the picture is dark or
-    transparent.
+    """Read a mask of known pixels: bool (size, size), True where the picture is dark.
 
     Raises:
         ValueError: if the file is not an image, has another size, or marks every pixel as known.
     """
     import numpy as np
+    from PIL import Image, UnidentifiedImageError
 
-    from genmodels.image_files import image_file, open_image, to_rgb
-
-    with image_file(path) as file:
-        pixels = np.asarray(to_rgb(open_image(file)[0], background="black")[0].convert("L"))
+    try:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("L"))
+    except UnidentifiedImageError:
+        raise ValueError(f"--mask {path} is not an image") from None
+    except OSError as error:
+        raise ValueError(f"--mask {path}: {error.strerror or error}") from None
     if pixels.shape != (size, size):
         raise ValueError(
             f"--mask {path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, the model's images are {size} x {size}"
         )
     known = pixels < 128
     if known.all():
-        raise ValueError(
-            f"--mask {path} is black: make the region white that the model should complete "
-            "(transparent pixels count as black)"
-        )
+        raise ValueError(f"--mask {path} is black: make the region white that the model should complete")
     return known

@@ -15,7 +15,12 @@ from genmodels.usage import UsageError
 
 
 def pack(
-    data: Positional[Literal["celeba", "folder"]], root: Path, out: Path, size: int = 64, crop: str | None = None
+    data: Positional[Literal["celeba", "folder"]],
+    root: Path,
+    out: Path,
+    size: int = 64,
+    crop: str | None = None,
+    allow_unmatched: bool = False,
 ) -> None:
     """Decode a data set once into a memory-mapped array with attributes and a manifest.
 
@@ -28,10 +33,11 @@ def pack(
         size: side of the packed images in pixels.
         crop: celeba: 178 (default), 148, 140 or 128. folder: centre (default) or a number of
             pixels.
+        allow_unmatched: pack even if most rows of the labels belong to no image.
     """
     from genmodels import data as sets
 
-    packed = sets.load_packed(sets.pack(data, root, out, size, crop))
+    packed = sets.load_packed(sets.pack(data, root, out, size, crop, allow_unmatched=allow_unmatched))
     print(packed.describe())
     skipped = packed.manifest.get("skipped", [])
     for name, reason in skipped[:20]:
@@ -58,6 +64,8 @@ def show(data: Positional[str], out: Path = Path("sheet.png"), n: int = 32, seed
 
     packed = open_data(data, size=None)
     print(packed.describe())
+    for note in packed.manifest.get("notes", []):
+        print(note)
     print(f"sheet in {save_sheet(packed, out, n, seed)}")
 
 

@@ -12,15 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from genmodels.data.celeba import celeba_source, download_celeba
 from genmodels.data.decode import check_crop
-from genmodels.data.folder import export, folder_source
-from genmodels.data.packed import IMAGES, Origin, Packed, is_packed, load_packed, save_labels
+from genmodels.data.exporting import export
+from genmodels.data.folder import folder_source
+from genmodels.data.packed import IMAGES, PARTIAL, Origin, Packed, is_packed, load_packed, save_labels
 from genmodels.data.packing import lock, progress_bar, write_pack
 from genmodels.data.sheet import save_sheet
 from genmodels.usage import say
-from genmodels.writing import create_array, replacing
 
 __all__ = ["Packed", "cache_folder", "download_celeba", "export", "load_packed", "open_data", "pack", "save_sheet"]
 
@@ -68,6 +69,7 @@ def pack(
     size: int = 64,
     crop: str | None = None,
     workers: int | None = None,
+    allow_unmatched: bool = False,
 ) -> Path:
     """Decode celeba or a folder into a packed directory, on all cores, and return that directory.
 
@@ -80,6 +82,7 @@ def pack(
         size: side of the packed images in pixels. Images are never enlarged.
         crop: see `open_data`.
         workers: number of threads; None means one per core.
+        allow_unmatched: accept labels most of which belong to no image.
 
     Raises:
         ValueError, OSError: with one line that says what is wrong, where, and what to do.
@@ -91,7 +94,7 @@ def pack(
     aligned = data == "celeba"
     crop = crop or ("178" if aligned else "centre")
     check_crop(crop, size, aligned)
-    source = celeba_source(root) if aligned else folder_source(root)
+    source = (celeba_source if aligned else folder_source)(root, allow_unmatched)
     if out is None:
         out = cache_folder() / f"{data}-{crop}-{size}-{source.stamp[:12]}"
         if is_packed(out):  # before locking, so that a complete cache may be read-only
@@ -138,14 +141,16 @@ def _pack_toyfaces(size: int) -> Path:
         if is_packed(out):
             return out
         count = sum(TOYFACES)
+        images = open_memmap(out / PARTIAL, "w+", np.uint8, (count, size, size, 3))  # (N, H, W, 3)
         attributes = np.zeros((count, len(toyfaces.ATTRIBUTES)), np.int8)  # (N, K)
-        with progress_bar("drawing") as progress, replacing(out / IMAGES) as draft:
-            images = create_array(draft, np.uint8, (count, size, size, 3))  # (N, H, W, 3)
+
+        with progress_bar("drawing") as progress:
             bar = progress.add_task("", total=count)
             for rows in np.array_split(np.arange(count), math.ceil(count / 2048)):  # draw() itself uses every core
                 images[rows], attributes[rows] = toyfaces.draw(0, rows, size)
                 progress.advance(bar, len(rows))
-            images.flush()
+        images.flush()
+        (out / PARTIAL).rename(out / IMAGES)
         manifest = {
             "source": "toyfaces",
             "license": "apache-2.0",

@@ -1,204 +1,214 @@
-"""Folders and zip archives of images, with labels and captions; export of packs as such archives.
+"""Folders and zip archives of images, with labels, captions and splits.
 
 attributes.csv has a header. Its first column is the file (relative path or bare name). The other
-columns are attributes in {-1, 0, 1}, where an empty cell means 0 (unknown), except for two special
+columns are attributes in {-1, 0, 1}, where an empty cell means unknown, except for two special
 names: `split` (train, valid, test) and `identity`. captions.csv has the columns file and caption; a
-file may have several rows.
+file may have several rows. Folders called train, val and test are splits.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from genmodels.data.packed import MANIFEST, SPLITS, Packed
-from genmodels.data.source import Files, Source, fingerprint
+from genmodels.data.packed import MANIFEST, SPLITS
+from genmodels.data.source import Entry, Files, Source, fingerprint
+from genmodels.data.tables import (
+    ALLOW,
+    SPLIT_FOLDERS,
+    VALUES,
+    Row,
+    check_once,
+    compare_names,
+    decide_zeros,
+    fold,
+    match,
+    only_folder,
+    read_table,
+)
+from genmodels.reading import parse_json
 
 LABELS, CAPTIONS = "attributes.csv", "captions.csv"
-_MEANINGS = {"-1": -1, "0": 0, "1": 1, "+1": 1, "": 0, "-1.0": -1, "0.0": 0, "1.0": 1}
 
 
-def folder_source(root: Path) -> Source:
+def folder_source(root: Path, allow_unmatched: bool = False) -> Source:
     """Return the images of `root`, a folder or a zip archive, sorted by path.
+
+    Args:
+        root: the folder or archive.
+        allow_unmatched: accept tables most of whose rows belong to no image.
 
     Raises:
         FileNotFoundError: if `root` does not exist.
         ValueError: if it is empty or not an archive, or if attributes.csv or captions.csv is
-            malformed.
+            malformed or most of its rows belong to no image.
     """
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder or .zip of images")
-    files = Files(root)
+    files, notes = Files(root), list[str]()
     entries = sorted(files.entries(), key=lambda entry: entry.name)
-    tables = (LABELS, CAPTIONS, MANIFEST)
-    texts = {entry.name: files.read_text(entry.name) for entry in entries if entry.name in tables}
-    entries = [entry for entry in entries if entry.name not in tables]
+    top = only_folder([entry.name for entry in entries])
+    tables = {name: _find_table(root, entries, name, notes) for name in (LABELS, CAPTIONS)}
+    manifest = next((entry for entry in entries if entry.name in (MANIFEST, top + MANIFEST)), None)
+    entries = [entry for entry in entries if entry not in (*tables.values(), manifest)]
     if not entries:
         raise ValueError(f"{root} holds no images: it is empty")
     names = [entry.name for entry in entries]
-    attribute_names, rows = _read_labels(root, texts[LABELS], names) if LABELS in texts else ((), {})
-    attributes = np.zeros((len(names), len(attribute_names)), np.int8)  # (N, K)
-    splits = np.array([_split_of(name) for name in names], np.uint8)
-    identities = np.full(len(names), -1, np.int32)
-    for i, name in enumerate(names):
-        if name in rows:
-            values, split, identity = rows[name]
-            attributes[i], identities[i] = values, identity
-            splits[i] = splits[i] if split is None else split
+    splits, identities = _splits_of(names, top, notes), np.full(len(names), -1, np.int32)
+    labels, captions = (
+        None if entry is None else _Table(files, entry, names, allow_unmatched) for entry in tables.values()
+    )
+    attribute_names, attributes = _read_labels(labels, splits, identities)
+    for table in filter(None, (labels, captions)):
+        notes += [f"{table.name}: {note}" for note in table.notes]
+    text = None if captions is None else _read_captions(captions, len(names))
+    origin = None if manifest is None else files.read_bytes(manifest.name).decode(errors="replace")
     return Source(
         title=f"folder {root.resolve().name} ({len(names):,} files)",
         where=root,
         names=names,
-        paths=names,
+        paths=[entry.path for entry in entries],
         attributes=attributes,
         attribute_names=attribute_names,
         splits=splits,
         identities=identities if (identities >= 0).any() else None,
-        stamp=fingerprint(entries, *texts.values()),
-        text=_read_captions(root, texts[CAPTIONS], names) if CAPTIONS in texts else None,
-        origin=_read_origin(texts.get(MANIFEST, "")),
+        stamp=fingerprint(entries, attributes, repr(attribute_names), splits, identities, repr(text), origin),
+        text=text,
+        left_out=files.left_out,
+        origin=_read_origin(origin or ""),
+        notes=notes,
     )
 
 
-def export(data: Packed, out: Path, kind: Literal["jpeg", "webp"] = "jpeg", quality: int = 92) -> Path:
-    """Write a pack as a .zip of images for `--data folder --root OUT.zip`, and return `out`.
-
-    Names, labels, splits, captions and the manifest are included. The compression is lossy, so
-    pixels change slightly.
+def _find_table(root: Path, entries: Sequence[Entry], file: str, notes: list[str]) -> Entry | None:
+    """Return the file of this name, in upper or lower case, that is nearest to the root.
 
     Raises:
-        ValueError: if `out` exists or does not end in .zip.
+        ValueError: if there are several at the same depth.
     """
-    if out.suffix != ".zip":
-        raise ValueError(f"{out}: an export is a zip archive; give a name that ends in .zip")
-    if out.exists():
-        raise ValueError(f"{out} already exists: choose another name, or delete it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    suffix = {"jpeg": ".jpg", "webp": ".webp"}[kind]
-    table, captions = io.StringIO(), io.StringIO()
-    writer, caption_writer = csv.writer(table), csv.writer(captions)
-    caption_writer.writerow(["file", "caption"])
-    identity = [] if data.identities is None else ["identity"]
-    writer.writerow(["file", "split", *identity, *data.attribute_names])
-    draft = out.with_name(out.name + ".tmp")
-    with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
-        for i, name in enumerate(data.names):
-            stored = name if name.lower().endswith(suffix) else name + suffix
-            picture = io.BytesIO()
-            Image.fromarray(data.images[i]).save(picture, kind.upper(), quality=quality)
-            archive.writestr(stored, picture.getvalue())
-            who = [] if data.identities is None else [int(data.identities[i])]
-            writer.writerow([stored, SPLITS[data.splits[i]], *who, *data.attributes[i].tolist()])
-            if data.text is not None:
-                caption_writer.writerows([stored, caption] for caption in data.text[i])
-        if data.text is not None and any(data.text):
-            archive.writestr(CAPTIONS, captions.getvalue(), zipfile.ZIP_DEFLATED)
-        archive.writestr(LABELS, table.getvalue(), zipfile.ZIP_DEFLATED)
-        origin = {**data.manifest, "export": f"{kind}, quality {quality}"}
-        archive.writestr(MANIFEST, json.dumps(origin), zipfile.ZIP_DEFLATED)
-    draft.replace(out)
-    return out
-
-
-Row = tuple[list[int], int | None, int]
-"""Attributes, split code or None, identity or -1."""
+    tables = [entry for entry in entries if entry.name.rpartition("/")[2].casefold() == file]
+    tables.sort(key=lambda entry: entry.name.count("/"))
+    if len(tables) > 1:
+        first, second = (entry.name for entry in tables[:2])
+        if first.count("/") == second.count("/"):
+            raise ValueError(f"{root} holds {first} and {second}: merge them into one {file} in {root}")
+        notes.append(f"there are {len(tables)} files called {file}: {first} is read")
+    return tables[0] if tables else None
 
 
 class _Table:
-    """Rows of a CSV file whose first column is an image file. Rows of other files are ignored.
+    """A CSV file whose rows belong to images.
 
     Args:
-        root: folder or archive that holds the CSV file.
-        file: name of the CSV file.
-        text: its content.
+        files: folder or archive that holds it.
+        entry: the CSV file.
         names: relative paths of all images.
+        allow_unmatched: accept that most rows belong to no image.
 
     Raises:
-        ValueError: if the header is missing or has a name twice, if a row has another number of
-            columns, or if no row belongs to an image.
+        ValueError: if it is malformed, or more than half of its rows belong to no image.
     """
 
-    def __init__(self, root: Path, file: str, text: str, names: list[str]):
-        where = str(root / file)
-        lines = list(csv.reader(io.StringIO(text)))
-        if not lines or len(lines[0]) < 2:
-            raise ValueError(f"{where}: expected a header line with the column names, the first one for the file")
-        self.columns = [name.strip() for name in lines[0][1:]]
-        if len(set(self.columns)) != len(self.columns):
-            raise ValueError(f"{where}: a column name occurs twice in the header")
-        # A bare file name is enough if only one file has it.
-        by_name: dict[str, list[str]] = {}
-        for name in names:
-            by_name.setdefault(name.rsplit("/", 1)[-1], []).append(name)
-        known = set(names)
-        self.rows: list[tuple[str, str, dict[str, str]]] = []  # (file, where the row is, its cells)
-        for number, line in enumerate(lines[1:], start=2):
-            if not line:
-                continue
-            if len(line) != len(self.columns) + 1:
-                message = f"{len(line)} columns, the header has {len(self.columns) + 1}"
-                raise ValueError(f"{where}, line {number}: {message}")
-            image = line[0].strip().removeprefix("./")
-            owners = [image] if image in known else by_name.get(image, [])
-            if len(owners) > 1:
-                message = f"{image} is the name of {len(owners)} files: give the relative path"
-                raise ValueError(f"{where}, line {number}: {message}")
-            if owners:
-                cells = dict(zip(self.columns, line[1:], strict=True))
-                self.rows.append((owners[0], f"{where}, line {number}", cells))
+    def __init__(self, files: Files, entry: Entry, names: list[str], allow_unmatched: bool):
+        self.name, self.where, self.notes = entry.name, str(files.where / entry.path), list[str]()
+        self.columns, self.rows = read_table(files.read_bytes(entry.name), self.where, self.notes)
         if not self.rows:
-            raise ValueError(f"{where}: none of its files is in {root}")
+            raise ValueError(f"{self.where}: it has a header and no rows")
+        self.owners = match(self.rows, names, entry.name[: entry.name.rfind("/") + 1], self.where)
+        lost = [row.file for row, owner in zip(self.rows, self.owners, strict=True) if owner is None]
+        known = set(self.owners)
+        others = [name for i, name in enumerate(names) if i not in known]
+        if lost or others:
+            sentence = compare_names(lost, others, (len(self.rows), len(names)))
+            if 2 * len(lost) > len(self.rows) and not allow_unmatched:
+                raise ValueError(f"{self.where}: {sentence}; {ALLOW}")
+            self.notes.append(sentence)
 
 
-def _read_labels(root: Path, text: str, names: list[str]) -> tuple[tuple[str, ...], dict[str, Row]]:
-    """Return the names of the attributes, and the labels of each file that attributes.csv lists."""
-    table = _Table(root, LABELS, text, names)
-    rows = {file: _read_row(where, cells) for file, where, cells in table.rows}
-    return tuple(name for name in table.columns if name not in ("split", "identity")), rows
+def _read_labels(
+    table: _Table | None, splits: np.ndarray, identities: np.ndarray
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return names and values (N, K) of the attributes, and write into `splits` and `identities`
+    what attributes.csv says of them."""
+    if table is None:
+        return (), np.zeros((len(splits), 0), np.int8)
+    check_once(table.rows, table.owners, table.where)
+    names = [name for name in table.columns if name not in ("split", "identity")]
+    values = np.zeros((len(table.rows), len(names)), np.int8)  # (R, K), in the order of the rows
+    attributes = np.zeros((len(splits), len(names)), np.int8)  # (N, K)
+    for r, (row, owner) in enumerate(zip(table.rows, table.owners, strict=True)):
+        values[r], split, identity = _read_row(f"{table.where}, line {row.line}", table.columns, row)
+        if owner is not None:
+            identities[owner] = identity
+            splits[owner] = splits[owner] if split is None else split
+    values = decide_zeros(values, names, table.notes)
+    owned = [(r, owner) for r, owner in enumerate(table.owners) if owner is not None]
+    if owned:
+        rows, owners = map(list, zip(*owned, strict=True))
+        attributes[owners] = values[rows]
+    return tuple(names), attributes
 
 
-def _read_captions(root: Path, text: str, names: list[str]) -> list[tuple[str, ...]]:
-    """Return the captions of each image. A file may have several rows in captions.csv, or none."""
-    table = _Table(root, CAPTIONS, text, names)
-    if table.columns != ["caption"]:
-        raise ValueError(f"{root / CAPTIONS}: expected the columns file and caption, got file, {table.columns}")
-    captions: dict[str, list[str]] = {}
-    for file, _, cells in table.rows:
-        captions.setdefault(file, []).append(cells["caption"])
-    return [tuple(captions.get(name, ())) for name in names]
-
-
-def _read_row(where: str, cells: dict[str, str]) -> Row:
-    cells = {name: value.strip() for name, value in cells.items()}
+def _read_row(where: str, columns: list[str], row: Row) -> tuple[list[int], int | None, int]:
+    """Return the attributes, the code of the split or None, and the identity or -1 of a row."""
+    cells = {name: value.strip() for name, value in zip(columns, row.cells, strict=True)}
     split, identity = cells.pop("split", ""), cells.pop("identity", "") or "-1"
     if split and split not in SPLITS:
         raise ValueError(f"{where}: split {split!r}, expected {', '.join(SPLITS)}")
-    if not identity.removeprefix("-").isdecimal():
-        raise ValueError(f"{where}: identity {identity!r} is not an integer")
+    if not identity.removeprefix("-").isdecimal() or len(identity) > 10 or abs(int(identity)) >= 1 << 31:
+        raise ValueError(f"{where}: identity {identity[:20]!r} is not an integer of at most 31 bits")
     for name, value in cells.items():
-        if value not in _MEANINGS:
-            raise ValueError(f"{where}: {name} is {value!r}, expected -1 (no), 0 (unknown) or 1 (yes)")
-    return [_MEANINGS[v] for v in cells.values()], SPLITS.index(split) if split else None, int(identity)
+        if value not in VALUES:
+            raise ValueError(f"{where}: {name} is {value[:40]!r}, expected -1 (no), 0 (unknown) or 1 (yes)")
+    return [VALUES[value] for value in cells.values()], SPLITS.index(split) if split else None, int(identity)
 
 
-def _split_of(name: str) -> int:
-    """Return a split code from a hash of the file name: 90 % train, 5 % valid, 5 % test."""
-    percent = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") % 100
+def _read_captions(table: _Table, count: int) -> list[tuple[str, ...]]:
+    """Return the captions of each image. A file may have several rows in captions.csv, or none."""
+    if table.columns != ["caption"]:
+        raise ValueError(f"{table.where}: expected the columns file and caption, got file, {table.columns}")
+    captions: list[tuple[str, ...]] = [()] * count
+    for row, owner in zip(table.rows, table.owners, strict=True):
+        if owner is not None:
+            captions[owner] += (row.cells[0],)
+    return captions
+
+
+def _splits_of(names: Sequence[str], top: str, notes: list[str]) -> np.ndarray:
+    """Return the code of the split of each image: by its folder, or by a hash of its own name.
+
+    The hash puts 90 % into train, 5 % into valid and 5 % into test. It does not depend on folders,
+    so that it is the same for a folder and for the folder above.
+
+    Args:
+        names: relative paths of the images.
+        top: the folder that holds all other folders, or "".
+        notes: receives a line if there are folders for splits.
+    """
+    folders = [name.removeprefix(top).partition("/") for name in names]
+    of_folder = [SPLIT_FOLDERS.get(folder.casefold()) if slash else None for folder, slash, _ in folders]
+    if found := sorted({folder for (folder, _, _), split in zip(folders, of_folder, strict=True) if split is not None}):
+        hashed = of_folder.count(None)
+        rest = f"; {hashed:,} files outside of them get a split by a hash of their names" if hashed else ""
+        notes.append(f"splits are the folders {', '.join(found)}{rest}")
+    codes = [_hashed_split(name) if split is None else split for name, split in zip(names, of_folder, strict=True)]
+    return np.array(codes, np.uint8)
+
+
+def _hashed_split(name: str) -> int:
+    own = fold(name).rpartition("/")[2]
+    percent = int.from_bytes(hashlib.sha256(own.encode("utf-8", "surrogatepass")).digest()[:8], "big") % 100
     return 0 if percent < 90 else 1 if percent < 95 else 2
 
 
 def _read_origin(text: str) -> dict[str, Any] | None:
     """Return the manifest of the pack of which this folder is an export, or None."""
     try:
-        manifest = json.loads(text)
+        manifest = parse_json(text)
     except ValueError:
         return None
     return manifest if isinstance(manifest, dict) and "checksums" in manifest else None

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from genmodels.data.packed import Packed
-from genmodels.writing import replacing
+from genmodels.data.source import readable
 
 _TILE, _LINE, _GAP = 160, 12, 8
 _COLUMNS = 8
@@ -34,14 +34,14 @@ def save_sheet(data: Packed, path: Path, n: int = 32, seed: int = 0) -> Path:
         left, top = _GAP + place % _COLUMNS * cell[0], _GAP + place // _COLUMNS * cell[1]
         sheet.paste(Image.fromarray(data.images[i]).resize((_TILE, _TILE), Image.Resampling.NEAREST), (left, top))
         draw.multiline_text((left, top + _TILE + 2), caption, fill="black", font=font, spacing=1)
-    with replacing(path) as draft:
-        sheet.save(draft)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
     return path
 
 
 def _caption(data: Packed, i: int) -> str:
     """Return the file name and the positive attributes, wrapped to the width of the tile."""
-    lines = [data.names[i].rsplit("/", 1)[-1][-24:]]
+    lines = [readable(data.names[i]).rsplit("/", 1)[-1][-24:]]
     for k in np.flatnonzero(data.attributes[i] > 0):
         name = data.attribute_names[k].replace("_", " ")
         if len(lines) > 1 and len(lines[-1]) + len(name) < 26:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
+import stat
 import zipfile
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from genmodels.reading import LARGEST_TEXT
+
 LARGEST_MEMBER = 1 << 28
 """Largest file, in bytes, that is read from an archive into memory."""
+_UTF8_FLAG = 0x800
+"""Bit of a member's flags: its name is UTF-8. Without it, the name is in the code page of the tool."""
+_LATIN = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0x100)}
+"""Characters that stand for bytes that are not UTF-8 (PEP 383), and the same bytes as Latin-1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +37,11 @@ class Source:
         names: names of the images, sorted.
         paths: paths of the images in the folder or archive.
         attributes, attribute_names, splits, identities, text: one row per name, as in `Packed`.
-        stamp: hash of names, sizes and modification times; it changes if a file changes. No image
-            is opened to compute it.
+        stamp: hash of names, sizes, modification times and labels; it changes if a file changes. No
+            image is opened to compute it.
         left_out: (name, reason) of files that are skipped without opening them.
         origin: manifest of the pack of which this source is an export.
+        notes: one line for each decision about the labels that their author should know of.
     """
 
     title: str
@@ -46,19 +56,32 @@ class Source:
     text: list[tuple[str, ...]] | None = None
     left_out: list[tuple[str, str]] = field(default_factory=list)
     origin: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file that may be an image: relative path, size in bytes, and modification time or CRC."""
+    """A file that may be an image.
+
+    Attributes:
+        name: relative path with forward slashes.
+        path: the path as the folder or the archive has it.
+        size: size in bytes.
+        changed: modification time, or checksum in an archive.
+    """
 
     name: str
+    path: str
     size: int
     changed: int
 
 
 class Files:
     """Reads files of a folder or a zip archive by relative path, also from several threads.
+
+    Attributes:
+        where: the folder or archive.
+        left_out: (name, reason) of files that `entries` did not yield.
 
     Raises:
         FileNotFoundError: if `where` does not exist.
@@ -67,40 +90,107 @@ class Files:
 
     def __init__(self, where: Path):
         self.where = where
+        self.left_out: list[tuple[str, str]] = []
         self._archive = None if where.is_dir() else open_archive(where)
+        self._paths: dict[str, str] = {}
 
     def entries(self) -> Iterator[Entry]:
-        """Yield every file that is not hidden, in no particular order."""
-        if self._archive is None:
-            yield from _walk(self.where, "", set())
-            return
-        for info in self._archive.infolist():
-            if not info.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/")):
-                yield Entry(info.filename, info.file_size, info.CRC)
+        """Yield every file that is not hidden, in no particular order.
+
+        Names are relative whatever the tool that made the archive wrote: `./a.jpg`, `/a.jpg` and
+        `a.jpg` are the same, and `faces\\a.jpg` is `faces/a.jpg`. A name that leads out of the
+        archive (`../a.jpg`) is left out, and so is the second file of a name.
+        """
+        self.left_out.clear()
+        self._paths.clear()
+        for entry in self._walk() if self._archive is None else _members(self._archive):
+            parts = name_parts(entry.name)
+            name = "/".join(parts)
+            if ".." in parts:
+                self.left_out.append((entry.name, "its name leads out of the archive"))
+            elif name in self._paths:
+                self.left_out.append((entry.name, "another file has the same name"))
+            elif parts and not any(part.startswith((".", "__MACOSX")) for part in parts):
+                self._paths[name] = entry.path
+                yield replace(entry, name=name)
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """Open the file `name` for reading and seeking."""
+        """Open the file with this name or path for reading and seeking.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        path = self._paths.get(name, name)
         if self._archive is None:
-            with open(self.where / name, "rb") as file:
+            with open(self.where / path, "rb") as file:
                 yield file
             return
-        size = self._archive.getinfo(name).file_size
+        size = self._archive.getinfo(path).file_size
         if size > LARGEST_MEMBER:
             raise OSError(f"file of {size:,} bytes in an archive; at most {LARGEST_MEMBER:,} are read")
-        yield io.BytesIO(self._archive.read(name))
+        try:
+            content = self._archive.read(path)
+        except Exception as error:  # encrypted or damaged: each way of compression has its own errors
+            raise OSError(" ".join(str(error).split()) or type(error).__name__) from None
+        yield io.BytesIO(content)
 
-    def read_text(self, name: str) -> str:
-        """Read the text file `name` as UTF-8."""
-        with self.open(name) as file:
-            return file.read().decode("utf-8-sig")
+    def read_bytes(self, name: str, limit: int = LARGEST_TEXT) -> bytes:
+        """Read a small file.
+
+        Raises:
+            ValueError: if it is larger than `limit` bytes, or cannot be read; names the file.
+        """
+        where = self.where / name
+        try:
+            with self.open(name) as file:
+                content = file.read(limit + 1)
+        except OSError as error:
+            raise ValueError(f"{where} cannot be read: {error.strerror or error}") from None
+        if len(content) > limit:
+            raise ValueError(f"{where} has more than {limit:,} bytes, which is too much for a text file")
+        return content
+
+    def _walk(self) -> Iterator[Entry]:
+        """Yield the files of a folder.
+
+        A folder that links lead to is listed once, at its own place if it has one in the tree.
+        Links to a folder that contains the whole tree are not followed.
+        """
+        top, seen = os.path.realpath(self.where), set()
+        folders, links = deque([""]), deque[str]()
+        while folders or links:
+            prefix = folders.popleft() if folders else links.popleft()
+            real = os.path.realpath(self.where / prefix)
+            if real in seen or (prefix and top.startswith(real.rstrip(os.sep) + os.sep)):
+                continue
+            seen.add(real)
+            with os.scandir(self.where / prefix) as items:
+                found = sorted(items, key=lambda item: item.name)
+            for item in found:
+                if item.name.startswith("."):
+                    continue
+                try:
+                    status = item.stat()
+                except OSError as error:  # a link that leads nowhere, or to itself
+                    self.left_out.append((prefix + item.name, f"cannot be read: {error.strerror}"))
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    (links if item.is_symlink() else folders).append(f"{prefix}{item.name}/")
+                elif stat.S_ISREG(status.st_mode):
+                    path = prefix + item.name
+                    yield Entry(path, path, status.st_size, status.st_mtime_ns)
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
     """Open a zip archive. Files that are not archives, such as a saved error page, are refused."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is neither a folder nor a file")
     try:
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
+    except OSError:
+        raise
+    except Exception:  # BadZipFile, or what zipfile raises for a damaged directory of members
         with open(path, "rb") as file:
             start = file.read(16)
         raise ValueError(
@@ -109,27 +199,34 @@ def open_archive(path: Path) -> zipfile.ZipFile:
         ) from None
 
 
-def fingerprint(entries: Iterable[Entry], *texts: str) -> str:
-    """Return 32 hex digits that identify a list of files and the text of label files."""
+def readable(text: str) -> str:
+    """Return `text` with the bytes that are not UTF-8 (PEP 383) as the characters of Latin-1."""
+    return text.translate(_LATIN)
+
+
+def name_parts(path: str) -> list[str]:
+    """Split a path at slashes and backslashes, without drive letter, leading slash and `./`."""
+    parts = re.sub(r"^[A-Za-z]:(?=[\\/])", "", path).replace("\\", "/").split("/")
+    return [part for part in parts if part not in ("", ".")]
+
+
+def fingerprint(entries: Iterable[Entry], *labels: np.ndarray | str | None) -> str:
+    """Return 32 hex digits that identify a list of files and their labels."""
     digest = hashlib.sha256()
     for entry in entries:
         digest.update(f"{entry.name}\0{entry.size}\0{entry.changed}\0".encode("utf-8", "surrogateescape"))
-    for text in texts:
-        digest.update(hashlib.sha256(text.encode()).digest())
+    for label in labels:
+        content = label.tobytes() if isinstance(label, np.ndarray) else repr(label).encode()
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:32]
 
 
-def _walk(folder: Path, prefix: str, seen: set[str]) -> Iterator[Entry]:
-    real = os.path.realpath(folder)
-    if real in seen:  # symbolic links may form a cycle
-        return
-    seen.add(real)
-    with os.scandir(folder) as items:
-        for item in items:
-            if item.name.startswith("."):
-                continue
-            if item.is_dir():
-                yield from _walk(folder / item.name, f"{prefix}{item.name}/", seen)
-            elif item.is_file():
-                stat = item.stat()
-                yield Entry(prefix + item.name, stat.st_size, stat.st_mtime_ns)
+def _members(archive: zipfile.ZipFile) -> Iterator[Entry]:
+    """Yield the files of an archive. Of several members with one path, the last is the file."""
+    for info in reversed(archive.infolist()):
+        name = info.filename
+        if not name.endswith(("/", "\\")):
+            if not info.flag_bits & _UTF8_FLAG:  # some tools write UTF-8 without the flag
+                with suppress(UnicodeError):
+                    name = name.encode("cp437").decode("utf-8")
+            yield Entry(name, info.filename, info.file_size, info.CRC)
