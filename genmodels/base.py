@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genmodels.abilities import ability
 from genmodels.card import model_card, without_local_pictures
 from genmodels.modes import evaluating
-from genmodels.saving import FORMAT, from_dict, load_weights, read_header, to_dict
+from genmodels.saving import MODEL_FILES, from_dict, load_weights, read_header, write_model
 from genmodels.types import UNCONDITIONAL, Batch, Condition, ConditionConfig, Noise
+from genmodels.writing import replacing_files
 
 if TYPE_CHECKING:
     from genmodels.pictures import ImageList
@@ -156,15 +155,18 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         return ModelCard(self._card or model_card(self))
 
     @final
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> str | None:
+        """Write the model to a folder, as a whole: if this fails, an earlier model there remains."""
+        folder = Path(save_directory)
+        with replacing_files(folder, MODEL_FILES) as draft:
+            result = super().save_pretrained(draft, **{"repo_id": folder.name} | settings)
+            if (folder / "README.md").exists():  # it may have been edited
+                (draft / "README.md").unlink()
+        return result
+
+    @final
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_directory.mkdir(parents=True, exist_ok=True)
-        # Weights first: a folder with a config.json is a complete model.
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, save_directory / "model.safetensors")
-        header = {"format": FORMAT, "family": self.family, "model": to_dict(self.config)}
-        config = save_directory / "config.json"
-        config.write_text(json.dumps(header, indent=2) + "\n")
-        # safetensors makes the file readable by its owner only: use the permissions of config.json.
-        (save_directory / "model.safetensors").chmod(config.stat().st_mode)
+        write_model(save_directory, self.family, self.config, self.state_dict())
 
     @classmethod
     @final

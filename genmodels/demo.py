@@ -25,6 +25,7 @@ from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import Figure, Section, curves, embedded, page, tiles
 from genmodels.evaluation.results import Score
 from genmodels.modes import computes_bf16, evaluating
+from genmodels.writing import write_text
 
 SIZE = 64
 MADE = {"index.html", "grid.png", "reconstructions.png", "interpolation.png", "interpolation.gif", "vae", "ae"}
@@ -70,7 +71,7 @@ def show(out: Path, data: Packed, minutes: float, began: float) -> Path:
     pictures = _draw(models["vae"], models["ae"], data, out)
     scores = {name: _measure(model, data.split("valid")) for name, model in models.items()}
     text = _page(out, minutes, models, scores, pictures, data, time.monotonic() - began)
-    (out / "index.html").write_text(text, encoding="utf-8")
+    write_text(out / "index.html", text)
     return out / "index.html"
 
 

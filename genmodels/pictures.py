@@ -15,6 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genmodels.image_files import image_file, open_image, to_rgb
+from genmodels.writing import replacing, replacing_folder
+
 
 def to_float(images: Tensor | np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Convert uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1] on `device`.
@@ -89,11 +92,10 @@ def cut_grid(path: str | Path, size: int) -> np.ndarray:
         size: side of each image in pixels.
 
     Raises:
-        ValueError: if it is not a grid of such images, or holds none.
-        OSError: if it is not an image file.
+        ValueError: if it is not an image file, is not a grid of such images, or holds none.
     """
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    with image_file(Path(path)) as file:
+        pixels = np.asarray(to_rgb(open_image(file)[0])[0])
     step = size + 2  # 2 pixels before, between and after
     if any(side % step != 2 for side in pixels.shape[:2]):
         raise ValueError(f"{path} is not a grid of images of {size} px")
@@ -107,27 +109,31 @@ def cut_grid(path: str | Path, size: int) -> np.ndarray:
 
 
 def save_grid(path: str | Path, images: np.ndarray, columns: int | None = None) -> None:
-    """Save `grid(images, columns)` in the format of `path`. Missing folders are created."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    grid(images, columns).save(path)
+    """Save `grid(images, columns)` in the format of `path`, atomically. Missing folders are
+    created."""
+    with replacing(Path(path)) as draft:
+        grid(images, columns).save(draft)
 
 
 def save_animation(path: str | Path, images: np.ndarray, milliseconds: int = 80) -> None:
     """Save uint8 images (N, H, W, 3) as a looping GIF with one palette per frame."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     first, *rest = (Image.fromarray(image) for image in images)
-    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    with replacing(Path(path)) as draft:
+        first.save(draft, save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
 def save_images(path: str | Path, images: np.ndarray) -> None:
-    """Save uint8 images (N, H, W, 3) as an array (.npy), a grid (.png) or a folder of PNG files."""
+    """Save uint8 images (N, H, W, 3) as an array (.npy), a grid (.png) or a folder of PNG files.
+
+    The file or folder is written as a whole: after a failure, an earlier one is still there.
+    """
     path = Path(path)
     if path.suffix == ".npy":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, images)
+        with replacing(path) as draft:
+            np.save(draft, images)
     elif path.suffix == ".png":
         save_grid(path, images)
     else:
-        path.mkdir(parents=True, exist_ok=True)
-        for index, image in enumerate(images):
-            Image.fromarray(image).save(path / f"{index:06d}.png")
+        with replacing_folder(path) as draft:
+            for index, image in enumerate(images):
+                Image.fromarray(image).save(draft / f"{index:06d}.png")

@@ -6,15 +6,22 @@ import copy
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from genmodels.reading import read_json, read_json_lines
+from genmodels.writing import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 2
 """Version of config.json. A folder of another version is refused."""
+MODEL_FILES = ("model.safetensors", "config.json")
+"""Files of a saved model. A folder with a config.json is complete, so the weights come first."""
 
 T = TypeVar("T")
 Derived = Annotated[T, tyro.conf.Suppress]
@@ -44,6 +51,17 @@ def load_weights(model: Any, path: Path) -> None:
         raise ValueError(
             f"{path}: not the weights of this config ({reason}); the file is damaged or mixed up"
         ) from None
+
+
+def write_model(folder: Path, family: str, config: Any, weights: Mapping[str, Tensor]) -> None:
+    """Write model.safetensors and config.json into an existing folder."""
+    from safetensors.torch import save_file
+
+    tensors, header = (folder / name for name in MODEL_FILES)
+    save_file({name: value.contiguous() for name, value in weights.items()}, tensors)
+    write_json(header, {"format": FORMAT, "family": family, "model": to_dict(config)}, indent=2)
+    # safetensors makes the file readable by its owner only: use the permissions of config.json.
+    tensors.chmod(header.stat().st_mode)
 
 
 def reset_derived(config: T, **values: Any) -> T:

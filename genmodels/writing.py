@@ -8,13 +8,19 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from glob import escape
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
+
+LEFTOVER = ".partial"
+"""Temporary folder of `replacing_files`."""
+_drafts = count()
 
 
 @contextmanager
@@ -22,7 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path beside it, which replaces `path` at the end.
 
     If the block fails, `path` keeps its contents and the temporary file is removed. A symbolic link
-    at `path` is replaced and never written through. Missing folders are created.
+    at `path` is replaced and never written through. Missing folders are created. Several processes
+    may write the same file at once; what killed ones have left is removed.
 
     Example::
 
@@ -35,9 +42,14 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written. If the disk is full, the message says so in one line.
     """
-    draft = path.with_name(f".{path.stem[:60]}.partial{path.suffix}")
+    before, after = f".{path.stem[:60]}.", f".partial{path.suffix}"
+    draft = path.with_name(f"{before}{os.getpid()}-{next(_drafts)}{after}")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f"{escape(before)}*{escape(after)}"):
+            process = other.name.removeprefix(before).partition("-")[0]
+            if not (process.isdecimal() and _is_running(int(process))):
+                remove(other)
         remove(draft)
         try:
             yield draft
@@ -69,7 +81,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Write a folder as a whole: yield a temporary folder, which becomes `path` at the end.
 
     If the block fails, what was at `path` is still there, and the temporary folder is removed. A
-    folder that is already at `path` is deleted at the end.
+    folder that is already at `path` is deleted at the end. If it is free (see `is_free`), it is
+    kept and filled instead, because it may be a mounted disk or the current directory.
 
     Args:
         path: the folder. The caller has checked that it may be replaced.
@@ -77,24 +90,67 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written. If the disk is full, the message says so in one line.
     """
-    path = path.absolute()
-    draft, old = (path.with_name(f".{path.name[:60]}.{kind}") for kind in ("partial", "replaced"))
-    with explained(path):
-        remove(draft)
-        draft.mkdir(parents=True)
-        try:
+    if path.is_dir() and is_free(path):
+        with replacing_files(path) as draft:
             yield draft
-            for file in sorted(draft.rglob("*")):
-                flush(file)
-            if os.path.lexists(path):
-                remove(old)
-                os.replace(path, old)
-            os.replace(draft, path)
-        except BaseException:
-            remove(draft)
-            raise
+        return
+    path = path.absolute()
+    old = path.with_name(f".{path.name[:60]}.replaced")
+    with explained(path), _draft(path.with_name(f".{path.name[:60]}.partial")) as draft:
+        yield draft
+        _flush_all(draft)
+        if os.path.lexists(path):
+            remove(old)
+            os.replace(path, old)
+        os.replace(draft, path)
         flush(path.parent)
         remove(old)
+
+
+@contextmanager
+def replacing_files(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
+    """Write several files of a folder: yield a temporary folder, whose files move to `folder`.
+
+    They move at the end of the block, when all are on the disk. If the block fails, `folder` keeps
+    its files. Other files of `folder` stay as they are.
+
+    Args:
+        folder: the folder, which is created if it does not exist.
+        first: names of files that move before the others, in this order.
+
+    Raises:
+        OSError: if they cannot be written. If the disk is full, the message says so in one line.
+    """
+    with explained(folder), _draft(folder / LEFTOVER) as draft:
+        yield draft
+        _flush_all(draft)
+        for name in dict.fromkeys([*first, *sorted(file.name for file in draft.iterdir())]):
+            os.replace(draft / name, folder / name)
+        flush(folder)
+
+
+def is_free(path: Path) -> bool:
+    """Return whether nothing is at `path`, or a folder that is empty except for what an interrupted
+    `replacing_files` has left."""
+    if not path.is_dir():
+        return not os.path.lexists(path)
+    return all(item.name == LEFTOVER for item in path.iterdir())
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """Context with a new folder, which is removed at the end if it is still there."""
+    remove(path)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        remove(path)
+
+
+def _flush_all(folder: Path) -> None:
+    for file in (*sorted(folder.rglob("*")), folder):
+        flush(file)
 
 
 def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
@@ -122,9 +178,7 @@ def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
         remove(path)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(
-            error.errno, f"{path} needs {needed / 1e9:.2g} GB and {path.parent} has {free / 1e9:.2g} GB free"
-        ) from None
+        raise _full(f"{path} needs {needed / 1e9:.2g} GB and {path.parent} has {free / 1e9:.2g} GB free") from None
     return array
 
 
@@ -144,6 +198,16 @@ def reserve(path: Path) -> None:
         os.posix_fallocate(descriptor, 0, size)
     finally:
         os.close(descriptor)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 def remove(path: Path) -> None:
@@ -172,4 +236,10 @@ def explained(path: Path) -> Iterator[None]:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
         if not full:
             raise
-        raise OSError(errno.ENOSPC, f"cannot write {path}: the disk is full; free some space and try again") from error
+        raise _full(f"cannot write {path}: the disk is full; free some space and try again") from error
+
+
+def _full(message: str) -> OSError:
+    error = OSError(message)  # with an errno here, the message would begin with "[Errno 28]"
+    error.errno = errno.ENOSPC
+    return error

@@ -105,7 +105,7 @@ def test_compare_takes_as_many_of_each_as_the_smallest_set_has(capsys: pytest.Ca
     )
 
 
-def test_a_kept_result_shows_its_own_grid_only(run: Path) -> None:
+def test_a_kept_result_shows_its_own_grid_only(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "two.npy", "--data", "real.npy", "--json", "two/metrics.json"]) == 0
     pictures.save_grid("two/samples.png", faces(2).images[:10])  # four rows of three, two places white
     assert np.array_equal(_read_saved(Path("two/metrics.json")).pictures["samples"], faces(2).images[:10])
@@ -115,6 +115,10 @@ def test_a_kept_result_shows_its_own_grid_only(run: Path) -> None:
     assert not _read_saved(Path("two/metrics.json")).pictures
     Path("two/samples.png").write_text("no picture")
     assert not _read_saved(Path("two/metrics.json")).pictures
+    Image.new("1", (20_000, 20_000)).save("two/samples.png")
+    capsys.readouterr()
+    assert not _read_saved(Path("two/metrics.json")).pictures
+    assert capsys.readouterr().out.startswith("left out: two/samples.png: decompression bomb")
 
 
 def test_settings_without_effect_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import genmodels.data as data_package
+from genmodels import image_files
 from genmodels.data import export, load_packed, open_data, pack, packing, save_sheet
 from genmodels.data.packed import IMAGES, MANIFEST
 
@@ -112,6 +113,7 @@ def test_odd_files_are_converted_or_skipped_and_counted(tmp_path: Path, monkeypa
     write_odd_files(tmp_path / "tree")
     Image.new("L", (400, 300)).save(tmp_path / "tree" / "bomb.png")
     Image.new("L", (600, 500)).save(tmp_path / "tree" / "big_bomb.png")
+    monkeypatch.setattr(image_files, "LARGEST_IMAGE", 100_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow warns of 120,000 pixels, refuses 300,000
     out = pack("folder", tmp_path / "tree", tmp_path / "out", 16)
     found, manifest = by_name(out), load_packed(out).manifest
@@ -124,7 +126,7 @@ def test_odd_files_are_converted_or_skipped_and_counted(tmp_path: Path, monkeypa
         "big_bomb.png": "decompression bomb",
         "cut.jpg": "truncated or damaged",
         "empty.jpg": "empty file",
-        "page.jpg": "not an image",
+        "page.jpg": "not an image of a known format",
         "small.png": "smaller than the size",
         "float.tif": "floating-point pixels have no obvious range",
     }

@@ -119,7 +119,7 @@ def test_a_write_never_goes_through_a_link(tmp_path: Path) -> None:
     path = tmp_path / "run" / "config.yaml"
     path.parent.mkdir()
     path.symlink_to(precious)
-    (path.parent / ".config.partial.yaml").symlink_to(precious)  # the temporary name
+    (path.parent / ".config.99999999999-0.partial.yaml").symlink_to(precious)  # a temporary name
     writing.write_text(path, "new")
     assert precious.read_text() == "keep"
     assert path.read_text() == "new"
@@ -169,3 +169,53 @@ def test_an_array_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> No
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"a\.bin: the disk is full"), writing.explained(tmp_path / "a.bin"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+def test_a_free_folder_is_filled_and_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"  # such as a mounted disk, or the current directory
+    (out / writing.LEFTOVER).mkdir(parents=True)
+    write(out / writing.LEFTOVER / "half", "of a killed process")
+    monkeypatch.chdir(out)
+    before = out.stat().st_ino
+    with writing.replacing_folder(Path(".")) as draft:
+        write(draft / "a", "1")
+    assert os.listdir(out) == ["a"]
+    assert out.stat().st_ino == before
+    assert not writing.is_free(out)
+
+
+def test_files_of_a_folder_are_replaced_together(tmp_path: Path) -> None:
+    write(tmp_path / "config.json", "old")
+    write(tmp_path / "notes", "mine")
+
+    def interrupted() -> None:
+        with writing.replacing_files(tmp_path) as draft:
+            write(draft / "config.json", "half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "config.json").read_text() == "old"
+    with writing.replacing_files(tmp_path, ("b", "config.json")) as draft:
+        write(draft / "config.json", "new")
+        write(draft / "b", "new")
+    assert sorted(os.listdir(tmp_path)) == ["b", "config.json", "notes"]
+    assert (tmp_path / "config.json").read_text() == "new"
+
+
+def test_the_message_of_a_full_disk_is_plain(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="^cannot write .*a: the disk is full") as error,
+        writing.replacing(tmp_path / "a"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_another_writes(tmp_path: Path) -> None:
+    write(tmp_path / ".a.99999999999-0.partial.txt", "of a killed process")
+    with writing.replacing(tmp_path / "a.txt") as first, writing.replacing(tmp_path / "a.txt") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert os.listdir(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "first"

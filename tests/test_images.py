@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +154,7 @@ def test_damaged_images_are_named(tmp_path: Path) -> None:
     (folder / "001.png").write_bytes(b"")
     assert "001.png: empty file; replace it" in refusal(folder)
     (folder / "001.png").write_bytes(b"<html>not found</html>")
-    assert "001.png: not an image; replace it" in refusal(folder)
+    assert "001.png: not an image of a known format; replace it" in refusal(folder)
     (folder / "001.png").unlink()
     (folder / "000.png").write_bytes(b"clip.mp4")
     assert "000.png: not an image" in refusal(folder)
@@ -208,6 +210,13 @@ def test_other_layouts_are_refused_with_the_line_that_converts_them(
         Images(np.zeros(shape, dtype), "mine")
 
 
+def claimed_png(side: int) -> bytes:
+    """Return a PNG file that claims side x side pixels and holds none."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    header = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return b"\x89PNG\r\n\x1a\n" + header + b"\0\0\0\x08IDAT" + bytes(12)
+
+
 class Trap:
     """Object that runs code when it is unpickled."""
 
@@ -232,6 +241,50 @@ def test_pickles_and_damaged_arrays_are_refused(tmp_path: Path) -> None:
     assert "a.npz cannot be read as an array" in refusal(tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", mu=np.zeros(3), sigma=np.zeros((3, 3)))
     assert "a.npz holds 2 arrays (mu, sigma), none called arr_0 or samples" in refusal(tmp_path / "a.npz")
+
+
+def array_file(shape: str, kind: str = "|u1") -> bytes:
+    """Return an .npy file with any shape in its header, and 384 bytes of data."""
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(384)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ("(99999999999, 8, 8, 3)", "|u1"),
+        ("(4611686018427387904, 4611686018427387904, 8, 3)", "|u1"),
+        ("(-1, 8, 8, 3)", "|u1"),
+        ("(True, 8, 8, 3)", "|u1"),
+        ("(2, 8, 8, 3)", "|V2147483647"),
+        ("(" * 90, "|u1"),
+    ],
+)
+def test_arrays_that_claim_more_than_they_hold_are_refused(tmp_path: Path, shape: str, kind: str) -> None:
+    (tmp_path / "a.npy").write_bytes(array_file(shape, kind))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", array_file(shape, kind))
+    for name in ("a.npy", "a.npz"):
+        assert f"{name} cannot be read as an array" in refusal(tmp_path / name)
+
+
+def test_images_that_do_not_fit_into_memory_are_refused_before_any_is_allocated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genmodels.evaluation.images.free_memory", lambda: 16_000_000_000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(200):
+            archive.writestr(f"{i}.png", claimed_png(9_400))
+    needs = "a.zip: 200 images of 9,400 px need 53.0 GB of memory and 16.0 GB are free: choose a smaller --size"
+    assert needs in refusal(tmp_path / "a.zip")
+    monkeypatch.setattr("genmodels.evaluation.images.free_memory", lambda: 1_000)
+    assert "4 images of 16 px need 0.0 GB" in refusal(write_folder(tmp_path / "b", noise()))
+    np.save(tmp_path / "c.npy", noise())
+    assert "c.npy: 4 images of 12 px" in refusal(tmp_path / "c.npy", 12)
+    assert len(read_images(tmp_path / "c.npy")) == 4  # memory-mapped
+    monkeypatch.setattr("genmodels.array_files.free_memory", lambda: 1_000)
+    np.savez_compressed(tmp_path / "d.npz", noise() // 255)
+    assert "arr_0 needs 0.0 GB of memory and 0.0 GB are free" in refusal(tmp_path / "d.npz")
 
 
 def test_holds_images_tells_images_from_models(tmp_path: Path) -> None:

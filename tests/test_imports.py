@@ -23,6 +23,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # imports from layers below its own, and never from its own layer or above.
 LAYERS: tuple[set[str], ...] = (
     {"reading", "writing"},
+    {"image_files", "array_files"},
     {"types", "abilities", "saving", "hashing", "pictures", "modes", "distributed"},
     {"card", "inpainting", "token_sampling", "usage"},
     {"nn"},
@@ -167,6 +168,13 @@ def test_shared_modules_name_no_family(layer: str) -> None:
 def test_nobody_asks_hasattr(path: Path) -> None:
     calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     assert not any(isinstance(func, ast.Name) and func.id == "hasattr" for func in calls)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_image_files_opens_images(path: Path) -> None:
+    uses = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    opening = {use for use in uses if use.endswith(("Image.open", ".exif_transpose", ".imread"))}
+    assert not opening or layer_of(path) == "image_files", f"{path.relative_to(ROOT)} uses {sorted(opening)}"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

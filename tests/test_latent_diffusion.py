@@ -217,7 +217,7 @@ def test_pixels_and_every_command(data: list[str], capsys: pytest.CaptureFixture
             "is black: make the region white that the model should complete",
         ),
         (["inpaint", "RUN", "face.png", "--mask", "nowhere.png"], "No such file"),
-        (["inpaint", "RUN", "face.png", "--mask", "text.png"], "is not an image"),
+        (["inpaint", "RUN", "face.png", "--mask", "text.png"], "text.png: not an image of a known format"),
         (["import", "RUN", "out"], "is not a pipeline of diffusers"),
         (["export", "VAE", "out"], "diffusers has no counterpart of vae models here"),
         (["export", "RUN", "full"], "full is not an empty folder"),

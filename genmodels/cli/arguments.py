@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import genmodels
 from genmodels.usage import UsageError, one_line_refusals
+from genmodels.writing import is_free
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,7 +144,7 @@ def check_free(path: Path, force: bool, *endings: str) -> None:
 
 def check_empty(folder: Path, hint: str = "choose another") -> None:
     """Refuse a folder that is not empty, or a file, before any work."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise ValueError(f"{folder} is not an empty folder: {hint}")
 
 
@@ -163,41 +164,37 @@ def read_images(paths: Sequence[Path], size: int) -> np.ndarray:
     """
     import numpy as np
 
-    from genmodels.data.decode import RefusedError, decode, known_formats
+    from genmodels.data.decode import decode
+    from genmodels.image_files import image_file
 
     images = []
     for path in paths:
-        try:
-            with open(path, "rb") as file:
-                images.append(decode(file, "centre", size, aligned=False, formats=known_formats())[0])
-        except RefusedError as reason:
-            raise ValueError(f"{path}: {reason}") from None
-        except OSError as error:
-            raise ValueError(f"{path}: {error.strerror or error}") from None
+        with image_file(path) as file:
+            images.append(decode(file, "centre", size, aligned=False)[0])
     return np.stack(images)
 
 
 def read_mask(path: Path, size: int) -> np.ndarray:
-    """Read a mask of known pixels: bool (size, size), True where the picture is dark.
+    """Read a mask of known pixels: bool (size, size), True where the picture is dark or
+    transparent.
 
     Raises:
         ValueError: if the file is not an image, has another size, or marks every pixel as known.
     """
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("L"))
-    except UnidentifiedImageError:
-        raise ValueError(f"--mask {path} is not an image") from None
-    except OSError as error:
-        raise ValueError(f"--mask {path}: {error.strerror or error}") from None
+    from genmodels.image_files import image_file, open_image, to_rgb
+
+    with image_file(path) as file:
+        pixels = np.asarray(to_rgb(open_image(file)[0], background="black")[0].convert("L"))
     if pixels.shape != (size, size):
         raise ValueError(
             f"--mask {path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, the model's images are {size} x {size}"
         )
     known = pixels < 128
     if known.all():
-        raise ValueError(f"--mask {path} is black: make the region white that the model should complete")
+        raise ValueError(
+            f"--mask {path} is black: make the region white that the model should complete "
+            "(transparent pixels count as black)"
+        )
     return known

@@ -68,8 +68,8 @@ def inpaint(
         images: image files. Aligned CelebA images (178 x 218) get the default crop, others their
             centre square.
         known: fraction of the rows that are known, from the top.
-        mask: picture of the model's size to use instead of --known: black where pixels are known,
-            white where the model completes the image.
+        mask: picture of the model's size to use instead of --known: black or transparent where
+            pixels are known, white where the model completes the image.
         n: number of completions of each image.
         seed: seed of the completions.
         out: picture to write.

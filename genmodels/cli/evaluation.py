@@ -16,6 +16,7 @@ from genmodels.cli.arguments import check_empty, check_free, chosen_options, loa
 from genmodels.cli.real_images import EvaluationFlags, RealImages, real_images, say_notes
 from genmodels.cli.run_folder import read_subject
 from genmodels.usage import UsageError, console
+from genmodels.writing import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,8 +72,7 @@ def evaluate(
     ):
         print(f"protocol: {protocol}")
     if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(result.to_json())
+        write_text(json, result.to_json())
         print(f"metrics and protocols in {json}")
 
 
@@ -216,6 +216,6 @@ def _read_saved(path: Path) -> Evaluation:
         return result
     try:
         return replace(result, pictures={"samples": pictures.cut_grid(grid, sizes.pop())})
-    except (ValueError, OSError) as error:
-        print(f"{grid} is left out: {error}")
+    except ValueError as error:
+        print(f"left out: {error}")
         return result

@@ -12,16 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from genmodels.data.celeba import celeba_source, download_celeba
 from genmodels.data.decode import check_crop
 from genmodels.data.exporting import export
 from genmodels.data.folder import folder_source
-from genmodels.data.packed import IMAGES, PARTIAL, Origin, Packed, is_packed, load_packed, save_labels
+from genmodels.data.packed import IMAGES, Origin, Packed, is_packed, load_packed, save_labels
 from genmodels.data.packing import lock, progress_bar, write_pack
 from genmodels.data.sheet import save_sheet
 from genmodels.usage import say
+from genmodels.writing import create_array, replacing
 
 __all__ = ["Packed", "cache_folder", "download_celeba", "export", "load_packed", "open_data", "pack", "save_sheet"]
 
@@ -141,16 +141,14 @@ def _pack_toyfaces(size: int) -> Path:
         if is_packed(out):
             return out
         count = sum(TOYFACES)
-        images = open_memmap(out / PARTIAL, "w+", np.uint8, (count, size, size, 3))  # (N, H, W, 3)
         attributes = np.zeros((count, len(toyfaces.ATTRIBUTES)), np.int8)  # (N, K)
-
-        with progress_bar("drawing") as progress:
+        with progress_bar("drawing") as progress, replacing(out / IMAGES) as draft:
+            images = create_array(draft, np.uint8, (count, size, size, 3))  # (N, H, W, 3)
             bar = progress.add_task("", total=count)
             for rows in np.array_split(np.arange(count), math.ceil(count / 2048)):  # draw() itself uses every core
                 images[rows], attributes[rows] = toyfaces.draw(0, rows, size)
                 progress.advance(bar, len(rows))
-        images.flush()
-        (out / PARTIAL).rename(out / IMAGES)
+            images.flush()
         manifest = {
             "source": "toyfaces",
             "license": "apache-2.0",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from genmodels.image_files import RefusedError, open_image, to_rgb
 
 FILTER = "lanczos"
 """Name of the resize filter, as recorded in manifests."""
@@ -33,45 +33,15 @@ CELEBA_CROPS: dict[str, Box] = {
 2010.02502).
 """
 
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-_ORIENTATION = 0x0112
-# Exceptions that Pillow's readers raise on damaged files.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    MemoryError,
-)
 
-
-class RefusedError(Exception):
-    """The file cannot be decoded unambiguously; the message is the reason."""
-
-
-def known_formats() -> list[str]:
-    """Return the accepted formats that this Pillow reads.
-
-    Other formats run programs (EPS) or have no pixels (PDF).
-    """
-    Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
-
-
-def decode(file: BinaryIO, crop: str, size: int, aligned: bool, formats: list[str]) -> tuple[np.ndarray, list[str]]:
+def decode(file: BinaryIO, crop: str, size: int, aligned: bool) -> tuple[np.ndarray, list[str]]:
     """Decode, crop and resize one image.
 
     Args:
-        file: file open for reading.
+        file: file open for reading and seeking.
         crop: name of a crop, see `crop_box`.
         size: side of the result in pixels.
         aligned: whether this is an aligned CelebA image, which has its own crops.
-        formats: accepted formats, from `known_formats`.
 
     Returns:
         uint8 (size, size, 3), and the names of the conversions made ("grey", "palette", "alpha",
@@ -80,32 +50,11 @@ def decode(file: BinaryIO, crop: str, size: int, aligned: bool, formats: list[st
     Raises:
         RefusedError: if the image cannot be used; the message is the reason.
     """
-    try:
-        with Image.open(file, formats=formats) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 1 << 62):
-                raise RefusedError(f"decompression bomb: {image.width} x {image.height} pixels")
-            kinds = ["16-bit"] if ";16" in str(image.tile) or image.mode.startswith("I;16") else []
-            if getattr(image, "is_animated", False):
-                kinds.append("first frame")
-            image.load()
-            upright: Image.Image = image
-            if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
-                upright = ImageOps.exif_transpose(image)
-                kinds.append("orientation")
-            box = crop_box(crop, upright.size, aligned)
-            if box[2] - box[0] < size:
-                raise RefusedError(
-                    f"smaller than the size: its square has {box[2] - box[0]} pixels, the size is {size}"
-                )
-            picture, converted = to_rgb(upright.crop(box))
-    except Image.DecompressionBombError:
-        raise RefusedError("decompression bomb") from None
-    except UnidentifiedImageError:
-        file.seek(0)
-        raise RefusedError("not an image" if file.read(1) else "empty file") from None
-    except _BROKEN as error:
-        reason = " ".join(str(error).split())[:120]
-        raise RefusedError(f"truncated or damaged: {reason or type(error).__name__}") from None
+    upright, kinds = open_image(file)
+    box = crop_box(crop, upright.size, aligned)
+    if box[2] - box[0] < size:
+        raise RefusedError(f"smaller than the size: its square has {box[2] - box[0]} pixels, the size is {size}")
+    picture, converted = to_rgb(upright.crop(box))
     return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS)), kinds + converted
 
 
@@ -149,33 +98,3 @@ def crop_box(crop: str, shape: tuple[int, int], aligned: bool) -> Box:
         raise RefusedError(f"smaller than the crop: {width} x {height} pixels, the crop is {side}")
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
-
-
-def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Convert an image of any mode to RGB; also return the conversions made.
-
-    Transparent pixels are composited over white, and 16 bits are scaled to 8.
-
-    Raises:
-        RefusedError: for floating-point and 32-bit pixels, whose range is unknown.
-    """
-    kinds = []
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.int64)  # (H, W)
-        if wide.min() < 0 or wide.max() > 0xFFFF:
-            raise RefusedError("32-bit pixels have no obvious range")
-        # Pillow's own conversion clips at 255 or drops bits, depending on its version.
-        image = Image.fromarray(((wide * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8))
-    if image.mode == "F":
-        raise RefusedError("floating-point pixels have no obvious range")
-    if image.mode in ("P", "PA"):
-        kinds.append("palette")
-    if image.mode in ("1", "L", "LA", "La"):
-        kinds.append("grey")
-    if image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
-        kinds.append(image.mode)
-    if image.has_transparency_data:
-        kinds.append("alpha")
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return (image if image.mode == "RGB" else image.convert("RGB")), kinds

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from genmodels.data.batches import image_batches
@@ -19,8 +17,9 @@ from genmodels.data.packed import Packed
 from genmodels.data.packing import lock, progress_bar
 from genmodels.hashing import file_sha256
 from genmodels.usage import say
+from genmodels.writing import create_array, replacing, write_json
 
-LATENTS, DONE, PARTIAL = "latents.npy", "latents.json", "latents.partial"
+LATENTS, DONE = "latents.npy", "latents.json"
 BATCH = 128
 
 
@@ -68,7 +67,7 @@ def with_latents(
 def _write(place: Path, data: Packed, encode: Callable[[Tensor], Tensor], flip: bool, device: torch.device) -> None:
     """Write the latents to `place`. Their record is written last: it marks them as complete."""
     out: np.memmap | None = None
-    with progress_bar("encoding") as progress:
+    with progress_bar("encoding") as progress, replacing(place / LATENTS) as draft:
         bar = progress.add_task("", total=len(data))
         start = 0
         for images in image_batches(data, BATCH, device=device):
@@ -76,17 +75,13 @@ def _write(place: Path, data: Packed, encode: Callable[[Tensor], Tensor], flip: 
             latents = torch.stack([encode(view) for view in views], dim=1)  # (n, 2, *latent_shape)
             if out is None:
                 shape, kind = (len(data), *latents.shape[1:]), _kind(latents)
-                out = open_memmap(place / PARTIAL, "w+", kind, shape)
+                out = create_array(draft, kind, shape)
             out[start : start + len(images)] = latents.cpu().numpy()
             start += len(images)
             progress.advance(bar, len(images))
-    assert out is not None
-    out.flush()
-    del out
-    os.replace(place / PARTIAL, place / LATENTS)
-    draft = place / f"{DONE}.tmp"
-    draft.write_text(json.dumps({"count": len(data), "sha256": file_sha256(place / LATENTS)}) + "\n")
-    os.replace(draft, place / DONE)
+        assert out is not None
+        out.flush()
+    write_json(place / DONE, {"count": len(data), "sha256": file_sha256(place / LATENTS)})
 
 
 def _kind(latents: Tensor) -> type[np.generic]:

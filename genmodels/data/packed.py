@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ import numpy as np
 
 from genmodels.data.rows import take_rows
 from genmodels.hashing import file_sha256
+from genmodels.writing import replacing, write_json, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,21 +235,17 @@ def save_labels(
     arrays: dict[str, Any] = {"attributes": attributes.astype(np.int8), "splits": splits.astype(np.uint8)}
     if identities is not None:
         arrays["identities"] = identities.astype(np.int32)
-    np.savez_compressed(folder / LABELS, **arrays)
-    (folder / NAMES).write_text(json.dumps(list(names)))
+    with replacing(folder / LABELS) as draft:
+        np.savez_compressed(draft, **arrays)
+    write_text(folder / NAMES, json.dumps(list(names)))
     written = [IMAGES, LABELS, NAMES]
     if text is not None:
-        (folder / TEXT).write_text(json.dumps(list(text)))
+        write_text(folder / TEXT, json.dumps(list(text)))
         written.append(TEXT)
     checksums = {name: file_sha256(folder / name) for name in written}
     complete = {"format": FORMAT, **manifest, "count": len(names), "checksums": checksums}
-    draft = folder / f"{MANIFEST}.tmp"
-    with open(draft, "w") as file:
-        file.write(json.dumps(complete, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     _remember_checked(folder)
-    draft.replace(folder / MANIFEST)
+    write_json(folder / MANIFEST, complete, indent=1)
 
 
 _AGAIN = "the pack is damaged: delete it and pack again"
@@ -319,4 +315,4 @@ def _remember_checked(folder: Path) -> None:
     # Hashing gigabytes at every start takes seconds. It is repeated only if the size or
     # modification time changed.
     with suppress(OSError):  # a read-only pack is checked every time
-        (folder / CHECKED).write_text(_state(folder))
+        write_text(folder / CHECKED, _state(folder))

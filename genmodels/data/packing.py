@@ -23,7 +23,7 @@ from numpy.lib.format import open_memmap
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from genmodels.data.decode import FILTER, RefusedError, check_crop, decode, known_formats
+from genmodels.data.decode import FILTER, check_crop, decode
 from genmodels.data.packed import (
     IMAGES,
     JOURNAL,
@@ -35,7 +35,9 @@ from genmodels.data.packed import (
     take_rows,
 )
 from genmodels.data.source import Files, Source
+from genmodels.image_files import RefusedError
 from genmodels.usage import console, say
+from genmodels.writing import create_array, explained, write_text
 
 CHUNK = 128
 """Images per unit of work and per line of the journal."""
@@ -81,7 +83,7 @@ def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, w
     """
     check_crop(crop, size, aligned)
     header = {"stamp": source.stamp, "count": len(source.names), "size": size, "crop": crop, "filter": FILTER}
-    with lock(out):
+    with lock(out), explained(out):
         if is_packed(out):
             if load_packed(out).manifest.get("request") != header:
                 raise ValueError(f"{out} already holds another pack: choose another --out, or delete it")
@@ -167,8 +169,8 @@ def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chu
     needed, free = 2 * header["count"] * header["size"] ** 2 * 3, shutil.disk_usage(out).free
     if needed > free:
         raise OSError(f"the pack needs {needed / 1e9:.1f} GB and {out} has {free / 1e9:.1f} GB free")
-    images = open_memmap(partial, "w+", np.uint8, shape)  # (N, H, W, 3)
-    journal.write_text(json.dumps(header))
+    images = create_array(partial, np.uint8, shape)  # (N, H, W, 3)
+    write_text(journal, json.dumps(header))
     return images, {}
 
 
@@ -186,7 +188,7 @@ def _fill(
     source: Source, images: np.ndarray, crop: str, aligned: bool, done: set[int], workers: int | None
 ) -> Iterator[Chunk]:
     """Decode the remaining chunks into `images` and yield each one when it is complete."""
-    files, formats, size = Files(source.where), known_formats(), images.shape[1]
+    files, size = Files(source.where), images.shape[1]
     images = np.asarray(images)
 
     def work(start: int) -> Chunk:
@@ -195,7 +197,7 @@ def _fill(
         for i in range(start, min(start + CHUNK, len(images))):
             try:
                 with files.open(source.paths[i]) as file:
-                    images[i], kinds = decode(file, crop, size, aligned, formats)
+                    images[i], kinds = decode(file, crop, size, aligned)
                 converted.update(kinds)
             except (RefusedError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
                 images[i] = 0
@@ -231,7 +233,7 @@ def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any]
     if np.array_equal(order, np.arange(len(images))):
         (out / PARTIAL).rename(out / IMAGES)
     else:
-        ordered = open_memmap(out / IMAGES, "w+", np.uint8, (len(order), *images.shape[1:]))
+        ordered = create_array(out / IMAGES, np.uint8, (len(order), *images.shape[1:]))
         for start in range(0, len(order), 1024):
             ordered[start : start + 1024] = images[order[start : start + 1024]]
         ordered.flush()

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from genmodels.data.packed import Packed
 from genmodels.data.source import readable
+from genmodels.writing import replacing
 
 _TILE, _LINE, _GAP = 160, 12, 8
 _COLUMNS = 8
@@ -34,8 +35,8 @@ def save_sheet(data: Packed, path: Path, n: int = 32, seed: int = 0) -> Path:
         left, top = _GAP + place % _COLUMNS * cell[0], _GAP + place // _COLUMNS * cell[1]
         sheet.paste(Image.fromarray(data.images[i]).resize((_TILE, _TILE), Image.Resampling.NEAREST), (left, top))
         draw.multiline_text((left, top + _TILE + 2), caption, fill="black", font=font, spacing=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with replacing(path) as draft:
+        sheet.save(draft)
     return path
 
 

@@ -4,7 +4,6 @@ PNG."""
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import page
 from genmodels.evaluation.results import FORMAT, Evaluation, Subject, comparable
 from genmodels.evaluation.sections import facts, lead, sections, title
+from genmodels.writing import is_free, replacing_folder, write_json, write_text
 
 
 def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = "") -> Path:
@@ -26,7 +26,7 @@ def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = ""
         evaluations: at least one, in the order of the rows. Subjects with the same name get
             additions to their names, such as their seeds.
         out: a new or empty folder for index.html, which needs no other file, results.json,
-            results.csv and figures/*.png.
+            results.csv and figures/*.png. It is written as a whole.
         command: command that repeats the comparison.
 
     Returns:
@@ -37,7 +37,7 @@ def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = ""
     """
     if not evaluations:
         raise ValueError("nothing to compare: give at least one evaluation")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise ValueError(f"{out} is not an empty folder: choose another --out")
     named = with_unique_names(evaluations)
     shown = [with_training(e) for e in comparable(named)]
@@ -50,11 +50,11 @@ def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = ""
         footer=f"Written by genmodels {__version__}. The folder of this page also contains results.json, results.csv "
         "and, for print, figures/.",
     )
-    write_figures(shown, metrics, out / "figures")
-    whole = {"format": FORMAT, "evaluations": [e.plain() for e in named]}
-    (out / "results.json").write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    _write_csv(shown, out / "results.csv")
-    (out / "index.html").write_text(text, encoding="utf-8")
+    with replacing_folder(out) as draft:
+        write_figures(shown, metrics, draft / "figures")
+        write_json(draft / "results.json", {"format": FORMAT, "evaluations": [e.plain() for e in named]}, indent=2)
+        _write_csv(shown, draft / "results.csv")
+        write_text(draft / "index.html", text)
     return out / "index.html"
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from genmodels.evaluation.extractors import Network
+from genmodels.writing import replacing
 
 WEIGHTS = Path(__file__).parent / "faces.safetensors"
 SIZE = 64
@@ -69,9 +70,9 @@ class FaceNet(nn.Module):
 
 def save_facenet(net: FaceNet, path: Path) -> None:
     """Write the weights in half precision: 2.4 MB."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     halves = {name: value.half() for name, value in net.state_dict().items() if "num_batches" not in name}
-    save_file({name: value.contiguous() for name, value in halves.items()}, path)
+    with replacing(path) as draft:
+        save_file({name: value.contiguous() for name, value in halves.items()}, draft)
 
 
 def load_facenet(path: Path | None = None, device: torch.device | str = "cpu") -> tuple[Network, str, str]:

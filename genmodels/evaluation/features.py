@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import uuid
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import DEFINITIONS
 from genmodels.modes import full_precision
 from genmodels.usage import say
+from genmodels.writing import replacing
 
 
 def extract(
@@ -165,14 +163,9 @@ def _read(file: Path, images: Images, extractor: Extractor) -> np.ndarray | None
 
 
 def _write(file: Path, features: np.ndarray, images: Images, extractor: Extractor) -> None:
-    """Cache features. The file is renamed when it is complete, so that other processes never see a
-    part of it."""
-    draft = file.with_name(f".{uuid.uuid4().hex}.tmp")
+    """Cache features. If they cannot be written, this is said in one line."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": features}, draft, _origin(images, extractor, features))
-        os.replace(draft, file)
+        with replacing(file) as draft:
+            save_file({"features": features}, draft, _origin(images, extractor, features))
     except (OSError, SafetensorError) as error:
-        say(f"features are not cached, {file.parent} cannot be written ({error}); GENMODELS_CACHE sets another folder")
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+        say(f"features are not cached ({error}); GENMODELS_CACHE sets another folder")

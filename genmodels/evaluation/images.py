@@ -14,16 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from genmodels.data.decode import RefusedError, check_crop, decode, known_formats
+from genmodels.array_files import archived_names, free_memory, map_array, read_archived
+from genmodels.data.decode import check_crop, decode
 from genmodels.data.packed import IMAGES, is_packed, load_packed
 from genmodels.data.packing import cores
 from genmodels.data.source import Files
+from genmodels.image_files import RefusedError, image_size
 
 ARRAYS = (".npy", ".npz")
 BESIDE_IMAGES = (
@@ -131,25 +133,25 @@ def holds_images(path: Path) -> bool:
 
 def _read_files(root: Path, size: int | None) -> Images:
     """Decode the image files of a folder or an archive."""
-    files, formats = Files(root), known_formats()
+    files = Files(root)
     names = sorted(entry.name for entry in files.entries() if not _is_beside(entry.name))
     if not names:
         raise ValueError(f"{root} holds no images")
     with _refusals(root, names[0]), files.open(names[0]) as file:
-        first = _shape(file, formats)
+        first = image_size(file)
     side = size or first[0]
-    pixels = np.empty((len(names), side, side, 3), np.uint8)  # (N, S, S, 3)
+    pixels = _room(str(root), len(names), side)  # (N, S, S, 3)
 
     def read(i: int) -> tuple[Shape, list[str]]:
         with _refusals(root, names[i]), files.open(names[i]) as file:
-            shape = _shape(file, formats)
+            shape = image_size(file)
             if size is None:
                 _check_shapes(root, names[0], first, names[i], shape)
             elif min(shape) < size:
                 most = f"choose at most --size {min(shape)}"
                 raise ValueError(f"{root}: {names[i]} has {_by(shape)} pixels and images are not enlarged: {most}")
             file.seek(0)
-            pixels[i], kinds = decode(file, "centre", side, False, formats)
+            pixels[i], kinds = decode(file, "centre", side, False)
         return shape, kinds
 
     files_read = _in_threads(read, len(names), f"reading {root.resolve().name}")
@@ -168,17 +170,6 @@ def _refusals(root: Path, name: str) -> Iterator[None]:
     # RuntimeError: the file is encrypted in its archive.
     except (OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{root}: {name} cannot be read ({error}); replace it or remove it") from None
-
-
-def _shape(file: BinaryIO, formats: list[str]) -> Shape:
-    """Return width and height without decoding the pixels."""
-    try:
-        with Image.open(file, formats=formats) as image:
-            return image.size
-    except Exception:  # readers raise many kinds of errors; decode turns them into messages
-        file.seek(0)
-        decode(file, "centre", 1, False, formats)
-        raise
 
 
 def _check_shapes(root: Path, first: str, first_shape: Shape, name: str, shape: Shape) -> None:
@@ -219,37 +210,38 @@ def _load_array(path: Path) -> np.ndarray:
     """Load the array of an .npy (memory-mapped) or .npz file without loading pickled objects."""
     with open(path, "rb") as file:
         start = file.read(6)
-    if not start.startswith((b"\x93NUMPY", b"PK")):
+    if start.startswith(b"\x93NUMPY"):
+        return map_array(path)
+    if not start.startswith(b"PK"):
         raise ValueError(
             f"{path} is not an array of numpy (it begins with {start!r}): write uint8 (N, S, S, 3) with np.save"
         )
-    try:
-        # Copy on write: torch needs writable memory, and the file never changes.
-        loaded = np.load(path, mmap_mode="c", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded as arrays:
-            names = list(arrays.files)
-            chosen = names[0] if len(names) == 1 else next((n for n in ("arr_0", "samples") if n in names), None)
-            if chosen is not None:
-                return arrays[chosen]
-    except (OSError, ValueError, EOFError, KeyError, SyntaxError, zlib.error, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"{path} cannot be read as an array ({reason}); pickled objects are never loaded: "
-            "write uint8 (N, S, S, 3) with np.save"
-        ) from None
+    names = archived_names(path)
+    chosen = names[0] if len(names) == 1 else next((n for n in ("arr_0", "samples") if n in names), None)
+    if chosen is not None:
+        return read_archived(path, chosen)
     raise ValueError(
         f"{path} holds {len(names)} arrays ({', '.join(names[:5])}), none called arr_0 or samples: "
         "write the images alone with np.save"
     )
 
 
+def _room(name: str, count: int, side: int) -> np.ndarray:
+    """Return memory for images, uint8 (count, side, side, 3), or refuse as many as do not fit."""
+    needed, free = 3 * count * side**2, free_memory()
+    if needed > free:
+        raise ValueError(
+            f"{name}: {count:,} images of {side:,} px need {needed / 1e9:,.1f} GB of memory and {free / 1e9:,.1f} GB "
+            "are free: choose a smaller --size, or give fewer images"
+        )
+    return np.empty((count, side, side, 3), np.uint8)
+
+
 def _check_layout(pixels: np.ndarray, name: str) -> None:
     """Check that `pixels` are uint8 (N, S, S, 3). The error contains the numpy expression that
     converts them."""
     shape, kind = pixels.shape, pixels.dtype.kind
-    if pixels.dtype == np.uint8 and len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and shape[0] > 0:
+    if pixels.dtype == np.uint8 and len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3 and 0 not in shape:
         return
     advice = []
     if len(shape) == 4 and shape[3] != 3 and shape[1] in (1, 3, 4):
@@ -264,7 +256,7 @@ def _check_layout(pixels: np.ndarray, name: str) -> None:
         advice.append("repeat the grey channel: x[..., None].repeat(3, axis=-1)")
     elif len(shape) == 4 and shape[3] == 3 and shape[1] != shape[2]:
         advice.append("crop the images to squares")
-    elif shape[:1] == (0,):
+    elif 0 in shape:
         advice.append("it contains no images")
     if kind == "f":
         advice.append(
@@ -287,7 +279,7 @@ def _resized(images: Images, size: int | None) -> Images:
             f"choose at most --size {images.size}"
         )
 
-    pixels = np.empty((len(images), size, size, 3), np.uint8)  # (N, S, S, 3)
+    pixels = _room(images.name, len(images), size)  # (N, S, S, 3)
 
     def resize(i: int) -> None:
         picture = Image.fromarray(images.pixels[i])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -22,6 +20,7 @@ from genmodels.evaluation.neighbours import diversity, manifold
 from genmodels.evaluation.protocol import DEFINITIONS, LEAST_N
 from genmodels.evaluation.results import Score
 from genmodels.saving import from_dict
+from genmodels.writing import write_json
 
 SHOWN = 64
 """Number of samples that are kept for display."""
@@ -140,9 +139,6 @@ def _read(file: Path) -> SetScores | None:
 
 
 def _write(file: Path, scores: SetScores) -> None:
-    """Cache metrics. The file is renamed when it is complete, so that other processes never see a
-    part of it."""
-    with suppress(OSError):  # extract() has reported that the folder cannot be written
-        draft = file.with_name(f".{uuid.uuid4().hex}.tmp")
-        draft.write_text(json.dumps({"definitions": DEFINITIONS, "scores": asdict(scores)}, allow_nan=False))
-        os.replace(draft, file)
+    """Cache metrics. It is no error if they cannot be written."""
+    with suppress(OSError):  # extract() has reported it
+        write_json(file, {"definitions": DEFINITIONS, "scores": asdict(scores)})

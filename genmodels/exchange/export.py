@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from genmodels.exchange.dit import to_diffusers
 from genmodels.exchange.scheduler import scheduler_for
 from genmodels.latent import Latent
 from genmodels.pretrained import PretrainedCodec, PretrainedKL, PretrainedVQ
+from genmodels.reading import read_json
+from genmodels.writing import is_free, replacing_folder, write_json
 
 SCRIPT = Path(__file__).parent / "sample.py"
 NULL_CLASS = 1000
@@ -27,7 +28,7 @@ SETTINGS, EXTRAS = "genmodels.json", "genmodels.safetensors"
 
 
 def export_to_diffusers(model: Generator, out: Path) -> str:
-    """Write `model` into the new or empty folder `out`.
+    """Write `model` into the new or empty folder `out`, as a whole.
 
     A DDPM on pixels, without condition, patches or Gaussian denoiser, becomes a DDIMPipeline; over
     the vectors of a VQModel of diffusers an LDMPipeline. Every other U-Net becomes unet/,
@@ -41,10 +42,20 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
         ValueError: for a model that diffusers cannot represent. Nothing has been written then.
     """
     prior, codec = parts_of(model)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise ValueError(f"{out} is not an empty folder: choose another")
-    if isinstance(prior, DiT):
-        return export_dit(prior, codec, out)
+    with replacing_folder(out) as draft:
+        if isinstance(prior, DiT):
+            return write_dit(prior, codec, draft, out)
+        return write_unet(model, prior, codec, draft, out)
+
+
+def write_unet(model: Generator, prior: UNet, codec: PretrainedCodec | None, draft: Path, out: Path) -> str:
+    """Write a pipeline of a U-Net into `draft`, which becomes the folder `out`.
+
+    Raises:
+        ValueError: for a model that diffusers cannot represent.
+    """
     import diffusers
 
     scheduler = scheduler_for(prior.process)
@@ -56,22 +67,21 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     plain = isinstance(prior.process, DDPM) and c.patch == 1 and not c.gaussian and prior.conditions.is_empty
     if plain and codec is None:
         pipeline: Any = diffusers.DDIMPipeline(unet=prior.network, scheduler=scheduler)
-        pipeline.save_pretrained(out)
+        pipeline.save_pretrained(draft)
         clipped = "; call it with use_clipped_model_output=True for the same images" if prior.process.clip else ""
         return f"a DDIMPipeline: diffusers.DDIMPipeline.from_pretrained('{out}'){clipped}"
     if plain and isinstance(codec, PretrainedVQ):
         assert isinstance(model, Latent) and model.vector_scale is not None
         pipeline = diffusers.LDMPipeline(vqvae=codec.network, unet=prior.network, scheduler=scheduler)
-        pipeline.save_pretrained(out)
-        codec_config = out / "vqvae" / "config.json"
-        settings = json.loads(codec_config.read_text()) | {"scaling_factor": float(model.vector_scale)}
-        codec_config.write_text(json.dumps(settings, indent=2) + "\n")
+        pipeline.save_pretrained(draft)
+        codec_config = draft / "vqvae" / "config.json"
+        write_json(codec_config, read_json(codec_config) | {"scaling_factor": float(model.vector_scale)}, indent=2)
         return f"an LDMPipeline: diffusers.LDMPipeline.from_pretrained('{out}')"
-    prior.network.save_pretrained(out / "unet")
-    scheduler.save_pretrained(out / "scheduler")
+    prior.network.save_pretrained(draft / "unet")
+    scheduler.save_pretrained(draft / "scheduler")
     if codec is not None:
-        codec.network.save_pretrained(out / "vae")
-    save_file({name: value.contiguous() for name, value in extras(model, prior, codec).items()}, out / EXTRAS)
+        codec.network.save_pretrained(draft / "vae")
+    save_file({name: value.contiguous() for name, value in extras(model, prior, codec).items()}, draft / EXTRAS)
     settings = {
         "process": c.process,
         "patch": c.patch,
@@ -79,13 +89,13 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
         "attributes": c.condition.attributes,
         "classes": c.condition.classes,
     }
-    (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-    shutil.copy(SCRIPT, out / SCRIPT.name)
+    write_json(draft / SETTINGS, settings, indent=2)
+    shutil.copy(SCRIPT, draft / SCRIPT.name)
     return f"unet/, scheduler/ and a script that samples with them: python {out / SCRIPT.name} --help"
 
 
-def export_dit(prior: DiT, codec: PretrainedCodec | None, out: Path) -> str:
-    """Write a DiTPipeline into `out`.
+def write_dit(prior: DiT, codec: PretrainedCodec | None, draft: Path, out: Path) -> str:
+    """Write a DiTPipeline into `draft`, which becomes the folder `out`.
 
     Raises:
         ValueError: for a model that DiTPipeline does not support.
@@ -106,7 +116,7 @@ def export_dit(prior: DiT, codec: PretrainedCodec | None, out: Path) -> str:
         raise ValueError("diffusers' DiTPipeline needs a DDPM that predicts eps and does not clip: this dit is another")
     transformer = to_diffusers(prior)
     pipeline: Any = diffusers.DiTPipeline(transformer=transformer, vae=centred(codec), scheduler=scheduler_for(process))
-    pipeline.save_pretrained(out)
+    pipeline.save_pretrained(draft)
     return f"a DiTPipeline: diffusers.DiTPipeline.from_pretrained('{out}')"
 
 

@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from genmodels.writing import replacing
+
 MAX_SIGMA_REL = 12**-0.5
 """Largest possible relative width, 0.2887: a uniform average over the whole run (gamma = 0)."""
 
@@ -96,12 +98,10 @@ def save_snapshot(folder: Path, ema: nn.Module, model: nn.Module, step: int, sig
         step: number of updates so far.
         sigma_rel: relative width of `ema`.
     """
-    folder.mkdir(exist_ok=True)
     pairs = zip(ema.named_parameters(), model.parameters(), strict=True)
     averaged = {name: average.detach().contiguous() for (name, average), weight in pairs if average is not weight}
-    partial = folder / ".partial"
-    save_file(averaged, partial, {"step": str(step), "sigma_rel": str(sigma_rel)})
-    partial.replace(folder / f"step_{step:08d}.safetensors")
+    with replacing(folder / f"step_{step:08d}.safetensors") as draft:
+        save_file(averaged, draft, {"step": str(step), "sigma_rel": str(sigma_rel)})
 
 
 def drop_snapshots(folder: Path, after: int) -> None:
