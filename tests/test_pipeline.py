@@ -16,6 +16,7 @@ import genmodels
 from genmodels.cli import main
 from genmodels.cli.run_folder import read_subject
 from genmodels.cli.train import recipes
+from genmodels.data import pack
 from genmodels.saving import Derived, reset_derived
 from genmodels.training.command_line import parse
 from genmodels.training.flags import field_help
@@ -83,6 +84,25 @@ def test_a_run_records_its_size_everywhere(data: list[str]) -> None:
     settings = yaml.safe_load(Path("runs/vq/config.yaml").read_text())
     assert settings["size"] == settings["model"]["size"] == 16
     assert json.loads(Path("runs/vq/config.json").read_text())["model"]["size"] == 16
+
+
+def test_a_pack_knows_its_size(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    pack("folder", Path(data[3]), Path("packed"), 16)
+    for flags in (["--data", "packed"], ["--data=packed"], ["--data", "packed", "--size", "None"]):
+        chosen = parse(NetRecipe, "net", flags)
+        assert chosen.model.size == 16 and chosen.size in (16, None)
+    assert parse(NetRecipe, "net", []).size == parse(NetRecipe, "net", ["--data", "nowhere"]).size == 64
+    train = ["train", "vqvae", "--data", "packed", *QUICK, *CODEC, "--output", "runs/vq"]
+    assert main([*train, "--size", "32"]) == 1
+    message = "packed holds images of 16 px, not 32: leave out --size if it is given, or pack the images again"
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
+    assert main(train) == 0
+    settings = yaml.safe_load(Path("runs/vq/config.yaml").read_text())
+    assert settings["size"] == settings["model"]["size"] == 16
+    Path("packed/manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a manifest of genmodels"):
+        parse(NetRecipe, "net", ["--data", "packed"])
 
 
 def test_the_minutes_of_a_codec_count(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:

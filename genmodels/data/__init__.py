@@ -17,7 +17,7 @@ from genmodels.data.celeba import celeba_source, download_celeba
 from genmodels.data.decode import check_crop
 from genmodels.data.exporting import export
 from genmodels.data.folder import folder_source
-from genmodels.data.packed import IMAGES, Origin, Packed, is_packed, load_packed, save_labels
+from genmodels.data.packed import IMAGES, Origin, Packed, is_packed, load_packed, packed_size, save_labels
 from genmodels.data.packing import lock, progress_bar, write_pack
 from genmodels.data.sheet import save_sheet
 from genmodels.usage import say
@@ -25,12 +25,16 @@ from genmodels.writing import create_array, replacing
 
 __all__ = ["Packed", "cache_folder", "download_celeba", "export", "load_packed", "open_data", "pack", "save_sheet"]
 
+SOURCES = ("toyfaces", "celeba", "folder")
+"""Names of data sets that are not paths of packed directories."""
+SIZE = 64
+"""Default side of the images in pixels."""
 TOYFACES = (16_384, 2_048)
 """Number of procedural faces for training and for validation."""
 
 
 def open_data(
-    data: str | Path = "toyfaces", root: str | Path | None = None, size: int | None = 64, crop: str | None = None
+    data: str | Path = "toyfaces", root: str | Path | None = None, size: int | None = None, crop: str | None = None
 ) -> Packed:
     """Open a data set by name. It is packed into the cache first if it is not there yet.
 
@@ -43,7 +47,7 @@ def open_data(
             packed directory.
         root: for celeba, the folder with the official layout; for folder, the folder or .zip of
             images.
-        size: side of the images in pixels; None uses the size of a packed directory.
+        size: side of the images in pixels; None: that of a packed directory, 64 for other data.
         crop: for celeba "178" (default), "148", "140" or "128"; for folder "centre" (default) or a
             number of pixels.
 
@@ -51,15 +55,27 @@ def open_data(
         ValueError, OSError: with one line that says what is wrong, where, and what to do.
     """
     data, root = str(data), None if root is None else Path(root)
+    size = default_size(data) if size is None else size
     if data == "toyfaces":
         if root is not None or crop is not None:
             raise ValueError("toyfaces are drawn, not read from files: leave out --root and --crop")
-        packed = load_packed(_pack_toyfaces(64 if size is None else size))
+        packed = load_packed(_pack_toyfaces(size))
     elif data in ("celeba", "folder"):
-        packed = load_packed(pack(data, root, None, 64 if size is None else size, crop))
+        packed = load_packed(pack(data, root, None, size, crop))
     else:
         packed = _open_directory(data, root, size, crop)
     return replace(packed, origin=Origin(data, root, crop))
+
+
+def default_size(data: str | Path) -> int:
+    """Return the size at which `open_data` opens a data set if none is given, without opening it.
+
+    A packed directory has a size of its own. For other data it is 64.
+
+    Raises:
+        ValueError: if the manifest of a packed directory is damaged.
+    """
+    return packed_size(Path(data)) if str(data) not in SOURCES and is_packed(Path(data)) else SIZE
 
 
 def pack(
@@ -111,15 +127,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GENMODELS_CACHE") or Path.home() / ".cache" / "genmodels")
 
 
-def _open_directory(data: str, root: Path | None, size: int | None, crop: str | None) -> Packed:
+def _open_directory(data: str, root: Path | None, size: int, crop: str | None) -> Packed:
     if not Path(data).exists():
         raise ValueError(f"unknown data {data!r}: expected toyfaces, celeba, folder or the path of a packed directory")
     if root is not None:
         raise ValueError(f"{data} is a packed directory: leave out --root")
     packed = load_packed(Path(data))
-    if size not in (None, packed.size):
+    if size != packed.size:
         raise ValueError(
-            f"{data} holds images of {packed.size} pixels, not {size}: choose --size {packed.size}, or pack again"
+            f"{data} holds images of {packed.size} px, not {size}: leave out --size if it is given, "
+            f"or pack the images again with --size {size}"
         )
     if crop not in (None, packed.crop):
         raise ValueError(f"{data} was packed with crop {packed.crop}, not {crop}: leave out --crop, or pack again")

@@ -217,6 +217,16 @@ def load_packed(path: Path) -> Packed:
     )
 
 
+def packed_size(path: Path) -> int:
+    """Return the side of the images of a packed directory, in pixels, without opening them.
+
+    Raises:
+        ValueError: if its manifest is damaged.
+    """
+    size: int = _read_manifest(path)["size"]
+    return size
+
+
 def save_labels(
     folder: Path,
     manifest: dict[str, Any],
@@ -265,6 +275,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         newer = manifest["format"] > FORMAT
         complete = {"source", "size", "count", "attributes"} <= manifest.keys()
         complete = complete and {IMAGES, LABELS, NAMES} <= manifest["checksums"].keys()
+        complete = complete and type(manifest["size"]) is int and manifest["size"] > 0
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path / MANIFEST} is not a manifest of genmodels; {_AGAIN}") from None
     if newer:
@@ -272,7 +283,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has format {manifest['format']}; this genmodels reads up to {FORMAT}: upgrade genmodels"
         )
     if not complete:
-        raise ValueError(f"{path / MANIFEST} lacks fields; {_AGAIN}")
+        raise ValueError(f"{path / MANIFEST} lacks fields or has no size; {_AGAIN}")
     return manifest
 
 

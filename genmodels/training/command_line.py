@@ -18,6 +18,7 @@ import tyro
 import yaml
 
 from genmodels.base import Model
+from genmodels.data import default_size
 from genmodels.data.packed import IN_MEMORY
 from genmodels.saving import from_dict, reset_derived, to_dict
 from genmodels.training.flags import show_common_flags
@@ -107,7 +108,7 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
         base = replace(recipe(), output=Path("runs") / family, **changes)
     else:
         base = from_yaml(recipe, family, file)
-    base = _for_size(base, _pop_flag("--size", rest)[0])
+    base = _for_size(base, _pop_flag("--size", rest)[0], _pop_flag("--data", rest)[0])
     # A length given as a flag replaces the other kind of length in the file or the defaults.
     given = {arg.split("=")[0] for arg in rest}
     if "--minutes" in given and "--steps" not in given:
@@ -125,16 +126,21 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
     return check_recipe(chosen)
 
 
-def _for_size(recipe: R, size: str | None) -> R:
-    """Return `recipe` with the derived fields of its model reset, and its size that of --size.
+def _for_size(recipe: R, size: str | None, data: str | None) -> R:
+    """Return `recipe` with its size filled in, and the derived fields of its model reset to it.
 
     The flags of the model are then checked against the size of this run.
+
+    Args:
+        recipe: settings without those of the flags.
+        size, data: values of --size and --data; None if they are not given.
     """
+    if size is not None and size.isdecimal():
+        recipe = replace(recipe, size=int(size))
+    elif recipe.size is None:
+        recipe = replace(recipe, size=default_size(data or recipe.data))
     model = getattr(recipe, "model", None)
-    if model is None:
-        return recipe
-    pixels = int(size) if size is not None and size.isdecimal() else recipe.size
-    return replace(recipe, **{"model": reset_derived(model, size=pixels)})
+    return recipe if model is None else replace(recipe, **{"model": reset_derived(model, size=recipe.size)})
 
 
 def _pop_flag(flag: str, args: list[str]) -> tuple[str | None, list[str]]:

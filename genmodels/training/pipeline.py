@@ -9,7 +9,7 @@ from typing import Any
 
 from genmodels.base import Model
 from genmodels.codecs import load_codec
-from genmodels.data import Packed, cache_folder, open_data
+from genmodels.data import Packed, cache_folder, default_size, open_data
 from genmodels.data.batches import image_batches
 from genmodels.data.latents import with_latents
 from genmodels.latent import over_codec
@@ -43,6 +43,7 @@ def train(kind: type[Model], recipe: Any) -> Path:
     """
     began = time.monotonic()
     device = processes().device
+    recipe = replace(recipe, size=recipe.size or default_size(recipe.data))
     codec = open_codec(kind, recipe)
     config = derived_config(kind, recipe, codec)
     extractor: str | None = getattr(recipe, "align", None)
@@ -75,7 +76,7 @@ def open_codec(kind: type[Model], recipe: Any) -> Any:
         return None
     if not issubclass(kind, Prior):
         raise ValueError(f"--codec {recipe.codec}: {kind.family} models are not trained on the latents of a codec")
-    return load_codec(recipe.codec, recipe.size, kind.learns_codes)
+    return load_codec(recipe.codec, recipe.size or default_size(recipe.data), kind.learns_codes)
 
 
 def derived_config(kind: Any, recipe: Any, codec: Any = None) -> Any:

@@ -31,8 +31,8 @@ class Recipe:
     directory."""
     root: Path | None = None
     """Folder that holds the images of celeba or folder."""
-    size: int = 64
-    """Side of the images in pixels."""
+    size: int | None = None
+    """Side of the images in pixels. None: that of a packed directory, 64 for other data."""
     crop: str | None = None
     """Crop of the source images, such as 178 or 140 for celeba. None: the default of the data
     set."""
