@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_cli import fails, run
 from test_evaluate import EXTRACTOR, faces
+from tiny_model import Tiny, TinyConfig
 
 from genmodels import pictures
 from genmodels.cli import main
 from genmodels.cli.evaluation import _read_saved
+from genmodels.evaluation.evaluate import evaluate_images
+from genmodels.evaluation.images import Images
+from genmodels.evaluation.results import Evaluation
 
 __all__ = ["run"]
 
@@ -154,3 +159,96 @@ def test_compare_refuses_numbers_of_another_protocol(capsys: pytest.CaptureFixtu
     *_, line = capsys.readouterr().err.splitlines()
     assert "cannot be compared" in line and "n: 260 and 256" in line
     assert not Path("report").exists()
+
+
+def test_compare_leaves_out_runs_without_a_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("started", "other"):
+        Path(name).mkdir()
+        Path(name, "config.yaml").write_text("family: tiny\ndata: real.npy\n")
+    assert main(["compare", "one.npy", "started", "two.npy", "--data", "real.npy", "--out", "report"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "started is left out: it has no model yet; --resume continues its training\n"
+    assert [line for line in said.out.splitlines() if "images" in line] == [
+        "1/2  one.npy, 260 images",
+        "2/2  two.npy, 260 images",
+    ]
+    found = json.loads(Path("report/results.json").read_text())["evaluations"]
+    assert [e["subject"]["name"] for e in found] == ["one.npy", "two.npy"]
+    assert "genmodels compare one.npy two.npy --data" in Path("report/index.html").read_text()
+    assert main(["compare", "started", "other", "--data", "real.npy", "--out", "nothing"]) == 1
+    assert "none of these runs has a model yet" in capsys.readouterr().err
+    assert not Path("nothing").exists()
+
+
+def test_compare_checks_all_runs_before_it_measures_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "config.json").write_text("{")
+    Tiny(TinyConfig(size=32)).save_pretrained("large")
+    for wrong, reason in (
+        (str(run), "is not JSON"),
+        ("nowhere", "nowhere"),
+        ("large", "one.npy has 16 px and large 32"),
+    ):
+        assert main(["compare", "one.npy", wrong, "--data", "real.npy", "--out", "report"]) == 1
+        said = capsys.readouterr()
+        assert reason in said.err and len(said.err.splitlines()) == 1
+        assert "1/2" not in said.out
+        assert not Path("report").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of\nmemory"), KeyboardInterrupt()])
+def test_a_run_that_fails_does_not_cost_compare_the_others(
+    error: BaseException, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(images: Images, *arguments: Any, **settings: Any) -> Evaluation:
+        if len(images) == 261:
+            raise error
+        return evaluate_images(images, *arguments, **settings)
+
+    monkeypatch.setattr("genmodels.evaluation.evaluate.evaluate_images", evaluate)
+    np.save("bad.npy", faces(3).images[:261])
+    monkeypatch.setattr("genmodels.evaluation.reference.spread", lambda images, n: images)
+    command = ["compare", "one.npy", "bad.npy", "two.npy", "--data", "real.npy", "--out", "report"]
+    stopped = isinstance(error, KeyboardInterrupt)
+    assert main(command) == 1
+    *notes, last = capsys.readouterr().err.splitlines()
+    if stopped:
+        assert (notes, last) == ([], "genmodels: error: interrupted")
+    else:
+        assert notes == ["bad.npy is left out: out of memory"]
+        assert last.endswith("the report leaves out bad.npy, whose evaluation failed: out of memory")
+    found = json.loads(Path("report/results.json").read_text())["evaluations"]
+    assert [e["subject"]["name"] for e in found] == ["one.npy"] if stopped else ["one.npy", "two.npy"]
+
+
+def test_a_failed_compare_leaves_no_partial_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(evaluations: Any, metrics: Any, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "half.png").write_bytes(b"half")
+        raise OSError("no space")
+
+    monkeypatch.setattr("genmodels.evaluation.compare.write_figures", full)
+    before = sorted(Path().iterdir())
+    assert main(["compare", "one.npy", "--data", "real.npy", "--out", "report"]) == 1
+    assert "no space" in capsys.readouterr().err
+    assert sorted(Path().iterdir()) == before
+
+
+def test_compare_replaces_only_a_report_and_only_with_force(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "one.npy", "--data", "real.npy", "--json", "one.json"]) == 0
+    command = ["compare", "one.json", "--out", "report"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert "replace that report with --force" in fails(capsys, 1, *command)
+    Path("report/index.html").write_text("of an earlier report")
+    assert main([*command, "--force"]) == 0
+    assert "one.npy" in Path("report/index.html").read_text()
+    capsys.readouterr()
+    for mine in ("notes.txt", "figures/mine.png"):
+        Path("report", mine).write_text("precious")
+        assert "choose another --out" in fails(capsys, 1, *command, "--force")
+        assert Path("report", mine).read_text() == "precious"
+        Path("report", mine).unlink()
+    Path("report/results.json").unlink()
+    assert "is not an empty folder: choose another --out" in fails(capsys, 1, *command, "--force")

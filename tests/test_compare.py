@@ -264,7 +264,9 @@ def test_nothing_measured_is_a_page_too(tmp_path: Path) -> None:
 
 def test_json_holds_everything(report: Path) -> None:
     whole = json.loads((report / "results.json").read_text())
-    assert set(whole) == {"format", "evaluations"}
+    assert set(whole) == {"format", "evaluations", "files"}
+    written = {path.relative_to(report).as_posix() for path in report.rglob("*") if path.is_file()}
+    assert set(whole["files"]) == written - {"results.json"}
     for i, plain in enumerate(whole["evaluations"][:3]):
         scores = {name: from_dict(Score, score) for name, score in plain["scores"].items()}
         without = ("bits-per-dim",) if i == 1 else ()

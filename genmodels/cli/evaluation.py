@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from genmodels.cli.arguments import check_empty, check_free, chosen_options, load
+from genmodels.cli.arguments import check_free, chosen_options, load
 from genmodels.cli.real_images import EvaluationFlags, RealImages, real_images, say_notes
 from genmodels.cli.run_folder import read_subject
-from genmodels.usage import UsageError, console
+from genmodels.usage import UsageError, console, say
 from genmodels.writing import write_text
 
 if TYPE_CHECKING:
@@ -77,47 +77,108 @@ def evaluate(
 
 
 def compare(
-    runs: Positional[tuple[str, ...]], settings: OmitArgPrefixes[EvaluationFlags] = DEFAULTS, out: Path = Path("report")
+    runs: Positional[tuple[str, ...]],
+    settings: OmitArgPrefixes[EvaluationFlags] = DEFAULTS,
+    out: Path = Path("report"),
+    force: bool = False,
 ) -> None:
     """Score several models or sets of images and write a page that compares them.
 
     The folder gets index.html (one self-contained page), results.json, results.csv and
-    figures/*.png.
+    figures/*.png. All runs are checked before the first one is measured, and those without a model
+    yet are left out.
 
     Args:
         runs: models or sets of images as for evaluate; .json files that evaluate wrote; or folders
             with such a metrics.json.
         settings: options shared by evaluate and compare.
         out: new or empty folder for the report.
+        force: replace an earlier report.
     """
     if not runs:
         raise UsageError("nothing to compare. Usage: genmodels compare RUN... --out FOLDER")
     settings.check()
-    check_empty(out, "choose another --out")
-    check_free(out / "index.html", force=False)
+    from genmodels.evaluation.compare import check_place, write_report
+    from genmodels.evaluation.results import comparable
 
-    from genmodels.evaluation.compare import write_report
+    check_place(out, force)
+    check_free(out / "index.html", force)
+    kept = {run: path for run in runs if (path := _saved_result(run))}
+    results = {run: _read_saved(path) for run, path in kept.items()}
+    comparable(list(results.values()))  # before any work
+    fresh = _with_models([run for run in dict.fromkeys(runs) if run not in kept])
+    if not fresh and not kept:
+        raise ValueError("nothing to compare: none of these runs has a model yet")
+    failure: BaseException | None = None
+    if fresh:
+        failure = _measure_all(fresh, settings, results)
+    elif settings.flags():
+        raise UsageError(f"all of these have been evaluated already: {' '.join(settings.flags())} has no effect")
+    shown = [run for run in runs if run in results]
+    if failure is not None and not shown:
+        raise failure
+    command = shlex.join(["genmodels", "compare", *shown, *settings.flags(), "--out", str(out)])
+    page = write_report([results[run] for run in shown], out, command, force)
+    print(f"\nOpen {page} in a browser.")
+    if isinstance(failure, KeyboardInterrupt):
+        raise failure
+    if failure is not None:
+        missing = ", ".join(run for run in fresh if run not in results)
+        raise ValueError(f"the report leaves out {missing}, whose evaluation failed: {failure}") from failure
+
+
+def _with_models(runs: list[str]) -> list[str]:
+    """Return `runs` without the run folders that have no model yet, which are named."""
+    folders = [(run, Path(run)) for run in runs]
+    unfinished = [run for run, at in folders if (at / "config.yaml").is_file() and not (at / "config.json").exists()]
+    for run in unfinished:
+        say(f"{run} is left out: it has no model yet; --resume continues its training")
+    return [run for run in runs if run not in unfinished]
+
+
+def _measure_all(runs: list[str], settings: EvaluationFlags, results: dict[str, Evaluation]) -> BaseException | None:
+    """Evaluate `runs` with the same number of images, and add their evaluations to `results`.
+
+    All are opened first, so that what cannot work fails before anything is measured. A failure
+    after that, or Ctrl-C, does not cost the evaluations of the others.
+
+    Returns:
+        the last failure, or None.
+    """
     from genmodels.evaluation.protocol import FULL_N
     from genmodels.evaluation.results import comparable
 
-    kept = {run: path for run in runs if (path := _saved_result(run))}
-    fresh = [run for run in dict.fromkeys(runs) if run not in kept]
-    results = {run: _read_saved(path) for run, path in kept.items()}
-    comparable(list(results.values()))  # before any work
-    if fresh:
-        networks = _load_extractors(settings.extractors)
-        real = real_images(fresh, settings)
-        given = {run: _given(run, settings, ()) for run in fresh}
-        # The same n for all: as many as the smallest of the given sets has.
-        count = settings.n or min([FULL_N, *(len(images) for images in given.values() if images is not None)])
-        for place, run in enumerate(fresh, start=1):
-            print(f"{place}/{len(fresh)}  {run}, {count:,} images", flush=True)
-            results[run] = _measure(run, given[run], real, networks, replace(settings, n=count), ())
-            comparable(list(results.values()))  # not only after the last one
-    elif settings.flags():
-        raise UsageError(f"all of these have been evaluated already: {' '.join(settings.flags())} has no effect")
-    command = shlex.join(["genmodels", "compare", *runs, *settings.flags(), "--out", str(out)])
-    print(f"\nOpen {write_report([results[run] for run in runs], out, command)} in a browser.")
+    networks = _load_extractors(settings.extractors)
+    real = real_images(runs, settings)
+    given = {run: _given(run, settings, ()) for run in runs}
+    sizes = {run: load(run).config.size if images is None else images.size for run, images in given.items()}
+    sizes |= {
+        run: score.protocol.size for run, e in results.items() for score in e.scores.values() if score.protocol.size
+    }
+    if other := next((run for run in sizes if sizes[run] != sizes[runs[0]]), None):
+        raise ValueError(
+            f"{runs[0]} has {sizes[runs[0]]} px and {other} {sizes[other]}: their scores cannot be compared; compare "
+            "images of one size (--size resizes sets of images)"
+        )
+    real.of_size(sizes[runs[0]])
+    # The same n for all: as many as the smallest of the given sets has.
+    count = settings.n or min([FULL_N, *(len(images) for images in given.values() if images is not None)])
+    failure: BaseException | None = None
+    for place, run in enumerate(runs, start=1):
+        print(f"{place}/{len(runs)}  {run}, {count:,} images", flush=True)
+        result = None
+        try:
+            result = _measure(run, given[run], real, networks, replace(settings, n=count), ())
+            comparable([*results.values(), result])  # not only after the last one
+            results[run] = result
+        except KeyboardInterrupt as stopped:
+            return stopped
+        except Exception as error:
+            if result is not None and place == 1:  # earlier scores of another protocol: so would be all others
+                raise
+            failure = error
+            say(f"{run} is left out: {error}")
+    return failure
 
 
 def _given(run: str, settings: EvaluationFlags, options: tuple[str, ...]) -> Images | None:

@@ -16,10 +16,14 @@ from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import page
 from genmodels.evaluation.results import FORMAT, Evaluation, Subject, comparable
 from genmodels.evaluation.sections import facts, lead, sections, title
+from genmodels.reading import read_json
 from genmodels.writing import is_free, replacing_folder, write_json, write_text
 
+RESULTS = "results.json"
+"""File of a report that holds its evaluations and lists its other files."""
 
-def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = "") -> Path:
+
+def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = "", force: bool = False) -> Path:
     """Write a comparison of `evaluations` into `out`.
 
     Args:
@@ -28,17 +32,17 @@ def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = ""
         out: a new or empty folder for index.html, which needs no other file, results.json,
             results.csv and figures/*.png. It is written as a whole.
         command: command that repeats the comparison.
+        force: replace an earlier report in `out`.
 
     Returns:
         Path of the page.
 
     Raises:
-        ValueError: if there are no evaluations, protocols differ, or `out` is not empty.
+        ValueError: if there are no evaluations, protocols differ, or `check_place` refuses `out`.
     """
     if not evaluations:
         raise ValueError("nothing to compare: give at least one evaluation")
-    if not is_free(out):
-        raise ValueError(f"{out} is not an empty folder: choose another --out")
+    check_place(out, force)
     named = with_unique_names(evaluations)
     shown = [with_training(e) for e in comparable(named)]
     metrics = columns(shown)
@@ -52,10 +56,40 @@ def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = ""
     )
     with replacing_folder(out) as draft:
         write_figures(shown, metrics, draft / "figures")
-        write_json(draft / "results.json", {"format": FORMAT, "evaluations": [e.plain() for e in named]}, indent=2)
         _write_csv(shown, draft / "results.csv")
         write_text(draft / "index.html", text)
+        whole = {"format": FORMAT, "evaluations": [e.plain() for e in named], "files": sorted(_files(draft))}
+        write_json(draft / RESULTS, whole, indent=2)
     return out / "index.html"
+
+
+def check_place(out: Path, force: bool) -> None:
+    """Check that a report can be written into `out`: a new or empty folder or, with `force`, an
+    earlier report in which there is nothing else.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if is_free(out):
+        return
+    earlier = _is_report(out)
+    if not (earlier and force):
+        hint = "replace that report with --force, or " if earlier else ""
+        raise ValueError(f"{out} is not an empty folder: {hint}choose another --out")
+
+
+def _is_report(out: Path) -> bool:
+    """Return whether `out` holds a report and no other file."""
+    try:
+        written = read_json(out / RESULTS)["files"]
+        return _files(out) - {RESULTS} == set(written)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _files(folder: Path) -> set[str]:
+    """Return the paths of all files in a folder, relative to it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
 
 
 def with_unique_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
