@@ -83,7 +83,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     [
         (lambda path: (path / "state.json").unlink(), "state.json is missing"),
         (lambda path: (path / "state.json").write_text('{"format": 1, "st'), "state.json is damaged"),
-        (lambda path: (path / "state.json").write_text('{"format": 2}'), "newer genmodels"),
+        (lambda path: (path / "state.json").write_text('{"format": 3}'), "newer genmodels"),
         (lambda path: (path / "ema.safetensors").unlink(), "ema.safetensors is missing"),
         (lambda path: (path / "optimizer.safetensors").write_bytes(b"x"), "optimizer.safetensors is damaged"),
         (lambda path: _flip_last_byte(path / "model.safetensors"), "model.safetensors is damaged"),
@@ -118,7 +118,7 @@ def test_a_crash_while_saving_leaves_the_older_one(tmp_path: Path, monkeypatch: 
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="the disk is full"):
         save(tmp_path, 2, keep=1)
     assert newest_checkpoint(tmp_path, print) == good
     monkeypatch.undo()

@@ -142,13 +142,14 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert "stopped by a signal at step 10" in said
     assert str(tmp_path / "parts" / "checkpoints" / "step_00000010") in said
     assert "--resume" in said
+    assert [line["step"] for line in lines(tmp_path / "parts")] == [4, 8, 10]  # the last one for those who read it now
     assert (tmp_path / "parts" / "model.safetensors").exists()
 
     torch.manual_seed(7)  # a resumed run depends neither on initial weights nor on the generator
     other = Tiny(stopped.config)
     parts = fit(other, faces(), recipe(tmp_path / "parts", log_every=4, resume=True))
     assert_equal(whole, parts)
-    assert [line["step"] for line in lines(parts)] == [4, 8, 10, 12, 16, 20]
+    assert [line["step"] for line in lines(parts)] == [4, 8, 12, 16, 20]
 
 
 def test_resume_drops_metrics_of_steps_it_repeats(tmp_path: Path) -> None:

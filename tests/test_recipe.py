@@ -166,7 +166,11 @@ def test_how_a_command_ends(
     ("prepare", "args", "reason"),
     [
         (lambda out: (out / "notes.txt").write_text("mine"), (), "is not empty: give another --output, or empty it"),
-        (lambda out: (out / "checkpoints").mkdir(), (), "is not empty: give another --output, or --resume"),
+        (
+            lambda out: (out / "checkpoints" / "step_00000001").mkdir(parents=True),
+            (),
+            "is not empty: give another --output, or --resume",
+        ),
         (lambda out: None, ("--resume",), "nothing to resume: "),
         (lambda out: out.rmdir() or out.write_text("mine"), (), "is a file; --output must be a folder"),
     ],

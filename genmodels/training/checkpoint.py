@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genmodels.hashing import file_sha256
+from genmodels.reading import read_json
 from genmodels.saving import from_dict
 from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
 from genmodels.training.shard import whole
-from genmodels.writing import flush
+from genmodels.training.steps import list_checkpoints, step_of
+from genmodels.writing import remove, replacing_folder, write_json
 
-FORMAT = 1
+FORMAT = 2
 STATE = "state.json"
 
 
@@ -50,6 +51,12 @@ class State:
     "calibrate" per image. `cost_of_end` estimates the time after the last step from them."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the fp16 loss scaler."""
+    logged: int | None = None
+    """Step of the last line of metrics that a run without interruption also has. None: `step`."""
+    summed: int = 0
+    """Number of steps after `logged` that were not skipped."""
+    sums: dict[str, float | None] = field(default_factory=dict)
+    """Sums of their scalars, which the next line of metrics averages. None: not finite."""
 
 
 def training_tensors(
@@ -92,27 +99,21 @@ def save_checkpoint(
     """
     if final.is_dir() and problem_with(final) is None:
         return
-    folder = final.parent
-    partial = folder / f".{final.name}.partial"
-    for leftover in folder.glob(".step_*.partial"):
-        shutil.rmtree(leftover)
-    partial.mkdir(parents=True)
-    for name, content in tensors.items():
-        save_file({key: value.contiguous() for key, value in content.items()}, partial / f"{name}.safetensors")
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(partial.iterdir())
-    }
-    record = {"format": FORMAT, "state": dataclasses.asdict(state), "identity": identity, "files": files}
-    (partial / STATE).write_text(json.dumps(record, indent=2) + "\n")
-    for path in (*partial.iterdir(), partial):
-        flush(path)
-    if final.is_dir():  # a damaged checkpoint of the same step
-        shutil.rmtree(final)
-    partial.rename(final)
-    flush(folder)
-    past = [path for path in _checkpoints(folder) if path.name <= final.name]
+    for leftover in final.parent.glob(".step_*"):  # of a process that was killed
+        name, _, kind = leftover.name[1:].partition(".")
+        if step_of(name) is not None and kind in ("partial", "replaced"):
+            remove(leftover)
+    with replacing_folder(final) as partial:
+        for name, content in tensors.items():
+            save_file({key: value.contiguous() for key, value in content.items()}, partial / f"{name}.safetensors")
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in sorted(partial.iterdir())
+        }
+        record = {"format": FORMAT, "state": dataclasses.asdict(state), "identity": identity, "files": files}
+        write_json(partial / STATE, record, indent=2)
+    past = [path for path in list_checkpoints(final.parent) if path.name <= final.name]
     for path in past[:-keep]:
-        shutil.rmtree(path)
+        remove(path)
 
 
 def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path:
@@ -125,7 +126,7 @@ def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path:
     Raises:
         ValueError: if there is no complete checkpoint.
     """
-    paths = _checkpoints(folder)
+    paths = list_checkpoints(folder)
     for path in reversed(paths):
         problem = problem_with(path)
         if problem is None:
@@ -133,7 +134,8 @@ def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path:
         report(f"skipping checkpoint {path}: {problem}")
     if paths:
         raise ValueError(
-            f"nothing to resume: none of the {len(paths)} checkpoints in {folder} is complete; start a new run"
+            f"nothing to resume: none of the {len(paths)} checkpoints in {folder} is complete; start a new run in "
+            "another --output"
         )
     raise ValueError(f"nothing to resume: {folder} contains no checkpoint; start a new run in another --output")
 
@@ -141,14 +143,16 @@ def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path:
 def problem_with(path: Path) -> str | None:
     """Return why the checkpoint at `path` cannot be used, or None if it is complete."""
     try:
-        record = json.loads((path / STATE).read_text())
+        record = read_json(path / STATE)
         if record["format"] > FORMAT:
             return f"it was written by a newer genmodels (format {record['format']}; this version reads up to {FORMAT})"
         for name, expected in record["files"].items():
             file = path / name
             if file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
                 return f"{name} is damaged (its size or checksum does not match {STATE})"
-        from_dict(State, record["state"], where=STATE)
+        step = from_dict(State, record["state"], where=STATE).step
+        if step != step_of(path.name):
+            return f"it is a copy of the checkpoint of step {step:,}"
         return None if isinstance(record["identity"], dict) else f"{STATE} is damaged"
     except FileNotFoundError as error:
         return f"it is incomplete: {Path(error.filename).name} is missing"
@@ -168,7 +172,7 @@ def load_checkpoint(path: Path, identity: dict[str, Any], model: nn.Module, ema:
         ValueError: if `identity` differs from the checkpoint's (the message names every
             difference), or the weights do not fit the model.
     """
-    record = json.loads((path / STATE).read_text())
+    record = read_json(path / STATE)
     differences = _differences(record["identity"], json.loads(json.dumps(identity)))
     if differences:
         raise ValueError(
@@ -205,10 +209,6 @@ def load_optimizers(path: Path, optimizers: dict[str, Optimizer]) -> None:
 def _not_of_this_version(path: Path, error: Exception) -> ValueError:
     reason = " ".join(str(error).split())[:200]
     return ValueError(f"cannot resume {path}: its weights do not fit this version of the model ({reason})")
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
 
 
 def _differences(saved: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:

@@ -22,8 +22,9 @@ from genmodels.data import default_size
 from genmodels.data.packed import IN_MEMORY
 from genmodels.saving import from_dict, reset_derived, to_dict
 from genmodels.training.flags import show_common_flags
+from genmodels.training.folder import check_free, check_output
 from genmodels.training.launch import spread_over_cpu, use_every_core
-from genmodels.training.recipe import NOT_SAVED, PriorRecipe, R, Recipe, check_output, check_recipe
+from genmodels.training.recipe import NOT_SAVED, PriorRecipe, R, Recipe, check_recipe
 from genmodels.usage import UsageError, one_line_refusals, printing, say
 
 
@@ -185,6 +186,7 @@ def run(
         try:
             chosen = parse(recipe, family, rest)
             status = 1
+            check_free(chosen.output)
             check_output(chosen)
             spread_over_cpu(sys.argv if command is None else command)
             use_every_core()

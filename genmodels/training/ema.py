@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from genmodels.training.steps import step_name, step_of
 from genmodels.writing import replacing
 
 MAX_SIGMA_REL = 12**-0.5
@@ -100,15 +101,19 @@ def save_snapshot(folder: Path, ema: nn.Module, model: nn.Module, step: int, sig
     """
     pairs = zip(ema.named_parameters(), model.parameters(), strict=True)
     averaged = {name: average.detach().contiguous() for (name, average), weight in pairs if average is not weight}
-    with replacing(folder / f"step_{step:08d}.safetensors") as draft:
+    with replacing(folder / f"{step_name(step)}.safetensors") as draft:
         save_file(averaged, draft, {"step": str(step), "sigma_rel": str(sigma_rel)})
 
 
 def drop_snapshots(folder: Path, after: int) -> None:
     """Remove the snapshots of steps later than `after`. A resumed run writes them again."""
-    for file in folder.glob("step_*.safetensors"):
+    for file in _snapshots(folder):
         if int(file.stem.removeprefix("step_")) > after:
             file.unlink()
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("step_*.safetensors") if step_of(file.stem) is not None)
 
 
 def average_of(folder: Path, sigma_rel: float, at: float = 1.0) -> tuple[dict[str, Tensor], float]:
@@ -128,7 +133,7 @@ def average_of(folder: Path, sigma_rel: float, at: float = 1.0) -> tuple[dict[st
         ValueError: if there are no snapshots, or the snapshots cannot approximate the width. The
             message then lists the widths that they can.
     """
-    files = sorted(folder.glob("step_*.safetensors"))
+    files = _snapshots(folder)
     if not files:
         raise ValueError(f"{folder} contains no snapshots: train with --ema-snapshots 16")
     steps, widths = zip(*(_read_header(file) for file in files), strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from genmodels.training.checkpoint import State
 from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.log import in_words
 from genmodels.training.recipe import Recipe
-from genmodels.writing import flush
+from genmodels.writing import explained, flush, remove
 
 PRIVATE = ("root", "output")
 """Settings that are left out of the model card, because they are paths on the user's machine."""
@@ -31,14 +30,17 @@ def export_model(ema: Model, output: Path, card: str) -> None:
         card: contents of README.md.
     """
     partial = output / ".export.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    ema.save_pretrained(partial)
-    (partial / "README.md").write_text(card)
-    # Weights first: a folder with a config.json is a complete model.
-    for name in ("model.safetensors", "config.json", "README.md"):
-        flush(partial / name)
-        os.replace(partial / name, output / name)
-    shutil.rmtree(partial)
+    with explained(output):
+        remove(partial)
+        try:
+            ema.save_pretrained(partial)
+            (partial / "README.md").write_text(card, encoding="utf-8")
+            # Weights first: a folder with a config.json is a complete model.
+            for name in ("model.safetensors", "config.json", "README.md"):
+                flush(partial / name)
+                os.replace(partial / name, output / name)
+        finally:
+            remove(partial)
 
 
 def training_card(

@@ -19,12 +19,14 @@ from genmodels.data.packed import Packed
 from genmodels.training.checkpoint import save_checkpoint, training_tensors
 from genmodels.training.clock import stop_on_signal
 from genmodels.training.ema import SNAPSHOTS, ema_decay, restore_buffers, save_snapshot, update_ema
+from genmodels.training.folder import CHECKPOINTS, check_output, claimed
 from genmodels.training.log import in_words
 from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
 from genmodels.training.setup import Run, start
 from genmodels.training.shard import gather_into, whole
 from genmodels.training.show import AT_THE_END, ON_THE_WAY, account, cost_of_end, measure, show
+from genmodels.training.steps import step_name
 from genmodels.types import Batch, mix_seed
 
 SHOWN_AT = (0.05, 0.25, 0.5, 0.75)
@@ -56,6 +58,9 @@ def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
     makes the same call. On SIGTERM or Ctrl-C the current step is finished and a checkpoint is
     saved. Every step reseeds torch's global random number generator.
 
+    One process at a time can train into a run folder. A run that was stopped before its first
+    checkpoint can be started again in the same folder.
+
     Args:
         model: model to train, in place. It is returned to eval mode at the end, with its raw
             weights; load the run folder to get the EMA weights.
@@ -71,8 +76,14 @@ def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
         SystemExit: with status 1, if a signal stopped the run before its end.
     """
     recipe = check_recipe(recipe)
-    run = start(model, data, recipe)
-    state = run.state
+    check_output(recipe)
+    with claimed(recipe.output):
+        return loop(start(model, data, recipe))
+
+
+def loop(run: Run) -> Path:
+    """Train until the end of the run or a signal, and return the run folder. See `fit`."""
+    recipe, state = run.recipe, run.state
     try:
         with stop_on_signal() as stop:
             state.elapsed, progress, stopping = run.clock.read(state.step, cost_of_end(run), stop.requested)
@@ -88,8 +99,8 @@ def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
                     run.log.write(state, recipe, progress, first)
                 if progress < 1 and not stopping:
                     record(run, before, progress)
-            run.log.write(state, recipe, progress, first)
             checkpoint = save(run)
+            run.log.write(state, recipe, progress, first)
             if progress >= 1 and recipe.ema_snapshots:
                 snapshot(run)
             if progress < 1:
@@ -223,6 +234,8 @@ def record(run: Run, before: float, progress: float) -> None:
         return any(before < mark <= progress for mark in marks) if every is None else state.step % every == 0
 
     if is_due(recipe.sample_every, SHOWN_AT):
+        if not state.saved:  # a folder with a model also has a checkpoint, so that it can be resumed
+            save(run)
         show(run, ON_THE_WAY)
     if any(before < k / recipe.ema_snapshots <= progress for k in range(1, recipe.ema_snapshots)):
         snapshot(run)
@@ -235,10 +248,11 @@ def save(run: Run) -> Path:
     """Save a checkpoint and return its path. Every rank must call this; rank 0 writes."""
     state, accelerator = run.state, run.accelerator
     began = time.monotonic()
+    run.log.save(state)
     state.saved = state.elapsed
     if accelerator.scaler is not None:
         state.scaler = accelerator.scaler.state_dict()
-    path = run.recipe.output / "checkpoints" / f"step_{state.step:08d}"
+    path = run.recipe.output / CHECKPOINTS / step_name(state.step)
     tensors = training_tensors(run.model, run.average, run.optimizers, accelerator.is_main_process)
     if accelerator.is_main_process:
         now = replace(state, elapsed=run.clock.now())

@@ -12,6 +12,16 @@ from genmodels.data.packing import cores
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Environment variables in which torchrun and the MPI launchers store the number of processes."""
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Environment variables in which they store the index of a process."""
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first or the only process of a run.
+
+    It can be called before the processes are connected.
+    """
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def spread_over_cpu(command: list[str]) -> None:

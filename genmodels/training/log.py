@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +15,11 @@ from accelerate.utils import reduce
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
+from genmodels.reading import read_json_lines
 from genmodels.training.checkpoint import State
 from genmodels.training.recipe import Recipe
 from genmodels.usage import console
+from genmodels.writing import explained, write_text
 
 METRICS = "metrics.jsonl"
 STATUS = "{task.fields[status]}"
@@ -31,24 +33,25 @@ class RunLog:
     Args:
         accelerator: accelerator of the run. Its trackers receive every line.
         output: the run folder.
-        step: step from which the run starts. Lines of later steps, which an interrupted run has
-            written, are removed from metrics.jsonl.
+        state: progress of the run. Lines after `state.logged`, which an interrupted run has written,
+            are removed from metrics.jsonl: the next line averages their steps too.
     """
 
-    def __init__(self, accelerator: Accelerator, output: Path, step: int):
+    def __init__(self, accelerator: Accelerator, output: Path, state: State):
         self.accelerator = accelerator
         self.path = output / METRICS
         self.last: dict[str, float | None] = {}
         self.console = console(stderr=True, quiet=not accelerator.is_main_process)
-        self._sums: dict[str, Tensor] = {}
+        device = accelerator.device
+        self._sums = {n: torch.tensor(math.nan if x is None else x, device=device) for n, x in state.sums.items()}
         self._notes: dict[str, float | None] = {}
-        self._steps = 0
+        self._steps = state.summed
         self._images = 0
-        self._step = step
+        self._step = state.step if state.logged is None else state.logged
         self._began = self._since = time.monotonic()
         self._printed = 0.0
         if accelerator.is_main_process:
-            self._drop_lines_after(step)
+            self._drop_lines_after(self._step)
         first, *others = (TextColumn(text, markup=False) for text in ("training", "{task.percentage:>3.0f}%", STATUS))
         # Drawn only when there is a new line: a refresh thread would take time from training.
         self._bar = Progress(first, BarColumn(), *others, console=self.console, auto_refresh=False)
@@ -68,6 +71,7 @@ class RunLog:
             images: number of images in the step, over all ranks.
         """
         for name, value in values.items():
+            value = value.float()  # as they are restored from a checkpoint
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._steps += 1
         self._images += images
@@ -78,8 +82,8 @@ class RunLog:
 
     def largest(self, name: str) -> float:
         """Return the largest value of `name` in metrics.jsonl so far, or 0 if it has no values."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return max((json.loads(line).get(name) or 0.0 for line in lines), default=0.0)
+        values = [line.get(name) for line in read_json_lines(self.path)]
+        return max((value for value in values if isinstance(value, (int, float))), default=0.0)
 
     def pause(self, seconds: float) -> None:
         """Exclude `seconds`, which were not spent on training steps, from images/s."""
@@ -101,7 +105,7 @@ class RunLog:
         means: dict[str, float | None] = {}
         if self._sums:
             names = sorted(self._sums)
-            mean = torch.stack([self._sums[name].float() for name in names]) / self._steps
+            mean = torch.stack([self._sums[name] for name in names]) / self._steps
             numbers = reduce(mean, "mean").tolist()
             means = {n: x if math.isfinite(x) else None for n, x in zip(names, numbers, strict=True)}
         speed = self._images / max(1e-9, time.monotonic() - self._since)
@@ -118,13 +122,20 @@ class RunLog:
         self._step = state.step
         if not self.accelerator.is_main_process:
             return
-        with self.path.open("a") as file:
+        with explained(self.path), self.path.open("a") as file:
             file.write(json.dumps(self.last) + "\n")
         curves = {name: value for name, value in self.last.items() if value is not None and name != "step"}
         self.accelerator.log(curves, step=state.step)
         left = (time.monotonic() - self._began) * (1 - progress) / max(1e-9, progress - first)
         total = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.minutes:g} minutes"
         self._show(f"step {state.step:,} of {total}", progress, speed, left)
+
+    def save(self, state: State) -> None:
+        """Store the sums for the next line in `state`, averaged over ranks. Every rank must call this."""
+        names = sorted(self._sums)
+        sums = reduce(torch.stack([self._sums[name] for name in names]), "mean").tolist() if names else []
+        state.logged, state.summed = self._step, self._steps
+        state.sums = {n: x if math.isfinite(x) else None for n, x in zip(names, sums, strict=True)}
 
     def close(self) -> None:
         """Stop the progress bar and close the trackers."""
@@ -143,20 +154,16 @@ class RunLog:
             self.say(f"{progress:4.0%} {status}")
 
     def _drop_lines_after(self, step: int) -> None:
-        if not self.path.exists():
-            return
-        kept: list[str] = []
-        for line in self.path.read_text().splitlines():
-            try:
-                values = json.loads(line)
-                if values["step"] <= step:
-                    kept.append(line + "\n")
-                    self.last = values
-            except (ValueError, KeyError, TypeError):
-                continue  # an incomplete last line, written when the run was killed
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        os.replace(partial, self.path)
+        kept = [line for line in read_json_lines(self.path) if _step_in(line) <= step]
+        if self.path.exists():
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            self.last = kept[-1] if kept else {}
+
+
+def _step_in(line: dict[str, Any]) -> float:
+    """Return the step of a line of metrics; infinity if it has none."""
+    step = line.get("step")
+    return step if isinstance(step, (int, float)) else math.inf
 
 
 def in_words(seconds: float) -> str:

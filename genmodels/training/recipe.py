@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from genmodels.training.ema import MAX_SIGMA_REL
 from genmodels.training.optim import OptimConfig
 
 DEFAULT_STEPS = 20_000
+MAX_STEPS = 99_999_999
+"""Names of checkpoints hold the step in 8 digits."""
 Precision = Literal["no", "bf16", "fp16"]
 NOT_SAVED = ("resume", "startup", "name")
 """Fields that describe one launch of a run and are not written to config.yaml."""
@@ -40,14 +41,16 @@ class Recipe:
     """Flip half of the training images horizontally, at random."""
 
     output: Path = Path("runs/model")
-    """Run folder. It must be new or empty, unless --resume is given."""
+    """Run folder. It must be new or empty, or hold a run without a checkpoint, unless --resume is
+    given."""
     steps: int | None = None
     """Length of the run in optimiser steps (20,000 if neither --steps nor --minutes is given)."""
     minutes: float | None = None
     """Length of the run in minutes, from the start of the command to the saved model, instead of
     --steps."""
     resume: bool = False
-    """Continue the run in --output from its newest complete checkpoint."""
+    """Continue the run in --output from its newest complete checkpoint. A run without a checkpoint
+    starts from the beginning."""
 
     batch_size: int = 128
     """Images per optimiser step, over all processes and micro-batches."""
@@ -126,6 +129,8 @@ def check_recipe(recipe: R) -> R:
         recipe = replace(recipe, steps=DEFAULT_STEPS)
     if recipe.minutes is not None and not recipe.minutes > 0:
         raise ValueError(f"--minutes must be above 0, got {recipe.minutes}")
+    if recipe.steps is not None and recipe.steps > MAX_STEPS:
+        raise ValueError(f"--steps must be at most {MAX_STEPS:,}, got {recipe.steps:,}")
     counts = ("steps", "size", "batch_size", "accumulate", "log_every", "sample_every", "evaluate_every", "save_every")
     for name in (*counts, "keep"):
         value = getattr(recipe, name)
@@ -148,26 +153,3 @@ def check_recipe(recipe: R) -> R:
         raise ValueError(f"--mixed-precision must be no, bf16 or fp16, got {recipe.mixed_precision!r}")
     recipe.optim.check()
     return recipe
-
-
-def check_output(recipe: Recipe) -> None:
-    """Refuse a run folder that is in use or cannot be written, before any work.
-
-    Raises:
-        ValueError, OSError: with a message of one line. No file has been changed.
-    """
-    output = recipe.output
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; --output must be a folder")
-    filled = output.is_dir() and any(output.iterdir())
-    resumable = (output / "checkpoints").is_dir()
-    if recipe.resume and not resumable:
-        raise ValueError(
-            f"nothing to resume: there is no {output}/checkpoints; check --output, or start without --resume"
-        )
-    if filled and not recipe.resume:
-        choice = "or --resume to continue the run in it" if resumable else "or empty it; it holds no run to resume"
-        raise ValueError(f"{output} is not empty: give another --output, {choice}")
-    place = next(p for p in (output, *output.absolute().parents) if p.exists())
-    if not os.access(place, os.W_OK):
-        raise PermissionError(f"cannot write to {place}: give another --output, or change its permissions")

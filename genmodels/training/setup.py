@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 import warnings
 from dataclasses import dataclass, fields, replace
@@ -26,10 +25,14 @@ from genmodels.training.checkpoint import State, load_checkpoint, load_optimizer
 from genmodels.training.clock import Clock
 from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
+from genmodels.training.folder import CHECKPOINTS, check_output
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
-from genmodels.training.recipe import Recipe, check_output
+from genmodels.training.recipe import Recipe
 from genmodels.training.shard import check_shardable, repeated_blocks, shard, sharding_wanted
+from genmodels.training.steps import list_checkpoints
+from genmodels.usage import say
+from genmodels.writing import write_text
 
 if TYPE_CHECKING:
     from genmodels.evaluation.monitor import Monitor
@@ -86,6 +89,9 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     """
     check_fit(model, data, recipe)
     recipe = as_trained(recipe, model, data)
+    checkpoints = recipe.output / CHECKPOINTS
+    restarts = recipe.resume and not list_checkpoints(checkpoints)
+    recipe = replace(recipe, resume=recipe.resume and not restarts)
     train = data.split("train")
     accelerator = build_accelerator(model, recipe)
     device = accelerator.device
@@ -100,7 +106,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     identity = identity_of(model, train, recipe)
     state = State()
     if recipe.resume:
-        checkpoint = newest_checkpoint(recipe.output / "checkpoints", lambda line: print(line, file=sys.stderr))
+        checkpoint = newest_checkpoint(checkpoints, say)
         state = load_checkpoint(checkpoint, identity, model, ema)
     sharded = sharding_wanted(accelerator.num_processes)
     if sharded:
@@ -125,7 +131,9 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
     spent = state.elapsed + recipe.startup + time.monotonic() - began
     clock = Clock(recipe.steps, recipe.minutes, spent, device, accelerator.is_main_process)
-    log = RunLog(accelerator, recipe.output, state.step)
+    log = RunLog(accelerator, recipe.output, state)
+    if restarts:
+        log.say(f"{recipe.output} has no finished checkpoint: starting from the beginning")
     log.say(summary(model, train, recipe, accelerator, state, sharded))
     if monitor is not None and model.can("sample"):
         log.say(monitor.describe())
@@ -193,15 +201,13 @@ def as_trained(recipe: Recipe, model: Model, data: Packed) -> Recipe:
 
 
 def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
-    """Write config.yaml atomically into the run folder, which is created if it does not exist.
+    """Write config.yaml atomically into the run folder.
 
     In addition to the recipe, it records what `actual_settings` returns and the fingerprint of the
     data.
     """
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    partial = recipe.output / ".config.partial"
-    partial.write_text(to_yaml(recipe, recipe.name, fingerprint=data.fingerprint, **actual_settings(model, recipe)))
-    partial.replace(recipe.output / "config.yaml")
+    text = to_yaml(recipe, recipe.name, fingerprint=data.fingerprint, **actual_settings(model, recipe))
+    write_text(recipe.output / "config.yaml", text)
 
 
 def compile_blocks(model: nn.Module, **settings: Any) -> None:

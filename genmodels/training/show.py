@@ -20,6 +20,7 @@ from genmodels.training.ema import restore_buffers
 from genmodels.training.export import export_model, training_card
 from genmodels.training.setup import Run
 from genmodels.training.shard import gather_into
+from genmodels.training.steps import step_name
 
 if TYPE_CHECKING:
     from genmodels.evaluation.monitor import Monitor
@@ -83,7 +84,7 @@ and the function that computes the images on every rank."""
 
 def file_name(step: int) -> str:
     """Name of the image file of a training step."""
-    return f"step_{step:08d}.png"
+    return f"{step_name(step)}.png"
 
 
 def measure(run: Run) -> None:

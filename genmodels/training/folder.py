@@ -1,0 +1,108 @@
+"""The run folder: the names in it, and which process may write to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from genmodels.training.launch import is_first_process
+from genmodels.training.recipe import Recipe
+from genmodels.training.steps import list_checkpoints
+from genmodels.usage import say
+from genmodels.writing import remove
+
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+MODEL = ("model.safetensors", "config.json", "README.md", "samples")
+"""What a run writes only after its first checkpoint."""
+OURS = (*MODEL, CHECKPOINTS, LOCK, "config.yaml", "metrics.jsonl", "tensorboard", "ema")
+"""Everything that a run writes to its folder, except for temporary files."""
+
+
+def check_output(recipe: Recipe) -> None:
+    """Refuse a run folder that cannot be used, before any work.
+
+    A folder of a run that was stopped before its first checkpoint can be used again.
+
+    Raises:
+        ValueError, OSError: with a message of one line. No file has been changed.
+    """
+    output = recipe.output
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; --output must be a folder")
+    names = {item.name for item in output.iterdir()} if output.is_dir() else set()
+    for name in sorted(names.intersection(OURS)):
+        if (output / name).is_symlink():
+            raise ValueError(
+                f"{output / name} is a link: a run does not write through links inside its folder; remove it (the "
+                "folder itself may be a link)"
+            )
+    begun = bool(list_checkpoints(output / CHECKPOINTS))
+    holds_model = not begun and bool(names.intersection(MODEL))
+    if recipe.resume and not begun and (holds_model or not names.intersection(OURS)):
+        found = f"{output} holds a model but no checkpoint" if holds_model else f"there is no run in {output}"
+        raise ValueError(f"nothing to resume: {found}; check --output, or start without --resume")
+    foreign = any(name not in OURS and not _is_temporary(name) for name in names)
+    if not recipe.resume and (begun or holds_model or foreign):
+        choice = "or --resume to continue the run in it" if begun else "or empty it; it holds no run to resume"
+        raise ValueError(f"{output} is not empty: give another --output, {choice}")
+    place = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not os.access(place, os.W_OK):
+        raise PermissionError(f"cannot write to {place}: give another --output, or change its permissions")
+
+
+def check_free(output: Path) -> None:
+    """Refuse a run folder that another process is using, before any work.
+
+    Raises:
+        ValueError: if it is in use.
+    """
+    if is_first_process() and (output / LOCK).is_file():
+        _acquire(output).release()
+
+
+@contextmanager
+def claimed(output: Path) -> Iterator[None]:
+    """Lock a run folder against other runs, and create it if it does not exist.
+
+    The operating system releases the lock when the process ends, however it ends. Of several
+    processes of one run, the first holds the lock. A folder to which nothing was written is removed
+    at the end.
+
+    Raises:
+        ValueError: if another run holds the lock.
+    """
+    if not is_first_process():
+        yield
+        return
+    absent = [path for path in (output.absolute(), *output.absolute().parents) if not path.exists()]
+    output.mkdir(parents=True, exist_ok=True)
+    lock = _acquire(output)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            remove(output / LOCK)
+            lock.release()
+            for path in absent:
+                path.rmdir()
+
+
+def _acquire(output: Path) -> FileLock:
+    lock = FileLock(output / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{output} is in use by another run: wait until it ends, or give another --output") from None
+    except (OSError, NotImplementedError) as error:  # some network file systems have no locks
+        reason = getattr(error, "strerror", None) or error
+        say(f"{output} cannot be locked ({reason}): make sure that no other run uses it")
+    return lock
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and (".partial" in name or name.endswith(".replaced"))
