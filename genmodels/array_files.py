@@ -13,6 +13,8 @@ import numpy as np
 import psutil
 from numpy.lib import format as npy
 
+from genmodels.reading import check_regular
+
 _CONTROL_GROUPS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -35,6 +37,7 @@ def map_array(path: Path) -> np.ndarray:
         ValueError: if it is absent, is not a whole array or holds pickled objects; names the file.
     """
     with _refusals(path):
+        check_regular(path)
         with open(path, "rb") as file:
             _read_header(file)
         return np.load(path, mmap_mode="c", allow_pickle=False)
@@ -46,7 +49,7 @@ def archived_names(path: Path) -> list[str]:
     Raises:
         ValueError: if it is not an archive; names the file.
     """
-    with _refusals(path), zipfile.ZipFile(path) as archive:
+    with _refusals(path), _archive(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
@@ -57,7 +60,7 @@ def read_archived(path: Path, name: str) -> np.ndarray:
         ValueError: if it is damaged, holds pickled objects or does not fit into memory; names the
             file.
     """
-    with _refusals(path), zipfile.ZipFile(path) as archive:
+    with _refusals(path), _archive(path) as archive:
         info = archive.getinfo(f"{name}.npy")
         with archive.open(info) as member:
             shape, kind = _read_header(member)
@@ -73,6 +76,11 @@ def read_archived(path: Path, name: str) -> np.ndarray:
             return npy.read_array(member, allow_pickle=False)
 
 
+def _archive(path: Path) -> zipfile.ZipFile:
+    check_regular(path)
+    return zipfile.ZipFile(path)
+
+
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     """Return shape and type of the array in a file."""
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(npy.read_magic(file))
@@ -85,7 +93,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     if any(type(length) is not int or length < 0 for length in shape) or math.prod(shape) >= 2**62:
         raise ValueError(f"it claims to have the shape {shape}")
     if kind.hasobject:
-        raise ValueError("it holds Python objects")
+        raise ValueError("pickled objects are never loaded")
     return shape, kind
 
 
@@ -97,6 +105,5 @@ def _refusals(path: Path) -> Iterator[None]:
     except Exception as error:  # numpy and zipfile raise errors of every kind on damaged files
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
-            f"{path} cannot be read as an array ({reason}); pickled objects are never loaded: "
-            "write plain numbers with np.save"
+            f"{path} cannot be read as an array ({reason}): it is damaged, or was not written by np.save"
         ) from None

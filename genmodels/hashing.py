@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genmodels.reading import check_regular
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -18,7 +20,9 @@ def file_sha256(path: Path) -> str:
 
     Raises:
         OSError: if the file cannot be read.
+        ValueError: if it is not a regular file.
     """
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

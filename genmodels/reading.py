@@ -24,13 +24,24 @@ def read_bytes(path: Path, limit: int = LARGEST_TEXT) -> bytes:
         ValueError: if it is not a regular file (a device or a pipe never ends), or is larger than
             `limit` bytes.
     """
+    size = check_regular(path)
+    if size > limit:
+        raise ValueError(f"{path} has {size:,} bytes; at most {limit:,} are read")
+    with path.open("rb") as file:
+        return file.read(limit)
+
+
+def check_regular(path: Path) -> int:
+    """Check that a file is a regular one, since a device or a pipe may never end; return its size.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is not a regular file.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is not a regular file")
-    if status.st_size > limit:
-        raise ValueError(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read")
-    with path.open("rb") as file:
-        return file.read(limit)
+    return status.st_size
 
 
 def read_text(path: Path, limit: int = LARGEST_TEXT) -> str:

@@ -21,7 +21,8 @@ from PIL import Image
 import genmodels.data as data_package
 from genmodels import image_files
 from genmodels.data import export, load_packed, open_data, pack, packing, save_sheet
-from genmodels.data.packed import IMAGES, MANIFEST
+from genmodels.data.packed import IMAGES, LABELS, MANIFEST, NAMES
+from genmodels.hashing import file_sha256
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -257,6 +258,79 @@ def test_a_truncated_or_mixed_pack_is_refused(tmp_path: Path):
         load_packed(out)
     (out / MANIFEST).write_text("{")
     with pytest.raises(ValueError, match="not a manifest of genmodels"):
+        load_packed(out)
+
+
+def with_checksums(out: Path, **changes: Any) -> None:
+    """Write a manifest with the checksums of the files as they are, and with changed entries."""
+    manifest = json.loads((out / MANIFEST).read_text()) | changes
+    manifest["checksums"] |= {name: file_sha256(out / name) for name in (IMAGES, LABELS, NAMES)}
+    (out / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"size": "16"}, "'size' is a str"),
+        ({"size": 0}, "it describes no images"),
+        ({"count": None}, "'count' is a NoneType"),
+        ({"attributes": [1]}, "does not hold texts"),
+        ({"skipped": ["a.png"]}, "does not hold texts"),
+        ({"origin": "celeba"}, "'origin' is a str"),
+        ({"origin": {"crop": 3}}, "does not hold texts"),
+        ({"checksums": []}, "'checksums' is a list"),
+    ],
+)
+def test_a_manifest_of_other_types_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    out = pack("folder", write_tree(tmp_path / "tree", 3), tmp_path / "out", 16)
+    (out / MANIFEST).write_text(json.dumps(json.loads((out / MANIFEST).read_text()) | changes))
+    with pytest.raises(ValueError, match=f"not a manifest of genmodels .*{reason}.*pack again"):
+        load_packed(out)
+
+
+def test_labels_and_names_that_do_not_fit_the_images_are_refused(tmp_path: Path) -> None:
+    out = pack("folder", write_tree(tmp_path / "tree", 3), tmp_path / "out", 16)
+    names, labels, images = (out / NAMES).read_text(), (out / LABELS).read_bytes(), (out / IMAGES).read_bytes()
+    for text in ('["a", "b"]', '["a", "b", 3]', "{}", "null", "[" * 100_000):
+        (out / NAMES).write_text(text)
+        with_checksums(out)
+        with pytest.raises(ValueError, match=r"names\.json .*pack again"):
+            load_packed(out)
+    (out / NAMES).write_text(names)
+    good = {"attributes": np.zeros((3, 0), np.int8), "splits": np.zeros(3, np.uint8)}
+    for bad in (
+        {"splits": good["splits"]},
+        good | {"splits": np.full(3, 9, np.uint8)},
+        good | {"splits": np.zeros(4, np.uint8)},
+        good | {"attributes": np.zeros((3, 2), np.int8)},
+        good | {"identities": np.zeros(3)},
+        good | {"identities": np.array([None] * 3)},
+    ):
+        np.savez(out / LABELS, **bad)
+        with_checksums(out)
+        with pytest.raises(ValueError, match=r"labels\.npz.*pack again") as caught:
+            load_packed(out)
+        assert "\n" not in str(caught.value)
+    (out / LABELS).write_bytes(labels[:40])
+    with_checksums(out)
+    with pytest.raises(ValueError, match=r"labels\.npz cannot be read as an array.*pack again"):
+        load_packed(out)
+    (out / LABELS).write_bytes(labels)
+    (out / IMAGES).write_bytes(images.replace(b"'shape': (3, ", b"'shape': (((("))
+    with_checksums(out)
+    with pytest.raises(ValueError, match=r"images\.npy is missing or truncated .*header is damaged.*pack again"):
+        load_packed(out)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npz", "names.json", "manifest.json", "checked"])
+def test_a_pipe_in_a_pack_does_not_hang(tmp_path: Path, name: str) -> None:
+    out = pack("folder", write_tree(tmp_path / "tree", 3), tmp_path / "out", 16)
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    if name == "checked":
+        assert len(load_packed(out)) == 3
+        return
+    with pytest.raises(ValueError, match="not a packed directory" if name == MANIFEST else "missing"):
         load_packed(out)
 
 

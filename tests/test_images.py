@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
 import zipfile
@@ -266,6 +267,14 @@ def test_arrays_that_claim_more_than_they_hold_are_refused(tmp_path: Path, shape
         archive.writestr("arr_0.npy", array_file(shape, kind))
     for name in ("a.npy", "a.npz"):
         assert f"{name} cannot be read as an array" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.zip"])
+def test_a_pipe_does_not_hang(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert re.search(
+        "is neither a folder nor a file|is not a regular file|not a set of images", refusal(tmp_path / name)
+    )
 
 
 def test_images_that_do_not_fit_into_memory_are_refused_before_any_is_allocated(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genmodels.array_files import map_array
 from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
 from genmodels.data.packing import lock, progress_bar
 from genmodels.hashing import file_sha256
+from genmodels.reading import read_json
 from genmodels.usage import say
 from genmodels.writing import create_array, replacing, write_json
 
@@ -92,10 +93,10 @@ def _kind(latents: Tensor) -> type[np.generic]:
 def _read(place: Path, count: int) -> np.ndarray | None:
     """Return the latents in `place`, or None if they are absent or damaged."""
     try:
-        record = json.loads((place / DONE).read_text())
+        record = read_json(place / DONE)
         if record["count"] != count or record["sha256"] != file_sha256(place / LATENTS):
             raise ValueError("count or checksum does not match its record")
-        return np.load(place / LATENTS, mmap_mode="c", allow_pickle=False)
+        return map_array(place / LATENTS)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from genmodels.array_files import map_array
+from genmodels.data.labels import check_manifest, read_captions, read_labels, read_names
 from genmodels.data.rows import take_rows
 from genmodels.hashing import file_sha256
+from genmodels.reading import read_json, read_text
 from genmodels.writing import replacing, write_json, write_text
 
 if TYPE_CHECKING:
@@ -200,21 +203,19 @@ def load_packed(path: Path) -> Packed:
         if name in manifest["checksums"] and _checksum(path / name) != manifest["checksums"][name]:
             raise ValueError(f"{path / name} is missing or does not match the manifest; {_AGAIN}")
     images = _map_images(path, manifest)
-    with np.load(path / LABELS, allow_pickle=False) as labels:
-        identities = labels.get("identities")
-        attributes, splits = labels["attributes"], labels["splits"]
-    text = [tuple(row) for row in json.loads((path / TEXT).read_text())] if TEXT in manifest["checksums"] else None
-    return Packed(
-        images=images,
-        attributes=attributes,
-        attribute_names=tuple(manifest["attributes"]),
-        names=json.loads((path / NAMES).read_text()),
-        splits=splits,
-        identities=identities,
-        manifest=manifest,
-        origin=Origin(str(path)),
-        text=text,
-    )
+    count, attributes = manifest["count"], tuple(manifest["attributes"])
+    try:
+        return Packed(
+            images=images,
+            attribute_names=attributes,
+            names=read_names(path / NAMES, count),
+            manifest=manifest,
+            origin=Origin(str(path)),
+            text=read_captions(path / TEXT, count) if TEXT in manifest["checksums"] else None,
+            **read_labels(path / LABELS, count, len(attributes)),
+        )
+    except ValueError as error:
+        raise ValueError(f"{error}; {_AGAIN}") from None
 
 
 def packed_size(path: Path) -> int:
@@ -271,27 +272,26 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path} is not a packed directory (no {MANIFEST}); for a tree of images use --data folder --root {path}"
         )
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        newer = manifest["format"] > FORMAT
-        complete = {"source", "size", "count", "attributes"} <= manifest.keys()
-        complete = complete and {IMAGES, LABELS, NAMES} <= manifest["checksums"].keys()
-        complete = complete and type(manifest["size"]) is int and manifest["size"] > 0
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path / MANIFEST} is not a manifest of genmodels; {_AGAIN}") from None
+        manifest = read_json(path / MANIFEST)
+        newer = isinstance(manifest, dict) and isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT
+        if not newer:
+            check_manifest(manifest)
+    except ValueError as error:
+        raise ValueError(f"{path / MANIFEST} is not a manifest of genmodels ({error}); {_AGAIN}") from None
     if newer:
         raise ValueError(
             f"{path} has format {manifest['format']}; this genmodels reads up to {FORMAT}: upgrade genmodels"
         )
-    if not complete:
-        raise ValueError(f"{path / MANIFEST} lacks fields or has no size; {_AGAIN}")
-    return manifest
+    if not {IMAGES, LABELS, NAMES} <= manifest["checksums"].keys():
+        raise ValueError(f"{path / MANIFEST} lacks checksums; {_AGAIN}")
+    checked: dict[str, Any] = manifest
+    return checked
 
 
 def _map_images(path: Path, manifest: dict[str, Any]) -> np.ndarray:
     try:
-        # Copy on write: torch needs writable memory, and the file must not change.
-        images = np.load(path / IMAGES, mmap_mode="c", allow_pickle=False)  # (N, H, W, 3)
-    except (OSError, ValueError, EOFError) as error:
+        images = map_array(path / IMAGES)  # (N, H, W, 3)
+    except ValueError as error:
         raise ValueError(f"{path / IMAGES} is missing or truncated ({error}); {_AGAIN}") from None
     expected = (manifest["count"], manifest["size"], manifest["size"], 3)
     if images.shape != expected or images.dtype != np.uint8:
@@ -307,7 +307,7 @@ def _map_images(path: Path, manifest: dict[str, Any]) -> np.ndarray:
 
 def _checksum(path: Path) -> str | None:
     """Return the checksum of a file, or None if it is absent."""
-    return file_sha256(path) if path.exists() else None
+    return file_sha256(path) if path.is_file() else None
 
 
 def _state(folder: Path) -> str:
@@ -317,8 +317,8 @@ def _state(folder: Path) -> str:
 
 def _is_checked(folder: Path) -> bool:
     try:
-        return (folder / CHECKED).read_text() == _state(folder)
-    except OSError:
+        return read_text(folder / CHECKED) == _state(folder)
+    except (OSError, ValueError):
         return False
 
 
