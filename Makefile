@@ -1,6 +1,7 @@
 # make demo    set up and run the demonstration (a few minutes)
 # make test    set up and run the tests
 # make test-browser    the same for the pages, in a Chromium; as root, it installs one where there is none
+# make fuzz    5,000 malformed inputs (at most 10 minutes); of which make test runs a share
 # make lint    set up and run the linters and the type checker
 # make format  let ruff rewrite what it can
 # make clean   remove what make set up (never runs/)
@@ -13,7 +14,7 @@ BIN = $(VENV)/bin
 # One thread per test process: the suite runs in two.
 WORKERS ?= 2
 
-.PHONY: demo test test-browser lint format clean
+.PHONY: demo test test-browser fuzz lint format clean
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 
@@ -31,6 +32,9 @@ test-browser: $(VENV)/.installed-browser
 	echo "test-browser needs chromium, chromium-browser or google-chrome: install one, such as by apt-get install chromium" >&2; \
 	exit 1
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # importing rich takes a tenth of a second
     from rich.console import Console
 
 
+LONGEST = 800
+"""Largest number of characters of a message."""
+
+
 class UsageError(ValueError):
     """The command line is wrong. The exit status is 2."""
 
@@ -56,8 +60,15 @@ def say(text: str) -> None:
 
 
 def one_line(text: object) -> str:
-    """Join the lines of a message. Spaces within a line are kept: they may be those of a path."""
-    return " ".join(line.strip() for line in str(text).splitlines())
+    """Join the lines of a message. Spaces within a line are kept: they may be those of a path.
+
+    A message quotes what it read, which may be anything: the middle of a very long one is left out,
+    and characters that control a terminal are escaped.
+    """
+    line = " ".join(line.strip() for line in str(text).splitlines())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 4 :]}"
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 @contextlib.contextmanager

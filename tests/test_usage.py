@@ -23,7 +23,7 @@ from genmodels.evaluation.columns import columns
 from genmodels.evaluation.figures import plot, strips, trade_offs
 from genmodels.evaluation.report import INK, curves, drawn_in, markup
 from genmodels.training.fit import fit
-from genmodels.usage import UsageError, one_line_refusals, say
+from genmodels.usage import UsageError, one_line, one_line_refusals, say
 
 __all__ = ["run"]
 PACKAGE = Path(__file__).parent.parent / "genmodels"
@@ -131,3 +131,9 @@ def test_only_usage_makes_consoles() -> None:
             assert not re.search(r"\bConsole\(|from_markup|rich\.print|rich import print", source), path
         for call in re.findall(r"TextColumn\([^()]*\)", source):
             assert "markup=False" in call, f"{path}: {call} reads names as markup"
+
+
+def test_a_message_stays_short_and_cannot_control_the_terminal() -> None:
+    text = one_line("a.json: unknown setting '" + "x" * 100_000 + "'; known: \x1b[2J\nsize\x7f")
+    assert len(text) < 900 and text.startswith("a.json: unknown") and text.endswith("known: \\x1b[2J size\\x7f")
+    assert one_line("two  spaces\n  next") == "two  spaces next"
