@@ -101,11 +101,11 @@ def to_rgb(image: Image.Image, background: str = "white") -> tuple[Image.Image, 
     """
     kinds = []
     if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.int64)  # (H, W)
+        wide = np.asarray(image)  # (H, W)
         if wide.min() < 0 or wide.max() > 0xFFFF:
             raise RefusedError("32-bit pixels have no obvious range")
         # Pillow's own conversion clips at 255 or drops bits, depending on its version.
-        image = Image.fromarray(((wide * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8))
+        image = Image.fromarray(((wide.astype(np.uint32) * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8))
     if image.mode == "F":
         raise RefusedError("floating-point pixels have no obvious range")
     if image.mode in ("P", "PA"):

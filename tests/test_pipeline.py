@@ -94,7 +94,7 @@ def test_a_pack_knows_its_size(data: list[str], capsys: pytest.CaptureFixture[st
     assert parse(NetRecipe, "net", []).size == parse(NetRecipe, "net", ["--data", "nowhere"]).size == 64
     train = ["train", "vqvae", "--data", "packed", *QUICK, *CODEC, "--output", "runs/vq"]
     assert main([*train, "--size", "32"]) == 1
-    message = "packed holds images of 16 px, not 32: leave out --size if it is given, or pack the images again"
+    message = "packed holds images of 16 px, not 32: choose --size 16, or pack the images again"
     assert message in capsys.readouterr().err
     assert not Path("runs").exists()
     assert main(train) == 0

@@ -135,7 +135,7 @@ def _open_directory(data: str, root: Path | None, size: int, crop: str | None) -
     packed = load_packed(Path(data))
     if size != packed.size:
         raise ValueError(
-            f"{data} holds images of {packed.size} px, not {size}: leave out --size if it is given, "
+            f"{data} holds images of {packed.size} px, not {size}: choose --size {packed.size}, "
             f"or pack the images again with --size {size}"
         )
     if crop not in (None, packed.crop):
