@@ -137,34 +137,45 @@ def _read_labels(
     if table is None:
         return (), np.zeros((len(splits), 0), np.int8)
     check_once(table.rows, table.owners, table.where)
-    names = [name for name in table.columns if name not in ("split", "identity")]
-    values = np.zeros((len(table.rows), len(names)), np.int8)  # (R, K), in the order of the rows
+    kept = [k for k, name in enumerate(table.columns) if name not in ("split", "identity")]
+    split, identity = (table.columns.index(name) if name in table.columns else None for name in ("split", "identity"))
+    names = tuple(table.columns[k] for k in kept)
+    rows = [_read_values(table, row, kept) for row in table.rows]
+    values = decide_zeros(np.array(rows, np.int8).reshape(len(rows), len(names)), names, table.notes)  # (R, K)
     attributes = np.zeros((len(splits), len(names)), np.int8)  # (N, K)
     for r, (row, owner) in enumerate(zip(table.rows, table.owners, strict=True)):
-        values[r], split, identity = _read_row(f"{table.where}, line {row.line}", table.columns, row)
+        code = None if split is None else _read_split(table, row, split)
+        number = -1 if identity is None else _read_identity(table, row, identity)
         if owner is not None:
-            identities[owner] = identity
-            splits[owner] = splits[owner] if split is None else split
-    values = decide_zeros(values, names, table.notes)
-    owned = [(r, owner) for r, owner in enumerate(table.owners) if owner is not None]
-    if owned:
-        rows, owners = map(list, zip(*owned, strict=True))
-        attributes[owners] = values[rows]
-    return tuple(names), attributes
+            attributes[owner], identities[owner] = values[r], number
+            splits[owner] = splits[owner] if code is None else code
+    return names, attributes
 
 
-def _read_row(where: str, columns: list[str], row: Row) -> tuple[list[int], int | None, int]:
-    """Return the attributes, the code of the split or None, and the identity or -1 of a row."""
-    cells = {name: value.strip() for name, value in zip(columns, row.cells, strict=True)}
-    split, identity = cells.pop("split", ""), cells.pop("identity", "") or "-1"
+def _read_values(table: _Table, row: Row, columns: list[int]) -> list[int]:
+    try:
+        return [VALUES[row.cells[k].strip()] for k in columns]
+    except KeyError as error:
+        name = next(table.columns[k] for k in columns if row.cells[k].strip() == error.args[0])
+        message = f"{name} is {error.args[0][:40]!r}, expected -1 (no), 0 (unknown) or 1 (yes)"
+        raise ValueError(f"{table.where}, line {row.line}: {message}") from None
+
+
+def _read_split(table: _Table, row: Row, column: int) -> int | None:
+    """Return the code of the split, or None if the cell is empty."""
+    split = row.cells[column].strip()
     if split and split not in SPLITS:
-        raise ValueError(f"{where}: split {split!r}, expected {', '.join(SPLITS)}")
+        raise ValueError(f"{table.where}, line {row.line}: split {split[:40]!r}, expected {', '.join(SPLITS)}")
+    return SPLITS.index(split) if split else None
+
+
+def _read_identity(table: _Table, row: Row, column: int) -> int:
+    """Return the number of the person, or -1 if the cell is empty."""
+    identity = row.cells[column].strip() or "-1"
     if not identity.removeprefix("-").isdecimal() or len(identity) > 10 or abs(int(identity)) >= 1 << 31:
-        raise ValueError(f"{where}: identity {identity[:20]!r} is not an integer of at most 31 bits")
-    for name, value in cells.items():
-        if value not in VALUES:
-            raise ValueError(f"{where}: {name} is {value[:40]!r}, expected -1 (no), 0 (unknown) or 1 (yes)")
-    return [VALUES[value] for value in cells.values()], SPLITS.index(split) if split else None, int(identity)
+        message = f"identity {identity[:20]!r} is not an integer of at most 31 bits"
+        raise ValueError(f"{table.where}, line {row.line}: {message}")
+    return int(identity)
 
 
 def _read_captions(table: _Table, count: int) -> list[tuple[str, ...]]:

@@ -201,7 +201,7 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 def readable(text: str) -> str:
     """Return `text` with the bytes that are not UTF-8 (PEP 383) as the characters of Latin-1."""
-    return text.translate(_LATIN)
+    return text if text.isascii() else text.translate(_LATIN)
 
 
 def name_parts(path: str) -> list[str]:

@@ -213,7 +213,7 @@ def _index(pairs: Iterator[tuple[str, int]]) -> dict[str, list[int]]:
 def fold(name: str) -> str:
     """Return the form in which names of the same file are equal: composed characters, Latin-1 for
     bytes that are not UTF-8."""
-    return unicodedata.normalize("NFC", readable(name))
+    return name if name.isascii() else unicodedata.normalize("NFC", readable(name))
 
 
 def common_folders(paths: Sequence[list[str]]) -> list[str]:

@@ -156,6 +156,7 @@ def _read_files(root: Path, size: int | None) -> Images:
 
     files_read = _in_threads(read, len(names), f"reading {root.resolve().name}")
     notes = _notes([shape for shape, _ in files_read], [kinds for _, kinds in files_read], side)
+    notes += tuple(f"{name} was left out: {reason}" for name, reason in files.left_out)
     return Images(pixels, root.resolve().name, notes)
 
 
