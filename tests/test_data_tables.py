@@ -323,9 +323,10 @@ def test_loops_of_links_end_and_each_folder_is_listed_once(tmp_path: Path) -> No
     (root / "alias").symlink_to("z")
     (root / "z" / "back").symlink_to(root)
     (root / "gone.png").symlink_to("nowhere.png")
+    (root / "attributes.csv").symlink_to("/dev/zero")
     source = folder_source(root)
     assert source.names == ["z/one.png"]
-    assert sorted(name for name, _ in source.left_out) == ["gone.png", "itself", "ping", "pong"]
+    assert sorted(name for name, _ in source.left_out) == ["attributes.csv", "gone.png", "itself", "ping", "pong"]
     elsewhere = make_tree(tmp_path / "elsewhere", files=["two.png"])
     (root / "b").symlink_to(elsewhere)
     (root / "c").symlink_to(elsewhere)

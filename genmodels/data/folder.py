@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from genmodels.data.packed import MANIFEST, SPLITS
-from genmodels.data.source import Entry, Files, Source, fingerprint
+from genmodels.data.source import Entry, Files, Source, fingerprint, readable
 from genmodels.data.tables import (
     ALLOW,
     SPLIT_FOLDERS,
@@ -68,7 +68,7 @@ def folder_source(root: Path, allow_unmatched: bool = False) -> Source:
     text = None if captions is None else _read_captions(captions, len(names))
     origin = None if manifest is None else files.read_bytes(manifest.name).decode(errors="replace")
     return Source(
-        title=f"folder {root.resolve().name} ({len(names):,} files)",
+        title=f"folder {readable(root.resolve().name)} ({len(names):,} files)",
         where=root,
         names=names,
         paths=[entry.path for entry in entries],
@@ -200,12 +200,14 @@ def _splits_of(names: Sequence[str], top: str, notes: list[str]) -> np.ndarray:
         top: the folder that holds all other folders, or "".
         notes: receives a line if there are folders for splits.
     """
-    folders = [name.removeprefix(top).partition("/") for name in names]
-    of_folder = [SPLIT_FOLDERS.get(folder.casefold()) if slash else None for folder, slash, _ in folders]
-    if found := sorted({folder for (folder, _, _), split in zip(folders, of_folder, strict=True) if split is not None}):
-        hashed = of_folder.count(None)
-        rest = f"; {hashed:,} files outside of them get a split by a hash of their names" if hashed else ""
+    folders = [name.removeprefix(top).split("/")[:-1] for name in names]
+    of_folder = [SPLIT_FOLDERS.get(path[0].casefold()) if path else None for path in folders]
+    hashed = [path for path, split in zip(folders, of_folder, strict=True) if split is None]
+    if found := sorted({path[0] for path, split in zip(folders, of_folder, strict=True) if split is not None}):
+        rest = f"; {len(hashed):,} files outside of them get a split by a hash of their names" if hashed else ""
         notes.append(f"splits are the folders {', '.join(found)}{rest}")
+    if deeper := sorted({part for path in hashed for part in path if part.casefold() in SPLIT_FOLDERS}):
+        notes.append(f"folders called {', '.join(deeper)} inside other folders are not splits: move them to the root")
     codes = [_hashed_split(name) if split is None else split for name, split in zip(names, of_folder, strict=True)]
     return np.array(codes, np.uint8)
 

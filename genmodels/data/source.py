@@ -180,6 +180,8 @@ class Files:
                 elif stat.S_ISREG(status.st_mode):
                     path = prefix + item.name
                     yield Entry(path, path, status.st_size, status.st_mtime_ns)
+                else:
+                    self.left_out.append((prefix + item.name, "not a regular file"))
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:

@@ -88,7 +88,7 @@ def read_table(data: bytes, where: str, notes: list[str]) -> tuple[list[str], li
     _, header = next(lines, (1, [""]))
     columns = [name.strip() for name in header[1:]]
     if not any(columns):
-        raise ValueError(f"{where}: expected a header line with the column names, the first one for the file")
+        raise ValueError(f"{where}: expected a header line with names separated by commas, the first one for the file")
     rows = []
     for number, cells in lines:
         while len(cells) > len(header) and not cells[-1].strip():
