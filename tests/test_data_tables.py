@@ -401,13 +401,14 @@ def test_file_names_that_are_not_utf8_are_packed_shown_and_exported(
 ) -> None:
     name = os.fsdecode("Zoë.png".encode("latin-1"))
     assert name != "Zoë.png"
-    root = make_images(tmp_path / "faces", [name, "plain.png"])
+    root = make_images(tmp_path / os.fsdecode(b"caf\xe9"), [name, "plain.png"])
     (root / os.fsdecode(b"\xfe.txt")).write_text("no image")
     (root / "attributes.csv").write_bytes("file,A\nZoë.png,1\nplain.png,-1\n".encode("latin-1"))
     out, sheet, archive = tmp_path / "out", tmp_path / "sheet.png", tmp_path / "small.zip"
     assert main(["data", "pack", "folder", "--root", str(root), "--out", str(out), "--size", "8"]) == 0
     packed = load_packed(out)
     assert dict(zip(packed.names, packed.attributes[:, 0].tolist(), strict=True)) == {name: 1, "plain.png": -1}
+    assert packed.source == "folder café (3 files)"  # which every kind of text file can hold
     assert main(["data", "show", str(out), "--out", str(sheet)]) == 0
     assert main(["data", "export", str(out), "--out", str(archive)]) == 0
     assert "Error" not in capsys.readouterr().err

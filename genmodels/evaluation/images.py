@@ -24,7 +24,7 @@ from genmodels.array_files import archived_names, free_memory, map_array, read_a
 from genmodels.data.decode import check_crop, decode
 from genmodels.data.packed import IMAGES, is_packed, load_packed
 from genmodels.data.packing import cores
-from genmodels.data.source import Files
+from genmodels.data.source import Files, readable
 from genmodels.image_files import RefusedError, image_size
 
 ARRAYS = (".npy", ".npz")
@@ -115,7 +115,7 @@ def read_images(path: Path, size: int | None = None) -> Images:
     # A folder of images may contain a manifest.json too.
     if is_packed(path) and (path / IMAGES).exists():
         packed = load_packed(path)
-        return _resized(Images(packed.images, f"{path.resolve().name} (packed, all splits)"), size)
+        return _resized(Images(packed.images, f"{readable(path.resolve().name)} (packed, all splits)"), size)
     if path.is_file() and path.suffix.lower() != ".zip":
         raise ValueError(
             f"{path} is not a set of images: expected a folder, a .zip, an .npy, an .npz or a packed directory"
@@ -157,7 +157,7 @@ def _read_files(root: Path, size: int | None) -> Images:
     files_read = _in_threads(read, len(names), f"reading {root.resolve().name}")
     notes = _notes([shape for shape, _ in files_read], [kinds for _, kinds in files_read], side)
     notes += tuple(f"{name} was left out: {reason}" for name, reason in files.left_out)
-    return Images(pixels, root.resolve().name, notes)
+    return Images(pixels, readable(root.resolve().name), notes)
 
 
 @contextmanager
