@@ -136,7 +136,7 @@ def family(name: str) -> type[Model]:
     """
     path = FAMILIES.get(name) or families().get(name)
     if path is None:
-        raise ValueError(f"unknown family {name!r}; known: {', '.join(families())}")
+        raise ValueError(f"unknown family {name[:40]!r}; known: {', '.join(families())}")
     module, _, attribute = path.partition(":")
     try:
         return getattr(import_module(module), attribute)
@@ -162,27 +162,15 @@ def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
     Raises:
         ValueError: if there is no complete model at that path or id.
     """
-    from huggingface_hub import hf_hub_download
-
+    from genmodels.hub import folder_of
     from genmodels.saving import read_header
 
-    where = Path(path_or_hub_id)
-    if (where / "model_index.json").is_file():
+    folder = folder_of(path_or_hub_id, **hub)
+    if (folder / "model_index.json").is_file():
         from genmodels.exchange.importing import import_pipeline
 
-        return import_pipeline(where)
-    if where.is_dir():
-        config = where / "config.json"
-    elif where.exists() or len(where.parts) != 2 or where.is_absolute():
-        raise ValueError(f"{where}: no such model folder (and not a Hub id of the form user/name)")
-    else:
-        try:
-            config = Path(hf_hub_download(str(path_or_hub_id), "config.json", **hub))
-        except Exception as error:  # the Hub client raises many types, which mean the same to the caller
-            raise ValueError(
-                f"{where}: no such folder here, and not found on the Hub ({type(error).__name__})"
-            ) from None
-    return family(read_header(config)["family"]).from_pretrained(str(path_or_hub_id), **hub)
+        return import_pipeline(folder)
+    return family(read_header(folder / "config.json")["family"]).from_pretrained(folder)
 
 
 def __getattr__(name: str) -> Any:

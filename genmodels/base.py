@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from genmodels.abilities import ability
 from genmodels.card import model_card, without_local_pictures
+from genmodels.hub import folder_of
 from genmodels.modes import evaluating
-from genmodels.saving import MODEL_FILES, from_dict, load_weights, read_header, write_model
+from genmodels.saving import MODEL_FILES, from_dict, read_header, write_model
 from genmodels.types import UNCONDITIONAL, Batch, Condition, ConditionConfig, Noise
+from genmodels.weights import load_model
 from genmodels.writing import replacing_files
 
 if TYPE_CHECKING:
@@ -170,38 +172,30 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @classmethod
     @final
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        **_: Any,
-    ) -> Self:
-        def path_of(name: str) -> Path:
-            if Path(model_id).is_dir():
-                return Path(model_id) / name
-            return Path(
-                hf_hub_download(
-                    model_id,
-                    name,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Self:
+        """Load a saved model of this family, in eval mode and in the precision it was saved in.
 
-        header = read_header(path_of("config.json"))
+        Args:
+            pretrained_model_name_or_path: a run or model folder, or the id of a repository on the
+                Hub.
+            **hub: revision, token, cache_dir, force_download, local_files_only.
+
+        Raises:
+            ValueError: if there is no complete model of this family.
+        """
+        folder = folder_of(pretrained_model_name_or_path, **hub)
+        file = folder / "config.json"
+        header = read_header(file)
         if header["family"] != cls.family:
-            raise ValueError(f"{model_id} holds a {header['family']!r} model, not {cls.family!r}")
-        model = cls(from_dict(cls.Config, header["model"], where=f"{model_id}/config.json"))
-        load_weights(model, path_of("model.safetensors"))
-        card = Path(model_id) / "README.md"
+            raise ValueError(f"{folder} holds a {header['family']!r} model, not {cls.family!r}")
+        config = from_dict(cls.Config, header["model"], str(file))
+        try:
+            model = load_model(lambda: cls(config), str(file), folder / "model.safetensors", Model)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{folder}: config.json is there but model.safetensors is not: save the model again"
+            ) from None
+        card = folder / "README.md"
         model._card = without_local_pictures(card.read_text(errors="replace")) if card.is_file() else None
         return model.eval()
 

@@ -128,6 +128,12 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} is not YAML that can be read ({' '.join(str(error).split())})") from None
 
 
+def in_one_line(error: object, limit: int = 400) -> str:
+    """Return the text of an error without line breaks, cut to `limit` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def _check_events(events: Any) -> None:
     """Check the depth of YAML, and that it uses no aliases, before anything is built."""
     import yaml

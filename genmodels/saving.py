@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from genmodels.reading import read_json, read_json_lines
+from genmodels.reading import in_one_line, read_json, read_json_lines
 from genmodels.writing import write_json
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ FORMAT = 2
 """Version of config.json. A folder of another version is refused."""
 MODEL_FILES = ("model.safetensors", "config.json")
 """Files of a saved model. A folder with a config.json is complete, so the weights come first."""
+LARGEST = 2**63 - 1
+"""Largest integer in a config."""
 
 T = TypeVar("T")
 Derived = Annotated[T, tyro.conf.Suppress]
@@ -31,26 +36,6 @@ Derived = Annotated[T, tyro.conf.Suppress]
 def read_last_line(path: Path) -> dict[str, Any]:
     """Return the last complete line of a file of JSON lines (metrics.jsonl), or {}."""
     return next(reversed(read_json_lines(path)), {})
-
-
-def load_weights(model: Any, path: Path) -> None:
-    """Load model.safetensors into a model.
-
-    Raises:
-        ValueError: if the file is missing or damaged, or holds the weights of another config.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        model.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent}: config.json is there but {path.name} is not: save the model again") from None
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{path}: not the weights of this config ({reason}); the file is damaged or mixed up"
-        ) from None
 
 
 def write_model(folder: Path, family: str, config: Any, weights: Mapping[str, Tensor]) -> None:
@@ -92,11 +77,13 @@ def read_header(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.parent} is not a saved model: it has no config.json") from None
     if not isinstance(header, dict) or not {"format", "family", "model"} <= header.keys():
         raise ValueError(f"{path} was not written by genmodels: it lacks format, family or model")
+    if not isinstance(header["family"], str):
+        raise _wrong(f"{path}: family", "text", header["family"])
     version = header["format"]
     if version != FORMAT:
         newer = isinstance(version, int) and version > FORMAT
         remedy = "upgrade genmodels" if newer else "load it with the genmodels that wrote it, or train it again"
-        raise ValueError(f"{path} has format {version}; this genmodels reads format {FORMAT}: {remedy}")
+        raise ValueError(f"{path} has format {str(version)[:20]}; this genmodels reads format {FORMAT}: {remedy}")
     return header
 
 
@@ -121,11 +108,20 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class Range:
+    """Limits of a number, as metadata of the type of a field: Annotated[int, Range(1, 64)]."""
+
+    low: float
+    high: float = math.inf
+
+
 def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
     """Build a typed value from plain JSON or YAML.
 
-    Nested dataclasses, tuples, Path, Literal and Optional are restored. A whole float given for an
-    integer is converted, and an integer given for a float too.
+    Nested dataclasses, tuples, dicts, Path, Literal and Optional are restored. A whole float given
+    for an integer is converted, and an integer given for a float too. A path that begins with ~ is
+    below the user's home.
 
     Args:
         kind: the type, such as a dataclass.
@@ -133,44 +129,91 @@ def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
         where: what to call the value in an error.
 
     Raises:
-        ValueError: if a field is unknown or a value has another type.
+        ValueError: if a field is unknown, absent without a default, or has another type; or a
+            number is outside of its `Range` or too large.
     """
-    origin = typing.get_origin(kind)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        return from_dict(typing.get_args(kind)[0], value, where)
+        made = from_dict(inner[0], value, where)
+        for limits in inner[1:]:
+            if isinstance(limits, Range) and not limits.low <= made <= limits.high:
+                most = f" and at most {limits.high:,g}" if limits.high < math.inf else ""
+                raise _wrong(where, f"at least {limits.low:g}{most}", value)
+        return made
     if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return from_dict(next(k for k in typing.get_args(kind) if k is not type(None)), value, where)
+        return None if value is None else from_dict(next(k for k in inner if k is not type(None)), value, where)
     if dataclasses.is_dataclass(kind):
         return _dataclass_from(kind, value, where)
     if origin is tuple or kind is tuple:
-        inner = typing.get_args(kind) or (Any, ...)
-        count = None if inner[-1] is ... else len(inner)
-        if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
-            raise ValueError(f"{where}: expected a list{f' of {count}' if count else ''}, got {value!r}")
-        return tuple(from_dict(inner[0], item, where) for item in value)
+        return _tuple_from(inner or (Any, ...), value, where)
+    if origin is dict or kind is dict:
+        if not isinstance(value, dict):
+            raise _wrong(where, "a group of settings", value)
+        return {name: from_dict(inner[1] if inner else Any, item, f"{where}: {name}") for name, item in value.items()}
+    if origin is typing.Literal:
+        if value not in inner:
+            raise _wrong(where, f"one of {', '.join(map(repr, inner))}", value)
+        return inner[inner.index(value)]
     if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{where}: expected a number, got {value!r}")
-        if kind is int and not float(value).is_integer():
-            raise ValueError(f"{where}: expected a whole number, got {value!r}")
-        return kind(value)
-    if kind in (str, Path) and not isinstance(value, str):
-        raise ValueError(f"{where}: expected text, got {value!r}")
+        return _number_from(kind, value, where)
+    if kind in (str, Path) and (not isinstance(value, str) or (kind is Path and "\0" in value)):
+        raise _wrong(where, "text", value)
     if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"{where}: expected true or false, got {value!r}")
-    if origin is typing.Literal and value not in typing.get_args(kind):
-        raise ValueError(f"{where}: expected one of {', '.join(map(repr, typing.get_args(kind)))}, got {value!r}")
-    return Path(value) if kind is Path else value
+        raise _wrong(where, "true or false", value)
+    return Path(value).expanduser() if kind is Path else value
+
+
+def from_settings(kind: type[T], settings: Any, where: str) -> T:
+    """Build a dataclass from the settings of another library, of which it has some.
+
+    Raises:
+        ValueError: see `from_dict`. Settings that are not fields are left out.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(settings, dict):
+        raise _wrong(where, "a group of settings", settings)
+    return from_dict(kind, {name: value for name, value in settings.items() if name in names}, where)
+
+
+def _wrong(where: str, expected: str, value: Any) -> ValueError:
+    given = repr(value)
+    return ValueError(f"{where}: expected {expected}, got {given if len(given) <= 80 else given[:77] + '...'}")
+
+
+def _number_from(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _wrong(where, "a number", value)
+    if not abs(value) <= (LARGEST if kind is int else sys.float_info.max):
+        raise _wrong(where, f"a number of at most {LARGEST:,}" if kind is int else "a finite number", value)
+    if kind is int and value != int(value):
+        raise _wrong(where, "a whole number", value)
+    return kind(value)
+
+
+def _tuple_from(inner: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    count = None if inner[-1] is ... else len(inner)
+    if not isinstance(value, (list, tuple)) or count not in (None, len(value)):
+        raise _wrong(where, f"a list{f' of {count}' if count else ''}", value)
+    kinds = (inner[0],) * len(value) if count is None else inner
+    return tuple(from_dict(kind, item, where) for kind, item in zip(kinds, value, strict=True))
 
 
 def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected a group of settings, got {value!r}")
-    hints = typing.get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind)]
+        raise _wrong(where, "a group of settings", value)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for name in value:
-        if name not in known:
-            raise ValueError(f"{where}: unknown setting {name!r}; known: {', '.join(known)}")
-    return kind(**{name: from_dict(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+        if name not in fields:
+            raise ValueError(f"{where}: unknown setting {name!r}; known: {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in value and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where} has no {name}")
+    made = {name: from_dict(hints[name], item, f"{where}: {name}") for name, item in value.items()}
+    try:
+        return kind(**made)
+    except ValueError as error:
+        text = in_one_line(error)
+        raise ValueError(text if where in text else f"{where}: {text}") from None
+    except (ArithmeticError, LookupError, TypeError) as error:
+        raise ValueError(f"{where}: these settings do not go together ({in_one_line(error)})") from error

@@ -24,7 +24,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 LAYERS: tuple[set[str], ...] = (
     {"reading", "writing"},
     {"image_files", "array_files"},
-    {"types", "abilities", "saving", "hashing", "pictures", "modes", "distributed"},
+    {"types", "abilities", "saving", "weights", "hub", "hashing", "pictures", "modes", "distributed"},
     {"card", "inpainting", "token_sampling", "usage"},
     {"nn"},
     {"base"},

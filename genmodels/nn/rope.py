@@ -53,7 +53,7 @@ def rotate(x: Tensor, angles: Rope) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
-def grid_positions(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+def grid_positions(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
     """Rows and columns (height * width, 2) of a grid in reading order."""
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     return torch.cartesian_prod(rows, columns)  # (height * width, 2)

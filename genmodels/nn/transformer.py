@@ -184,7 +184,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.causal = causal
-        kinds = [config.mixers[i % len(config.mixers)] for i in range(config.depth)]
+        kinds = (config.mixers[i % len(config.mixers)] for i in range(config.depth))
         self.blocks = nn.ModuleList(Block(config, kind, causal) for kind in kinds)
         self.norm = make_norm(config)
         self.needs_mask = any(block.mixer.needs_mask for block in self._blocks())

@@ -18,6 +18,7 @@ from genmodels.sampling import processes
 from genmodels.saving import read_last_line, reset_derived
 from genmodels.training.fit import fit
 from genmodels.training.recipe import PriorRecipe, Recipe
+from genmodels.weights import build
 
 PREPARED = 2_048
 """Training images that an imported codec is measured on."""
@@ -47,7 +48,7 @@ def train(kind: type[Model], recipe: Any) -> Path:
     codec = open_codec(kind, recipe)
     config = derived_config(kind, recipe, codec)
     extractor: str | None = getattr(recipe, "align", None)
-    model: Any = None if extractor else kind(config)
+    model: Any = None if extractor else build(lambda: kind(config), "model")
 
     packing = time.monotonic()
     data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
@@ -55,7 +56,7 @@ def train(kind: type[Model], recipe: Any) -> Path:
 
     if extractor:
         data, config = aligned(data, config, extractor, device)
-        model = kind(config)
+        model = build(lambda: kind(config), "model")
     if codec is not None:
         images = image_batches(data.split("train"), limit=PREPARED, device=device, spread=True)
         model = combined = over_codec(codec.to(device), model, images).to(device)

@@ -1,0 +1,79 @@
+"""Where a saved model is: a folder on this machine, or a repository on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from genmodels.reading import in_one_line
+
+FILES = ("config.json", "model.safetensors")
+"""Files of a saved model, in the order in which they are downloaded."""
+TIMEOUT = 5.0
+"""Seconds to wait for the Hub to say whether it has a model."""
+
+
+def folder_of(path_or_hub_id: str | Path, **hub: Any) -> Path:
+    """Return the folder of a saved model, which is downloaded if it is on the Hub.
+
+    A path that does not exist is refused at once. What can only be an id of the form user/name is
+    looked up on the Hub once, and in the cache of the Hub if that does not answer.
+
+    Args:
+        path_or_hub_id: a folder, or the id of a repository on the Hub.
+        **hub: revision, token, cache_dir, force_download, local_files_only: see `hf_hub_download`
+            of huggingface_hub.
+
+    Raises:
+        ValueError: if there is no such folder or repository.
+    """
+    where = Path(path_or_hub_id).expanduser()
+    if where.is_dir():
+        return where
+    if where.exists():
+        raise ValueError(f"{where} is a file; a model is a folder")
+    if not _is_hub_id(path_or_hub_id):
+        raise ValueError(f"{where}: no such model folder")
+    try:
+        return _download(str(path_or_hub_id), **hub)
+    except Exception as error:  # the Hub client raises many types, which mean the same to the caller
+        reason = in_one_line(error, 120)
+        raise ValueError(f"{where}: no such folder here, and no such model on the Hub ({reason})") from None
+
+
+def _is_hub_id(name: str | Path) -> bool:
+    """Whether `name` can be the id of a repository: user/name, where user is no folder here."""
+    text = str(name)
+    parts = text.split("/")
+    return (
+        isinstance(name, str)
+        and len(parts) == 2
+        and all(parts)
+        and not text.startswith((".", "~"))
+        and "\\" not in text
+        and not Path(parts[0]).exists()
+    )
+
+
+def _download(
+    name: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    **other: Any,
+) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not local_files_only:
+        try:  # hf_hub_download tries five times and prints a line for each
+            get_hf_file_metadata(hf_hub_url(name, FILES[0], revision=revision), token=token, timeout=TIMEOUT)
+        except HfHubHTTPError:  # an answer: it is not there, or not for us
+            raise
+        except Exception:  # no answer
+            local_files_only = True
+    paths = [
+        hf_hub_download(name, file, revision=revision, token=token, local_files_only=local_files_only, **other)
+        for file in FILES
+    ]
+    return Path(paths[0]).parent

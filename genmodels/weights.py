@@ -1,0 +1,225 @@
+"""Building a model and loading its weights: sizes are checked first, and every number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+from genmodels.reading import in_one_line
+
+M = TypeVar("M", bound=nn.Module)
+
+MOST_TENSORS = 10_000
+"""Largest number of weight tensors of a model that is built."""
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+"""Types in which the weights of a model can be saved."""
+
+
+def build(make: Callable[[], M], where: str, like: Mapping[str, Tensor] | None = None) -> M:
+    """Build a model whose config comes from a file, after checking how large it becomes.
+
+    It is built on the meta device first, which needs no memory, and no further than it may become:
+    a config of a few bytes can describe endless work.
+
+    Args:
+        make: builds the model.
+        where: the file of the config, for messages.
+        like: tensors of the file of its weights, which the model may not exceed. By default, it may
+            have as many as fit into memory.
+
+    Raises:
+        ValueError: if the config describes no model, or too large a one.
+    """
+    _shape(make, where, like)
+    with _described(where):
+        return make()
+
+
+def load_model(make: Callable[[], M], where: str, path: Path, part: type[nn.Module]) -> M:
+    """Build a model and load its weights.
+
+    Each part gets the precision in which all of its floating-point weights are saved. No other type
+    is converted.
+
+    Args:
+        make: builds the model.
+        where: the file of its config, for messages.
+        path: the safetensors file of its weights.
+        part: class of the modules that can each have a precision of their own, such as a codec.
+
+    Raises:
+        FileNotFoundError: if `path` does not exist.
+        ValueError: see `build` and `read_tensors`; or if the weights are those of another config.
+    """
+    shapes = read_shapes(path)
+    check_same(_shape(make, where, shapes).state_dict(), shapes, path, PRECISIONS)
+    with _described(where):
+        model = make()
+    tensors = read_tensors(path)
+    names = [name for name, module in model.named_modules() if isinstance(module, part)]
+    for name, kind in _precisions(tensors, names, path).items():
+        model.get_submodule(name).to(kind)
+    model.load_state_dict(tensors)
+    return model
+
+
+def _shape(make: Callable[[], M], where: str, like: Mapping[str, Tensor] | None) -> M:
+    """Build a model on the meta device, within the limits of `build`."""
+    if like is None:
+        tensors, numbers = MOST_TENSORS, psutil.virtual_memory().total // 4
+    else:  # with room for buffers that are not saved
+        tensors, numbers = 2 * len(like) + 64, 2 * sum(t.numel() for t in like.values()) + 2**24
+    with _described(where), torch.device("meta"), _at_most(tensors, numbers):
+        return make()
+
+
+def _precisions(tensors: Mapping[str, Tensor], parts: Iterable[str], path: Path) -> dict[str, torch.dtype]:
+    """Return the floating-point type of each part, the whole before its parts."""
+    found: dict[str, tuple[str, torch.dtype]] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            part = max((part for part in parts if not part or name.startswith(f"{part}.")), key=len)
+            first, kind = found.setdefault(part, (name, tensor.dtype))
+            if tensor.dtype != kind:
+                raise _mixed_up(path, f"{name} is {_short(tensor.dtype)} and {first} is {_short(kind)}")
+    return {part: found[part][1] for part in sorted(found, key=len)}
+
+
+@contextmanager
+def _described(where: str) -> Iterator[None]:
+    """Context in which every error of building a model becomes a ValueError that names `where`."""
+    try:
+        yield
+    except ValueError as error:
+        text = in_one_line(error)
+        raise ValueError(text if where in text else f"{where}: {text}") from None
+    except Exception as error:  # a constructor can fail in many ways, which mean the same to the caller
+        raise ValueError(f"{where}: no model can be built from these settings ({in_one_line(error)})") from error
+
+
+@contextmanager
+def _at_most(tensors: int, numbers: int) -> Iterator[None]:
+    """Context that stops the building of modules with more weights than given, or without end."""
+    counts = {"tensors": 0, "numbers": 0, "modules": 0}
+
+    def count_tensor(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        counts["tensors"] += 1
+        counts["numbers"] += 0 if tensor is None else tensor.numel()
+        if counts["tensors"] > tensors or counts["numbers"] > numbers:
+            raise ValueError(f"it describes a model of more than {tensors:,} tensors or {numbers:,} weights")
+
+    def count_module(module: nn.Module, name: str, child: Any) -> None:
+        counts["modules"] += 1
+        if counts["modules"] > 8 * tensors:
+            raise ValueError(f"it describes a model of more than {8 * tensors:,} modules")
+
+    handles = (
+        hooks.register_module_parameter_registration_hook(count_tensor),
+        hooks.register_module_buffer_registration_hook(count_tensor),
+        hooks.register_module_module_registration_hook(count_module),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def read_shapes(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file on the meta device: their shapes and types.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is damaged.
+    """
+    with _explained(path), safe_open(path, "pt") as file:
+        shapes = {}
+        for name in file.keys():  # noqa: SIM118  # not a dict
+            part = file.get_slice(name)
+            shape = part.get_shape()
+            # The type of an empty slice is that of the tensor.
+            empty = part[:0] if shape else file.get_tensor(name)
+            shapes[name] = torch.empty(shape, dtype=empty.dtype, device="meta")
+        return shapes
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is damaged, or holds a number that is not finite.
+    """
+    with _explained(path):
+        tensors = load_file(path)
+    check_finite(tensors, path)
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Check that every number is finite.
+
+    Raises:
+        ValueError: if one is NaN or infinite. The message names the tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise ValueError(
+                f"{where}: {bad:,} of {tensor.numel():,} numbers of {name} are NaN or infinite: the weights are "
+                "damaged, or training diverged; use an earlier model"
+            )
+
+
+def check_same(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, precisions: Iterable[torch.dtype] = ()
+) -> None:
+    """Check that tensors have the names, shapes and types of those of a model.
+
+    Args:
+        expected: state dict of the model.
+        tensors: tensors of the file, or their shapes.
+        path: the file, for messages.
+        precisions: types that a floating-point tensor may also have.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    for name in {**expected, **tensors}:
+        if name not in tensors:
+            raise _mixed_up(path, f"it lacks {name}")
+        if name not in expected:
+            raise _mixed_up(path, f"the model has no {name}")
+        ours, theirs = expected[name], tensors[name]
+        if ours.shape != theirs.shape:
+            raise _mixed_up(path, f"{name} has shape {list(theirs.shape)}, the model's has {list(ours.shape)}")
+        allowed = (ours.dtype, *(precisions if ours.is_floating_point() else ()))
+        if theirs.dtype not in allowed:
+            raise _mixed_up(path, f"{name} is {_short(theirs.dtype)}, the model's is {_short(ours.dtype)}")
+
+
+def _mixed_up(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{path}: not the weights of this config ({reason}); the file is damaged or mixed up")
+
+
+def _short(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a regular file")
+        yield
+    except SafetensorError as error:
+        raise _mixed_up(path, in_one_line(error)) from None

@@ -1,0 +1,89 @@
+"""What is a path and what is an id of the Hub, and how often the Hub is asked."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+import genmodels
+from genmodels.ae import AE, AEConfig
+from genmodels.cli import main
+
+
+class Hub:
+    """A Hub without a network, which counts its requests."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path | None = None, error: Exception | None = None):
+        self.asked: list[str] = []
+        self.downloaded: list[tuple[str, bool]] = []
+        self.folder, self.error = folder, error
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", self.ask)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.download)
+
+    def ask(self, url: str, **_: Any) -> None:
+        self.asked.append(url)
+        if self.error:
+            raise self.error
+
+    def download(self, name: str, file: str, local_files_only: bool = False, **_: Any) -> str:
+        self.downloaded.append((file, local_files_only))
+        if self.folder is None:
+            raise FileNotFoundError("not in the cache")
+        return str(self.folder / file)
+
+
+@pytest.mark.parametrize(
+    "path", ["./a", "../a/b", "/no/such", "~/no-such", "runs/vae/", "a\\b", "a/b/c", "a", "runs/x"]
+)
+def test_a_mistyped_path_fails_at_once(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()  # so runs/x is a path
+    hub = Hub(monkeypatch, tmp_path)
+    with pytest.raises(ValueError, match="no such model folder") as error:
+        genmodels.load(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="no such model folder"):
+        AE.from_pretrained(path)
+    with pytest.raises(ValueError, match="no such model folder"):
+        genmodels.load(Path("user/name"))
+    assert hub.asked == hub.downloaded == []
+    assert main(["info", path]) == 1
+
+
+def test_an_id_is_tried_on_the_hub_once_and_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub = Hub(monkeypatch, error=ConnectionError("no network"))
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(ValueError, match="no such folder here, and no such model on the"),
+    ):
+        genmodels.load("user/name")
+    assert len(hub.asked) == 1 and hub.asked[0].endswith("user/name/resolve/main/config.json")
+    assert hub.downloaded == [("config.json", True)]  # the cache; no second file when the first is absent
+    assert not caplog.records
+
+
+def test_without_a_network_the_cache_of_the_hub_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = AEConfig(size=8, channels=(8,), encoder_blocks=(1,), decoder_blocks=(1,), latent_dim=2)
+    AE(small).save_pretrained(tmp_path / "saved")
+    hub = Hub(monkeypatch, tmp_path / "saved", ConnectionError("no network"))
+    assert genmodels.load("user/name").config == small
+    assert hub.downloaded == [("config.json", True), ("model.safetensors", True)]
+    assert AE.from_pretrained("user/name", local_files_only=True).config == small
+    assert len(hub.asked) == 1  # for load
+
+
+def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "config.json").write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match="was not written by genmodels"):
+        genmodels.load("~/saved")
