@@ -73,9 +73,27 @@ def test_against_scikit_learn():
     np.testing.assert_allclose(ours.numpy(), reference.score_samples(data), rtol=1e-3, atol=1e-3)
 
 
-def test_large_latents_get_diagonal_covariances_and_too_few_are_refused():
+def test_large_latents_get_diagonal_covariances():
     density = GaussianMixture(1, 5000)
     assert not density.full and density.scale.shape == (1, 5000)
     assert density.sample(torch.rand(2), torch.zeros(2, 5000)).shape == (2, 5000)
-    with pytest.raises(ValueError, match="cannot fit 10 Gaussians to 4 latents"):
-        GaussianMixture(10, 3).fit(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("dim", [3, 3000])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_few_latents_are_fitted_by_fewer_gaussians(count, dim):
+    x = torch.randn(count, dim, generator=torch.Generator().manual_seed(0))
+    density = GaussianMixture(10, dim)
+    density.full = density.full and dim < 100
+    density.fit(torch.cat([x, x]) if count > 1 else x)
+    assert density.weights.tolist() == pytest.approx([1 / count] * count + [0] * (10 - count))
+    drawn = density.sample(torch.linspace(0, 1, 50), torch.randn(50, dim, generator=torch.Generator().manual_seed(1)))
+    nearest = torch.cdist(drawn, x).min(1)
+    assert nearest.values.max() < 0.05 * dim**0.5
+    assert set(nearest.indices.tolist()) == set(range(count))
+
+
+def test_one_latent_is_whitened_to_zero():
+    whitening = Whitening(2)
+    whitening.fit(torch.tensor([[1.0, 3.0]]))
+    assert whitening.whiten(torch.tensor([[1.0, 3.0]])).tolist() == [[0, 0]]

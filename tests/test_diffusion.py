@@ -401,6 +401,9 @@ def test_a_prior_over_latents_has_no_likelihood_of_images():
         (dict(channels=(16, 32, 32, 32, 32, 32), attention=(False,) * 6), "does not divide by 32"),
         (dict(channels=(16, 20)), "multiples of groups 8"),
         (dict(head=12), "multiples of head 12"),
+        (dict(head=0), "head must be at least 1, got 0"),
+        (dict(attention=(False, False), head=64), "those of the last level, which the middle block has too, must be"),
+        (dict(attention=(True, False), head=16, channels=(16, 24)), "multiples of head 16"),
         (dict(attention=(True,)), "one entry per level"),
         (dict(latents=(4, 8)), r"latents must be \(channels, height, width\) or \(channels,\), got \(4, 8\)"),
         (dict(process="ode"), "process must be flow, meanflow, edm or ddpm, got 'ode'"),
@@ -410,6 +413,15 @@ def test_a_prior_over_latents_has_no_likelihood_of_images():
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         UNetConfig(**(NETWORK | settings))
+
+
+def test_an_imported_middle_block_that_cannot_be_divided_into_heads_is_refused():
+    settings = network_settings(UNetConfig(**NETWORK)) | {"attention_head_dim": 64}
+    with pytest.raises(ValueError, match="attention_head_dim is larger than the number of channels"):
+        UNet(UNetConfig(size=16, diffusers=settings))
+    without = dict(attention=(False, False), head=64, diffusers={"add_attention": False})
+    model = UNet(UNetConfig(**(NETWORK | without)))
+    assert model.generate(1, steps=1).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,12 @@ def test_planted_temporary_links_are_not_written_through(tmp_path: Path) -> None
     real.mkdir()
     run.symlink_to(real)  # the folder itself may be on another disk
     fit(tiny(), faces(), recipe(run, steps=5))
-    for name in (".export.partial", "checkpoints/.step_00000020.partial", "samples/.step_00000020.partial.png"):
+    for name in (
+        ".partial",
+        ".export.partial",
+        "checkpoints/.step_00000020.partial",
+        "samples/.step_00000020.partial.png",
+    ):
         (run / name).symlink_to(precious)
     for name in (".config.partial", ".config.partial.yaml", "metrics.partial", ".metrics.partial.jsonl"):
         (run / name).symlink_to(precious / "README.md")

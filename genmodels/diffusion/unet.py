@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
@@ -63,8 +64,15 @@ class UNetConfig(DiffusionConfig):
             )
         if self.groups < 1 or any(width % self.groups for width in self.channels):
             raise ValueError(f"channels must be multiples of groups {self.groups}, got {self.channels}")
-        if any(here and width % self.head for here, width in zip(self.attention, self.channels, strict=True)):
-            raise ValueError(f"channels with attention must be multiples of head {self.head}, got {self.channels}")
+        if self.head < 1:
+            raise ValueError(f"head must be at least 1, got {self.head}")
+        # The middle block, which follows the last level, always has attention.
+        attends = (*self.attention[:-1], self.diffusers.get("add_attention", True) or self.attention[-1])
+        if any(here and width % self.head for here, width in zip(attends, self.channels, strict=True)):
+            raise ValueError(
+                f"channels with attention, and those of the last level, which the middle block has too, must be "
+                f"multiples of head {self.head}, got {self.channels}"
+            )
 
     @property
     def is_imported(self) -> bool:
@@ -82,6 +90,8 @@ class UNet(Diffusion):
         c = config or UNetConfig()
         super().__init__(c, width=4 * c.channels[0])
         self.network = UNet2DModel(**network_settings(c))
+        if any(isinstance(module, Attention) and module.heads < 1 for module in self.network.modules()):
+            raise ValueError("attention_head_dim is larger than the number of channels of an attention layer")
         if not c.is_imported:
             start_small(self.network)
         self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions

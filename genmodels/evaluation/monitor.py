@@ -18,6 +18,11 @@ from genmodels.evaluation.protocol import FULL_N, LEAST_N, check_count
 from genmodels.evaluation.reference import spread
 
 
+def has_enough(data: Packed) -> bool:
+    """Return whether a split that a `Monitor` can use has enough images."""
+    return any(data.counts().get(split, 0) >= LEAST_N for split in ("train", "valid"))
+
+
 class Monitor:
     """Fréchet distance between samples and real images under the embedded extractor, and coverage.
 

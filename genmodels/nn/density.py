@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as SklearnMixture
@@ -36,7 +37,7 @@ class Whitening(nn.Module):
         """Fit to `latents` (N, C, ...). Standard deviations are at least 1e-6."""
         flat = latents.float().transpose(0, 1).flatten(1)  # (C, N...)
         self.mean.copy_(flat.mean(1))
-        self.std.copy_(flat.std(1).clamp_min(1e-6))
+        self.std.copy_(flat.std(1, correction=min(1, flat.shape[1] - 1)).clamp_min(1e-6))
 
     def whiten(self, latents: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (latents.ndim - 2)
@@ -76,13 +77,12 @@ class GaussianMixture(nn.Module):
     def fit(self, latents: Tensor) -> None:
         """Fit to `latents` (N, D) by expectation maximisation. The result is deterministic.
 
-        Raises:
-            ValueError: if there are fewer latents than components, or fewer than two.
+        If fewer than K latents are distinct, as many Gaussians as there are distinct latents are
+        fitted, and the others get the weight 0.
         """
-        components = len(self.means)
-        if len(latents) < max(2, components):
-            raise ValueError(f"cannot fit {components} Gaussians to {len(latents)} latents: give more images")
         data = latents.double().cpu().numpy()
+        components = min(len(self.means), len(np.unique(data, axis=0)))
+        data = data.repeat(2, 0) if len(data) == 1 else data  # scikit-learn needs two
         # A fraction of the variance is added, so that few images or constant dimensions do not make
         # it singular.
         floor = 1e-4 * float(data.var(0).mean()) + 1e-12
@@ -98,9 +98,13 @@ class GaussianMixture(nn.Module):
             warnings.simplefilter("ignore", ConvergenceWarning)  # the remaining change is invisible in samples
             model.fit(data)
         covariance = torch.from_numpy(model.covariances_)
-        self.weights.copy_(torch.from_numpy(model.weights_))
-        self.means.copy_(torch.from_numpy(model.means_))
-        self.scale.copy_(torch.linalg.cholesky(covariance) if self.full else covariance.sqrt())
+        scale = torch.linalg.cholesky(covariance) if self.full else covariance.sqrt()
+        self.weights.zero_()
+        self.weights[:components] = torch.from_numpy(model.weights_)
+        # The rest repeats the last one, so that a choice rounded up to it draws from a fitted Gaussian.
+        rows = torch.arange(len(self.means)).clamp_max(components - 1)
+        self.means.copy_(torch.from_numpy(model.means_)[rows])
+        self.scale.copy_(scale[rows])
         self.fitted.fill_(True)
 
     def sample(self, choice: Tensor, eps: Tensor) -> Tensor:

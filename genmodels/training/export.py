@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,32 +14,24 @@ from genmodels.training.checkpoint import State
 from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.log import in_words
 from genmodels.training.recipe import Recipe
-from genmodels.writing import explained, flush, remove
+from genmodels.writing import replacing_files
 
 PRIVATE = ("root", "output")
 """Settings that are left out of the model card, because they are paths on the user's machine."""
 
 
 def export_model(ema: Model, output: Path, card: str) -> None:
-    """Write model.safetensors, config.json and README.md to the run folder, each atomically.
+    """Write model.safetensors, config.json and README.md to the run folder, atomically.
 
     Args:
         ema: model with the averaged weights.
         output: the run folder.
         card: contents of README.md.
     """
-    partial = output / ".export.partial"
-    with explained(output):
-        remove(partial)
-        try:
-            ema.save_pretrained(partial)
-            (partial / "README.md").write_text(card, encoding="utf-8")
-            # Weights first: a folder with a config.json is a complete model.
-            for name in ("model.safetensors", "config.json", "README.md"):
-                flush(partial / name)
-                os.replace(partial / name, output / name)
-        finally:
-            remove(partial)
+    # Weights first: a folder with a config.json is a complete model.
+    with replacing_files(output, ("model.safetensors", "config.json", "README.md")) as folder:
+        ema.save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def training_card(

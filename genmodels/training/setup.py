@@ -135,6 +135,8 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     if restarts:
         log.say(f"{recipe.output} has no finished checkpoint: starting from the beginning")
     log.say(summary(model, train, recipe, accelerator, state, sharded))
+    if recipe.evaluate_every is not None and monitor is None:
+        log.say(f"no evaluation during training: {data.source} has too few images for it")
     if monitor is not None and model.can("sample"):
         log.say(monitor.describe())
     return Run(
@@ -275,11 +277,17 @@ def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accel
 
 
 def build_monitor(data: Packed, recipe: Recipe, device: torch.device) -> Monitor | None:
-    """Build the monitor of --evaluate-every, or return None without importing the evaluation."""
+    """Build the monitor of --evaluate-every, or return None without importing the evaluation.
+
+    None is also returned if there are too few images and the setting is the default of the recipe.
+    """
     if recipe.evaluate_every is None:
         return None
-    from genmodels.evaluation.monitor import Monitor
+    from genmodels.evaluation.monitor import Monitor, has_enough
 
+    default = next(field.default for field in fields(recipe) if field.name == "evaluate_every")
+    if recipe.evaluate_every == default and not has_enough(data):
+        return None
     return Monitor(data, device)
 
 
