@@ -57,6 +57,18 @@ def test_every_form_gives_the_same_pixels_in_the_order_of_names(tmp_path: Path) 
     assert isinstance(read_images(tmp_path / "one.npy").pixels, np.memmap)
 
 
+def test_a_member_that_leads_out_of_the_archive_is_left_out_and_said(tmp_path: Path) -> None:
+    pixels = noise()
+    folder = write_folder(tmp_path / "faces", pixels)
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.writestr(f"faces\\{path.name}", path.read_bytes())
+        archive.writestr("../000.png", (folder / "000.png").read_bytes())
+    images = read_images(tmp_path / "faces.zip")
+    np.testing.assert_array_equal(images.pixels, pixels)
+    assert images.notes == ("../000.png was left out: its name leads out of the archive",)
+
+
 def test_a_packed_directory_and_a_folder_with_a_manifest_of_its_own(tmp_path: Path) -> None:
     pixels = noise(6)
     folder = write_folder(tmp_path / "faces", pixels)

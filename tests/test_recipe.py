@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -14,6 +15,7 @@ import torch
 
 from genmodels.training.clock import Clock
 from genmodels.training.command_line import parse, run, to_yaml
+from genmodels.training.folder import check_output
 from genmodels.training.optim import OptimConfig
 from genmodels.training.recipe import Recipe, check_recipe
 
@@ -192,6 +194,13 @@ def test_a_folder_in_use_is_refused_before_any_work(
     assert reason in error
     assert error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_folder_that_is_not_utf8_is_refused_before_any_work(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(ValueError, match="is not UTF-8, which TensorBoard cannot write to: give another --output"):
+        check_output(Recipe(output=out))
+    assert not out.exists()
 
 
 def test_a_recipe_without_a_length_has_one() -> None:

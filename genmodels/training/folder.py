@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from genmodels.data.source import readable
 from genmodels.training.launch import is_first_process
 from genmodels.training.recipe import Recipe
 from genmodels.training.steps import list_checkpoints
@@ -32,6 +33,8 @@ def check_output(recipe: Recipe) -> None:
         ValueError, OSError: with a message of one line. No file has been changed.
     """
     output = recipe.output
+    if readable(str(output)) != str(output):
+        raise ValueError(f"{output} is not UTF-8, which TensorBoard cannot write to: give another --output")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; --output must be a folder")
     names = {item.name for item in output.iterdir()} if output.is_dir() else set()
