@@ -1,4 +1,4 @@
-"""Elapsed time, progress, and signals that stop a run. All ranks agree on all three."""
+"""Elapsed time, progress, and what stops a run early. All ranks agree on all three."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
 import torch
 from accelerate.utils import reduce
+
+from genmodels.training.launch import launcher_has_ended, launchers
 
 UNMEASURED_END = 0.05
 """Fraction of a --minutes budget that is reserved for the work after the last step (calibration,
@@ -20,9 +22,18 @@ samples, checkpoint) until that work has been timed."""
 
 @dataclass
 class Stop:
-    """Flag that is set by the first SIGTERM or Ctrl-C. The loop checks it between steps."""
+    """Whether a run should stop early. The loop asks between steps."""
 
-    requested: bool = False
+    reason: str = ""
+    """What stops the run; empty while nothing does."""
+    launchers: list[int] = field(default_factory=launchers)
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has arrived, or the launcher of this process has ended."""
+        if not self.reason and launcher_has_ended(self.launchers):
+            self.reason = "the end of its launcher"
+        return bool(self.reason)
 
 
 @contextmanager
@@ -44,7 +55,7 @@ def stop_on_signal() -> Iterator[Stop]:
         if number == signal.SIGINT and time.monotonic() - first >= 3:
             raise KeyboardInterrupt
         first = min(first, time.monotonic())
-        stop.requested = True
+        stop.reason = "a signal"
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -87,10 +98,10 @@ class Clock:
         Args:
             step: number of optimiser steps done.
             end: estimated seconds of the work after the last step; None before it has been timed.
-            stop: whether this rank has received a signal to stop.
+            stop: whether this rank should stop.
 
         Returns:
-            Elapsed seconds, progress in [0, 1], and whether any rank has received a signal to stop.
+            Elapsed seconds, progress in [0, 1], and whether any rank should stop.
         """
         elapsed = self.now()
         elapsed, by_time, stops = self.agree(elapsed, self._by_time(elapsed, end), any_rank=stop)

@@ -55,8 +55,8 @@ def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
 
     The run folder contains the EMA model (model.safetensors and config.json), README.md,
     config.yaml, metrics.jsonl, samples/ and checkpoints/. Under `accelerate launch`, every process
-    makes the same call. On SIGTERM or Ctrl-C the current step is finished and a checkpoint is
-    saved. Every step reseeds torch's global random number generator.
+    makes the same call. On SIGTERM or Ctrl-C, or if the launcher ends, the current step is
+    finished and a checkpoint is saved. Every step reseeds torch's global random number generator.
 
     One process at a time can train into a run folder. A run that was stopped before its first
     checkpoint can be started again in the same folder.
@@ -104,7 +104,7 @@ def loop(run: Run) -> Path:
             if progress >= 1 and recipe.ema_snapshots:
                 snapshot(run)
             if progress < 1:
-                run.log.say(f"stopped by a signal at step {state.step:,}; saved {checkpoint}")
+                run.log.say(f"stopped by {stop.reason or 'a signal'} at step {state.step:,}; saved {checkpoint}")
                 run.log.say(
                     f"continue with the same command and --resume, or --config {recipe.output}/config.yaml --resume"
                 )

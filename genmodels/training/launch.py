@@ -1,4 +1,7 @@
-"""Launching on a CPU: several processes, and all cores. accelerate does neither by itself."""
+"""Launchers: several processes and all cores on a CPU, and processes whose launcher has ended.
+
+accelerate starts several processes on a CPU only with mpirun, and lets one process use one core.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
 """Environment variables in which torchrun and the MPI launchers store the number of processes."""
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Environment variables in which they store the index of a process."""
+ABOVE = "GENMODELS_LAUNCHER"
+"""Environment variable in which `spread_over_cpu` stores the process id of accelerate's launcher."""
+PARENT = os.getppid()
+"""Parent of this process when it started."""
 
 
 def is_first_process() -> bool:
@@ -22,6 +29,34 @@ def is_first_process() -> bool:
     It can be called before the processes are connected.
     """
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def launchers() -> list[int]:
+    """Return the process ids of the launchers of this process, the nearest first.
+
+    They are its parent, if that is a launcher, and accelerate's launcher above it, if
+    `spread_over_cpu` has put another one in between. Empty if this process was not launched.
+    """
+    above = [int(number) for number in os.environ.get(ABOVE, "").split()]
+    started = "TORCHELASTIC_RUN_ID" in os.environ or by_accelerate(parent_command())
+    return [PARENT, *above] if started else []
+
+
+def launcher_has_ended(ids: list[int]) -> bool:
+    """Return whether one of the launchers of this process has ended, also if it was killed.
+
+    A process whose parent ends gets another parent. This is asked of this process and of its
+    parent, because a process id may be in use again.
+
+    Args:
+        ids: what `launchers` returned at the start.
+    """
+    if ids and os.getppid() != ids[0]:
+        return True
+    try:
+        return len(ids) > 1 and psutil.Process(ids[0]).ppid() != ids[1]
+    except psutil.Error:
+        return True
 
 
 def spread_over_cpu(command: list[str]) -> None:
@@ -40,6 +75,7 @@ def spread_over_cpu(command: list[str]) -> None:
     count = processes_wanted(dict(os.environ), parent_command())
     if count > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        os.environ[ABOVE] = str(PARENT)
         sys.stdout.flush()
         os.execv(sys.executable, [*launcher, *command])
 
@@ -52,6 +88,11 @@ def parent_command() -> list[str]:
         return []
 
 
+def by_accelerate(parent: list[str]) -> bool:
+    """Return whether the command line `parent` is that of accelerate's launcher."""
+    return any("accelerate" in part for part in parent[:3])
+
+
 def use_every_core() -> None:
     """Let a single process on a machine without a GPU use all cores.
 
@@ -59,7 +100,7 @@ def use_every_core() -> None:
     process that computes on the CPU. A number given with --num_cpu_threads_per_process is kept.
     """
     parent = parent_command()
-    launched = any("accelerate" in part for part in parent[:3])
+    launched = by_accelerate(parent)
     asked = any("num_cpu_threads_per_process" in part.replace("-", "_") for part in parent)
     alone = not any(name in os.environ for name in SIZES)
     if launched and alone and not asked and not torch.accelerator.is_available():
@@ -76,7 +117,7 @@ def processes_wanted(env: dict[str, str], parent: list[str]) -> int:
     """
     alone = not any(name in env for name in SIZES)
     on_cpu = env.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    if not (alone and on_cpu and "MASTER_PORT" in env and any("accelerate" in part for part in parent[:3])):
+    if not (alone and on_cpu and "MASTER_PORT" in env and by_accelerate(parent)):
         return 1
     words = [word for part in parent for word in part.replace("--num-processes", "--num_processes").split("=")]
     if "--num_processes" not in words:

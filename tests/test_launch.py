@@ -1,0 +1,93 @@
+"""Processes whose launcher has been killed stop, with a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from test_fit import assert_equal, lines
+from tiny import Tiny, faces, recipe, tiny
+
+from genmodels.training import launch
+from genmodels.training.fit import fit
+from genmodels.training.launch import launcher_has_ended, launchers, spread_over_cpu
+
+
+class Orphaned(Tiny):
+    """Model whose process gets another parent during the tenth step."""
+
+    steps = 0
+
+    def after_step(self) -> None:
+        super().after_step()
+        self.steps += 1
+        if self.steps == 10:
+            pytest.MonkeyPatch().setattr(launch.os, "getppid", lambda: 1)
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_process_without_its_launcher_stops_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], launched: bool
+) -> None:
+    monkeypatch.setattr(launch, "parent_command", lambda: ["bash"])
+    monkeypatch.setattr(launch.os, "getppid", os.getppid)  # restored at the end
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    settings = recipe(tmp_path / "run")
+    if launched:
+        with pytest.raises(SystemExit) as end:
+            fit(tiny(Orphaned), faces(), settings)
+        assert end.value.code == 1
+        assert "stopped by the end of its launcher at step 10" in capsys.readouterr().err
+        assert (settings.output / "checkpoints" / "step_00000010").is_dir()
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+        fit(tiny(), faces(), recipe(settings.output, resume=True))
+        assert_equal(settings.output, fit(tiny(), faces(), recipe(tmp_path / "whole")))
+    else:  # a shell that starts a run in the background and ends, as nohup allows
+        fit(tiny(Orphaned), faces(), settings)
+    assert lines(settings.output)[-1]["step"] == 20
+
+
+def test_launchers_are_known_by_torchrun_and_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(launch, "parent_command", lambda: ["bash"])
+    assert launchers() == []
+    assert not launcher_has_ended([])
+    monkeypatch.setattr(launch, "parent_command", lambda: ["python", "/bin/accelerate", "launch", "train.py"])
+    assert launchers() == [os.getppid()]
+    # Under two launchers, accelerate's and the one that spread_over_cpu put in its place.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    command: list[str] = []
+    monkeypatch.setattr(launch, "processes_wanted", lambda *_: 2)
+    monkeypatch.setattr(launch.os, "execv", lambda _, given: command.extend(given))
+    monkeypatch.setattr(launch, "PARENT", psutil.Process(os.getppid()).ppid())
+    spread_over_cpu(["train.py"])
+    assert command[-2:] == ["--nproc-per-node=2", "train.py"]
+    monkeypatch.setattr(launch, "PARENT", os.getppid())
+    assert launchers() == [os.getppid(), psutil.Process(os.getppid()).ppid()]
+    assert not launcher_has_ended(launchers())
+    monkeypatch.setenv(launch.ABOVE, "999999")
+    assert launcher_has_ended(launchers())
+
+
+def test_a_killed_launcher_is_noticed() -> None:
+    ready, told = os.pipe()
+    launcher = os.fork()
+    if not launcher:
+        if not os.fork():  # the process that it launches
+            ids = [os.getppid()]
+            os.write(told, b"0" if launcher_has_ended(ids) else b"1")
+            deadline = time.monotonic() + 20
+            while not launcher_has_ended(ids) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            os.write(told, b"2" if launcher_has_ended(ids) else b"0")
+            os._exit(0)
+        signal.pause()
+    assert os.read(ready, 1) == b"1"
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    assert os.read(ready, 1) == b"2"
