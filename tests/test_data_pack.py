@@ -205,6 +205,34 @@ def test_pixels_lost_in_a_crash_are_decoded_again(tmp_path: Path, monkeypatch: p
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("images.partial", b"\x93NUMPY\x01\x00v\x00{'descr': '|u1'"),
+        ("images.partial", b""),
+        (
+            "progress.jsonl",
+            b"null\n[1]\n" + b"[" * 50_000 + b'\n{"start": "x", "checksum": 0}\n{"start": 999, "checksum": 0}\n',
+        ),
+        ("progress.jsonl", b'{"start": 0, "checksum": 0, "skipped": [[7, "x"]], "converted": null}\n'),
+    ],
+)
+def test_what_is_damaged_in_a_partial_pack_is_decoded_again(
+    name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tree, out = write_tree(tmp_path / "tree"), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pack("folder", tree, out, 16)
+    kept = (out / name).read_bytes().partition(b"\n")[0] + b"\n" if name == "progress.jsonl" else b""
+    (out / name).write_bytes(kept + content)
+    fresh = load_packed(pack("folder", tree, tmp_path / "fresh", 16))
+    resumed = load_packed(pack("folder", tree, out, 16))
+    np.testing.assert_array_equal(resumed.images, fresh.images)
+    assert resumed.manifest == fresh.manifest
+
+
 def test_a_partial_pack_of_changed_files_is_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tree, out = write_tree(tmp_path / "tree"), tmp_path / "out"
     with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.lib.format import open_memmap
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from genmodels.array_files import map_array
 from genmodels.data.decode import FILTER, check_crop, decode
 from genmodels.data.packed import (
     IMAGES,
@@ -36,6 +37,7 @@ from genmodels.data.packed import (
 )
 from genmodels.data.source import Files, Source
 from genmodels.image_files import RefusedError
+from genmodels.reading import parse_json, read_text
 from genmodels.usage import console, say
 from genmodels.writing import create_array, explained, write_text
 
@@ -148,21 +150,15 @@ def cores() -> int:
 def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chunk]]:
     """Return the pixels and chunks of a partial pack in `out`, or new ones."""
     partial, journal, shape = out / PARTIAL, out / JOURNAL, (header["count"], header["size"], header["size"], 3)
-    first, *lines = journal.read_text().splitlines() if journal.exists() else [""]
-    if first and first != json.dumps(header):
+    recorded, *lines = read_text(journal).splitlines() if journal.exists() else [""]
+    if recorded and recorded != json.dumps(header):
         raise ValueError(f"{out} holds a partial pack of something else or of changed files: delete it and pack again")
-    if first and not partial.exists() and (out / IMAGES).exists():
+    if recorded and not partial.exists() and (out / IMAGES).exists():
         (out / IMAGES).rename(partial)  # interrupted in _finish
-    done = {}
-    for line in lines:
-        try:
-            chunk = Chunk(**json.loads(line))
-        except (json.JSONDecodeError, TypeError):
-            continue  # a line that was cut off by an interruption
-        done[chunk.start] = chunk
-    if done and partial.exists():
+    chunks = [chunk for line in lines if (chunk := _read_chunk(line, header["count"])) is not None]
+    if chunks and _is_whole(partial, shape):
         images = open_memmap(partial, "r+")  # (N, H, W, 3)
-        return images, {start: c for start, c in done.items() if _checksum(images, start) == c.checksum}
+        return images, {c.start: c for c in chunks if _checksum(images, c.start) == c.checksum}
     if others := sorted(item.name for item in out.iterdir() if item.name not in (LOCK, PARTIAL, JOURNAL)):
         raise ValueError(f"{out} is not empty ({others[0]}): choose a new directory for the pack")
     # Twice the size: dropping rows or sorting them by split needs a second file.
@@ -172,6 +168,29 @@ def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chu
     images = create_array(partial, np.uint8, shape)  # (N, H, W, 3)
     write_text(journal, json.dumps(header))
     return images, {}
+
+
+def _read_chunk(line: str, count: int) -> Chunk | None:
+    """Return the chunk of a line of the journal, or None if the line is damaged or was cut off."""
+    try:
+        chunk = Chunk(**parse_json(line))
+        converted = {str(kind): int(number) for kind, number in chunk.converted.items()}
+        skipped = [(int(i), str(reason)) for i, reason in chunk.skipped]
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return None
+    if type(chunk.start) is not int or chunk.start not in range(0, count, CHUNK):
+        return None
+    own = range(chunk.start, min(chunk.start + CHUNK, count))
+    return replace(chunk, converted=converted, skipped=skipped) if all(i in own for i, _ in skipped) else None
+
+
+def _is_whole(partial: Path, shape: tuple[int, ...]) -> bool:
+    """Return whether the pixels of a partial pack are there. If not, they are decoded again."""
+    try:
+        images = map_array(partial)
+    except ValueError:
+        return False
+    return images.shape == shape and images.dtype == np.uint8 and not partial.is_symlink()
 
 
 def _tidy(out: Path) -> None:

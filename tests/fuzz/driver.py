@@ -188,7 +188,7 @@ def _run_one(number: int, seed: int, folder: Path, originals: Originals, watched
     AcceleratorState._reset_state(True)
     os.environ["GENMODELS_CACHE"], os.environ["HOME"] = str(work / "cache"), str(work)
     tempfile.tempdir = str(work)
-    words = _words(work)
+    words = _words(work) | {Path(argument).name for argument in case.arguments}
     os.chdir(work)
     status, output, errors = _captured(case.arguments, folder, watched, work)
     os.chdir("/")
