@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather, parse_flag_from_env
+from accelerate.utils import gather, parse_flag_from_env, reduce
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from genmodels.abilities import ability
 from genmodels.base import Model
 from genmodels.modes import evaluating
 from genmodels.pictures import to_float, to_uint8
+from genmodels.stopping import StoppedError, stoppable
 from genmodels.types import Condition, Noise
 
 
@@ -57,6 +58,7 @@ def sample(
     *,
     batch_size: int = 64,
     progress: bool = True,
+    until: Callable[[], bool] | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Sample `n` images on all processes together.
@@ -71,6 +73,8 @@ def sample(
             unconditional samples.
         batch_size: number of images that one process computes at a time.
         progress: show a progress bar if standard error is a terminal.
+        until: called while the networks are evaluated. Sampling ends when it returns True on any
+            process. All processes must give one, or none.
         **options: fields of the model's options.
 
     Returns:
@@ -78,6 +82,7 @@ def sample(
 
     Raises:
         ValueError: if n or batch_size is less than 1, or the model has no such option.
+        StoppedError: on every process, if `until` returned True on any.
     """
     _check_positive(n=n, batch_size=batch_size)
     require(model, "sample")
@@ -89,13 +94,21 @@ def sample(
     size = model.config.size
     mine = np.zeros((share, size, size, 3), np.uint8)  # of one size on every rank, so that it can be gathered
     hidden = None if progress and state.is_main_process else True
+    stopped = False
     with evaluating(model), tqdm(total=n, desc="sampling", unit=" images", disable=hidden) as bar:
-        for start in range(0, len(rows), batch_size):
-            indices = rows[start : start + batch_size]
-            given = conditions[slice(indices.start, indices.stop)].to(model.device)
-            images = model.sample(Noise.for_images(seed, indices, model.device), given, settings)
-            mine[start : start + len(indices)] = to_uint8(images)
-            bar.update(min(len(indices) * state.num_processes, n - bar.n))
+        try:
+            for start in range(0, len(rows), batch_size):
+                indices = rows[start : start + batch_size]
+                given = conditions[slice(indices.start, indices.stop)].to(model.device)
+                noise = Noise.for_images(seed, indices, model.device)
+                with stoppable(model, bar, until):
+                    images = model.sample(noise, given, settings)
+                mine[start : start + len(indices)] = to_uint8(images)
+                bar.update(min(len(indices) * state.num_processes, n - bar.n))
+        except StoppedError:
+            stopped = True
+    if until is not None and reduce(torch.tensor(float(stopped), device=state.device), "sum") > 0:
+        raise StoppedError
     if state.num_processes == 1:
         return mine
     return gather(torch.from_numpy(mine).to(state.device)).cpu().numpy()[:n]

@@ -25,7 +25,7 @@ LAYERS: tuple[set[str], ...] = (
     {"reading", "writing"},
     {"image_files", "array_files"},
     {"types", "abilities", "saving", "weights", "hub", "hashing", "pictures", "modes", "distributed"},
-    {"card", "inpainting", "token_sampling", "usage"},
+    {"card", "inpainting", "token_sampling", "usage", "stopping"},
     {"nn"},
     {"base"},
     {"prior", "autoencoder", "pretrained", "sampling", "data"},

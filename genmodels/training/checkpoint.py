@@ -48,7 +48,7 @@ class State:
     """Number of consecutive skipped steps, up to and including the last step."""
     costs: dict[str, float] = field(default_factory=dict)
     """Last measured seconds of each task other than training steps: "show", "save", "measure", and
-    "calibrate" per image. `cost_of_end` estimates the time after the last step from them."""
+    "calibrate" and "draw" per image. `cost_of_end` estimates the time after the last step from them."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the fp16 loss scaler."""
     logged: int | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import threading
 import time
@@ -22,7 +24,7 @@ samples, checkpoint) until that work has been timed."""
 
 @dataclass
 class Stop:
-    """Whether a run should stop early. The loop asks between steps."""
+    """Whether a run should stop early. The loop asks between steps, and while images are sampled."""
 
     reason: str = ""
     """What stops the run; empty while nothing does."""
@@ -37,16 +39,15 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Context manager in which SIGTERM and Ctrl-C only set the yielded flag.
+def stop_on_signal(stop: Stop) -> Iterator[None]:
+    """Context manager in which SIGTERM and Ctrl-C only set the flag `stop`.
 
     The loop can then finish its step and save a checkpoint. A Ctrl-C three seconds or more after
     the first signal stops immediately. An earlier one is treated as a repetition of the first
     signal, because a launcher forwards what the terminal has already sent to every process.
     """
-    stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
-        yield stop
+        yield
         return
     first = float("inf")
 
@@ -54,15 +55,28 @@ def stop_on_signal() -> Iterator[Stop]:
         nonlocal first
         if number == signal.SIGINT and time.monotonic() - first >= 3:
             raise KeyboardInterrupt
+        if number == signal.SIGINT and not stop.reason and os.environ.get("RANK", "0") == "0":
+            # Not print(), which a signal handler must not call while it is printing.
+            os.write(2, b"\nstopping after this step; Ctrl-C again ends the run at once, without a checkpoint\n")
         first = min(first, time.monotonic())
         stop.reason = "a signal"
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def too_short(minutes: float, seconds: float) -> ValueError:
+    """Return the error of a --minutes budget of which start-up, which took `seconds`, leaves
+    nothing."""
+    enough = math.ceil(2 * seconds / 6) / 10
+    return ValueError(
+        f"--minutes {minutes:g} is too short: start-up alone took {seconds:.0f} seconds, which leaves no time for a "
+        f"step; give at least --minutes {enough:g}"
+    )
 
 
 class Clock:

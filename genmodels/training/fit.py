@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from genmodels.base import Model
 from genmodels.data.packed import Packed
 from genmodels.training.checkpoint import save_checkpoint, training_tensors
-from genmodels.training.clock import stop_on_signal
+from genmodels.training.clock import stop_on_signal, too_short
 from genmodels.training.ema import SNAPSHOTS, ema_decay, restore_buffers, save_snapshot, update_ema
 from genmodels.training.folder import CHECKPOINTS, check_output, claimed
 from genmodels.training.log import in_words
@@ -25,7 +25,7 @@ from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
 from genmodels.training.setup import Run, start
 from genmodels.training.shard import gather_into, whole
-from genmodels.training.show import AT_THE_END, ON_THE_WAY, account, cost_of_end, measure, show
+from genmodels.training.show import AT_THE_END, ON_THE_WAY, STOPPED, account, cost_of_end, measure, show
 from genmodels.training.steps import step_name
 from genmodels.types import Batch, mix_seed
 
@@ -71,7 +71,8 @@ def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
         The run folder, `recipe.output`.
 
     Raises:
-        ValueError: if the recipe, the data, the model and the run folder do not fit together.
+        ValueError: if the recipe, the data, the model and the run folder do not fit together, or
+            start-up leaves no time for a step.
         FloatingPointError: if the loss or a gradient was not finite in 20 consecutive steps.
         SystemExit: with status 1, if a signal stopped the run before its end.
     """
@@ -85,20 +86,22 @@ def loop(run: Run) -> Path:
     """Train until the end of the run or a signal, and return the run folder. See `fit`."""
     recipe, state = run.recipe, run.state
     try:
-        with stop_on_signal() as stop:
-            state.elapsed, progress, stopping = run.clock.read(state.step, cost_of_end(run), stop.requested)
+        with stop_on_signal(run.stop):
+            state.elapsed, progress, stopping = run.clock.read(state.step, cost_of_end(run), run.stop.requested)
             first = progress
+            if recipe.minutes is not None and progress >= 1 and state.step == 0:
+                raise too_short(recipe.minutes, state.elapsed)
             while progress < 1 and not stopping:
                 before = progress if state.step else 0.0
                 train_step(run, run.reader.read(state.step, progress), progress)
-                state.elapsed, progress, stopping = run.clock.read(state.step, cost_of_end(run), stop.requested)
+                state.elapsed, progress, stopping = run.clock.read(state.step, cost_of_end(run), run.stop.requested)
                 due = recipe.evaluate_every is not None and state.step % recipe.evaluate_every == 0
                 if due and not stopping:
                     measure(run)
                 if due or state.step % recipe.log_every == 0:
                     run.log.write(state, recipe, progress, first)
-                if progress < 1 and not stopping:
-                    record(run, before, progress)
+                if progress < 1 and not stopping and record(run, before, progress):
+                    *_, stopping = run.clock.read(state.step, cost_of_end(run), run.stop.requested)
             checkpoint = save(run)
             run.log.write(state, recipe, progress, first)
             if progress >= 1 and recipe.ema_snapshots:
@@ -108,7 +111,7 @@ def loop(run: Run) -> Path:
                 run.log.say(
                     f"continue with the same command and --resume, or --config {recipe.output}/config.yaml --resume"
                 )
-            show(run, ON_THE_WAY if progress < 1 else AT_THE_END)
+            show(run, STOPPED if progress < 1 else AT_THE_END)
     finally:
         run.log.close()
         release(run)
@@ -220,20 +223,24 @@ def discard(run: Run, turn: str, buffers: list[Tensor], lr: float, loss: Tensor,
         )
 
 
-def record(run: Run, before: float, progress: float) -> None:
+def record(run: Run, before: float, progress: float) -> bool:
     """Display the model, save an EMA snapshot and save a checkpoint, each only if it is due.
 
     Args:
         run: the run, between two steps.
         before: fraction of the run that was done before the last step.
         progress: fraction that is done now.
+
+    Returns:
+        Whether the model was displayed.
     """
     recipe, state = run.recipe, run.state
 
     def is_due(every: int | None, marks: tuple[float, ...]) -> bool:
         return any(before < mark <= progress for mark in marks) if every is None else state.step % every == 0
 
-    if is_due(recipe.sample_every, SHOWN_AT):
+    shown = is_due(recipe.sample_every, SHOWN_AT)
+    if shown:
         if not state.saved:  # a folder with a model also has a checkpoint, so that it can be resumed
             save(run)
         show(run, ON_THE_WAY)
@@ -242,6 +249,7 @@ def record(run: Run, before: float, progress: float) -> None:
     overdue = recipe.save_every is None and state.elapsed - state.saved > SAVE_SECONDS
     if is_due(recipe.save_every, SHOWN_AT[:1]) or overdue:
         save(run)
+    return shown
 
 
 def save(run: Run) -> Path:

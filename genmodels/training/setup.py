@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from genmodels.modes import computes_bf16
 from genmodels.sampling import processes
 from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
-from genmodels.training.clock import Clock
+from genmodels.training.clock import Clock, Stop, too_short
 from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
 from genmodels.training.folder import CHECKPOINTS, check_output
@@ -73,6 +73,8 @@ class Run:
     """Settings that a resumed run must share with the run that it continues."""
     monitor: Monitor | None
     """Scores samples during training. None without --evaluate-every."""
+    stop: Stop = field(default_factory=Stop)
+    """Whether a signal has asked to stop."""
 
 
 def start(model: Model, data: Packed, recipe: Recipe) -> Run:
@@ -187,7 +189,7 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
             "fit() has no tokenizer yet, so it cannot train a model on text: remove --model.condition.text.vocabulary"
         )
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
-        raise ValueError(f"--minutes {recipe.minutes:g} is too short: start-up alone took {recipe.startup:.0f} seconds")
+        raise too_short(recipe.minutes, recipe.startup)
 
 
 def as_trained(recipe: Recipe, model: Model, data: Packed) -> Recipe:

@@ -16,33 +16,52 @@ from genmodels.data.packed import Packed
 from genmodels.modes import evaluating
 from genmodels.pictures import save_grid
 from genmodels.sampling import sample
+from genmodels.stopping import StoppedError
 from genmodels.training.ema import restore_buffers
 from genmodels.training.export import export_model, training_card
+from genmodels.training.log import QUIET_SECONDS, in_words
 from genmodels.training.setup import Run
 from genmodels.training.shard import gather_into
 from genmodels.training.steps import step_name
+from genmodels.writing import write_text
 
 if TYPE_CHECKING:
     from genmodels.evaluation.monitor import Monitor
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Limits on the number of training images that calibrate() uses."""
+class Limits:
+    """Limits on what `show` does, so that a --minutes budget is kept. Without one, `share` and
+    `drawing` do not apply."""
 
     most: int
-    """Largest number of images."""
-    fewest: int
-    """Smallest number of images, also if they take more time than `share` allows. It is used until
-    the time per image is known."""
+    """Largest number of training images that calibrate() uses."""
     share: float
-    """Largest fraction of a --minutes budget to spend. It does not apply to --steps."""
+    """Largest fraction of the budget to spend on calibrate()."""
+    drawing: float
+    """Largest fraction of the budget to spend on a sample grid."""
+    seconds: float = math.inf
+    """Largest number of seconds to spend on each of the two."""
+
+    def time(self, share: float, budget: float | None) -> float:
+        """Return the seconds that `share` of `budget` allows, at most `seconds`."""
+        return min(self.seconds, math.inf if budget is None else share * budget)
 
 
-ON_THE_WAY = Calibration(most=2_048, fewest=256, share=0.01)
-AT_THE_END = Calibration(most=20_000, fewest=2_048, share=0.1)
+ON_THE_WAY = Limits(most=2_048, share=0.01, drawing=0.02)
+AT_THE_END = Limits(most=20_000, share=0.1, drawing=0.05)
+STOPPED = Limits(most=2_048, share=0.01, drawing=0.02, seconds=2.0)
+"""For a run that was stopped by a signal and should end soon."""
+FEWEST = 256
+"""Smallest number of images that calibrate() uses, also if they take more time than the limits
+allow. It is used until the time per image is known."""
 GRID = 64
-"""Number of images in a sample grid, 8 x 8."""
+"""Largest number of images in a sample grid, 8 x 8."""
+FIRST = 0.05
+"""Largest fraction of a --minutes budget to spend on the first sample grid, which is one image
+until the time per image is known."""
+QUIET = 10.0
+"""Seconds of sampling after which a line says that it is going on."""
 DIAGNOSED = 256
 """Number of training images, and of held-out images, passed to `Model.diagnose`."""
 COVERAGE_LOST = 0.5
@@ -51,35 +70,101 @@ COVERAGE_SEEN = 0.05
 """Do not warn before coverage has reached this value: early in training it is mostly noise."""
 
 
-def show(run: Run, calibration: Calibration) -> None:
+def show(run: Run, limits: Limits) -> None:
     """Calibrate the EMA model, save it with its card, and then display what it can produce.
 
     Every rank must call this; rank 0 writes. The time it takes is measured for `cost_of_end`.
     """
     recipe, state, accelerator = run.recipe, run.state, run.accelerator
-    calibrate(run, calibration)
+    calibrate(run, limits)
     began = time.monotonic()
-    if accelerator.is_main_process:
+
+    def card(picture: str = "") -> str:
         now = replace(state, elapsed=run.clock.now())
-        picture = next((f"{folder}/{file_name(state.step)}" for name, folder, _ in DISPLAYS if run.ema.can(name)), "")
-        card = training_card(run.ema, recipe, now, run.data, accelerator.num_processes, picture, run.log.last)
-        export_model(run.ema, recipe.output, card)
-    for name, folder, draw in DISPLAYS:
-        if run.ema.can(name):
-            images = draw(run)
-            if accelerator.is_main_process:
-                save_grid(recipe.output / folder / file_name(state.step), images)
+        return training_card(run.ema, recipe, now, run.data, accelerator.num_processes, picture, run.log.last)
+
+    if accelerator.is_main_process:
+        export_model(run.ema, recipe.output, card())
     account(run, "show", began)
+    began = time.monotonic()
+    for name, folder, draw in DISPLAYS:
+        images = draw(run, limits) if run.ema.can(name) else None
+        if images is not None and accelerator.is_main_process:
+            save_grid(recipe.output / folder / file_name(state.step), images)
+            write_text(recipe.output / "README.md", card(f"{folder}/{file_name(state.step)}"))
+    run.log.pause(time.monotonic() - began)
 
 
-def sample_grid(run: Run) -> np.ndarray:
-    """Sample 64 images with the seed of the run, uint8 (64, H, W, 3)."""
-    return sample(run.ema, GRID, run.recipe.seed, progress=False)
+def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
+    """Sample images with the seed of the run, uint8 (N, H, W, 3): 64, or as many as there is time
+    for.
+
+    The time per image is measured on one image at first, and afterwards on the last grid. Image i
+    of a seed is the same in grids of all sizes.
+
+    Returns:
+        The images, or None if there is no time for one, or a signal asks to stop.
+    """
+    images, began, costs = None, time.monotonic(), run.state.costs
+    stopped = run.stop.requested  # before
+    while True:
+        spent, stops = run.clock.agree(time.monotonic() - began, any_rank=run.stop.requested and not stopped)
+        count = images_to_draw(run, limits, spent)
+        if stops or count <= (0 if images is None else len(images)):
+            return images
+        started = time.monotonic()
+        try:
+            images = sample(run.ema, count, run.recipe.seed, progress=False, until=watch(run, count, stopped))
+        except StoppedError:
+            if images is None and not run.stop.requested and "draw" not in costs:
+                run.log.say(
+                    f"no samples are drawn during this run, because one image takes more than {FIRST:.0%} of it: "
+                    f"genmodels sample {run.recipe.output} --n 1"
+                )
+            costs.setdefault("draw", time.monotonic() - started)
+            return images
+        costs["draw"] = run.clock.agree(time.monotonic() - started)[0] / count
 
 
-DISPLAYS: tuple[tuple[str, str, Callable[[Run], np.ndarray]], ...] = (("sample", "samples", sample_grid),)
+def images_to_draw(run: Run, limits: Limits, spent: float) -> int:
+    """Return the number of images for a grid, a square, of which `spent` seconds are already used
+    up."""
+    cost = run.state.costs.get("draw")
+    seconds = limits.time(limits.drawing, run.clock.budget) - spent
+    if cost is None:
+        return int(seconds > 0)
+    return min(GRID, math.isqrt(int(min(GRID, max(0.0, seconds) / max(cost, 1e-9)))) ** 2)
+
+
+def watch(run: Run, count: int, stopped: bool) -> Callable[[], bool]:
+    """Return a function that says from time to time that `count` images are being sampled.
+
+    It returns True when there is no more time for them, or a signal asks to stop and had not done
+    so before (`stopped`).
+    """
+    began = time.monotonic()
+    said = began + QUIET - QUIET_SECONDS
+    end = math.inf if run.clock.budget is None else began + FIRST * run.clock.budget
+    cost = run.state.costs.get("draw")
+    whole = "" if cost is None else f" of about {in_words(count * cost)}"
+
+    def until() -> bool:
+        nonlocal said
+        now = time.monotonic()
+        if now - said > QUIET_SECONDS:
+            said = now
+            images = "1 image" if count == 1 else f"{count} images"
+            run.log.say(f"step {run.state.step:,}: sampling {images}, {in_words(now - began)}{whole}")
+        return now > end or (run.stop.requested and not stopped)
+
+    return until
+
+
+DISPLAYS: tuple[tuple[str, str, Callable[[Run, Limits], np.ndarray | None]], ...] = (
+    ("sample", "samples", sample_grid),
+)
 """Displays of a model during training: the ability that a model needs, the subfolder of the run,
-and the function that computes the images on every rank."""
+and the function that computes the images, if there is time for them, on every rank."""
 
 
 def file_name(step: int) -> str:
@@ -102,8 +187,13 @@ def measure(run: Run) -> None:
         buffers = [buffer.clone() for buffer in run.ema.buffers()]
         calibrate(run, ON_THE_WAY)
         began = time.monotonic()
-        samples = sample(run.ema, run.monitor.samples, run.recipe.seed, progress=False)
-        restore_buffers(run.ema, buffers)
+        try:
+            until = lambda: run.stop.requested  # noqa: E731
+            samples = sample(run.ema, run.monitor.samples, run.recipe.seed, progress=False, until=until)
+        except StoppedError:
+            return
+        finally:
+            restore_buffers(run.ema, buffers)
         if run.accelerator.is_main_process:
             score_samples(run, run.monitor, samples)
     if run.monitor.held_out is not None:  # on every rank, each of which has a part of a sharded model
@@ -157,14 +247,14 @@ def diagnose(run: Run, held_out: Packed) -> None:
         run.log.say(f"warning, step {run.state.step:,}: {warning}")
 
 
-def calibrate(run: Run, calibration: Calibration) -> None:
+def calibrate(run: Run, limits: Limits) -> None:
     """Calibrate the current EMA model on training images, within limits of number and time.
 
     Every rank must call this.
     """
     gather_into(run.ema, run.average)
     began = time.monotonic()
-    images = int(run.clock.agree(images_for(run, calibration))[0])
+    images = int(run.clock.agree(images_for(run, limits))[0])
     with torch.no_grad():
         run.ema.calibrate(image_batches(run.data, limit=images, device=run.accelerator.device, spread=True))
     seconds = time.monotonic() - began
@@ -188,20 +278,21 @@ def account(run: Run, part: str, began: float) -> None:
 def cost_of_end(run: Run) -> float | None:
     """Estimate the seconds from the last step to the end of the run.
 
-    This is the cost of the last calibration, display and checkpoint, and of a measurement, which
-    may be due at the last step. Returns None before these have been timed.
+    This is the cost of calibrating, saving and displaying the model, of a checkpoint, and of a
+    measurement, which may be due at the last step. Returns None before these have been timed.
     """
     costs = run.state.costs
     if "show" not in costs:
         return None
     once = sum(costs.get(part, 0.0) for part in ("show", "save", "measure"))
-    return costs["calibrate"] * images_for(run, AT_THE_END) + once
+    drawing = costs.get("draw", 0.0) * images_to_draw(run, AT_THE_END, 0.0)
+    return costs["calibrate"] * images_for(run, AT_THE_END) + drawing + once
 
 
-def images_for(run: Run, calibration: Calibration) -> int:
+def images_for(run: Run, limits: Limits) -> int:
     """Return the number of images to calibrate on, given the time per image measured earlier."""
-    affordable = calibration.most
-    if run.clock.budget is not None:
-        cost = run.state.costs.get("calibrate")
-        affordable = calibration.fewest if cost is None else int(calibration.share * run.clock.budget / cost)
-    return min(len(run.data), calibration.most, max(affordable, calibration.fewest))
+    seconds, cost = limits.time(limits.share, run.clock.budget), run.state.costs.get("calibrate")
+    affordable = limits.most
+    if seconds < math.inf:
+        affordable = FEWEST if cost is None else int(seconds / max(cost, 1e-9))
+    return min(len(run.data), limits.most, max(affordable, FEWEST))

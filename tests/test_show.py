@@ -1,0 +1,149 @@
+"""Displays during training: grids that fit into the time, and an end at once after Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import Tiny, faces, recipe, tiny
+from torch import Tensor
+
+from genmodels.pictures import cut_grid
+from genmodels.sampling import sample
+from genmodels.stopping import StoppedError
+from genmodels.training import clock, setup, show
+from genmodels.training import fit as fitting
+from genmodels.training.fit import fit
+from genmodels.types import Condition, Noise
+
+
+class FakeTime:
+    """Replacement of the module `time` in which only the model takes time."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+TIME = FakeTime()
+
+
+@pytest.fixture(autouse=True)
+def _time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (clock, fitting, setup, show):
+        monkeypatch.setattr(module, "time", TIME)
+
+
+class Costly(Tiny):
+    """Model that samples in many evaluations of a network, which take time for every image."""
+
+    seconds = 0.0
+    """Time of one evaluation of one image."""
+    evaluations = 50
+    interrupted_at: int | None = None
+    """Evaluation at which Ctrl-C is pressed."""
+
+    def after_step(self) -> None:
+        super().after_step()
+        TIME.now += 1.0
+
+    def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
+        for evaluation in range(self.evaluations):
+            if evaluation == self.interrupted_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            self.decoder(torch.zeros(1, self.config.width))
+            TIME.now += self.seconds * len(noise)
+        return super().sample(noise, condition, options)
+
+
+def costly(**settings: Any) -> Costly:
+    return tiny(type("Costly", (Costly,), settings))
+
+
+def grids(run: Path) -> list[Path]:
+    return sorted((run / "samples").glob("*.png"))
+
+
+def test_the_grid_is_as_large_as_its_measured_cost_allows(tmp_path: Path) -> None:
+    began = TIME.now
+    settings = recipe(tmp_path / "run", steps=None, minutes=1)
+    fit(costly(seconds=0.004), faces(), settings)  # 0.2 s for an image, 12.8 s for 64
+    assert 54 < TIME.now - began < 61.5  # it ends within one step
+    # In 2% of the minute, of which the first grid spends 0.2 s on measuring, and in 5% at the end.
+    assert [len(cut_grid(path, 8)) for path in grids(tmp_path / "run")] == [4, 4, 4, 4, 9]
+    model = Costly.from_pretrained(str(tmp_path / "run"))
+    model.evaluations = 0
+    images = sample(model, 64, settings.seed, progress=False)
+    assert np.abs(cut_grid(grids(tmp_path / "run")[-1], 8).astype(int) - images[:9]).max() <= 1
+    assert f"](samples/{grids(tmp_path / 'run')[-1].name})" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_no_image_is_drawn_that_takes_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    began = TIME.now
+    fit(costly(seconds=0.5), faces(), recipe(tmp_path / "run", steps=None, minutes=1))  # 25 s for an image
+    assert 54 < TIME.now - began < 61.5  # it ends within one step
+    assert not grids(tmp_path / "run")
+    said = capsys.readouterr().err
+    assert said.count(f"one image takes more than 5% of it: genmodels sample {tmp_path / 'run'} --n 1") == 1
+    assert "](samples/" not in (tmp_path / "run" / "README.md").read_text()
+    assert Costly.from_pretrained(str(tmp_path / "run"))
+
+
+def test_with_steps_the_grid_is_whole_and_goes_on_with_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(costly(seconds=0.02), faces(), recipe(tmp_path / "run", steps=2, sample_every=9))  # 1 s for an image
+    assert [len(cut_grid(path, 8)) for path in grids(tmp_path / "run")] == [64]
+    assert re.findall(r"step 2: sampling 64 images, (.*) of about 1:04\n", capsys.readouterr().err) == ["0:10", "0:41"]
+
+
+def test_ctrl_c_ends_sampling_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = costly(seconds=10.0, interrupted_at=2)  # 500 s for an image
+    began = TIME.now
+    with pytest.raises(SystemExit) as stop:
+        fit(model, faces(), recipe(tmp_path / "run", sample_every=2))
+    assert stop.value.code == 1
+    assert TIME.now - began < 40
+    assert not grids(tmp_path / "run")
+    assert "stopped by a signal at step 2; saved" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "step_00000002").is_dir()
+    assert Costly.from_pretrained(str(tmp_path / "run"))
+
+
+def test_a_stopped_run_draws_only_what_is_quick() -> None:
+    for seconds, count in ((0.01, 64), (0.2, 9), (1.5, 1), (2.5, 0)):
+        run: Any = SimpleNamespace(state=SimpleNamespace(costs={"draw": seconds}), clock=SimpleNamespace(budget=None))
+        assert show.images_to_draw(run, show.STOPPED, 0.0) == count
+        assert show.images_to_draw(run, show.AT_THE_END, 0.0) == 64
+
+
+def test_sampling_that_is_stopped_leaves_nothing_behind() -> None:
+    calls: list[int] = []
+    model = costly()
+    with pytest.raises(StoppedError):
+        sample(model, 2, progress=False, until=lambda: bool(calls.append(0)) or len(calls) > 3)
+    assert len(calls) == 4
+    assert not any(part._forward_pre_hooks for part in model.modules())
+    assert np.array_equal(sample(model, 2, progress=False, until=lambda: False), sample(model, 2, progress=False))
+
+
+def test_minutes_without_time_for_a_step_are_an_error(tmp_path: Path) -> None:
+    class Starting(Costly):
+        def initialise(self, images: Iterable[Tensor]) -> None:
+            TIME.now += 70
+
+    settings = recipe(tmp_path / "run", steps=None, minutes=1)
+    with pytest.raises(ValueError, match=r"--minutes 1 is too short: start-up alone took 70 .* at least --minutes 2.4"):
+        fit(tiny(Starting), faces(), settings)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
