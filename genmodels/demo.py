@@ -106,8 +106,8 @@ def _train(family: str, out: Path, minutes: float) -> None:
     status = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}).returncode
     if status:
         raise ValueError(
-            f"training stopped with status {status}; its messages are above, and its files are in {out / family}. If it "
-            "was short of time, give the demo a larger --minutes"
+            f"training stopped with status {status}; its messages are above, and its files are in {out / family}. "
+            "If it was short of time, give the demo a larger --minutes"
         )
 
 

@@ -107,7 +107,7 @@ def loop(run: Run) -> Path:
             if progress >= 1 and recipe.ema_snapshots:
                 snapshot(run)
             if progress < 1:
-                run.log.say(f"stopped by {stop.reason or 'a signal'} at step {state.step:,}; saved {checkpoint}")
+                run.log.say(f"stopped by {run.stop.reason or 'a signal'} at step {state.step:,}; saved {checkpoint}")
                 run.log.say(
                     f"continue with the same command and --resume, or --config {recipe.output}/config.yaml --resume"
                 )
