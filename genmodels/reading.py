@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
 LARGEST_TEXT = 1 << 26
 """Largest text file that is read, in bytes."""
-LARGEST_YAML = 1 << 20
-"""Largest YAML file that is read, in bytes."""
+LARGEST_YAML = 1 << 17
+"""Largest YAML file that is read, in bytes. Parsing it takes a second."""
 DEEPEST = 64
 """Largest depth of nested lists and groups in YAML."""
 
@@ -154,10 +155,11 @@ def _unique_loader() -> Any:
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             names = [self.construct_object(key, deep=True) for key, _ in node.value]
-            for name in names:
-                if names.count(name) > 1:
-                    raise ValueError(f"line {node.start_mark.line + 1}: {name!r} occurs twice in one group")
-            return super().construct_mapping(node, deep)
+            made = super().construct_mapping(node, deep)
+            name, count = max(Counter(names).items(), key=lambda item: item[1], default=("", 0))
+            if count > 1:
+                raise ValueError(f"line {node.start_mark.line + 1}: {name!r} occurs twice in one group")
+            return made
 
     return Loader
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,12 @@ def test_what_a_killed_process_left_is_removed_but_not_what_another_writes(tmp_p
         second.write_text("second")
     assert os.listdir(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "first"
+
+
+def test_a_file_of_settings_is_read_in_a_second_or_refused(tmp_path: Path) -> None:
+    many = "\n".join(f"a{i}: 1" for i in range(10_000))
+    start = time.process_time()
+    assert len(reading.read_yaml(write(tmp_path / "a.yaml", many))) == 10_000
+    assert time.process_time() - start < 5  # it took 60 when each name was compared with all others
+    with pytest.raises(ValueError, match=r"b.yaml has .* bytes; at most 131,072 are read"):
+        reading.read_yaml(write(tmp_path / "b.yaml", many * 2))

@@ -18,7 +18,10 @@ PACKED = (
     f"train vae --data pack --size 16 --output new {FAST} "
     "--model.channels 8 --model.encoder-blocks 1 --model.decoder-blocks 1"
 )
-OVER_CODEC = f"train dit --codec model --data pack --output new --size 16 --model.patch 1 {FAST}"
+OVER_CODEC = (
+    f"train dit --codec model --data pack --output new --size 16 {FAST} --model.patch 1 "
+    "--model.transformer.width 16 --model.transformer.depth 1 --model.transformer.heads 2 --model.gaussian 8"
+)
 CONFIG = f"train {{source}} --config run/config.yaml --output new {FAST}"
 CONTINUE = f"train {{source}} --config run/config.yaml --output run --resume {FAST.replace('--steps 1', '--steps 3')}"
 MODEL = ("info model", *["sample model --out o.png " + TINY] * 2, "export model out")
