@@ -7,7 +7,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -23,6 +23,8 @@ SPLIT_FOLDERS = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 """Names of folders that are splits, and the codes of the splits."""
 ALLOW = "correct the names, or pack the images all the same: genmodels data pack --allow-unmatched"
 """What to do if labels and images do not match."""
+FOLDERS = 16
+"""Largest number of folders in front of every row that may be missing in the names of the files."""
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -184,14 +186,14 @@ def match(rows: Sequence[Row], names: Sequence[str], base: str, where: str) -> l
     starts = dict.fromkeys(("", fold(base), fold(only_folder(names))))
     indices = [_index((key.removeprefix(start), i) for i, key in folded if key.startswith(start)) for start in starts]
     bare = _index((key.rpartition("/")[2], i) for i, key in folded)
-    keys = [[part for part in name_parts(fold(row.file.strip())) if part != ".."] for row in rows]
-    chain = common_folders(keys)
+    keys = ["/".join(part for part in name_parts(fold(row.file.strip())) if part != "..") for row in rows]
+    chain = common_folder(keys).count("/")
 
-    def owner(row: Row, key: list[str], dropped: int) -> int | None:
+    def owner(row: Row, key: str, dropped: int) -> int | None:
         if not dropped and row.file in exact:
             return exact[row.file]
-        path = "/".join(key[dropped:])
-        for index in (*indices, *([bare] if len(key) == 1 else [])):
+        path = key.split("/", dropped)[-1]
+        for index in (*indices, *(() if "/" in key else (bare,))):
             if (found := index.get(path)) and len(found) == 1:
                 return found[0]
             if found:
@@ -199,7 +201,7 @@ def match(rows: Sequence[Row], names: Sequence[str], base: str, where: str) -> l
                 raise ValueError(f"{where}, line {row.line}: {message}")
         return None
 
-    tries = ([owner(row, key, k) for row, key in zip(rows, keys, strict=True)] for k in range(len(chain) + 1))
+    tries = ([owner(row, key, k) for row, key in zip(rows, keys, strict=True)] for k in range(min(chain, FOLDERS) + 1))
     return max(tries, key=lambda owners: sum(owner is not None for owner in owners))
 
 
@@ -216,25 +218,21 @@ def fold(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", readable(name))
 
 
-def common_folders(paths: Sequence[list[str]]) -> list[str]:
-    """Return the folders that all paths begin with, up to one that is a split."""
-    folders = [path[:-1] for path in paths]
-    ends = zip(min(folders, default=[]), max(folders, default=[]), strict=False)
-    return [name for name, _ in takewhile(lambda pair: pair[0] == pair[1] and not _is_split(pair[0]), ends)]
+def common_folder(paths: Iterable[str]) -> str:
+    """Return the folder that all paths are in, such as "faces/", or "" if there is none.
 
-
-def only_folder(names: Sequence[str]) -> str:
-    """Return the folder that holds all other folders, such as "faces/", or "" if there are several.
-
-    A folder whose name is a split is never that folder.
+    It neither is nor is in a folder whose name is a split.
     """
-    start = ""
-    while True:
-        inside = (name[len(start) :].partition("/") for name in names if name.startswith(start))
-        folders = {folder for folder, slash, _ in inside if slash}
-        if len(folders) != 1 or _is_split(folder := folders.pop()):
-            return start
-        start += f"{folder}/"
+    folders = [path[: path.rfind("/") + 1] for path in paths]
+    ends = zip(min(folders, default=""), max(folders, default=""), strict=False)
+    common = "".join(letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], ends))
+    parts = common[: common.rfind("/") + 1].split("/")[:-1]
+    return "".join(f"{part}/" for part in takewhile(lambda part: not _is_split(part), parts))
+
+
+def only_folder(names: Iterable[str]) -> str:
+    """Return the folder that holds every file that is in a folder, such as "faces/", or ""."""
+    return common_folder(name for name in names if "/" in name)
 
 
 def _is_split(folder: str) -> bool:
