@@ -31,7 +31,7 @@ def sample(
     Args:
         run: run or model folder, or an id on the Hub (user/name).
         n: number of images.
-        seed: seed of the images. Image i of a seed is always the same.
+        seed: seed of the images. Image i of a seed is always the same, up to rounding.
         out: NAME.png for a grid, NAME.npy for uint8 (N, H, W, 3), or a new or empty folder for one
             file per image.
         condition: condition of the samples.

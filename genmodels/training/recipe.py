@@ -55,7 +55,8 @@ class Recipe:
     batch_size: int = 128
     """Images per optimiser step, over all processes and micro-batches."""
     accumulate: int = 1
-    """Micro-batches per optimiser step. More of them need less memory and give the same result."""
+    """Micro-batches per optimiser step. More of them need less memory and give the same result, up
+    to rounding."""
     seed: int = 0
     """Seed of the initial weights, the order of the data and all noise."""
     mixed_precision: Precision = "no"

@@ -100,7 +100,7 @@ def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
     for.
 
     The time per image is measured on one image at first, and afterwards on the last grid. Image i
-    of a seed is the same in grids of all sizes.
+    of a seed is the same in grids of all sizes, up to rounding.
 
     Returns:
         The images, or None if there is no time for one, or a signal asks to stop.
