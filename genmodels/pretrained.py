@@ -6,15 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor
 
 from genmodels.base import Model
 from genmodels.nn.density import Whitening
-from genmodels.reading import read_json
+from genmodels.reading import in_one_line, read_json
+from genmodels.saving import Range, from_settings
 from genmodels.types import Batch
+from genmodels.weights import build, check_finite, read_all_shapes
 
 FOLDERS = (".", "vae", "vqvae")
 """Places of an autoencoder: its own folder, or the folder of a pipeline."""
@@ -28,6 +30,17 @@ class PretrainedConfig:
     """Side of the images in pixels."""
     settings: dict[str, Any]
     """Settings in its own config.json."""
+
+
+Size = Annotated[int, Range(1, 2**20)]
+
+
+@dataclass(frozen=True)
+class CodecSettings:
+    """Settings of an autoencoder of diffusers that are used here."""
+
+    block_out_channels: Annotated[tuple[Size, ...], Range(1, 16)]
+    scaling_factor: Annotated[float, Range(1e-6, 1e6)] = 1.0
 
 
 class PretrainedCodec(Model, ABC):
@@ -48,9 +61,8 @@ class PretrainedCodec(Model, ABC):
 
         try:
             self.network: Any = getattr(diffusers, self.family).from_config(dict(config.settings))
-        except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"not the config of a diffusers {self.family}: {reason}") from None
+        except Exception as error:  # diffusers checks few of its settings
+            raise ValueError(f"not the config of a diffusers {self.family}: {in_one_line(error, 200)}") from None
         settings = self.network.config
         if settings.in_channels != 3 or settings.out_channels != 3:
             raise ValueError(f"this {self.family} is for images of {settings.in_channels} channels, not of 3")
@@ -189,12 +201,14 @@ def load_pretrained(path: Path, size: int) -> PretrainedCodec:
     place = _folder(path)
     if place is None:
         raise ValueError(f"{path} is a diffusers pipeline without an autoencoder in {' or '.join(FOLDERS[1:])}/")
-    settings = read_json(place / "config.json")
-    kind = settings["_class_name"]
+    file = place / "config.json"
+    kind = class_name(file)
     if kind not in PRETRAINED:
         raise ValueError(f"{place} holds a diffusers {kind}; a codec can be {' or '.join(PRETRAINED)}")
+    settings = read_json(file)
+    from_settings(CodecSettings, settings, str(file))
     plain = {name: value for name, value in settings.items() if not name.startswith("_")}
-    codec = PRETRAINED[kind](PretrainedConfig(size, plain))
+    codec = build(lambda: PRETRAINED[kind](PretrainedConfig(size, plain)), str(file), read_all_shapes(place))
     codec.network = read_network(place, codec.network)
     return codec.requires_grad_(False).eval()
 
@@ -214,21 +228,32 @@ def read_network(place: Path, like: Any) -> Any:
         network, loaded = type(like).from_pretrained(
             place, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # of many types, which mean the same to the caller
         raise ValueError(
-            f"{place} does not hold the weights of this {kind} as safetensors ({reason}): save it again with "
-            "save_pretrained(..., safe_serialization=True)"
+            f"{place} does not hold the weights of this {kind} as safetensors ({in_one_line(error, 200)}): save it "
+            "again with save_pretrained(..., safe_serialization=True)"
         ) from None
     if absent := [*loaded["missing_keys"], *loaded["mismatched_keys"]]:
         raise ValueError(f"{place} lacks weights of this {kind}, such as {absent[0]}: the file is damaged or mixed up")
     if extra := loaded["unexpected_keys"]:
         raise ValueError(f"{place} holds weights that this {kind} does not have: {', '.join(sorted(extra))}")
+    check_finite(network.state_dict(), place)
     return network
+
+
+def class_name(file: Path) -> str | None:
+    """Return the class that a config of diffusers names, or None.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    settings = read_json(file)
+    name = settings.get("_class_name") if isinstance(settings, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _folder(path: Path) -> Path | None:
     for place in (path / name for name in FOLDERS):
-        if (place / "config.json").is_file() and "_class_name" in read_json(place / "config.json"):
+        if (place / "config.json").is_file() and class_name(place / "config.json") is not None:
             return place
     return None

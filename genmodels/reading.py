@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
 from collections import Counter
 from pathlib import Path
@@ -161,6 +162,9 @@ def _unique_loader() -> Any:
                 raise ValueError(f"line {node.start_mark.line + 1}: {name!r} occurs twice in one group")
             return made
 
+    # YAML 1.1 reads 1e-4, without a point, as text.
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     return Loader
 
 

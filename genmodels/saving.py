@@ -33,9 +33,12 @@ Derived = Annotated[T, tyro.conf.Suppress]
 """Type of a config field that is computed from other settings. It is saved, but is not a flag."""
 
 
-def read_last_line(path: Path) -> dict[str, Any]:
-    """Return the last complete line of a file of JSON lines (metrics.jsonl), or {}."""
-    return next(reversed(read_json_lines(path)), {})
+def read_last_line(path: Path) -> dict[str, int | float]:
+    """Return the numbers in the last complete line of metrics.jsonl, or {}."""
+    last: dict[str, Any] = next(reversed(read_json_lines(path)), {})
+    return {
+        name: value for name, value in last.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def write_model(folder: Path, family: str, config: Any, weights: Mapping[str, Tensor]) -> None:
@@ -110,7 +113,8 @@ def to_dict(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Range:
-    """Limits of a number, as metadata of the type of a field: Annotated[int, Range(1, 64)]."""
+    """Limits of a number or of the length of a tuple, as metadata of the type of a field:
+    Annotated[int, Range(1, 64)]."""
 
     low: float
     high: float = math.inf
@@ -136,7 +140,8 @@ def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
     if origin is Annotated:
         made = from_dict(inner[0], value, where)
         for limits in inner[1:]:
-            if isinstance(limits, Range) and not limits.low <= made <= limits.high:
+            size = len(made) if isinstance(made, tuple) else made
+            if isinstance(limits, Range) and not limits.low <= size <= limits.high:
                 most = f" and at most {limits.high:,g}" if limits.high < math.inf else ""
                 raise _wrong(where, f"at least {limits.low:g}{most}", value)
         return made
@@ -156,11 +161,13 @@ def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
         return inner[inner.index(value)]
     if kind in (int, float):
         return _number_from(kind, value, where)
-    if kind in (str, Path) and (not isinstance(value, str) or (kind is Path and "\0" in value)):
+    if kind is Path and isinstance(value, (str, Path)) and "\0" not in str(value):
+        return Path(value).expanduser()
+    if kind is Path or (kind is str and not isinstance(value, str)):
         raise _wrong(where, "text", value)
     if kind is bool and not isinstance(value, bool):
         raise _wrong(where, "true or false", value)
-    return Path(value).expanduser() if kind is Path else value
+    return value
 
 
 def from_settings(kind: type[T], settings: Any, where: str) -> T:

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing rich takes a tenth of a second
@@ -20,6 +20,17 @@ LONGEST = 800
 
 class UsageError(ValueError):
     """The command line is wrong. The exit status is 2."""
+
+
+def expand_home(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with ~ replaced by the home folder, also in --flag=~/x, where no shell does."""
+    expanded = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        is_flag = bool(equals) and flag.startswith("--")
+        start, path = (flag + equals, value) if is_flag else ("", argument)
+        expanded.append(start + (os.path.expanduser(path) if path == "~" or path.startswith("~/") else path))
+    return expanded
 
 
 @contextlib.contextmanager

@@ -152,6 +152,21 @@ def read_shapes(path: Path) -> dict[str, Tensor]:
         return shapes
 
 
+def read_all_shapes(folder: Path) -> dict[str, Tensor]:
+    """Return what `read_shapes` does of all safetensors files in a folder of diffusers.
+
+    Raises:
+        ValueError: if there are none, or one is damaged.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"{folder} does not hold weights as safetensors: save it again with "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    return {name: tensor for file in files for name, tensor in read_shapes(file).items()}
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 

@@ -242,3 +242,41 @@ def _flip_last_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"/dev/zero": {"bytes": 0, "sha256": ""}}},
+        {"files": {"../../x": {"bytes": 0, "sha256": ""}}},
+        {"files": {}},
+        {"files": None},
+        {"files": {name: {"bytes": -1, "sha256": 5} for name in checkpoint.TENSORS}},
+        {"format": "x"},
+        {"format": None},
+        {"identity": []},
+        {"state": {"step": -3}},
+        {"state": {"step": 3, "elapsed": -1.0}},
+        {"state": {"step": 3, "elapsed": "x"}},
+        {"state": {"step": 3, "costs": {"save": None}}},
+        {"state": None},
+    ],
+)
+def test_a_state_of_other_types_or_other_files_is_damaged(change: dict, tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    assert problem_with(path) is None
+    file = path / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert "state.json is damaged" in str(problem_with(path))
+
+
+def test_a_link_to_a_device_is_not_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 3)
+    record = json.loads((path / "state.json").read_text())
+    record["files"]["model.safetensors"]["bytes"] = 0
+    (path / "state.json").write_text(json.dumps(record))
+    (path / "model.safetensors").unlink()
+    (path / "model.safetensors").symlink_to("/dev/zero")
+    assert "model.safetensors is damaged" in str(problem_with(path))
+    (path / "state.json").write_text("[" * 10_000)
+    assert "state.json is damaged" in str(problem_with(path))

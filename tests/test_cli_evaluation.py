@@ -51,7 +51,7 @@ def test_a_model_against_real_images(run: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_data_a_run_was_trained_on_is_the_default(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "give --data" in fails(capsys, 2, "evaluate", run)
-    (run / "config.yaml").write_text("family: tiny\ndata: real.npy\nema: 0.05\n")
+    (run / "config.yaml").write_text("family: tiny\ndata: real.npy\nfingerprint: known\nema: 0.05\n")
     (run / "metrics.jsonl").write_text('{"step": 7, "images": 56, "elapsed": 90.0}\n')
     assert main(["evaluate", str(run), "--n", "256", "--json", "m.json"]) == 0
     subject = json.loads(Path("m.json").read_text())["subject"]
@@ -143,9 +143,9 @@ def test_damaged_run_folders_are_one_line(run: Path, capsys: pytest.CaptureFixtu
     assert "config.yaml is not YAML" in fails(capsys, 1, "evaluate", run)
     (run / "config.yaml").write_text("")
     assert "is not a recipe" in fails(capsys, 1, "evaluate", run)
-    (run / "config.yaml").write_text("data: celeba\nroot: nowhere\n")
+    (run / "config.yaml").write_text("data: celeba\nroot: nowhere\nfingerprint: known\n")
     assert "give --root" in fails(capsys, 1, "evaluate", run)
-    (run / "config.yaml").write_text("data: real.npy\n")
+    (run / "config.yaml").write_text("data: real.npy\nfingerprint: known\n")
     (run / "metrics.jsonl").write_text('{"step": 7, "images": 56}\n{"step": 8, "ima')
     assert main(["evaluate", str(run), "--n", "256", "--json", "m.json"]) == 0
     assert json.loads(Path("m.json").read_text())["subject"]["training"] == {"images": 56, "steps": 7}
@@ -164,7 +164,7 @@ def test_compare_refuses_numbers_of_another_protocol(capsys: pytest.CaptureFixtu
 def test_compare_leaves_out_runs_without_a_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("started", "other"):
         Path(name).mkdir()
-        Path(name, "config.yaml").write_text("family: tiny\ndata: real.npy\n")
+        Path(name, "config.yaml").write_text("family: tiny\ndata: real.npy\nfingerprint: known\n")
     assert main(["compare", "one.npy", "started", "two.npy", "--data", "real.npy", "--out", "report"]) == 0
     said = capsys.readouterr()
     assert said.err == "started is left out: it has no model yet; --resume continues its training\n"

@@ -380,8 +380,8 @@ def edit_json(path, **changes):
         ("scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}, "a PNDMScheduler is not supported"),
         ("scheduler/scheduler_config.json", {"variance_type": "learned"}, "variance_type 'learned' is not supported"),
         ("unet/config.json", {"num_class_embeds": 10}, "class embeddings of its own"),
-        ("unet/config.json", {"sample_size": [16, 16]}, "sample_size in its config must be one number"),
-        ("unet/config.json", {"sample_size": None}, "sample_size in its config must be one number"),
+        ("unet/config.json", {"sample_size": [16, 8]}, "sample_size .16, 8. is not square"),
+        ("unet/config.json", {"sample_size": None}, "sample_size: expected a number, got None"),
         ("unet/config.json", {"out_channels": 6}, "3 channels in and 6 out are not supported"),
     ],
 )

@@ -229,3 +229,8 @@ def test_a_file_of_settings_is_read_in_a_second_or_refused(tmp_path: Path) -> No
     assert time.process_time() - start < 5  # it took 60 when each name was compared with all others
     with pytest.raises(ValueError, match=r"b.yaml has .* bytes; at most 131,072 are read"):
         reading.read_yaml(write(tmp_path / "b.yaml", many * 2))
+
+
+def test_numbers_with_an_exponent_are_numbers_in_yaml(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "a: 1e-4\nb: -2E3\nc: .5e1\nd: 1e\ne: 1e4x\n")
+    assert reading.read_yaml(path) == {"a": 1e-4, "b": -2000.0, "c": 5.0, "d": "1e", "e": "1e4x"}

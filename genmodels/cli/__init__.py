@@ -15,7 +15,7 @@ from tyro.extras import SubcommandApp
 
 from genmodels import __version__
 from genmodels.cli import data, directions, editing, evaluation, exchange, info, sample, train
-from genmodels.usage import UsageError, one_line_refusals, printing, say
+from genmodels.usage import UsageError, expand_home, one_line_refusals, printing, say
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: by default those of this process.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = expand_home(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     while given[:1] == ["--debug"]:
         given = [*given[1:], "--debug"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from genmodels.cli.run_folder import read_recipe
+from genmodels.cli.run_folder import read_trained
 from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
@@ -142,12 +142,11 @@ def real_images(runs: Sequence[str], how: EvaluationFlags) -> RealImages:
         fingerprints: dict[str, str] = {}
         recorded_by: dict[tuple[str, Path | None, str | None], str] = {}
         for run in runs:
-            settings = read_recipe(run)
-            if settings and settings.get("data") != IN_MEMORY:
-                fingerprints |= {run: settings["fingerprint"]} if "fingerprint" in settings else {}
-                recorded = Path(settings["root"]) if settings.get("root") else None
-                place = root or (recorded and recorded.resolve())
-                recorded_by.setdefault((str(settings.get("data")), place, crop or settings.get("crop")), run)
+            trained = read_trained(run)
+            if trained.data and trained.fingerprint and trained.data != IN_MEMORY:
+                fingerprints[run] = trained.fingerprint
+                place = root or (trained.root and trained.root.resolve())
+                recorded_by.setdefault((trained.data, place, crop or trained.crop), run)
         if not recorded_by:
             missing = next((run for run in runs if not Path(run).exists()), None)
             hint = f"; there is no folder {missing} here" if missing else ""
@@ -162,7 +161,9 @@ def real_images(runs: Sequence[str], how: EvaluationFlags) -> RealImages:
                 f"{one} and {other} were trained on different images ({differing}): choose the real "
                 "images to compare with by --data, --root and --crop"
             )
-        data, root, crop = next(iter(recorded_by))
+        (data, root, crop), run = next(iter(recorded_by.items()))
+        if data not in BUILT_IN and not Path(data).exists():
+            raise UsageError(f"{data}, the training images of {run}, does not exist: give --data, the real images")
         if root is not None and not root.exists():
             raise ValueError(f"{root}, which held the training images of {runs[0]}, does not exist: give --root")
     if how.data is not None or how.crop is not None:

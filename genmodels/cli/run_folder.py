@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genmodels.saving import read_last_line
+from genmodels.reading import read_yaml
+from genmodels.saving import from_settings, read_last_line
 
 if TYPE_CHECKING:
     from genmodels.evaluation.results import Subject
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What config.yaml of a run records about its data and its training."""
+
+    data: str | None = None
+    root: Path | None = None
+    crop: str | None = None
+    fingerprint: str | None = None
+    """Fingerprint of the images."""
+    ema: float = 0.0
+    codec_minutes: float = 0.0
 
 
 def read_recipe(run: str) -> dict[str, Any]:
@@ -17,22 +32,26 @@ def read_recipe(run: str) -> dict[str, Any]:
     Raises:
         ValueError: if the file is damaged.
     """
-    import yaml
-
     file = Path(run) / "config.yaml"
     if not file.is_file():
         return {}
-    try:
-        settings = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not YAML ({' '.join(str(error).split())}); the file is damaged") from None
+    settings = read_yaml(file)
     if not isinstance(settings, dict):
         raise ValueError(f"{file} is not a recipe: the file is damaged")
     return settings
 
 
+def read_trained(run: str) -> Trained:
+    """Return what RUN/config.yaml records about the data and the training of a run.
+
+    Raises:
+        ValueError: if the file is damaged, or a setting has another type.
+    """
+    return from_settings(Trained, read_recipe(run), f"{Path(run) / 'config.yaml'}")
+
+
 def last_metrics(run: str) -> dict[str, Any]:
-    """Return the last complete line of RUN/metrics.jsonl; {} if there is none."""
+    """Return the numbers in the last complete line of RUN/metrics.jsonl; {} if there is none."""
     return read_last_line(Path(run) / "metrics.jsonl")
 
 
@@ -43,9 +62,9 @@ def read_subject(run: str, family: str) -> Subject:
     """
     from genmodels.evaluation.results import Subject
 
-    recipe, last = read_recipe(run), last_metrics(run)
-    weights = "" if not recipe else "EMA" if recipe.get("ema") else "raw"
+    recipe, last = read_trained(run), last_metrics(run)
+    weights = "" if not read_recipe(run) else "EMA" if recipe.ema else "raw"
     training = {name: last[key] for name, key in (("images", "images"), ("steps", "step")) if key in last}
     if "elapsed" in last:
-        training["minutes"] = last["elapsed"] / 60 + recipe.get("codec_minutes", 0.0)
+        training["minutes"] = last["elapsed"] / 60 + recipe.codec_minutes
     return Subject(run, family, weights, training=training)

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 
 import genmodels
 from genmodels.cli.arguments import check_empty, load
-from genmodels.cli.run_folder import read_recipe
+from genmodels.cli.run_folder import read_trained
 from genmodels.usage import UsageError
 
 
@@ -136,13 +136,12 @@ def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1, at: 
     from genmodels.training.show import AT_THE_END
 
     check_empty(out)
-    settings = read_recipe(str(run))
-    if not settings:
-        raise ValueError(f"{run} is not a run folder: it has no config.yaml")
+    trained = read_trained(str(run))
+    if not trained.data:
+        raise ValueError(f"{run} is not a run folder: it has no config.yaml that names its data")
     weights, miss = average_of(run / SNAPSHOTS, ema, at)
     model = load(str(run))
-    root = settings.get("root")
-    data = open_data(settings["data"], root and Path(root), model.config.size, settings.get("crop"))
+    data = open_data(trained.data, trained.root, model.config.size, trained.crop)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():

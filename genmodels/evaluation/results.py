@@ -116,13 +116,15 @@ def read_evaluation(path: Path) -> Evaluation:
     if not isinstance(text, dict) or not {"format", "subject", "scores", "absent", "made"} <= text.keys():
         raise ValueError(f"{path} was not written by `genmodels evaluate --json`")
     if text["format"] != FORMAT:
-        raise ValueError(f"{path} has format {text['format']}, this genmodels reads format {FORMAT}: evaluate again")
-    try:
-        scores = {name: from_dict(Score, score, f"{path}: {name}") for name, score in text["scores"].items()}
-        subject = from_dict(Subject, text["subject"], str(path))
-        return Evaluation(subject, scores, dict(text["absent"]), dict(text["made"]))
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): evaluate again") from None
+        raise ValueError(
+            f"{path} has format {str(text['format'])[:20]}, this genmodels reads format {FORMAT}: evaluate again"
+        )
+    return Evaluation(
+        from_dict(Subject, text["subject"], str(path)),
+        from_dict(dict[str, Score], text["scores"], str(path)),
+        from_dict(dict[str, str], text["absent"], str(path)),
+        from_dict(dict[str, str], text["made"], str(path)),
+    )
 
 
 def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +18,7 @@ from genmodels.evaluation.images import Images
 from genmodels.evaluation.neighbours import diversity, manifold
 from genmodels.evaluation.protocol import DEFINITIONS, LEAST_N
 from genmodels.evaluation.results import Score
+from genmodels.reading import read_json
 from genmodels.saving import from_dict
 from genmodels.writing import write_json
 
@@ -125,7 +125,7 @@ def compare_sets(
 def _read(file: Path) -> SetScores | None:
     """Return the cached metrics, or None if there are none that can be used."""
     try:
-        kept = json.loads(file.read_text())
+        kept = read_json(file)
         names = {field.name for field in fields(SetScores)}
         if kept["definitions"] != DEFINITIONS or kept["scores"].keys() != names:
             outdated(file)

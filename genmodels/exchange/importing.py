@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -13,22 +14,48 @@ from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.exchange.dit import from_diffusers
 from genmodels.exchange.scheduler import process_of
 from genmodels.latent import Latent
-from genmodels.pretrained import PretrainedKL, PretrainedVQ, load_pretrained, read_network
+from genmodels.pretrained import (
+    CodecSettings,
+    PretrainedKL,
+    PretrainedVQ,
+    Size,
+    class_name,
+    load_pretrained,
+    read_network,
+)
 from genmodels.reading import read_json
+from genmodels.saving import Range, from_settings
+from genmodels.weights import build, read_all_shapes
 
 IN_PIXELS = ("DDPMPipeline", "DDIMPipeline")
 IN_LATENTS = ("LDMPipeline", "LatentDiffusionUncondPipeline")
 TRANSFORMER = "DiTPipeline"
-NEEDED = ("sample_size", "in_channels", "block_out_channels", "down_block_types", "layers_per_block")
-NEEDED_BY_DIT = (
-    "sample_size",
-    "in_channels",
-    "patch_size",
-    "num_layers",
-    "num_attention_heads",
-    "attention_head_dim",
-    "num_embeds_ada_norm",
-)
+
+
+@dataclass(frozen=True)
+class UNetSettings:
+    """Settings of a UNet2DModel that are used here."""
+
+    sample_size: Size
+    in_channels: Size
+    block_out_channels: Annotated[tuple[Size, ...], Range(1, 16)]
+    down_block_types: tuple[str, ...]
+    layers_per_block: Size
+    out_channels: Size | None = None
+
+
+@dataclass(frozen=True)
+class DiTSettings:
+    """Settings of a DiTTransformer2DModel that are used here."""
+
+    sample_size: Size
+    in_channels: Size
+    patch_size: Size
+    num_layers: Size
+    num_attention_heads: Size
+    attention_head_dim: Size
+    num_embeds_ada_norm: Size
+    out_channels: Size | None = None
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -45,7 +72,7 @@ def import_pipeline(folder: Path) -> Generator:
     Raises:
         ValueError: for another pipeline, or components that have no counterpart.
     """
-    kind = read_json(folder / "model_index.json").get("_class_name")
+    kind = class_name(folder / "model_index.json")
     if kind not in (*IN_PIXELS, *IN_LATENTS, TRANSFORMER):
         known = (*IN_PIXELS, IN_LATENTS[0], TRANSFORMER)
         raise ValueError(f"{folder} is a {kind} of diffusers, which is not supported; {', '.join(known)} are")
@@ -57,62 +84,74 @@ def import_pipeline(folder: Path) -> Generator:
         return _dit(folder, process)
     # The oldest pipelines have no subfolders.
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    settings = _settings(unet, *NEEDED)
-    if settings.get("_class_name") != "UNet2DModel":
-        raise ValueError(f"{unet} holds a {settings.get('_class_name')}, not a UNet2DModel: that is not supported")
-    channels, side = settings["in_channels"], settings["sample_size"]
-    if not isinstance(side, int):
-        raise ValueError(f"{unet}: sample_size in its config must be one number, got {side}")
+    settings = _settings(unet, "UNet2DModel")
+    used = from_settings(UNetSettings, settings, str(unet / "config.json"))
+    side = used.sample_size
     if kind in IN_PIXELS:
-        return _unet(unet, settings, process, side, None)
-    size = side * 2 ** (len(_settings(folder / "vqvae", "block_out_channels")["block_out_channels"]) - 1)
+        return _unet(unet, settings, used, process, side, None)
+    size = side * _factor(folder / "vqvae")
     codec = load_pretrained(folder / "vqvae", size)
     if not isinstance(codec, PretrainedVQ):
         raise ValueError(f"{folder / 'vqvae'} holds a {codec.family}, not a VQModel: that is not supported")
-    model = Latent.over(codec, _unet(unet, settings, process, size, (channels, side, side)))
+    model = Latent.over(codec, _unet(unet, settings, used, process, size, (used.in_channels, side, side)))
     assert model.vector_scale is not None
     model.vector_scale.fill_(codec.network.config.scaling_factor)
     return model.eval()
 
 
-def _settings(folder: Path, *needed: str) -> dict[str, Any]:
-    """Read config.json of a network, which must have the settings `needed`.
+def _settings(folder: Path, kind: str) -> dict[str, Any]:
+    """Read config.json of a network of class `kind`. A square sample_size becomes one number.
 
     Raises:
-        ValueError: when the file or a setting is missing.
+        ValueError: when the file is missing or damaged, is of another class, or is not for squares.
     """
-    try:
-        settings = read_json(folder / "config.json")
-    except FileNotFoundError:
-        raise ValueError(f"{folder} has no config.json: the pipeline is incomplete") from None
-    if missing := [name for name in needed if name not in settings]:
-        raise ValueError(f"{folder / 'config.json'} has no {missing[0]}")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} has no config.json: the pipeline is incomplete")
+    if class_name(file) != kind:
+        raise ValueError(f"{folder} holds a {class_name(file)}, not a {kind}: that is not supported")
+    settings = dict(read_json(file))
+    side = settings.get("sample_size")
+    if isinstance(side, list) and len(side) == 2:
+        if side[0] != side[1]:
+            raise ValueError(f"{file}: sample_size {side} is not square: that is not supported")
+        settings["sample_size"] = side[0]
     return settings
 
 
+def _factor(folder: Path) -> int:
+    """Return the factor by which an autoencoder downsamples."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} has no config.json: the pipeline is incomplete")
+    return 2 ** (len(from_settings(CodecSettings, read_json(file), str(file)).block_out_channels) - 1)
+
+
 def _unet(
-    folder: Path, settings: dict[str, Any], process: DDPM, size: int, latents: tuple[int, int, int] | None
+    folder: Path,
+    settings: dict[str, Any],
+    used: UNetSettings,
+    process: DDPM,
+    size: int,
+    latents: tuple[int, int, int] | None,
 ) -> UNet:
     own = {name: value for name, value in settings.items() if not name.startswith("_")}
     if own.get("class_embed_type") or own.get("num_class_embeds"):
         raise ValueError(f"{folder}: a U-Net with class embeddings of its own is not supported")
     channels = latents[0] if latents else 3
-    if own["in_channels"] != channels or own.get("out_channels", channels) != channels:
-        raise ValueError(
-            f"{folder}: {own['in_channels']} channels in and {own.get('out_channels')} out are not supported"
-        )
-    widths = tuple(own["block_out_channels"])
+    if used.in_channels != channels or used.out_channels not in (None, channels):
+        raise ValueError(f"{folder}: {used.in_channels} channels in and {used.out_channels} out are not supported")
     config = UNetConfig(
         size=size,
         latents=latents,
         process="ddpm",
         ddpm=process,
-        channels=widths,
-        attention=tuple("Attn" in kind for kind in own["down_block_types"]),
-        blocks=own["layers_per_block"],
+        channels=used.block_out_channels,
+        attention=tuple("Attn" in kind for kind in used.down_block_types),
+        blocks=used.layers_per_block,
         diffusers=own,
     )
-    model = UNet(config)
+    model = build(lambda: UNet(config), str(folder / "config.json"), read_all_shapes(folder))
     model.network = read_network(folder, model.network).to(memory_format=torch.channels_last)
     return model.eval()
 
@@ -122,15 +161,13 @@ def _dit(folder: Path, process: DDPM) -> Latent:
     from diffusers import DiTTransformer2DModel
 
     transformer = folder / "transformer"
-    settings = _settings(transformer, *NEEDED_BY_DIT)
-    if settings.get("_class_name") != "DiTTransformer2DModel":
-        raise ValueError(f"{transformer} holds a {settings.get('_class_name')}, not a DiTTransformer2DModel")
-    size = settings["sample_size"] * 2 ** (
-        len(_settings(folder / "vae", "block_out_channels")["block_out_channels"]) - 1
-    )
+    settings = _settings(transformer, "DiTTransformer2DModel")
+    file = str(transformer / "config.json")
+    size = from_settings(DiTSettings, settings, file).sample_size * _factor(folder / "vae")
     codec = load_pretrained(folder / "vae", size)
     if not isinstance(codec, PretrainedKL):
         raise ValueError(f"{folder / 'vae'} holds a {codec.family}, not an AutoencoderKL: that is not supported")
-    network = read_network(transformer, DiTTransformer2DModel.from_config(settings))
+    like = build(lambda: DiTTransformer2DModel.from_config(settings), file, read_all_shapes(transformer))
+    network = read_network(transformer, like)
     codec.set_scale(codec.network.config.scaling_factor)
     return Latent.over(codec, from_diffusers(network.config, network.state_dict(), size, process)).eval()

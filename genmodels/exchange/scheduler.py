@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import EDM, Flow, Process
+from genmodels.saving import Range, from_settings
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCHEDULES = {"linear": "linear", "scaled-linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
@@ -19,6 +22,22 @@ UNSUPPORTED = {
     "clip_sample_range": 1.0,
 }
 """Settings of a DDPM scheduler without a counterpart, and their neutral values."""
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """Settings of a DDPMScheduler or DDIMScheduler that are used here."""
+
+    prediction_type: str = "epsilon"
+    beta_schedule: str = "linear"
+    variance_type: str = "fixed_small"
+    timestep_spacing: str = "leading"
+    beta_start: Annotated[float, Range(0, 1)] = 1e-4
+    beta_end: Annotated[float, Range(0, 1)] = 0.02
+    num_train_timesteps: Annotated[int, Range(1, 1_000_000)] = 1000
+    steps_offset: Annotated[int, Range(0, 1_000_000)] = 0
+    set_alpha_to_one: bool = True
+    clip_sample: bool = True
 
 
 def scheduler_for(process: Process) -> Any:
@@ -59,33 +78,34 @@ def process_of(config: dict[str, Any], where: Path) -> DDPM:
     Raises:
         ValueError: for another scheduler, or a setting without a counterpart.
     """
-    kind = config.get("_class_name")
+    kind = config.get("_class_name") if isinstance(config, dict) else None
     if kind not in ("DDPMScheduler", "DDIMScheduler"):
-        raise ValueError(f"{where}: a {kind} is not supported; DDPMScheduler and DDIMScheduler are")
+        raise ValueError(f"{where}: a {str(kind)[:40]} is not supported; DDPMScheduler and DDIMScheduler are")
     for name, neutral in UNSUPPORTED.items():
         if config.get(name, neutral) != neutral:
-            raise ValueError(f"{where}: {name} {config[name]!r} is not supported")
+            raise ValueError(f"{where}: {name} {repr(config[name])[:40]} is not supported")
+    used = from_settings(SchedulerSettings, config, str(where))
     predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
     schedules = {theirs: ours for ours, theirs in SCHEDULES.items()}
-    values = {
-        "prediction_type": (config.get("prediction_type", "epsilon"), predictions),
-        "beta_schedule": (config.get("beta_schedule", "linear"), schedules),
-        "variance_type": (config.get("variance_type", "fixed_small"), VARIANCES),
-        "timestep_spacing": (config.get("timestep_spacing", "leading"), {"leading": "leading", "trailing": "trailing"}),
+    values: dict[str, tuple[str, Collection[str]]] = {
+        "prediction_type": (used.prediction_type, predictions),
+        "beta_schedule": (used.beta_schedule, schedules),
+        "variance_type": (used.variance_type, VARIANCES),
+        "timestep_spacing": (used.timestep_spacing, ("leading", "trailing")),
     }
     for name, (value, supported) in values.items():
         if value not in supported:
-            raise ValueError(f"{where}: {name} {value!r} is not supported; known: {', '.join(supported)}")
+            raise ValueError(f"{where}: {name} {value[:40]!r} is not supported; known: {', '.join(supported)}")
     return DDPM(
-        prediction=predictions[values["prediction_type"][0]],  # type: ignore[arg-type]
-        schedule=schedules[values["beta_schedule"][0]],  # type: ignore[arg-type]
-        beta_start=config.get("beta_start", 1e-4),
-        beta_end=config.get("beta_end", 0.02),
-        timesteps=config.get("num_train_timesteps", 1000),
+        prediction=predictions[used.prediction_type],  # type: ignore[arg-type]
+        schedule=schedules[used.beta_schedule],  # type: ignore[arg-type]
+        beta_start=used.beta_start,
+        beta_end=used.beta_end,
+        timesteps=used.num_train_timesteps,
         min_snr=None,
-        spacing=values["timestep_spacing"][0],  # type: ignore[arg-type]
-        offset=config.get("steps_offset", 0),
+        spacing=used.timestep_spacing,  # type: ignore[arg-type]
+        offset=used.steps_offset,
         # A DDPMScheduler always ends at the data; for a DDIMScheduler it is a setting.
-        final="data" if kind == "DDPMScheduler" or config.get("set_alpha_to_one", True) else "first",
-        clip=config.get("clip_sample", True),
+        final="data" if kind == "DDPMScheduler" or used.set_alpha_to_one else "first",
+        clip=used.clip_sample,
     )

@@ -13,50 +13,72 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genmodels.hashing import file_sha256
-from genmodels.reading import read_json
-from genmodels.saving import from_dict
+from genmodels.reading import in_one_line, read_json
+from genmodels.saving import Range, from_dict
 from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
 from genmodels.training.shard import whole
 from genmodels.training.steps import list_checkpoints, step_of
+from genmodels.weights import check_same, read_tensors
 from genmodels.writing import remove, replacing_folder, write_json
 
 FORMAT = 2
 STATE = "state.json"
+TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
+"""Files of a checkpoint in addition to state.json."""
+Count = Annotated[int, Range(0)]
+Seconds = Annotated[float, Range(0)]
 
 
 @dataclass
 class State:
     """Progress of a run: everything in a checkpoint that is not a tensor."""
 
-    step: int = 0
+    step: Count = 0
     """Number of completed optimiser steps, including skipped ones."""
-    elapsed: float = 0.0
+    elapsed: Seconds = 0.0
     """Seconds of training so far, over all launches of the run."""
-    saved: float = 0.0
+    saved: Seconds = 0.0
     """Value of `elapsed` at the newest checkpoint."""
-    skipped: int = 0
+    skipped: Count = 0
     """Number of steps that were skipped because the loss or a gradient was not finite."""
-    skipped_in_a_row: int = 0
+    skipped_in_a_row: Count = 0
     """Number of consecutive skipped steps, up to and including the last step."""
-    costs: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, Seconds] = field(default_factory=dict)
     """Last measured seconds of each task other than training steps: "show", "save", "measure", and
     "calibrate" and "draw" per image. `cost_of_end` estimates the time after the last step from them."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the fp16 loss scaler."""
-    logged: int | None = None
+    logged: Count | None = None
     """Step of the last line of metrics that a run without interruption also has. None: `step`."""
-    summed: int = 0
+    summed: Count = 0
     """Number of steps after `logged` that were not skipped."""
     sums: dict[str, float | None] = field(default_factory=dict)
     """Sums of their scalars, which the next line of metrics averages. None: not finite."""
+
+
+@dataclass(frozen=True)
+class File:
+    """Size and checksum of a file of a checkpoint."""
+
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """Contents of state.json."""
+
+    format: int
+    state: State
+    identity: dict[str, Any]
+    files: dict[str, File]
 
 
 def training_tensors(
@@ -143,21 +165,24 @@ def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path:
 def problem_with(path: Path) -> str | None:
     """Return why the checkpoint at `path` cannot be used, or None if it is complete."""
     try:
-        record = read_json(path / STATE)
-        if record["format"] > FORMAT:
-            return f"it was written by a newer genmodels (format {record['format']}; this version reads up to {FORMAT})"
-        for name, expected in record["files"].items():
+        values = read_json(path / STATE)
+        version = values.get("format") if isinstance(values, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            return f"it was written by a newer genmodels (format {version}; this version reads up to {FORMAT})"
+        record = from_dict(Record, values, where=STATE)
+        if record.files.keys() != set(TENSORS):
+            return f"{STATE} is damaged (it lists other files)"
+        for name, expected in record.files.items():
             file = path / name
-            if file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
+            if file.stat().st_size != expected.bytes or not file.is_file() or file_sha256(file) != expected.sha256:
                 return f"{name} is damaged (its size or checksum does not match {STATE})"
-        step = from_dict(State, record["state"], where=STATE).step
-        if step != step_of(path.name):
-            return f"it is a copy of the checkpoint of step {step:,}"
-        return None if isinstance(record["identity"], dict) else f"{STATE} is damaged"
+        if record.state.step != step_of(path.name):
+            return f"it is a copy of the checkpoint of step {record.state.step:,}"
+        return None
     except FileNotFoundError as error:
         return f"it is incomplete: {Path(error.filename).name} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{STATE} is damaged"
+    except ValueError as error:
+        return f"{STATE} is damaged ({in_one_line(error, 120)})"
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any], model: nn.Module, ema: nn.Module) -> State:
@@ -172,19 +197,21 @@ def load_checkpoint(path: Path, identity: dict[str, Any], model: nn.Module, ema:
         ValueError: if `identity` differs from the checkpoint's (the message names every
             difference), or the weights do not fit the model.
     """
-    record = read_json(path / STATE)
-    differences = _differences(record["identity"], json.loads(json.dumps(identity)))
+    record = from_dict(Record, read_json(path / STATE), where=str(path / STATE))
+    differences = _differences(record.identity, json.loads(json.dumps(identity)))
     if differences:
         raise ValueError(
             f"cannot resume {path}: {'; '.join(differences)}; use the settings of that run "
             "(--config with its config.yaml), or start a new run in another --output"
         )
     try:
-        load_model(model, path / "model.safetensors")
-        load_model(ema, path / "ema.safetensors")
-    except (SafetensorError, RuntimeError) as error:
+        for module, file in ((model, path / "model.safetensors"), (ema, path / "ema.safetensors")):
+            tensors = read_tensors(file)
+            check_same(module.state_dict(), tensors, file)
+            module.load_state_dict(tensors)
+    except (RuntimeError, ValueError) as error:
         raise _not_of_this_version(path, error) from None
-    return from_dict(State, record["state"], where=STATE)
+    return record.state
 
 
 def load_optimizers(path: Path, optimizers: dict[str, Optimizer]) -> None:
@@ -198,16 +225,16 @@ def load_optimizers(path: Path, optimizers: dict[str, Optimizer]) -> None:
         ValueError: if the saved state is for other parameters.
     """
     try:
-        tensors = load_file(path / "optimizer.safetensors")
+        tensors = read_tensors(path / "optimizer.safetensors")
         for turn, optimizer in optimizers.items():
             state = {name.removeprefix(f"{turn}."): t for name, t in tensors.items() if name.startswith(f"{turn}.")}
             load_optimizer_tensors(optimizer, state)
-    except (SafetensorError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         raise _not_of_this_version(path, error) from None
 
 
 def _not_of_this_version(path: Path, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())[:200]
+    reason = in_one_line(error, 200)
     return ValueError(f"cannot resume {path}: its weights do not fit this version of the model ({reason})")
 
 

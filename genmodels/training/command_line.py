@@ -20,12 +20,13 @@ import yaml
 from genmodels.base import Model
 from genmodels.data import default_size
 from genmodels.data.packed import IN_MEMORY
+from genmodels.reading import read_yaml
 from genmodels.saving import from_dict, reset_derived, to_dict
 from genmodels.training.flags import show_common_flags
 from genmodels.training.folder import check_free, check_output
 from genmodels.training.launch import spread_over_cpu, use_every_core
 from genmodels.training.recipe import NOT_SAVED, PriorRecipe, R, Recipe, check_recipe
-from genmodels.usage import UsageError, one_line_refusals, printing, say
+from genmodels.usage import UsageError, expand_home, one_line_refusals, printing, say
 
 
 def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = (), **actual: Any) -> str:
@@ -69,11 +70,9 @@ def from_yaml(recipe: type[R], family: str, path: Path) -> R:
             setting.
     """
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = read_yaml(path)
     except FileNotFoundError:
         raise ValueError(f"--config {path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict) or "family" not in settings:
         raise ValueError(f"--config {path} is not a genmodels recipe: it does not begin with `family: {family}`")
     recorded = settings.pop("family")
@@ -94,7 +93,7 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
         ValueError: for a file, a flag or a combination of flags that cannot work.
         SystemExit: 0 after --help and --help-all.
     """
-    args = sys.argv[1:] if args is None else args
+    args = expand_home(sys.argv[1:] if args is None else args)
     prog = f"genmodels train {family}"
     config, rest = _pop_flag("--config", args)
     file = None if config is None else Path(config)

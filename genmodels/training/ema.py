@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genmodels.training.steps import step_name, step_of
+from genmodels.weights import read_tensors
 from genmodels.writing import replacing
 
 MAX_SIGMA_REL = 12**-0.5
@@ -153,7 +154,7 @@ def average_of(folder: Path, sigma_rel: float, at: float = 1.0) -> tuple[dict[st
         )
     averaged: dict[str, Tensor] = {}
     for file, weight in zip(files, weights, strict=True):
-        for name, value in load_file(file).items():
+        for name, value in read_tensors(file).items():
             averaged[name] = averaged.get(name, 0) + float(weight) * value
     return averaged, miss
 

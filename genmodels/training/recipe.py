@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
+from genmodels.saving import from_dict, to_dict
 from genmodels.training.ema import MAX_SIGMA_REL
 from genmodels.training.optim import OptimConfig
 
@@ -124,6 +125,7 @@ def check_recipe(recipe: R) -> R:
     Raises:
         ValueError: if a setting cannot work.
     """
+    recipe = from_dict(type(recipe), to_dict(recipe), "settings")
     if recipe.steps is not None and recipe.minutes is not None:
         raise ValueError(f"give --steps or --minutes, not both (got {recipe.steps} and {recipe.minutes})")
     if recipe.steps is None and recipe.minutes is None:

@@ -6,6 +6,7 @@ import copy
 import time
 import warnings
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from genmodels.base import Model
+from genmodels.data import SOURCES
 from genmodels.data.batches import BatchReader, image_batches
 from genmodels.data.packed import IN_MEMORY, Origin, Packed
 from genmodels.modes import computes_bf16
@@ -208,8 +210,12 @@ def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
     """Write config.yaml atomically into the run folder.
 
     In addition to the recipe, it records what `actual_settings` returns and the fingerprint of the
-    data.
+    data. Paths are absolute, so that they mean the same from any folder.
     """
+    paths: dict[str, Any] = {name: value.absolute() for name, value in vars(recipe).items() if isinstance(value, Path)}
+    if recipe.data not in SOURCES and Path(recipe.data).exists():
+        paths["data"] = str(Path(recipe.data).absolute())
+    recipe = replace(recipe, **paths)
     text = to_yaml(recipe, recipe.name, fingerprint=data.fingerprint, **actual_settings(model, recipe))
     write_text(recipe.output / "config.yaml", text)
 
