@@ -149,6 +149,11 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
     @final  # type: ignore[misc]  # torch declares forward as a variable
     def forward(self, batch: Batch, turn: str = "model") -> tuple[Tensor, dict[str, Tensor]]:
         """Compute `loss`. Called as a module, so that DistributedDataParallel sees every step."""
+        if not isinstance(batch, Batch):
+            raise TypeError(
+                f"model(batch) computes the loss of a Batch, got {type(batch).__name__}: call "
+                "model(Batch(images, noise)) to train, and model.generate(n) to sample"
+            )
         return self.loss(batch, turn)
 
     @final

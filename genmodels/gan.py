@@ -77,7 +77,8 @@ class GAN(Prior):
         """Map z (N, latent_dim) to images or latents (N, C, H, W), float32, not clamped."""
         inputs = z
         if self.generator_condition is not None:
-            inputs = torch.cat([z, self.generator_condition(condition or Condition(), len(z), z.device).pooled], 1)
+            given = Condition() if condition is None else condition
+            inputs = torch.cat([z, self.generator_condition(given, len(z), z.device).pooled], 1)
         if self.principal is None:
             return self.generator(inputs).float()
         with torch.autocast(z.device.type, enabled=False):
@@ -92,7 +93,8 @@ class GAN(Prior):
         if self.critic_condition is None:
             return output[:, 0]
         with torch.autocast(images.device.type, enabled=False):
-            embedded = self.critic_condition(condition or Condition(), len(images), images.device)
+            given = Condition() if condition is None else condition
+            embedded = self.critic_condition(given, len(images), images.device)
         return output[:, 0] + (output[:, 1:] * embedded.pooled).sum(1)
 
     # ---- training ----

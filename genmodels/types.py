@@ -121,6 +121,15 @@ class Condition:
         return self.map(lambda tensor: tensor.to(device))
 
 
+def check_condition(value: Any) -> None:
+    """Raise TypeError if `value` is not a Condition, such as a dict; the message says what to do."""
+    if not isinstance(value, Condition):
+        raise TypeError(
+            f"expected a Condition, got {type(value).__name__}: model.conditions.condition({{'Smiling': 1}}, n) makes "
+            "the Condition of n images from a dict (model.generate accepts the dict itself)"
+        )
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """Token sequences that a model can be conditioned on."""
@@ -175,9 +184,13 @@ class ConditionConfig:
 
         Raises:
             ValueError: if the model has no such attribute or label, or a value is none of these.
+            TypeError: if the condition itself is none of these.
         """
-        if value is None or isinstance(value, Condition):
-            return value or Condition()
+        if value is None:
+            return Condition()
+        if not isinstance(value, Mapping):
+            check_condition(value)
+            return value
         given = {name: _plain(item) for name, item in value.items()}
         labels = None
         label = given.pop("label", None)
@@ -238,3 +251,6 @@ class Batch:
     progress: float = 0.0
     latents: Tensor | None = None
     features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_condition(self.condition)

@@ -347,3 +347,19 @@ def test_info_of_a_run_that_was_killed_while_it_wrote(run: Path, capsys: pytest.
     assert "step=7, loss=0.25" in capsys.readouterr().out
     (run / "config.yaml").write_text("{")
     assert "config.yaml is not YAML" in fails(capsys, 1, "info", run)
+
+
+def test_a_missing_ability_is_said_before_anything_about_files(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("taken.png").write_text("mine")
+    Path("notes.jpg").write_text("no picture")
+    only = run.parent / "only"
+    for command, ability in (
+        (f"inpaint {run} notes.jpg --mask nowhere.png", "complete images"),
+        (f"edit {only} notes.jpg", "edit images"),
+        (f"reconstruct {only} nowhere.jpg", "reconstruct images"),
+        (f"interpolate {only} --images nowhere.jpg notes.jpg", "interpolate between given images"),
+        (f"traverse {only} nowhere.jpg", "whose space has directions of attributes"),
+        (f"trajectory {only}", "denoise step by step"),
+    ):
+        assert ability in fails(capsys, 1, *command.split(), "--out", "taken.png"), command
+    assert Path("taken.png").read_text() == "mine"

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from genmodels import sampling
+from genmodels.gan import GAN
+from genmodels.gan_config import GANConfig
 from genmodels.nn.conditioning import Conditioner, Embedded, drop_condition
 from genmodels.nn.cross_attention import CrossAttentionStack
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Condition, ConditionConfig, Noise, Text, TextConfig
+from genmodels.types import Batch, Condition, ConditionConfig, Noise, Text, TextConfig
 
 CPU = torch.device("cpu")
 THREE = ConditionConfig(("A", "B", "C"), classes=4)
@@ -220,3 +223,25 @@ def test_cross_attention_is_softmax_of_the_scores_over_real_tokens() -> None:
     expected = x + layer.out(torch.einsum("nhtl,nlhd->nthd", weights, v).flatten(2))
     torch.testing.assert_close(layers(condition)[1](x), expected)
     assert (expected - x).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("value", [{"Smiling": 1}, torch.ones(2, 1), "Smiling"])
+def test_what_is_no_condition_is_refused_with_what_to_do(value: Any) -> None:
+    model = GAN(GANConfig(size=32, condition=ConditionConfig(("Smiling",))))
+    noise, images = Noise.for_images(0, range(2)), torch.zeros(2, 3, 32, 32)
+    calls = [lambda: Batch(images, noise, value), lambda: model.sample(noise, value, model.options())]
+    if not isinstance(value, dict):
+        calls += [lambda: model.generate(2, condition=value), lambda: sampling.sample(model, 2, 0, value)]
+    for call in calls:
+        with pytest.raises(TypeError, match=rf"got {type(value).__name__}: model.conditions.condition\(.* from a dict"):
+            call()
+    noise = Noise.for_images(0, range(2))
+    made = model.conditions.condition({"Smiling": 1}, 2)
+    assert torch.equal(model.eval().sample(noise, made, model.options()), model.generate(2, condition={"Smiling": 1}))
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2, 3, 32, 32), [1, 2]])
+def test_a_model_called_with_images_says_what_to_call(value: Any) -> None:
+    model = GAN(GANConfig(size=32))
+    with pytest.raises(TypeError, match=rf"got {type(value).__name__}: call model\(Batch\(.* model.generate\(n\)"):
+        model(value)

@@ -58,7 +58,6 @@ def traverse(
         raise UsageError(
             "traverse needs --attributes, an odd number of --frames from 3, --n from 1 and --reach above 0"
         )
-    check_free(out, force, ".png")
 
     import numpy as np
     import torch
@@ -68,6 +67,7 @@ def traverse(
     from genmodels.directions import traverse as along
 
     model = open_model(run, "latent_directions")
+    check_free(out, force, ".png")
     real = real_images([run], EvaluationFlags(data=data, root=root))
     size = model.config.size
     labelled = _labelled(real, size, attributes)

@@ -35,11 +35,11 @@ def reconstruct(
         force: overwrite an existing file.
     """
     check_images_given(images, "reconstruct")
-    check_free(out, force, ".png")
 
     from genmodels import pictures, sampling
 
     model = open_model(run, "reconstruct")
+    check_free(out, force, ".png")
     originals = read_images(images, model.config.size)
     columns = min(len(originals), 16)
     pairs = pictures.in_pairs(originals, sampling.reconstruct(model, originals), columns)
@@ -80,13 +80,13 @@ def inpaint(
     check_images_given(images, "inpaint")
     if not 0 <= known < 1 or n < 1:
         raise UsageError(f"--known must be a fraction in [0, 1) and --n at least 1, got {known} and {n}")
-    check_free(out, force, ".png")
 
     import numpy as np
 
     from genmodels import pictures, sampling
 
     model = open_model(run, "inpaint")
+    check_free(out, force, ".png")
     chosen = chosen_options(model, options)
     conditions = condition.of(model, len(images))
     size = model.config.size
@@ -128,11 +128,11 @@ def interpolate(
             "an interpolation needs at least 2 --seeds or --images, and 2 --frames, got "
             f"{len(images or seeds)} and {frames}"
         )
-    check_free(out, force, ".png", ".gif")
 
     from genmodels import pictures, sampling
 
     model = open_model(run, "morph" if images else "interpolate")
+    check_free(out, force, ".png", ".gif")
     chosen = chosen_options(model, options)
     if images:
         legs = sampling.morph(model, read_images(images, model.config.size), frames, **chosen)
@@ -175,13 +175,13 @@ def edit(
     check_images_given(images, "edit")
     if wrong := [each for each in strength if not 0 < each <= 1]:
         raise UsageError(f"--strength must be above 0 and at most 1, got {wrong[0]:g}")
-    check_free(out, force, ".png")
 
     import numpy as np
 
     from genmodels import pictures, sampling
 
     model = open_model(run, "edit")
+    check_free(out, force, ".png")
     chosen = chosen_options(model, options)
     conditions = condition.of(model, len(images))
     originals = read_images(images, model.config.size)  # (N, H, W, 3)

@@ -41,16 +41,16 @@ def sample(
     """
     target = Path(out)
     as_folder = out.endswith("/") or target.is_dir() or not target.suffix
-    if as_folder:
-        check_empty(target, "choose another --out")
-    else:
-        if target.suffix not in (".png", ".npy"):
-            raise UsageError(f"--out {out}: end it in .png or .npy, or in / for a folder of files")
-        check_free(target, force)
+    if not as_folder and target.suffix not in (".png", ".npy"):
+        raise UsageError(f"--out {out}: end it in .png or .npy, or in / for a folder of files")
 
     from genmodels import pictures, sampling
 
     model = open_model(run, "sample")
+    if as_folder:
+        check_empty(target, "choose another --out")
+    else:
+        check_free(target, force)
     chosen = chosen_options(model, options)
     images = sampling.sample(model, n, seed, condition.of(model, n), batch_size=batch_size, **chosen)
     if sampling.processes().is_main_process:
@@ -85,13 +85,13 @@ def trajectory(
     """
     if n < 1 or frames < 2:
         raise UsageError(f"--n must be at least 1 and --frames at least 2, got {n} and {frames}")
-    check_free(out, force, ".png", ".gif")
 
     import numpy as np
 
     from genmodels import pictures, sampling
 
     model = open_model(run, "trajectory")
+    check_free(out, force, ".png", ".gif")
     chosen = chosen_options(model, options)
     steps = sampling.trajectory(model, n, seed, condition.of(model, n), **chosen)
     shown = np.linspace(0, steps.shape[2] - 1, min(frames, steps.shape[2])).round().astype(int)

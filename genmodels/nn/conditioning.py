@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.nn.mixer import INIT_STD, init_weights
-from genmodels.types import Condition, ConditionConfig, Noise, Text, TextConfig
+from genmodels.types import Condition, ConditionConfig, Noise, Text, TextConfig, check_condition
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ class Conditioner(nn.Module):
         Raises:
             ValueError: if the model was not built for a field, or a field has another shape or an
                 unknown label or token.
+            TypeError: if `condition` is not a Condition.
         """
+        check_condition(condition)
         pooled = torch.zeros(n, self.width, device=device)
         if condition.attributes is not None and condition.attributes.shape[1]:
             pooled = pooled + self._embed_attributes(condition.attributes, n)
