@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, final
@@ -183,11 +185,24 @@ PRETRAINED: dict[str, type[PretrainedCodec]] = {kind.family: kind for kind in (P
 """Codecs by the name of their class in diffusers."""
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Context in which diffusers prints no warnings, which are many lines: what matters is raised."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def is_pretrained(path: Path) -> bool:
     """Return whether folder `path` was written by diffusers, whose configs name a class."""
     return _folder(path) is not None or (path / "model_index.json").is_file()
 
 
+@without_warnings()
 def load_pretrained(path: Path, size: int) -> PretrainedCodec:
     """Load the autoencoder in folder `path`, or in the pipeline there, from safetensors only.
 
@@ -213,6 +228,7 @@ def load_pretrained(path: Path, size: int) -> PretrainedCodec:
     return codec.requires_grad_(False).eval()
 
 
+@without_warnings()
 def read_network(place: Path, like: Any) -> Any:
     """Load a diffusers network from safetensors only.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,8 @@ def _shape(make: Callable[[], M], where: str, like: Mapping[str, Tensor] | None)
         tensors, numbers = MOST_TENSORS, psutil.virtual_memory().total // 4
     else:  # with room for buffers that are not saved
         tensors, numbers = 2 * len(like) + 64, 2 * sum(t.numel() for t in like.values()) + 2**24
-    with _described(where), torch.device("meta"), _at_most(tensors, numbers):
+    with warnings.catch_warnings(), _described(where), torch.device("meta"), _at_most(tensors, numbers):
+        warnings.simplefilter("ignore")  # about empty layers, several lines each
         return make()
 
 

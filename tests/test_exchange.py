@@ -419,3 +419,52 @@ def test_what_diffusers_cannot_be_given_is_refused(tmp_path):
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(ValueError, match="not an empty folder"):
         export_to_diffusers(unet(), tmp_path / "out")
+
+
+def test_a_square_sample_size_may_be_written_as_two_numbers(tmp_path):
+    folder = pipeline_folder(tmp_path)
+    edit_json(folder / "unet" / "config.json", sample_size=[16, 16])
+    assert genmodels.load(folder).config.size == 16
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("model_index.json", {"_class_name": ["DDPMPipeline"]}),
+        ("scheduler/scheduler_config.json", {"beta_start": "x"}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 2**62}),
+        ("scheduler/scheduler_config.json", {"beta_schedule": []}),
+        ("scheduler/scheduler_config.json", {"clip_sample": None}),
+        ("unet/config.json", {"in_channels": "3"}),
+        ("unet/config.json", {"block_out_channels": 16}),
+        ("unet/config.json", {"block_out_channels": [16] * 64}),
+        ("unet/config.json", {"down_block_types": {"a": 1}}),
+        ("unet/config.json", {"layers_per_block": 2**40}),
+        ("unet/config.json", {"layers_per_block": 0}),
+        ("unet/config.json", {"norm_num_groups": 0}),
+        ("unet/config.json", {"act_fn": 5}),
+        ("unet/config.json", {"attention_head_dim": -1}),
+        ("unet/config.json", {"sample_size": [16, None]}),
+    ],
+)
+def test_settings_of_other_types_are_refused_in_one_line(file, changes, tmp_path, capsys):
+    folder = pipeline_folder(tmp_path)
+    edit_json(folder / file, **changes)
+    with pytest.raises(ValueError, match=r"\w") as error:
+        genmodels.load(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    capsys.readouterr()
+    assert main(["info", str(folder)]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_weights_of_a_pipeline_that_are_not_finite_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = pipeline_folder(tmp_path)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name] * float("nan")}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"numbers of {name} are NaN"):
+        genmodels.load(folder)

@@ -16,8 +16,10 @@ import genmodels
 from genmodels.base import Generator
 from genmodels.cli import main
 from genmodels.cli.run_folder import read_subject
-from genmodels.data import load_packed, open_data
-from genmodels.training.recipe import Recipe
+from genmodels.data import cache_folder, load_packed, open_data
+from genmodels.training.command_line import from_yaml
+from genmodels.training.recipe import Recipe, check_recipe
+from genmodels.usage import expand_home
 
 NETWORKS = dict(channels=(16, 24), encoder_blocks=(1, 1), decoder_blocks=(1, 1), latent_dim=4, mixture=1)
 
@@ -98,3 +100,74 @@ def test_the_training_loop_in_the_docstring_runs(monkeypatch: pytest.MonkeyPatch
     assert len(example.examples) >= 8
     torch.manual_seed(0)
     assert doctest.DocTestRunner(verbose=False).run(example).failed == 0
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "",
+        "data: null\nfingerprint: ab",
+        "data: ''\nfingerprint: ab",
+        "data: toyfaces",
+        "data: in-memory\nfingerprint: ab",
+    ],
+)
+def test_evaluate_asks_for_images_that_are_not_identified(
+    lines: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    genmodels.VAE(genmodels.VAEConfig(size=16, **NETWORKS)).save_pretrained(run)
+    (run / "config.yaml").write_text(f"family: vae\n{lines}\n")
+    assert main(["evaluate", str(run)]) == 2
+    assert "does not record which images it was trained on: give --data" in capsys.readouterr().err
+
+
+def test_evaluate_asks_for_images_that_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    genmodels.VAE(genmodels.VAEConfig(size=16, **NETWORKS)).save_pretrained(run)
+    (run / "config.yaml").write_text(f"family: vae\ndata: {tmp_path / 'gone'}\nfingerprint: ab\n")
+    assert main(["evaluate", str(run)]) == 2
+    assert "does not exist: give --data" in capsys.readouterr().err
+
+
+def test_paths_of_a_run_mean_the_same_from_every_folder(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(data[3])
+    monkeypatch.chdir(root.parent)
+    faces = open_data("folder", root.name, size=16)
+    model = genmodels.VAE(genmodels.VAEConfig(size=16, **NETWORKS))
+    run = genmodels.fit(model, faces, quick(tmp_path / "run"))
+    assert settings(run)["root"] == str(root.absolute())
+    assert main(["data", "pack", "folder", "--root", root.name, "--size", "16", "--out", "packed"]) == 0
+    packed = genmodels.fit(model, load_packed(Path("packed")), quick(Path("relative")))
+    assert settings(packed)["data"] == str(root.parent.absolute() / "packed")
+    assert settings(packed)["output"] == str(root.parent.absolute() / "relative")
+    for folder in (run, packed):
+        assert str(root.parent) not in (folder / "README.md").read_text()
+
+
+def test_the_home_folder_is_never_a_folder_called_tilde(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(Path(data[3]).parent))
+    name = Path(data[3]).name
+    assert expand_home(["--output=~/x", "--root", "~/y", "a~b", "~", "--text=a=~/b", "~user"]) == [
+        f"--output={Path.home()}/x",
+        "--root",
+        f"{Path.home()}/y",
+        "a~b",
+        str(Path.home()),
+        "--text=a=~/b",
+        "~user",
+    ]
+    monkeypatch.setenv("GENMODELS_CACHE", "~/a cache")
+    assert cache_folder() == Path.home() / "a cache"
+    assert open_data("folder", f"~/{name}", size=16).size == 16
+    assert main(["data", "pack", "folder", f"--root=~/{name}", "--size", "16", "--out=~/packed"]) == 0
+    assert open_data("~/packed").fingerprint == load_packed(Path.home() / "packed").fingerprint
+    assert check_recipe(Recipe(output=Path("~/run"))).output == Path.home() / "run"
+    (tmp_path / "config.yaml").write_text("family: vae\nroot: ~/faces\noutput: ~/run\n")
+    assert from_yaml(Recipe, "vae", tmp_path / "config.yaml").root == Path.home() / "faces"
+    assert not list(tmp_path.glob("~*"))

@@ -22,6 +22,7 @@ from genmodels.pretrained import (
     class_name,
     load_pretrained,
     read_network,
+    without_warnings,
 )
 from genmodels.reading import read_json
 from genmodels.saving import Range, from_settings
@@ -63,6 +64,7 @@ def is_pipeline(folder: Path) -> bool:
     return (folder / "model_index.json").is_file()
 
 
+@without_warnings()
 def import_pipeline(folder: Path) -> Generator:
     """Import a folder with the layout of google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline),
     CompVis/ldm-celebahq-256 (LDMPipeline) or facebook/DiT-XL-2-256 (DiTPipeline).
