@@ -62,6 +62,11 @@ class State:
     sums: dict[str, float | None] = field(default_factory=dict)
     """Sums of their scalars, which the next line of metrics averages. None: not finite."""
 
+    @property
+    def last_line(self) -> int:
+        """Step after which a resumed run writes its lines of metrics again."""
+        return self.step if self.logged is None else self.logged
+
 
 @dataclass(frozen=True)
 class File:

@@ -33,7 +33,7 @@ class RunLog:
     Args:
         accelerator: accelerator of the run. Its trackers receive every line.
         output: the run folder.
-        state: progress of the run. Lines after `state.logged`, which an interrupted run has written,
+        state: progress of the run. Lines after `state.last_line`, which an interrupted run has written,
             are removed from metrics.jsonl: the next line averages their steps too.
     """
 
@@ -47,7 +47,7 @@ class RunLog:
         self._notes: dict[str, float | None] = {}
         self._steps = state.summed
         self._images = 0
-        self._step = state.step if state.logged is None else state.logged
+        self._step = state.last_line
         self._began = self._since = time.monotonic()
         self._printed = 0.0
         if accelerator.is_main_process:

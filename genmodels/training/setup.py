@@ -132,7 +132,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     if recipe.tensorboard:
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.last_line + 1}})
     spent = state.elapsed + recipe.startup + time.monotonic() - began
     clock = Clock(recipe.steps, recipe.minutes, spent, device, accelerator.is_main_process)
     log = RunLog(accelerator, recipe.output, state)
