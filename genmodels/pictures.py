@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from genmodels.image_files import image_file, open_image, to_rgb
-from genmodels.writing import replacing, replacing_folder
+from genmodels.writing import create_array, replacing, replacing_folder
 
 
 def to_float(images: Tensor | np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -129,8 +129,10 @@ def save_images(path: str | Path, images: np.ndarray) -> None:
     """
     path = Path(path)
     if path.suffix == ".npy":
-        with replacing(path) as draft:
-            np.save(draft, images)
+        with replacing(path) as draft:  # np.save's error on a full disk does not say so
+            array = create_array(draft, images.dtype, images.shape)
+            array[:] = images
+            array.flush()
     elif path.suffix == ".png":
         save_grid(path, images)
     else:
