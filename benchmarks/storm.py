@@ -74,8 +74,8 @@ class Subject:
     """A command that is interrupted. It runs in a folder of its own, with the inputs beside it."""
 
     command: list[str]
-    again: tuple[str, ...] = ()
-    """Arguments to add when it is started again."""
+    resumes: bool = False
+    """Whether it is started again with --resume, once there is a run."""
     keeps: str = ""
     """An earlier file that --force replaces, and that a failure must leave as it was."""
     before: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class Subject:
 
 
 def train(family: str, *settings: str) -> Subject:
-    return Subject(["train", family, *QUICK, *settings], ("--resume",))
+    return Subject(["train", family, *QUICK, *settings], resumes=True)
 
 
 KILLED = {
@@ -329,8 +329,14 @@ def kill_until_done(
             return "" if status == 0 else f"status {status}: {said(log)[-1]}"
         kill(process)
         outcome.interrupted += 1
-        command = [*subject.command, *subject.again]
+        command = again(subject, place)
     return run(command, place, log)
+
+
+def again(subject: Subject, place: Path) -> list[str]:
+    """Return the command that goes on where an interrupted one ended."""
+    started = subject.resumes and (place / "run" / "config.yaml").exists()
+    return [*subject.command, *(["--resume"] if started else [])]
 
 
 # ---- full disks ----
@@ -353,11 +359,11 @@ def fill_often(work: Path, name: str, fills: int, seed: int) -> Outcome:
         place, free = prepared(subject, disk, log), [free_bytes(disk)]
         began = time.monotonic()
         must(subject.command, place, log, lambda: free.append(free_bytes(disk)))
-        outcome.seconds, needed, expected = time.monotonic() - began, free[0] - min(free), contents(place)
-        for _ in range(fills):
+        outcome.seconds, needed, expected = time.monotonic() - began, free[0] - min(free), results(subject, place)
+        for i in range(fills):
             place = prepared(subject, disk, log)
             earlier = kept(subject, place)
-            with filled(disk, int(needed * chance.random() ** 2)):
+            with filled(disk, int(needed * chance.random() ** 2) if i else 0):
                 problem, text = run(subject.command, place, log), said(log)
             if problem:
                 outcome.interrupted += 1
@@ -365,8 +371,8 @@ def fill_often(work: Path, name: str, fills: int, seed: int) -> Outcome:
                 lost = differences(earlier, kept(subject, place))
                 outcome.problems += [f"after a full disk: {line}" for line in lost]
             if problem or subject.keeps:  # caches that did not fit are no error, and are written now
-                problem = run([*subject.command, *subject.again], place, log)
-            found = [problem] if problem else differences(expected, contents(place))
+                problem = run(again(subject, place), place, log)
+            found = [problem] if problem else differences(expected, results(subject, place))
             outcome.problems += [f"with space again: {line}" for line in found]
             outcome.ended += 1
     return outcome
@@ -411,6 +417,11 @@ def prepared(subject: Subject, disk: Path, log: Path) -> Path:
     elif subject.keeps:
         (place / subject.keeps).write_bytes(b"earlier")
     return place
+
+
+def results(subject: Subject, place: Path) -> dict[str, str]:
+    """Return the contents of a folder, without caches that --force may leave incomplete."""
+    return {name: value for name, value in contents(place).items() if not (subject.keeps and name.startswith("cache/"))}
 
 
 def kept(subject: Subject, place: Path) -> dict[str, str]:
