@@ -160,6 +160,7 @@ def start(command: Sequence[str], place: Path, log: Path) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
         os.chdir(place)
         os.environ["GENMODELS_CACHE"] = str(place / "cache")
         from genmodels.cli import main
@@ -464,8 +465,9 @@ def load_everything() -> None:
     genmodels.data.TOYFACES = FACES
 
 
-def make_inputs(work: Path) -> None:
-    """Write what the commands read into work/inputs."""
+def make_inputs(work: Path, upto: int = 4) -> None:
+    """Write what the commands read into work/inputs: images, and the first `upto` of a pack, a VAE, a
+    U-Net and scores."""
     from genmodels.data import toyfaces
 
     inputs, place, log = fresh(work / "inputs"), fresh(work / "setup"), work / "setup.log"
@@ -480,7 +482,8 @@ def make_inputs(work: Path) -> None:
     pack = [*KILLED["data pack"].command, "--out", f"{INPUTS}/pack"]
     codec = ["train", "vae", *QUICK, *MAP, "--steps", "40", "--ema-snapshots", "8", "--output", f"{INPUTS}/codec"]
     unet = [*KILLED["unet"].command, "--output", f"{INPUTS}/unet"]
-    for command in (pack, codec, unet, [*KILLED["evaluate"].command, "--json", f"{INPUTS}/scores.json"]):
+    scores = [*KILLED["evaluate"].command, "--json", f"{INPUTS}/scores.json"]
+    for command in (pack, codec, unet, scores)[:upto]:
         must(command, place, log)
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from itertools import count
 from pathlib import Path
@@ -58,7 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
         except BaseException:
             remove(draft)
             raise
-        flush(path.parent)
+        flush_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -103,7 +103,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             remove(old)
             os.replace(path, old)
         os.replace(draft, path)
-        flush(path.parent)
+        flush_folder(path.parent)
         remove(old)
 
 
@@ -126,7 +126,7 @@ def replacing_files(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
         _flush_all(draft)
         for name in dict.fromkeys([*first, *sorted(file.name for file in draft.iterdir())]):
             os.replace(draft / name, folder / name)
-        flush(folder)
+        flush_folder(folder)
 
 
 def is_free(path: Path) -> bool:
@@ -149,8 +149,8 @@ def _draft(path: Path) -> Iterator[Path]:
 
 
 def _flush_all(folder: Path) -> None:
-    for file in (*sorted(folder.rglob("*")), folder):
-        flush(file)
+    for path in (*sorted(folder.rglob("*")), folder):
+        (flush_folder if path.is_dir() else flush)(path)
 
 
 def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
@@ -178,7 +178,9 @@ def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
         remove(path)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise _full(f"{path} needs {needed / 1e9:.2g} GB and {path.parent} has {free / 1e9:.2g} GB free") from None
+        raise _full(
+            f"cannot write to {path.parent}: it needs {needed / 1e9:.2g} GB and the disk has {free / 1e9:.2g} GB free"
+        ) from None
     return array
 
 
@@ -218,8 +220,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def flush_folder(path: Path) -> None:
+    """Write the entries of a folder through to disk, where its file system can do that."""
+    with suppress(OSError):
+        flush(path)
+
+
 def flush(path: Path) -> None:
-    """Write a file, or the entries of a folder, through to disk (fsync)."""
+    """Write a file through to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

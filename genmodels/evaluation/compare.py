@@ -4,6 +4,7 @@ PNG."""
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -127,10 +128,11 @@ def _write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:
     """Write one line per subject and metric."""
     protocol = [field.name for field in fields(Protocol)]
     head = ["subject", "kind", "group", "measure", "value", "error", "floor", "unit", "better", *protocol]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
-        for e in evaluations:
-            for name, score in e.scores.items():
-                own = [score.group, name, score.value, score.error, score.floor, score.unit, score.better]
-                writer.writerow([e.subject.name, e.subject.kind, *own, *asdict(score.protocol).values()])
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(head)
+    for e in evaluations:
+        for name, score in e.scores.items():
+            own = [score.group, name, score.value, score.error, score.floor, score.unit, score.better]
+            writer.writerow([e.subject.name, e.subject.kind, *own, *asdict(score.protocol).values()])
+    write_text(path, text.getvalue())

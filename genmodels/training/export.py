@@ -14,7 +14,7 @@ from genmodels.training.checkpoint import State
 from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.log import in_words
 from genmodels.training.recipe import Recipe
-from genmodels.writing import replacing_files
+from genmodels.writing import replacing_files, write_text
 
 PRIVATE = ("root", "output")
 """Settings that are left out of the model card, because they are paths on the user's machine."""
@@ -31,7 +31,7 @@ def export_model(ema: Model, output: Path, card: str) -> None:
     # Weights first: a folder with a config.json is a complete model.
     with replacing_files(output, ("model.safetensors", "config.json", "README.md")) as folder:
         ema.save_pretrained(folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_text(folder / "README.md", card)
 
 
 def training_card(

@@ -20,7 +20,7 @@ from genmodels.training.checkpoint import save_checkpoint, training_tensors
 from genmodels.training.clock import stop_on_signal, too_short
 from genmodels.training.ema import SNAPSHOTS, ema_decay, restore_buffers, save_snapshot, update_ema
 from genmodels.training.folder import CHECKPOINTS, check_output, claimed
-from genmodels.training.log import in_words
+from genmodels.training.log import in_words, reporting_full_disk
 from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
 from genmodels.training.setup import Run, start
@@ -78,7 +78,7 @@ def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
     """
     recipe = check_recipe(recipe)
     check_output(recipe)
-    with claimed(recipe.output):
+    with claimed(recipe.output), reporting_full_disk(recipe.output):
         return loop(start(model, data, recipe))
 
 

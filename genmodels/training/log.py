@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,27 @@ def _step_in(line: dict[str, Any]) -> float:
     """Return the step of a line of metrics; infinity if it has none."""
     step = line.get("step")
     return step if isinstance(step, (int, float)) else math.inf
+
+
+@contextmanager
+def reporting_full_disk(output: Path) -> Iterator[None]:
+    """Context in which a full disk ends training with one line about the run folder `output`.
+
+    TensorBoard writes in a thread. When this fails, the error is raised again in the main thread,
+    so that the traceback of the thread adds nothing.
+    """
+    report = threading.excepthook
+
+    def report_others(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):
+            report(failure)
+
+    threading.excepthook = report_others
+    try:
+        with explained(output):
+            yield
+    finally:
+        threading.excepthook = report
 
 
 def in_words(seconds: float) -> str:
