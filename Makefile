@@ -2,6 +2,7 @@
 # make test    set up and run the tests
 # make test-browser    the same for the pages, in a Chromium; as root, it installs one where there is none
 # make fuzz    5,000 malformed inputs (at most 10 minutes); of which make test runs a share
+# make storm   200 kills and 120 full disks (about 20 minutes; as root, for a small file system in memory)
 # make lint    set up and run the linters and the type checker
 # make format  let ruff rewrite what it can
 # make clean   remove what make set up (never runs/)
@@ -14,7 +15,7 @@ BIN = $(VENV)/bin
 # One thread per test process: the suite runs in two.
 WORKERS ?= 2
 
-.PHONY: demo test test-browser fuzz lint format clean
+.PHONY: demo test test-browser fuzz storm lint format clean
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 
@@ -35,6 +36,9 @@ test-browser: $(VENV)/.installed-browser
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+storm: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/storm.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

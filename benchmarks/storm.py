@@ -1,7 +1,7 @@
 """Kills commands at random times and fills the disk under them, and checks that nothing is lost.
 
 python benchmarks/storm.py
-python benchmarks/storm.py --kills 200 --fills 60 --seed 1
+python benchmarks/storm.py --kills 60 --fills 30 --seed 1
 
 Kills: every command is run without interruption in a process of its own. Copies of it are then
 killed (SIGKILL) at random times and started again, until they end. Their files must be the same,
@@ -489,9 +489,9 @@ def make_inputs(work: Path, upto: int = 4) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    kills: int = 200
+    kills: int = 204
     """Number of kills, divided among the commands that are killed."""
-    fills: int = 90
+    fills: int = 120
     """Number of full disks, divided among the commands under which the disk is filled."""
     seed: int = 0
     """Seed of the times of the kills and of the space on the disks."""
