@@ -280,3 +280,11 @@ def test_a_link_to_a_device_is_not_read(tmp_path: Path) -> None:
     assert "model.safetensors is damaged" in str(problem_with(path))
     (path / "state.json").write_text("[" * 10_000)
     assert "state.json is damaged" in str(problem_with(path))
+
+
+def test_a_run_killed_before_it_removed_older_checkpoints_removes_them_later(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4, 6):
+        save_checkpoint(folder / f"step_{step:08d}", State(step), {}, {}, keep=3)
+    save_checkpoint(folder / "step_00000006", State(6), {}, {}, keep=2)
+    assert sorted(path.name for path in folder.iterdir()) == ["step_00000004", "step_00000006"]

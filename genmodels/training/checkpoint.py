@@ -124,12 +124,19 @@ def save_checkpoint(
         tensors: tensors by file and name, as returned by `training_tensors`.
         keep: number of checkpoints up to this step to keep, including this one.
     """
-    if final.is_dir() and problem_with(final) is None:
-        return
     for leftover in final.parent.glob(".step_*"):  # of a process that was killed
         name, _, kind = leftover.name[1:].partition(".")
         if step_of(name) is not None and kind in ("partial", "replaced"):
             remove(leftover)
+    if not final.is_dir() or problem_with(final) is not None:
+        _write(final, state, identity, tensors)
+    # Also if it was there already: a process may have been killed before it removed the older ones.
+    past = [path for path in list_checkpoints(final.parent) if path.name <= final.name]
+    for path in past[:-keep]:
+        remove(path)
+
+
+def _write(final: Path, state: State, identity: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
     with replacing_folder(final) as partial:
         for name, content in tensors.items():
             save_file({key: value.contiguous() for key, value in content.items()}, partial / f"{name}.safetensors")
@@ -138,9 +145,6 @@ def save_checkpoint(
         }
         record = {"format": FORMAT, "state": dataclasses.asdict(state), "identity": identity, "files": files}
         write_json(partial / STATE, record, indent=2)
-    past = [path for path in list_checkpoints(final.parent) if path.name <= final.name]
-    for path in past[:-keep]:
-        remove(path)
 
 
 def newest_checkpoint(folder: Path, report: Callable[[str], None]) -> Path:
