@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -42,6 +42,7 @@ TIME = FakeTime()
 def _time(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (clock, fitting, setup, show):
         monkeypatch.setattr(module, "time", TIME)
+    Costly.batches.clear()
 
 
 class Costly(Tiny):
@@ -52,12 +53,14 @@ class Costly(Tiny):
     evaluations = 50
     interrupted_at: int | None = None
     """Evaluation at which Ctrl-C is pressed."""
+    batches: ClassVar[list[int]] = []
 
     def after_step(self) -> None:
         super().after_step()
         TIME.now += 1.0
 
     def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
+        self.batches.append(len(noise))
         for evaluation in range(self.evaluations):
             if evaluation == self.interrupted_at:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -102,9 +105,16 @@ def test_no_image_is_drawn_that_takes_too_long(tmp_path: Path, capsys: pytest.Ca
 def test_with_steps_the_grid_is_whole_and_goes_on_with_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(costly(seconds=0.02), faces(), recipe(tmp_path / "run", steps=2, sample_every=9))  # 1 s for an image
+    fit(costly(seconds=0.018), faces(), recipe(tmp_path / "run", steps=2, sample_every=9))  # 0.9 s for an image
     assert [len(cut_grid(path, 8)) for path in grids(tmp_path / "run")] == [64]
-    assert re.findall(r"step 2: sampling 64 images, (.*) of about 1:04\n", capsys.readouterr().err) == ["0:10", "0:41"]
+    assert Costly.batches == [1, 64]
+    assert re.findall(r"step 2: sampling 64 images, (.*) of about 0:58\n", capsys.readouterr().err) == ["0:10", "0:41"]
+
+
+def test_slow_images_are_sampled_in_small_batches_which_stop_sooner(tmp_path: Path) -> None:
+    fit(costly(seconds=0.1), faces(), recipe(tmp_path / "run", steps=2, sample_every=9))  # 5 s for an image
+    assert Costly.batches == [1, *[12] * 5, 4]
+    assert [len(cut_grid(path, 8)) for path in grids(tmp_path / "run")] == [64]
 
 
 def test_ctrl_c_ends_sampling_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def stop_on_signal(stop: Stop) -> Iterator[None]:
             raise KeyboardInterrupt
         if number == signal.SIGINT and not stop.reason and os.environ.get("RANK", "0") == "0":
             # Not print(), which a signal handler must not call while it is printing.
-            os.write(2, b"\nstopping after this step; Ctrl-C again ends the run at once, without a checkpoint\n")
+            os.write(2, b"\nstopping with a checkpoint; Ctrl-C again ends the run at once, without one\n")
         first = min(first, time.monotonic())
         stop.reason = "a signal"
 

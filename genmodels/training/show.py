@@ -62,6 +62,8 @@ FIRST = 0.05
 until the time per image is known."""
 QUIET = 10.0
 """Seconds of sampling after which a line says that it is going on."""
+BATCH = 60.0
+"""Largest number of seconds for a batch of samples. A batch that takes longer is slow to stop."""
 DIAGNOSED = 256
 """Number of training images, and of held-out images, passed to `Model.diagnose`."""
 COVERAGE_LOST = 0.5
@@ -114,7 +116,9 @@ def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
             return images
         started = time.monotonic()
         try:
-            images = sample(run.ema, count, run.recipe.seed, progress=False, until=watch(run, count, stopped))
+            batch = count if "draw" not in costs else max(1, min(count, int(BATCH / max(costs["draw"], 1e-9))))
+            until = watch(run, count, stopped)
+            images = sample(run.ema, count, run.recipe.seed, batch_size=batch, progress=False, until=until)
         except StoppedError:
             if images is None and not run.stop.requested and "draw" not in costs:
                 run.log.say(
