@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import Figure, Section, curves, embedded, page, tiles
 from genmodels.evaluation.results import Score
 from genmodels.modes import computes_bf16, evaluating
+from genmodels.reading import read_json_lines
 from genmodels.writing import write_text
 
 SIZE = 64
@@ -154,9 +154,7 @@ def _page(
     data: Packed,
     seconds: float,
 ) -> str:
-    logs = {
-        name: [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()] for name in models
-    }
+    logs = {name: read_json_lines(out / name / "metrics.jsonl") for name in models}
     last = logs["vae"][-1]
     sections = [
         _samples(pictures),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def folder_of(path_or_hub_id: str | Path, **hub: Any) -> Path:
     Raises:
         ValueError: if there is no such folder or repository.
     """
-    where = Path(path_or_hub_id).expanduser()
+    where = Path(os.path.expanduser(path_or_hub_id))
     if where.is_dir():
         return where
     if where.exists():
@@ -65,15 +66,21 @@ def _download(
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
+    unanswered = None
     if not local_files_only:
         try:  # hf_hub_download tries five times and prints a line for each
             get_hf_file_metadata(hf_hub_url(name, FILES[0], revision=revision), token=token, timeout=TIMEOUT)
         except HfHubHTTPError:  # an answer: it is not there, or not for us
             raise
-        except Exception:  # no answer
-            local_files_only = True
-    paths = [
-        hf_hub_download(name, file, revision=revision, token=token, local_files_only=local_files_only, **other)
-        for file in FILES
-    ]
+        except Exception as error:
+            unanswered, local_files_only = error, True
+    try:
+        paths = [
+            hf_hub_download(name, file, revision=revision, token=token, local_files_only=local_files_only, **other)
+            for file in FILES
+        ]
+    except Exception:
+        if unanswered is None:
+            raise
+        raise unanswered from None
     return Path(paths[0]).parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import sys
 import types
 import typing
@@ -162,7 +163,7 @@ def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
     if kind in (int, float):
         return _number_from(kind, value, where)
     if kind is Path and isinstance(value, (str, Path)) and "\0" not in str(value):
-        return Path(value).expanduser()
+        return Path(os.path.expanduser(value))
     if kind is Path or (kind is str and not isinstance(value, str)):
         raise _wrong(where, "text", value)
     if kind is bool and not isinstance(value, bool):
@@ -212,7 +213,7 @@ def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for name in value:
         if name not in fields:
-            raise ValueError(f"{where}: unknown setting {name!r}; known: {', '.join(fields)}")
+            raise ValueError(f"{where}: unknown setting {str(name)[:60]!r}; known: {', '.join(fields)}")
     for name, field in fields.items():
         if name not in value and field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where} has no {name}")

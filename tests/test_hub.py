@@ -38,7 +38,7 @@ class Hub:
 
 
 @pytest.mark.parametrize(
-    "path", ["./a", "../a/b", "/no/such", "~/no-such", "runs/vae/", "a\\b", "a/b/c", "a", "runs/x"]
+    "path", ["~no-such-user/a", "./a", "../a/b", "/no/such", "~/no-such", "runs/vae/", "a\\b", "a/b/c", "a", "runs/x"]
 )
 def test_a_mistyped_path_fails_at_once(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -54,7 +54,7 @@ def open_data(
     Raises:
         ValueError, OSError: with one line that says what is wrong, where, and what to do.
     """
-    data, root = os.path.expanduser(data), None if root is None else Path(root).expanduser()
+    data, root = os.path.expanduser(data), None if root is None else Path(os.path.expanduser(root))
     size = default_size(data) if size is None else size
     if data == "toyfaces":
         if root is not None or crop is not None:
@@ -124,7 +124,7 @@ def pack(
 
 def cache_folder() -> Path:
     """Return the default folder of packs: $GENMODELS_CACHE, or ~/.cache/genmodels."""
-    return Path(os.environ.get("GENMODELS_CACHE") or "~/.cache/genmodels").expanduser()
+    return Path(os.path.expanduser(os.environ.get("GENMODELS_CACHE") or "~/.cache/genmodels"))
 
 
 def _open_directory(data: str, root: Path | None, size: int, crop: str | None) -> Packed:
