@@ -404,3 +404,9 @@ def test_labels_that_the_data_does_not_have_are_refused(tmp_path: Path) -> None:
     config = AutoregressiveConfig(size=16, condition=ConditionConfig(classes=3), transformer=SMALL)
     with pytest.raises(ValueError, match="noise has no labels to train 3 classes on"):
         fit(Autoregressive(config), tiny.faces(40, size=16), tiny.recipe(tmp_path / "r", size=16))
+
+
+def test_latents_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--codec: the latents of images 0 to 39 are not finite"):
+        with_latents(tiny.faces(40, size=16), lambda images: images / 0, "x", tmp_path)
+    assert not list(tmp_path.rglob("*.npy")) and not list(tmp_path.rglob("*.json"))

@@ -50,6 +50,7 @@ def with_latents(
 
     Raises:
         OSError: if the cache cannot be written.
+        ValueError: if a latent is not finite.
     """
     name = hashlib.sha256(f"{data.fingerprint} {weights} {flip}".encode()).hexdigest()[:16]
     place = cache / f"latents-{name}"
@@ -74,6 +75,11 @@ def _write(place: Path, data: Packed, encode: Callable[[Tensor], Tensor], flip: 
         for images in image_batches(data, BATCH, device=device):
             views = [images, images.flip(3)] if flip else [images]
             latents = torch.stack([encode(view) for view in views], dim=1)  # (n, 2, *latent_shape)
+            if not latents.isfinite().all():
+                raise ValueError(
+                    f"--codec: the latents of images {start:,} to {start + len(images) - 1:,} are not finite; "
+                    "the weights of the codec are damaged, or too large for its precision"
+                )
             if out is None:
                 shape, kind = (len(data), *latents.shape[1:]), _kind(latents)
                 out = create_array(draft, kind, shape)

@@ -53,7 +53,7 @@ class Watch:
             path, mode, flags = arguments
             writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (flags or 0) & (os.O_WRONLY | os.O_RDWR)
             if writes and isinstance(path, (str, bytes)):
-                self._check(event, path)
+                self._check(event, path, follow=not (flags or 0) & os.O_NOFOLLOW)
         elif event in WRITES:
             for path in arguments[:2]:
                 if isinstance(path, (str, bytes)):
