@@ -92,17 +92,22 @@ def run(numbers: Sequence[int], seed: int, root: Path, jobs: int = 1) -> Iterato
             originals.get(source)
     waiting = collections.deque(tuple(numbers[start : start + ROUND]) for start in range(0, len(numbers), ROUND))
     children: list[Child] = []
-    while waiting or children:
-        while waiting and len(children) < jobs:
-            children.append(Child(waiting.popleft(), seed, root, originals))
-        ready, _, _ = select.select([child.pipe for child in children], [], [], 0.2)
-        for child in list(children):
-            yield from child.receive() if child.pipe in ready else ()
-            if child.ended or child.late:
-                children.remove(child)
-                yield from child.close()
-                if child.remaining:
-                    waiting.appendleft(child.remaining)
+    try:
+        while waiting or children:
+            while waiting and len(children) < jobs:
+                children.append(Child(waiting.popleft(), seed, root, originals))
+            ready, _, _ = select.select([child.pipe for child in children], [], [], 0.2)
+            for child in list(children):
+                yield from child.receive() if child.pipe in ready else ()
+                if child.ended or child.late:
+                    children.remove(child)
+                    yield from child.close()
+                    if child.remaining:
+                        waiting.appendleft(child.remaining)
+    finally:
+        for child in children:
+            os.kill(child.process, signal.SIGKILL)
+            os.waitpid(child.process, 0)
 
 
 class Child:
@@ -287,6 +292,7 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="run only this case, and show what it prints")
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="run only cases of this kind")
     parser.add_argument("--jobs", type=int, default=2, help="number of processes")
+    parser.add_argument("--seconds", type=float, help="stop after this time, with what was done")
     parser.add_argument("--keep", type=Path, help="new folder for the inputs of failed cases")
     parser.add_argument("--json", type=Path, help="file to which the results are also written")
     args = parser.parse_args()
@@ -298,6 +304,7 @@ def main() -> int:
     if args.kind and args.case is None:
         numbers = _of_kinds(args.seed, args.kind, args.cases)
     start, results = time.monotonic(), []
+    deadline = start + (args.seconds or 1e9)
     for result in run(numbers, args.seed, root.resolve(), args.jobs):
         results.append(result)
         if result.failed or args.case is not None:
@@ -308,6 +315,9 @@ def main() -> int:
                 f"    python tests/fuzz/run.py --seed {args.seed} --case {result.number}    # kept in {result.folder}"
             )
         sys.stdout.flush()
+        if time.monotonic() > deadline:
+            print(f"stopped after {args.seconds:g} s")
+            break
     print(f"\n{_summary(results)} in {time.monotonic() - start:.0f} s (seed {args.seed})")
     shutil.rmtree(root / "originals")
     if not any(result.failed for result in results):
