@@ -223,7 +223,7 @@ def load_pretrained(path: Path, size: int) -> PretrainedCodec:
     settings = read_json(file)
     from_settings(CodecSettings, settings, str(file))
     plain = {name: value for name, value in settings.items() if not name.startswith("_")}
-    codec = build(lambda: PRETRAINED[kind](PretrainedConfig(size, plain)), str(file), read_all_shapes(place))
+    codec = build(lambda: PRETRAINED[kind](PretrainedConfig(size, plain)), str(file), read_all_shapes(place, kind))
     codec.network = read_network(place, codec.network)
     return codec.requires_grad_(False).eval()
 

@@ -154,8 +154,8 @@ def read_shapes(path: Path) -> dict[str, Tensor]:
         return shapes
 
 
-def read_all_shapes(folder: Path) -> dict[str, Tensor]:
-    """Return what `read_shapes` does of all safetensors files in a folder of diffusers.
+def read_all_shapes(folder: Path, kind: str) -> dict[str, Tensor]:
+    """Return what `read_shapes` does of all safetensors files in the folder of a `kind` of diffusers.
 
     Raises:
         ValueError: if there are none, or one is damaged.
@@ -163,7 +163,7 @@ def read_all_shapes(folder: Path) -> dict[str, Tensor]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(
-            f"{folder} does not hold weights as safetensors: save it again with "
+            f"{folder} does not hold the weights of this {kind} as safetensors: save it again with "
             "save_pretrained(..., safe_serialization=True)"
         )
     return {name: tensor for file in files for name, tensor in read_shapes(file).items()}

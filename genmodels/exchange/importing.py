@@ -153,7 +153,7 @@ def _unet(
         blocks=used.layers_per_block,
         diffusers=own,
     )
-    model = build(lambda: UNet(config), str(folder / "config.json"), read_all_shapes(folder))
+    model = build(lambda: UNet(config), str(folder / "config.json"), read_all_shapes(folder, "UNet2DModel"))
     model.network = read_network(folder, model.network).to(memory_format=torch.channels_last)
     return model.eval()
 
@@ -169,7 +169,9 @@ def _dit(folder: Path, process: DDPM) -> Latent:
     codec = load_pretrained(folder / "vae", size)
     if not isinstance(codec, PretrainedKL):
         raise ValueError(f"{folder / 'vae'} holds a {codec.family}, not an AutoencoderKL: that is not supported")
-    like = build(lambda: DiTTransformer2DModel.from_config(settings), file, read_all_shapes(transformer))
+    like = build(
+        lambda: DiTTransformer2DModel.from_config(settings), file, read_all_shapes(transformer, "DiTTransformer2DModel")
+    )
     network = read_network(transformer, like)
     codec.set_scale(codec.network.config.scaling_factor)
     return Latent.over(codec, from_diffusers(network.config, network.state_dict(), size, process)).eval()
