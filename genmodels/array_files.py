@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,9 @@ def free_memory() -> int:
     for path in _CONTROL_GROUPS:
         with suppress(OSError, ValueError):  # absent, or "max"
             free = min(free, int(path.read_text()))
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        free = min(free, limit - psutil.Process().memory_info().vms)
     return free
 
 

@@ -150,7 +150,7 @@ def cores() -> int:
 def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chunk]]:
     """Return the pixels and chunks of a partial pack in `out`, or new ones."""
     partial, journal, shape = out / PARTIAL, out / JOURNAL, (header["count"], header["size"], header["size"], 3)
-    recorded, *lines = read_text(journal).splitlines() if journal.exists() else [""]
+    recorded, *lines = (read_text(journal) if journal.exists() else "").splitlines() or [""]
     if recorded and recorded != json.dumps(header):
         raise ValueError(f"{out} holds a partial pack of something else or of changed files: delete it and pack again")
     if recorded and not partial.exists() and (out / IMAGES).exists():

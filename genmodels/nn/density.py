@@ -80,6 +80,10 @@ class GaussianMixture(nn.Module):
         If fewer than K latents are distinct, as many Gaussians as there are distinct latents are
         fitted, and the others get the weight 0.
         """
+        if not latents.isfinite().all():
+            raise ValueError(
+                "the latents of the model are not finite: its weights, or those of the checkpoint, are damaged"
+            )
         data = latents.double().cpu().numpy()
         components = min(len(self.means), len(np.unique(data, axis=0)))
         data = data.repeat(2, 0) if len(data) == 1 else data  # scikit-learn needs two
