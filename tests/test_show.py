@@ -13,35 +13,20 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from tiny import Tiny, faces, recipe, tiny
+from tiny import FakeTime, Tiny, faces, recipe, tiny
 from torch import Tensor
 
 from genmodels.pictures import cut_grid
 from genmodels.sampling import sample
 from genmodels.stopping import StoppedError
-from genmodels.training import clock, setup, show
-from genmodels.training import fit as fitting
+from genmodels.training import show
 from genmodels.training.fit import fit
 from genmodels.types import Condition, Noise
 
 
-class FakeTime:
-    """Replacement of the module `time` in which only the model takes time."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-TIME = FakeTime()
-
-
 @pytest.fixture(autouse=True)
-def _time(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (clock, fitting, setup, show):
-        monkeypatch.setattr(module, "time", TIME)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    Costly.clock = FakeTime(monkeypatch)
     Costly.batches.clear()
 
 
@@ -54,10 +39,11 @@ class Costly(Tiny):
     interrupted_at: int | None = None
     """Evaluation at which Ctrl-C is pressed."""
     batches: ClassVar[list[int]] = []
+    clock: ClassVar[FakeTime]
 
     def after_step(self) -> None:
         super().after_step()
-        TIME.now += 1.0
+        self.clock.now += 1.0
 
     def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
         self.batches.append(len(noise))
@@ -65,7 +51,7 @@ class Costly(Tiny):
             if evaluation == self.interrupted_at:
                 os.kill(os.getpid(), signal.SIGINT)
             self.decoder(torch.zeros(1, self.config.width))
-            TIME.now += self.seconds * len(noise)
+            self.clock.now += self.seconds * len(noise)
         return super().sample(noise, condition, options)
 
 
@@ -78,10 +64,10 @@ def grids(run: Path) -> list[Path]:
 
 
 def test_the_grid_is_as_large_as_its_measured_cost_allows(tmp_path: Path) -> None:
-    began = TIME.now
+    began = Costly.clock.now
     settings = recipe(tmp_path / "run", steps=None, minutes=1)
     fit(costly(seconds=0.004), faces(), settings)  # 0.2 s for an image, 12.8 s for 64
-    assert 54 < TIME.now - began < 61.5  # it ends within one step
+    assert 54 < Costly.clock.now - began < 61.5  # it ends within one step
     # In 2% of the minute, of which the first grid spends 0.2 s on measuring, and in 5% at the end.
     assert [len(cut_grid(path, 8)) for path in grids(tmp_path / "run")] == [4, 4, 4, 4, 9]
     model = Costly.from_pretrained(str(tmp_path / "run"))
@@ -92,9 +78,9 @@ def test_the_grid_is_as_large_as_its_measured_cost_allows(tmp_path: Path) -> Non
 
 
 def test_no_image_is_drawn_that_takes_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    began = TIME.now
+    began = Costly.clock.now
     fit(costly(seconds=0.5), faces(), recipe(tmp_path / "run", steps=None, minutes=1))  # 25 s for an image
-    assert 54 < TIME.now - began < 61.5  # it ends within one step
+    assert 54 < Costly.clock.now - began < 61.5  # it ends within one step
     assert not grids(tmp_path / "run")
     said = capsys.readouterr().err
     assert said.count(f"one image takes more than 5% of it: genmodels sample {tmp_path / 'run'} --n 1") == 1
@@ -119,11 +105,11 @@ def test_slow_images_are_sampled_in_small_batches_which_stop_sooner(tmp_path: Pa
 
 def test_ctrl_c_ends_sampling_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = costly(seconds=10.0, interrupted_at=2)  # 500 s for an image
-    began = TIME.now
+    began = Costly.clock.now
     with pytest.raises(SystemExit) as stop:
         fit(model, faces(), recipe(tmp_path / "run", sample_every=2))
     assert stop.value.code == 1
-    assert TIME.now - began < 40
+    assert Costly.clock.now - began < 40
     assert not grids(tmp_path / "run")
     assert "stopped by a signal at step 2; saved" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoints" / "step_00000002").is_dir()
@@ -150,7 +136,7 @@ def test_sampling_that_is_stopped_leaves_nothing_behind() -> None:
 def test_minutes_without_time_for_a_step_are_an_error(tmp_path: Path) -> None:
     class Starting(Costly):
         def initialise(self, images: Iterable[Tensor]) -> None:
-            TIME.now += 70
+            Costly.clock.now += 70
 
     settings = recipe(tmp_path / "run", steps=None, minutes=1)
     with pytest.raises(ValueError, match=r"--minutes 1 is too short: start-up alone took 70 .* at least --minutes 2.4"):

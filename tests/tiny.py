@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from genmodels.base import Generator
 from genmodels.data.packed import Packed
 from genmodels.distributed import all_reduce_sum
+from genmodels.training import clock, log, setup, show
+from genmodels.training import fit as fitting
 from genmodels.training.recipe import Recipe
 from genmodels.types import Batch, Condition, Noise
 
@@ -128,3 +131,19 @@ def tiny(kind: type[Tiny] = Tiny, **config: Any) -> Tiny:
     """Build a model with the same initial weights at every call."""
     torch.manual_seed(0)
     return kind(TinyConfig(**config))
+
+
+class FakeTime:
+    """Replacement of the module `time` in training, whose clock a test advances.
+
+    Args:
+        monkeypatch: puts it into the modules of training.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        for module in (clock, fitting, log, setup, show):
+            monkeypatch.setattr(module, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
