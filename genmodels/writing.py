@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-LEFTOVER = ".partial"
+LEFTOVER = ".genmodels.partial"
 """Temporary folder of `replacing_files`."""
 _drafts = count()
 
