@@ -79,7 +79,8 @@ def as_zip(rng: random.Random, data: bytes) -> bytes:
         elif kind == 7:
             members = members[:at]
         for each, held in members:
-            archive.writestr(zipfile.ZipInfo(each), held, compress_type=archive.compression)
+            possible = each.encode(errors="replace").decode()  # zipfile refuses a lone surrogate
+            archive.writestr(zipfile.ZipInfo(possible), held, compress_type=archive.compression)
     written = bytearray(out.getvalue())
     if kind in (8, 9):  # encrypted, another method, endless sizes, or dates that do not exist
         for start in _all(written, rng.choice((b"PK\x01\x02", b"PK\x03\x04"))):

@@ -125,6 +125,8 @@ class Child:
                 _run_all(numbers, seed, root, originals, write)
             except BaseException:
                 traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
             os._exit(0)
         os.close(write)
 
