@@ -176,11 +176,10 @@ def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
         reserve(path)
     except OSError as error:
         remove(path)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
-        raise _full(
-            f"cannot write to {path.parent}: it needs {needed / 1e9:.2g} GB and the disk has {free / 1e9:.2g} GB free"
-        ) from None
+        numbers = f"it needs {needed / 1e9:.2g} GB and the disk has {free / 1e9:.2g} GB free"
+        raise FullDiskError(path, numbers) from None
     return array
 
 
@@ -235,19 +234,36 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+class FullDiskError(OSError):
+    """The disk is full.
+
+    Args:
+        path: what could not be written.
+        reason: what to do, or how much space there is.
+    """
+
+    errno = errno.ENOSPC  # as a class attribute: given to OSError, the message would begin with "[Errno 28]"
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"cannot write {path}: {reason}")
+        self.reason = reason
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Context in which the error of a full disk names `path` and says what to do."""
     try:
         yield
-    except Exception as error:  # safetensors and Pillow have errors of their own for a full disk
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
-        if not full:
+    except Exception as error:
+        if not is_full(error):
             raise
-        raise _full(f"cannot write {path}: the disk is full; free some space and try again") from error
+        usual = "the disk is full; free some space and try again"
+        raise FullDiskError(path, error.reason if isinstance(error, FullDiskError) else usual) from error
 
 
-def _full(message: str) -> OSError:
-    error = OSError(message)  # with an errno here, the message would begin with "[Errno 28]"
-    error.errno = errno.ENOSPC
-    return error
+def is_full(error: BaseException) -> bool:
+    """Return whether an error says that the disk is full.
+
+    safetensors and Pillow have errors of their own for it, without a number.
+    """
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)

@@ -172,6 +172,14 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 
+def test_the_error_of_an_array_keeps_its_numbers_and_names_the_file_and_not_a_draft(tmp_path: Path) -> None:
+    message = r"^cannot write .*/a\.npy: it needs .* GB and the disk has .* GB free$"
+    with pytest.raises(OSError, match=message) as error, writing.replacing(tmp_path / "a.npy") as draft:
+        writing.create_array(draft, np.uint8, (1 << 52,))
+    assert writing.is_full(error.value) and os.listdir(tmp_path) == []
+    assert not writing.is_full(OSError(errno.EIO, os.strerror(errno.EIO)))
+
+
 def test_a_free_folder_is_filled_and_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"  # such as a mounted disk, or the current directory
     (out / writing.LEFTOVER).mkdir(parents=True)
