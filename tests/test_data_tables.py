@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 import zipfile
@@ -14,10 +15,10 @@ import torchvision
 from PIL import Image
 
 from genmodels.cli import main
-from genmodels.data import download_celeba, export, load_packed, pack
+from genmodels.data import download_celeba, export, load_packed, pack, packing
 from genmodels.data.celeba import celeba_source
 from genmodels.data.folder import folder_source
-from genmodels.data.packed import Packed
+from genmodels.data.packed import IMAGES, JOURNAL, LABELS, NAMES, Packed, packed_size
 from genmodels.data.source import Files, Source
 
 FILES = tuple(f"{i:02d}.jpg" for i in range(12))
@@ -67,6 +68,50 @@ def refusal(root: Path, allow_unmatched: bool = False) -> str:
         folder_source(root, allow_unmatched)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_files_of_one_name_get_splits_by_their_folders(tmp_path: Path) -> None:
+    files = [f"faces/{i:02d}/face.png" for i in range(60)] + ["faces/face.png", "faces/only.png", "faces/00/b.png"]
+    make_tree(tmp_path / "a", files=[*files, "readme.txt"])
+    above, below = splits(folder_source(tmp_path / "a")), splits(folder_source(tmp_path / "a" / "faces"))
+    assert {name: above[f"faces/{name}"] for name in below} == below
+    shared = [below[f"{i:02d}/face.png"] for i in range(60)]
+    assert 45 <= shared.count(0) < 60 and set(shared) == {0, 1, 2}
+    alone = splits(folder_source(make_tree(tmp_path / "b", files=["b.png", "only.png"])))
+    assert alone == {"b.png": below["00/b.png"], "only.png": below["only.png"]}
+
+
+def test_the_column_split_takes_the_names_that_folders_have(tmp_path: Path) -> None:
+    names = ("train", "val", "valid", "validation", "test", "Val")
+    table = "file,split\n" + "".join(f"{file},{name}\n" for file, name in zip(FILES, names, strict=False))
+    source = folder_source(make_tree(tmp_path, table))
+    assert source.splits[: len(names)].tolist() == [0, 1, 1, 1, 2, 1]
+
+
+def test_a_row_that_fits_needs_no_shorter_name(tmp_path: Path) -> None:
+    files = [f"faces/{side}/{name}" for side in "ab" for name in FILES]
+    lines = [f"faces/{side}/{name},{1 if side == 'a' else -1}" for side in "ab" for name in FILES]
+    source = folder_source(make_tree(tmp_path / "whole", "\n".join(["file,Smiling", *lines]), files))
+    assert source.attributes[:, 0].tolist() == [1] * 12 + [-1] * 12
+    # Without the folder in front, which the last row needs, the other rows would be ambiguous.
+    rows = [f"a/{name},1" for name in FILES]
+    source = folder_source(make_tree(tmp_path / "part", "\n".join(["file,Smiling", *rows, "a/no.jpg,1"]), files))
+    assert source.attributes[:, 0].tolist() == [1] * 12 + [0] * 12
+
+
+def test_tables_and_files_of_a_pack_may_be_larger_than_64_mib(tmp_path: Path) -> None:
+    size = (1 << 26) + 1
+    (tmp_path / "captions.csv").touch()
+    os.truncate(tmp_path / "captions.csv", size)
+    assert len(Files(tmp_path).read_bytes("captions.csv")) == size
+    manifest = {"format": 1, "size": 16, "count": 1, "source": "", "attributes": [], "notes": ["x" * size]}
+    checksums = dict.fromkeys((IMAGES, LABELS, NAMES), "")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"checksums": checksums}))
+    assert packed_size(tmp_path) == 16
+    header = {"count": 1, "size": 8}
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial" / JOURNAL).write_text(f"{json.dumps(header)}\n{'x' * size}")
+    assert packing._resume(tmp_path / "partial", header)[1] == {}
 
 
 @pytest.mark.parametrize(

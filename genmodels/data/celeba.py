@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from genmodels.data.source import Entry, Files, Source, fingerprint
+from genmodels.data.source import LARGEST_TABLE, Entry, Files, Source, fingerprint
 from genmodels.data.tables import ALLOW, compare_names, decide_zeros, decode_text
 from genmodels.reading import read_bytes
 
@@ -142,7 +142,7 @@ def _find_root(root: Path) -> Path:
 
 def _lines(path: Path, notes: list[str]) -> list[str]:
     own: list[str] = []
-    lines = decode_text(read_bytes(path), str(path), own).split("\n")
+    lines = decode_text(read_bytes(path, LARGEST_TABLE), str(path), own).split("\n")
     notes += [f"{path.name}: {note}" for note in own]
     return lines
 

@@ -2,13 +2,14 @@
 
 attributes.csv has a header. Its first column is the file (relative path or bare name). The other
 columns are attributes in {-1, 0, 1}, where an empty cell means unknown, except for two special
-names: `split` (train, valid, test) and `identity`. captions.csv has the columns file and caption; a
+names: `split` (a name of SPLIT_FOLDERS) and `identity`. captions.csv has the columns file and caption; a
 file may have several rows. Folders called train, val and test are splits.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from genmodels.data.tables import (
     VALUES,
     Row,
     check_once,
+    common_folder,
     compare_names,
     decide_zeros,
     fold,
@@ -164,9 +166,9 @@ def _read_values(table: _Table, row: Row, columns: list[int]) -> list[int]:
 def _read_split(table: _Table, row: Row, column: int) -> int | None:
     """Return the code of the split, or None if the cell is empty."""
     split = row.cells[column].strip()
-    if split and split not in SPLITS:
+    if split and split.casefold() not in SPLIT_FOLDERS:
         raise ValueError(f"{table.where}, line {row.line}: split {split[:40]!r}, expected {', '.join(SPLITS)}")
-    return SPLITS.index(split) if split else None
+    return SPLIT_FOLDERS[split.casefold()] if split else None
 
 
 def _read_identity(table: _Table, row: Row, column: int) -> int:
@@ -190,10 +192,7 @@ def _read_captions(table: _Table, count: int) -> list[tuple[str, ...]]:
 
 
 def _splits_of(names: Sequence[str], top: str, notes: list[str]) -> np.ndarray:
-    """Return the code of the split of each image: by its folder, or by a hash of its own name.
-
-    The hash puts 90 % into train, 5 % into valid and 5 % into test. It does not depend on folders,
-    so that it is the same for a folder and for the folder above.
+    """Return the code of the split of each image: by its folder, or by a hash of its name.
 
     Args:
         names: relative paths of the images.
@@ -208,14 +207,28 @@ def _splits_of(names: Sequence[str], top: str, notes: list[str]) -> np.ndarray:
         notes.append(f"splits are the folders {', '.join(found)}{rest}")
     if deeper := sorted({part for path in hashed for part in path if part.casefold() in SPLIT_FOLDERS}):
         notes.append(f"folders called {', '.join(deeper)} inside other folders are not splits: move them to the root")
-    codes = [_hashed_split(name) if split is None else split for name, split in zip(names, of_folder, strict=True)]
+    hashes = _hashed_splits([name for name, split in zip(names, of_folder, strict=True) if split is None])
+    codes = [hashes[name] if split is None else split for name, split in zip(names, of_folder, strict=True)]
     return np.array(codes, np.uint8)
 
 
-def _hashed_split(name: str) -> int:
-    own = fold(name).rpartition("/")[2]
-    percent = int.from_bytes(hashlib.sha256(own.encode("utf-8", "surrogatepass")).digest()[:8], "big") % 100
-    return 0 if percent < 90 else 1 if percent < 95 else 2
+def _hashed_splits(names: Sequence[str]) -> dict[str, int]:
+    """Return a split for each file: 90 % train, 5 % valid, 5 % test.
+
+    It is a hash of the file's own name or, if several files have that name, of the path below the
+    folder that holds all of these. So it is the same for a folder and for the folder above.
+    """
+    alike = defaultdict[str, list[str]](list)
+    for name in names:
+        alike[fold(name).rpartition("/")[2]].append(name)
+    splits = {}
+    for own, paths in alike.items():
+        shared = common_folder(paths)
+        for path in paths:
+            key = own if len(paths) == 1 else fold(path.removeprefix(shared))
+            percent = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") % 100
+            splits[path] = 0 if percent < 90 else 1 if percent < 95 else 2
+    return splits
 
 
 def _read_origin(text: str) -> dict[str, Any] | None:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from genmodels.array_files import archived_names, read_archived
+from genmodels.data.source import LARGEST_TABLE
 from genmodels.reading import read_json
 
-LARGEST_LIST = 1 << 31
-"""Largest file of names or captions that is read, in bytes."""
 _OPTIONAL = (str, type(None))
 _KINDS: dict[str, Any] = {
     **{"format": int, "size": int, "count": int, "source": str, "attributes": list, "checksums": dict},
@@ -94,7 +93,7 @@ def read_captions(path: Path, count: int) -> list[tuple[str, ...]]:
 
 
 def _read_list(path: Path, count: int, fits: Callable[[Any], bool]) -> list[Any]:
-    rows = read_json(path, LARGEST_LIST)
+    rows = read_json(path, LARGEST_TABLE)
     if not isinstance(rows, list) or len(rows) != count or not all(map(fits, rows)):
         raise ValueError(f"{path} does not fit its {count:,} images")
     return rows

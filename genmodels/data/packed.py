@@ -15,6 +15,7 @@ import numpy as np
 from genmodels.array_files import map_array
 from genmodels.data.labels import check_manifest, read_captions, read_labels, read_names
 from genmodels.data.rows import take_rows
+from genmodels.data.source import LARGEST_TABLE
 from genmodels.hashing import file_sha256
 from genmodels.reading import read_json, read_text
 from genmodels.writing import replacing, write_json, write_text
@@ -272,7 +273,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path} is not a packed directory (no {MANIFEST}); for a tree of images use --data folder --root {path}"
         )
     try:
-        manifest = read_json(path / MANIFEST)
+        manifest = read_json(path / MANIFEST, LARGEST_TABLE)
         newer = isinstance(manifest, dict) and isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT
         if not newer:
             check_manifest(manifest)

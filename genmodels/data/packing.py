@@ -35,7 +35,7 @@ from genmodels.data.packed import (
     save_labels,
     take_rows,
 )
-from genmodels.data.source import Files, Source
+from genmodels.data.source import LARGEST_TABLE, Files, Source
 from genmodels.image_files import RefusedError
 from genmodels.reading import parse_json, read_text
 from genmodels.usage import console, say
@@ -150,7 +150,7 @@ def cores() -> int:
 def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chunk]]:
     """Return the pixels and chunks of a partial pack in `out`, or new ones."""
     partial, journal, shape = out / PARTIAL, out / JOURNAL, (header["count"], header["size"], header["size"], 3)
-    recorded, *lines = (read_text(journal) if journal.exists() else "").splitlines() or [""]
+    recorded, *lines = (read_text(journal, LARGEST_TABLE) if journal.exists() else "").splitlines() or [""]
     if recorded and recorded != json.dumps(header):
         raise ValueError(f"{out} holds a partial pack of something else or of changed files: delete it and pack again")
     if recorded and not partial.exists() and (out / IMAGES).exists():

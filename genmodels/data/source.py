@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from genmodels.reading import LARGEST_TEXT
-
 LARGEST_MEMBER = 1 << 28
-"""Largest file, in bytes, that is read from an archive into memory."""
+"""Largest image, in bytes, that is read from an archive into memory."""
+LARGEST_TABLE = 1 << 31
+"""Largest table of labels that is read, in bytes, and largest file of those that a pack consists of."""
 _UTF8_FLAG = 0x800
 """Bit of a member's flags: its name is UTF-8. Without it, the name is in the code page of the tool."""
 _LATIN = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0x100)}
@@ -115,11 +115,11 @@ class Files:
                 yield replace(entry, name=name)
 
     @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
+    def open(self, name: str, limit: int = LARGEST_MEMBER) -> Iterator[BinaryIO]:
         """Open the file with this name or path for reading and seeking.
 
         Raises:
-            OSError: if it cannot be read.
+            OSError: if it cannot be read, or is a member of an archive with more than `limit` bytes.
         """
         path = self._paths.get(name, name)
         if self._archive is None:
@@ -127,28 +127,28 @@ class Files:
                 yield file
             return
         size = self._archive.getinfo(path).file_size
-        if size > LARGEST_MEMBER:
-            raise OSError(f"file of {size:,} bytes in an archive; at most {LARGEST_MEMBER:,} are read")
+        if size > limit:
+            raise OSError(f"file of {size:,} bytes in an archive; at most {limit:,} are read")
         try:
             content = self._archive.read(path)
         except Exception as error:  # encrypted or damaged: each way of compression has its own errors
             raise OSError(" ".join(str(error).split()) or type(error).__name__) from None
         yield io.BytesIO(content)
 
-    def read_bytes(self, name: str, limit: int = LARGEST_TEXT) -> bytes:
-        """Read a small file.
+    def read_bytes(self, name: str) -> bytes:
+        """Read a table, or another text file.
 
         Raises:
-            ValueError: if it is larger than `limit` bytes, or cannot be read; names the file.
+            ValueError: if it is larger than `LARGEST_TABLE`, or cannot be read; names the file.
         """
         where = self.where / name
         try:
-            with self.open(name) as file:
-                content = file.read(limit + 1)
+            with self.open(name, LARGEST_TABLE) as file:
+                content = file.read(LARGEST_TABLE + 1)
         except OSError as error:
             raise ValueError(f"{where} cannot be read: {error.strerror or error}") from None
-        if len(content) > limit:
-            raise ValueError(f"{where} has more than {limit:,} bytes, which is too much for a text file")
+        if len(content) > LARGEST_TABLE:
+            raise ValueError(f"{where} has more than {LARGEST_TABLE:,} bytes, which is too much for a text file")
         return content
 
     def _walk(self) -> Iterator[Entry]:

@@ -189,20 +189,26 @@ def match(rows: Sequence[Row], names: Sequence[str], base: str, where: str) -> l
     keys = ["/".join(part for part in name_parts(fold(row.file.strip())) if part != "..") for row in rows]
     chain = common_folder(keys).count("/")
 
-    def owner(row: Row, key: str, dropped: int) -> int | None:
+    def owners(row: Row, key: str, dropped: int) -> list[int]:
         if not dropped and row.file in exact:
-            return exact[row.file]
+            return [exact[row.file]]
         path = key.split("/", dropped)[-1]
-        for index in (*indices, *(() if "/" in key else (bare,))):
-            if (found := index.get(path)) and len(found) == 1:
-                return found[0]
-            if found:
-                message = f"{row.file} is the name of {len(found)} files: give the relative path"
-                raise ValueError(f"{where}, line {row.line}: {message}")
-        return None
+        return next((index[path] for index in (*indices, *(() if "/" in key else (bare,))) if path in index), [])
 
-    tries = ([owner(row, key, k) for row, key in zip(rows, keys, strict=True)] for k in range(min(chain, FOLDERS) + 1))
-    return max(tries, key=lambda owners: sum(owner is not None for owner in owners))
+    best: list[list[int]] = []
+    most = -1
+    for dropped in range(min(chain, FOLDERS) + 1):
+        found = [owners(row, key, dropped) for row, key in zip(rows, keys, strict=True)]
+        count = sum(len(each) == 1 for each in found)
+        if count > most:
+            best, most = found, count
+        if count == len(rows):
+            break
+    for row, each in zip(rows, best, strict=True):
+        if len(each) > 1:
+            message = f"{row.file} is the name of {len(each)} files: give the relative path"
+            raise ValueError(f"{where}, line {row.line}: {message}")
+    return [each[0] if each else None for each in best]
 
 
 def _index(pairs: Iterator[tuple[str, int]]) -> dict[str, list[int]]:
@@ -221,7 +227,7 @@ def fold(name: str) -> str:
 def common_folder(paths: Iterable[str]) -> str:
     """Return the folder that all paths are in, such as "faces/", or "" if there is none.
 
-    It neither is nor is in a folder whose name is a split.
+    It ends above the first folder whose name is a split.
     """
     folders = [path[: path.rfind("/") + 1] for path in paths]
     ends = zip(min(folders, default=""), max(folders, default=""), strict=False)
