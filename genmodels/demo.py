@@ -154,7 +154,7 @@ def _page(
     data: Packed,
     seconds: float,
 ) -> str:
-    logs = {name: read_json_lines(out / name / "metrics.jsonl") for name in models}
+    logs = {name: list(read_json_lines(out / name / "metrics.jsonl")) for name in models}
     last = logs["vae"][-1]
     sections = [
         _samples(pictures),

@@ -7,11 +7,14 @@ import math
 import re
 import stat
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 LARGEST_TEXT = 1 << 26
 """Largest text file that is read, in bytes."""
+LARGEST_LINE = 1 << 20
+"""Largest line of a file of JSON lines that is read, in bytes."""
 LARGEST_YAML = 1 << 17
 """Largest YAML file that is read, in bytes. Parsing it takes a second."""
 DEEPEST = 64
@@ -86,28 +89,30 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, such as metrics.jsonl; [] if it does not exist.
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a file of JSON lines, such as metrics.jsonl, one line at a time; nothing if it does not
+    exist. The file may have any size.
 
-    Lines that are not a JSON object are left out: a process that is killed leaves its last line
-    incomplete.
+    Lines that are not a JSON object in UTF-8 are left out: a process that is killed leaves its last
+    line incomplete.
 
     Raises:
-        ValueError: see `read_text`.
+        ValueError: if it is not a regular file, or a line has more than `LARGEST_LINE` bytes.
     """
     try:
-        text = read_text(path)
+        check_regular(path)
     except FileNotFoundError:
-        return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            value = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines
+        return
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(LARGEST_LINE + 1), b""):
+            if len(line) > LARGEST_LINE:
+                raise ValueError(f"{path} has a line of more than {LARGEST_LINE:,} bytes; the file is damaged")
+            try:
+                value = parse_json(line.decode("utf-8-sig"))
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
 
 
 def read_yaml(path: Path) -> Any:

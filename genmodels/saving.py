@@ -9,6 +9,7 @@ import os
 import sys
 import types
 import typing
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ Derived = Annotated[T, tyro.conf.Suppress]
 
 def read_last_line(path: Path) -> dict[str, int | float]:
     """Return the numbers in the last complete line of metrics.jsonl, or {}."""
-    last: dict[str, Any] = next(reversed(read_json_lines(path)), {})
+    last: dict[str, Any] = next(iter(deque(read_json_lines(path), maxlen=1)), {})
     return {
         name: value for name, value in last.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
     }

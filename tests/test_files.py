@@ -93,9 +93,21 @@ def test_endless_and_large_files_are_not_read(tmp_path: Path) -> None:
 
 
 def test_incomplete_lines_are_left_out(tmp_path: Path) -> None:
-    assert reading.read_json_lines(tmp_path / "absent") == []
+    assert list(reading.read_json_lines(tmp_path / "absent")) == []
     path = write(tmp_path / "a.jsonl", '{"a": 1}\nnull\n[2]\n{"a": NaN}\n{"a": 3}\n{"a": ')
-    assert reading.read_json_lines(path) == [{"a": 1}, {"a": 3}]
+    assert list(reading.read_json_lines(path)) == [{"a": 1}, {"a": 3}]
+
+
+def test_a_long_log_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.jsonl", "\ufeff" + '{"a": 1}\r\n' * 3)
+    with path.open("ab") as file:
+        file.write(b'{"b": "\xff"}\n{"a": 2}')
+    monkeypatch.setattr(reading, "LARGEST_TEXT", 10)
+    assert [line["a"] for line in reading.read_json_lines(path)] == [1, 1, 1, 2]
+    monkeypatch.setattr(reading, "LARGEST_LINE", 20)
+    path.write_text('{"a": 1}\n' + '{"a": 2}' * 3 + "\n")
+    with pytest.raises(ValueError, match=r"a.jsonl has a line of more than 20 bytes"):
+        list(reading.read_json_lines(path))
 
 
 # ---- writing ----

@@ -21,7 +21,7 @@ from genmodels.reading import read_json_lines
 from genmodels.training.checkpoint import State
 from genmodels.training.recipe import Recipe
 from genmodels.usage import console
-from genmodels.writing import explained, write_text
+from genmodels.writing import explained, replacing
 
 METRICS = "metrics.jsonl"
 STATUS = "{task.fields[status]}"
@@ -84,7 +84,7 @@ class RunLog:
 
     def largest(self, name: str) -> float:
         """Return the largest value of `name` in metrics.jsonl so far, or 0 if it has no values."""
-        values = [line.get(name) for line in read_json_lines(self.path)]
+        values = (line.get(name) for line in read_json_lines(self.path))
         return max((value for value in values if isinstance(value, (int, float))), default=0.0)
 
     def pause(self, seconds: float) -> None:
@@ -156,10 +156,13 @@ class RunLog:
             self.say(f"{progress:4.0%} {status}")
 
     def _drop_lines_after(self, step: int) -> None:
-        kept = [line for line in read_json_lines(self.path) if _step_in(line) <= step]
-        if self.path.exists():
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-            self.last = kept[-1] if kept else {}
+        if not self.path.exists():
+            return
+        with replacing(self.path) as draft, draft.open("w", encoding="utf-8") as file:
+            for line in read_json_lines(self.path):
+                if _step_in(line) <= step:
+                    file.write(json.dumps(line) + "\n")
+                    self.last = line
 
 
 def _step_in(line: dict[str, Any]) -> float:
