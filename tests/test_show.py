@@ -116,6 +116,67 @@ def test_ctrl_c_ends_sampling_at_once(tmp_path: Path, capsys: pytest.CaptureFixt
     assert Costly.from_pretrained(str(tmp_path / "run"))
 
 
+def test_ctrl_c_during_the_first_image_does_not_make_it_look_quick(tmp_path: Path) -> None:
+    model = costly(seconds=0.6, interrupted_at=1)  # 30 s for an image, 1.2 s until the signal
+    began = Costly.clock.now
+    with pytest.raises(SystemExit):
+        fit(model, faces(), recipe(tmp_path / "run", sample_every=2))
+    assert Costly.clock.now - began < 2 + 1.2 + 3  # two steps, and at most 2 s and an evaluation for the last grid
+    assert Costly.batches == [1, 1]
+    assert not grids(tmp_path / "run")
+
+
+def test_ctrl_c_before_a_grid_is_not_followed_by_a_whole_one(tmp_path: Path) -> None:
+    class Interrupted(Costly):
+        seconds = 0.018  # 0.9 s for an image
+
+        def calibrate(self, images: Iterable[Tensor]) -> None:
+            super().calibrate(images)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit):
+        fit(tiny(Interrupted), faces(), recipe(tmp_path / "run", sample_every=2))
+    assert Costly.batches == [1]
+    assert len(grids(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_all_ranks_remember_the_same_cost_of_an_image(monkeypatch: pytest.MonkeyPatch, signalled: bool) -> None:
+    agreed: list[list[float]] = []
+
+    class Rank:
+        budget = 60.0
+
+        def __init__(self, rank: int) -> None:
+            self.rank, self.asked = rank, 0
+
+        def agree(self, *values: float, any_rank: bool = False) -> list[float]:
+            self.asked += 1
+            if self.rank == 0:  # the signal has arrived on rank 1, while it sampled
+                agreed.append([*values, float(signalled and self.asked == 2)])
+            return agreed[self.asked - 1]
+
+    costs: list[dict[str, float]] = []
+    for rank in range(2):
+
+        def out_of_time(*_: Any, rank: int = rank, **__: Any) -> None:
+            Costly.clock.now += 3.0 + rank
+            raise StoppedError
+
+        monkeypatch.setattr(show, "sample", out_of_time)
+        run: Any = SimpleNamespace(
+            state=SimpleNamespace(costs={}, step=1),
+            clock=Rank(rank),
+            stop=SimpleNamespace(requested=False),
+            log=SimpleNamespace(say=lambda _: None),
+            recipe=SimpleNamespace(seed=0, output="run"),
+            ema=None,
+        )
+        assert show.sample_grid(run, show.ON_THE_WAY) is None
+        costs.append(run.state.costs)
+    assert costs == 2 * [{} if signalled else {"draw": 3.0}]
+
+
 def test_a_stopped_run_draws_only_what_is_quick() -> None:
     for seconds, count in ((0.01, 64), (0.2, 9), (1.5, 1), (2.5, 0)):
         run: Any = SimpleNamespace(state=SimpleNamespace(costs={"draw": seconds}), clock=SimpleNamespace(budget=None))

@@ -105,27 +105,31 @@ def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
     of a seed is the same in grids of all sizes, up to rounding.
 
     Returns:
-        The images, or None if there is no time for one, or a signal asks to stop.
+        The images, or None if there is no time for one. A signal ends sampling, unless `limits` are
+        those of a run that a signal has already stopped.
     """
     images, began, costs = None, time.monotonic(), run.state.costs
-    stopped = run.stop.requested  # before
+    # Whatever decides what is drawn is agreed on: every rank must draw the same images.
+    stopping = lambda: limits is not STOPPED and run.stop.requested  # noqa: E731
     while True:
-        spent, stops = run.clock.agree(time.monotonic() - began, any_rank=run.stop.requested and not stopped)
+        spent, stops = run.clock.agree(time.monotonic() - began, any_rank=stopping())
         count = images_to_draw(run, limits, spent)
         if stops or count <= (0 if images is None else len(images)):
             return images
         started = time.monotonic()
         try:
             batch = count if "draw" not in costs else max(1, min(count, int(BATCH / max(costs["draw"], 1e-9))))
-            until = watch(run, count, stopped)
+            until = watch(run, limits, count, stopping)
             images = sample(run.ema, count, run.recipe.seed, batch_size=batch, progress=False, until=until)
         except StoppedError:
-            if images is None and not run.stop.requested and "draw" not in costs:
-                run.log.say(
-                    f"no samples are drawn during this run, because one image takes more than {FIRST:.0%} of it: "
-                    f"genmodels sample {run.recipe.output} --n 1"
-                )
-            costs.setdefault("draw", time.monotonic() - started)
+            spent, stops = run.clock.agree(time.monotonic() - started, any_rank=stopping())
+            if not stops and "draw" not in costs:  # there was no time for one image
+                costs["draw"] = spent
+                if limits is not STOPPED:
+                    run.log.say(
+                        f"no samples are drawn during this run, because one image takes more than {FIRST:.0%} of it: "
+                        f"genmodels sample {run.recipe.output} --n 1"
+                    )
             return images
         costs["draw"] = run.clock.agree(time.monotonic() - started)[0] / count
 
@@ -140,15 +144,14 @@ def images_to_draw(run: Run, limits: Limits, spent: float) -> int:
     return min(GRID, math.isqrt(int(min(GRID, max(0.0, seconds) / max(cost, 1e-9)))) ** 2)
 
 
-def watch(run: Run, count: int, stopped: bool) -> Callable[[], bool]:
+def watch(run: Run, limits: Limits, count: int, stopping: Callable[[], bool]) -> Callable[[], bool]:
     """Return a function that says from time to time that `count` images are being sampled.
 
-    It returns True when there is no more time for them, or a signal asks to stop and had not done
-    so before (`stopped`).
+    It returns True when there is no more time for them, or `stopping()` is True.
     """
     began = time.monotonic()
     said = began + QUIET - QUIET_SECONDS
-    end = math.inf if run.clock.budget is None else began + FIRST * run.clock.budget
+    end = began + limits.time(FIRST, run.clock.budget)
     cost = run.state.costs.get("draw")
     whole = "" if cost is None else f" of about {in_words(count * cost)}"
 
@@ -159,7 +162,7 @@ def watch(run: Run, count: int, stopped: bool) -> Callable[[], bool]:
             said = now
             images = "1 image" if count == 1 else f"{count} images"
             run.log.say(f"step {run.state.step:,}: sampling {images}, {in_words(now - began)}{whole}")
-        return now > end or (run.stop.requested and not stopped)
+        return now > end or stopping()
 
     return until
 
