@@ -25,7 +25,7 @@ from genmodels.evaluation.report import Figure, Section, curves, embedded, page,
 from genmodels.evaluation.results import Score
 from genmodels.modes import computes_bf16, evaluating
 from genmodels.reading import read_json_lines
-from genmodels.writing import write_text
+from genmodels.writing import is_free, is_leftover, write_text
 
 SIZE = 64
 MADE = {"index.html", "grid.png", "reconstructions.png", "interpolation.png", "interpolation.gif", "vae", "ae"}
@@ -76,9 +76,9 @@ def show(out: Path, data: Packed, minutes: float, began: float) -> Path:
 
 
 def _prepare(out: Path, force: bool) -> None:
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    names = {path.name for path in out.iterdir() if not is_leftover(path.name)} if out.is_dir() else set()
     earlier = "vae" in names and names <= MADE  # finished or not
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         if not (force and earlier):
             hint = "replace that demo with --force (make demo ARGS=--force), or " if earlier else ""
             raise ValueError(f"{out} is not an empty folder: {hint}choose another --out")

@@ -6,9 +6,13 @@ import errno
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from glob import escape
 from itertools import count
@@ -18,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-LEFTOVER = ".genmodels.partial"
-"""Temporary folder of `replacing_files`."""
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+"""This computer in the names of temporary files: the numbers of its processes mean nothing on others."""
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}-[0-9]+-[0-9]+\.(partial|replaced)(\.[^.]*)?", re.DOTALL)
 _drafts = count()
 
 
@@ -29,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the block fails, `path` keeps its contents and the temporary file is removed. A symbolic link
     at `path` is replaced and never written through. Missing folders are created. Several processes
-    may write the same file at once; what killed ones have left is removed.
+    may write the same file at once; what killed ones of this computer have left is removed.
 
     Example::
 
@@ -42,15 +47,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written. If the disk is full, the message says so in one line.
     """
-    before, after = f".{path.stem[:60]}.", f".partial{path.suffix}"
-    draft = path.with_name(f"{before}{os.getpid()}-{next(_drafts)}{after}")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for other in path.parent.glob(f"{escape(before)}*{escape(after)}"):
-            process = other.name.removeprefix(before).partition("-")[0]
-            if not (process.isdecimal() and _is_running(int(process))):
-                remove(other)
-        remove(draft)
+        draft = _temporary(path, path.suffix)
         try:
             yield draft
             flush(draft)
@@ -95,14 +94,18 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             yield draft
         return
     path = path.absolute()
-    old = path.with_name(f".{path.name[:60]}.replaced")
-    with explained(path), _draft(path.with_name(f".{path.name[:60]}.partial")) as draft:
+    with explained(path), _draft(path) as draft:
         yield draft
         _flush_all(draft)
-        if os.path.lexists(path):
-            remove(old)
-            os.replace(path, old)
-        os.replace(draft, path)
+        old = draft.with_suffix(".replaced")
+        try:
+            if os.path.lexists(path):
+                os.replace(path, old)
+            os.replace(draft, path)
+        except BaseException:
+            if os.path.lexists(old) and not os.path.lexists(path):
+                os.replace(old, path)
+            raise
         flush_folder(path.parent)
         remove(old)
 
@@ -121,7 +124,7 @@ def replacing_files(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
     Raises:
         OSError: if they cannot be written. If the disk is full, the message says so in one line.
     """
-    with explained(folder), _draft(folder / LEFTOVER) as draft:
+    with explained(folder), _draft(folder / "genmodels") as draft:
         yield draft
         _flush_all(draft)
         for name in dict.fromkeys([*first, *sorted(file.name for file in draft.iterdir())]):
@@ -130,27 +133,75 @@ def replacing_files(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def is_free(path: Path) -> bool:
-    """Return whether nothing is at `path`, or a folder that is empty except for what an interrupted
-    `replacing_files` has left."""
+    """Return whether nothing is at `path`, or a folder that is empty except for what interrupted
+    writes have left (see `is_leftover`)."""
     if not path.is_dir():
         return not os.path.lexists(path)
-    return all(item.name == LEFTOVER for item in path.iterdir())
+    return all(is_leftover(item.name) for item in path.iterdir())
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a file or folder has a temporary name of this module. It is what a killed
+    process has left, or what another one is writing."""
+    return _LEFTOVER.fullmatch(name) is not None
 
 
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    """Context with a new folder, which is removed at the end if it is still there."""
-    remove(path)
-    path.mkdir(parents=True)
+    """Context with a new folder beside `path`, which is removed at the end if it is still there."""
+    draft = _temporary(path)
+    draft.mkdir(parents=True)
     try:
-        yield path
+        yield draft
     finally:
-        remove(path)
+        remove(draft)
+
+
+def _temporary(path: Path, suffix: str = "") -> Path:
+    """Return a temporary name beside `path`, which no other process uses.
+
+    What killed processes of this computer have left there of `path` is removed. If one was killed
+    while it replaced a folder, the earlier folder is put back.
+
+    Args:
+        path: the file or folder to write.
+        suffix: ending of `path` that the temporary name has too.
+    """
+    stem = path.name.removesuffix(suffix)
+    if len(stem) > 40:
+        stem = f"{stem[:40]}~{zlib.crc32(os.fsencode(stem)):08x}"
+    start = f".{stem}.{_HOST}-"
+    left = re.compile(rf"{re.escape(start)}([0-9]+)-[0-9]+\.(partial|replaced){re.escape(suffix)}")
+    for other in path.parent.glob(f"{escape(start)}*"):
+        found = left.fullmatch(other.name)
+        if found is None or _is_running(int(found[1])):
+            continue
+        with suppress(OSError):  # another process may be removing it too
+            if found[2] == "replaced" and not os.path.lexists(path):
+                os.replace(other, path)
+            else:
+                remove(other)
+    draft = path.with_name(f"{start}{os.getpid()}-{next(_drafts)}.partial{suffix}")
+    remove(draft)  # of a killed process that had the same number
+    return draft
+
+
+def _is_running(process: int) -> bool:
+    import psutil  # here, because it is rarely needed
+
+    try:
+        return psutil.pid_exists(process)
+    except OverflowError:
+        return False
 
 
 def _flush_all(folder: Path) -> None:
-    for path in (*sorted(folder.rglob("*")), folder):
-        (flush_folder if path.is_dir() else flush)(path)
+    """Write a folder through to disk. Many files at once are much faster than one after another."""
+    paths = sorted(folder.rglob("*"))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(flush, [path for path in paths if not path.is_dir()]))
+    for path in (*(path for path in paths if path.is_dir()), folder):
+        flush_folder(path)
 
 
 def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
@@ -169,17 +220,16 @@ def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
     """
     remove(path)
     needed, free = math.prod(shape) * np.dtype(kind).itemsize, shutil.disk_usage(path.parent).free
-    try:
-        if needed > free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        array = open_memmap(path, "w+", kind, shape)
-        reserve(path)
-    except OSError as error:
-        remove(path)
-        if not is_full(error):
-            raise
+    if needed > free:
         numbers = f"it needs {needed / 1e9:.2g} GB and the disk has {free / 1e9:.2g} GB free"
-        raise FullDiskError(path, numbers) from None
+        raise FullDiskError(path, numbers)
+    try:
+        with explained(path):
+            array = open_memmap(path, "w+", kind, shape)
+            reserve(path)
+    except OSError:  # such as that of a quota
+        remove(path)
+        raise
     return array
 
 
@@ -199,16 +249,6 @@ def reserve(path: Path) -> None:
         os.posix_fallocate(descriptor, 0, size)
     finally:
         os.close(descriptor)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # of another user
-        pass
-    return True
 
 
 def remove(path: Path) -> None:

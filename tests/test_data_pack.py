@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import genmodels.data as data_package
-from genmodels import image_files
+from genmodels import image_files, writing
 from genmodels.data import export, load_packed, open_data, pack, packing, save_sheet
 from genmodels.data.packed import IMAGES, LABELS, MANIFEST, NAMES
 from genmodels.hashing import file_sha256
@@ -186,6 +186,18 @@ pack("folder", Path(sys.argv[1]), Path(sys.argv[2]), 16, workers=1)
     np.testing.assert_array_equal(resumed.images, fresh.images)
     assert resumed.manifest == fresh.manifest
     assert sorted(os.listdir(out)) == sorted(os.listdir(tmp_path / "fresh"))
+
+
+def test_a_kill_while_the_journal_is_written_does_not_block_the_pack(tmp_path: Path):
+    tree = write_tree(tmp_path / "tree", 4)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".progress.{writing._HOST}-99999999999-0.partial.jsonl").touch()
+    assert len(load_packed(pack("folder", tree, tmp_path / "out", 16)).images) == 4
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(os.listdir(pack("folder", tree, tmp_path / "fresh", 16)))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".progress.mine.partial.jsonl").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        pack("folder", tree, tmp_path / "other", 16)
 
 
 def test_pixels_lost_in_a_crash_are_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

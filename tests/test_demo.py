@@ -119,6 +119,19 @@ def test_the_demo_replaces_only_a_demo_and_only_when_told(
     assert not (tmp_path / "new").exists()
 
 
+def test_what_a_killed_demo_left_does_not_block_the_next(tmp_path: Path) -> None:
+    left = ".index.0123abcd-9-0.partial.html"
+    (tmp_path / left).touch()
+    demo_module._prepare(tmp_path, force=False)
+    (tmp_path / "vae").mkdir()
+    demo_module._prepare(tmp_path, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == [left]
+    (tmp_path / "vae").mkdir()
+    (tmp_path / ".index.mine.partial.html").touch()
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        demo_module._prepare(tmp_path, force=True)
+
+
 def test_failed_training_ends_the_demo(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "other").touch()  # the recipe refuses the folder

@@ -112,6 +112,9 @@ def test_a_long_log_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 # ---- writing ----
 
+ENDED = f"{writing._HOST}-99999999999-0"
+"""A process of this computer that has ended, in the names of temporary files."""
+
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "old")
@@ -132,7 +135,7 @@ def test_a_write_never_goes_through_a_link(tmp_path: Path) -> None:
     path = tmp_path / "run" / "config.yaml"
     path.parent.mkdir()
     path.symlink_to(precious)
-    (path.parent / ".config.99999999999-0.partial.yaml").symlink_to(precious)  # a temporary name
+    (path.parent / f".config.{ENDED}.partial.yaml").symlink_to(precious)
     writing.write_text(path, "new")
     assert precious.read_text() == "keep"
     assert path.read_text() == "new"
@@ -194,8 +197,9 @@ def test_the_error_of_an_array_keeps_its_numbers_and_names_the_file_and_not_a_dr
 
 def test_a_free_folder_is_filled_and_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"  # such as a mounted disk, or the current directory
-    (out / writing.LEFTOVER).mkdir(parents=True)
-    write(out / writing.LEFTOVER / "half", "of a killed process")
+    left = out / f".genmodels.{ENDED}.partial"
+    left.mkdir(parents=True)
+    write(left / "half", "of a killed process")
     monkeypatch.chdir(out)
     before = out.stat().st_ino
     with writing.replacing_folder(Path(".")) as draft:
@@ -234,12 +238,103 @@ def test_the_message_of_a_full_disk_is_plain(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed_but_not_what_another_writes(tmp_path: Path) -> None:
-    write(tmp_path / ".a.99999999999-0.partial.txt", "of a killed process")
+    write(tmp_path / f".a.{ENDED}.partial.txt", "of a killed process")
     with writing.replacing(tmp_path / "a.txt") as first, writing.replacing(tmp_path / "a.txt") as second:
         first.write_text("first")
         second.write_text("second")
     assert os.listdir(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "first"
+
+
+def test_a_write_removes_no_draft_of_another_file_or_computer_and_no_file_of_the_user(tmp_path: Path) -> None:
+    names = (
+        f".a.v2.{ENDED}.partial.png",
+        ".a.00000000-99999999999-0.partial.png",
+        f".a.{writing._HOST}-{os.getppid()}-0.partial.png",
+        ".a.mine.partial.png",
+        ".a.99999999999-0.partial.png",
+    )
+    for name in names:
+        write(tmp_path / name, "keep")
+    with writing.replacing(tmp_path / "a.v2.png") as other:
+        other.write_text("other")
+        writing.write_text(tmp_path / "a.png", "new")
+    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], "a.png", "a.v2.png"])
+    long = ["x" * 100 + end for end in ("1", "2")]  # the temporary names must fit in 255 bytes
+    with writing.replacing(tmp_path / f"{long[0]}.txt") as first:
+        first.write_text("1")
+        write(tmp_path / first.name.replace(f"-{os.getpid()}-", "-99999999999-"), "of a killed process")
+        writing.write_text(tmp_path / f"{long[1]}.txt", "2")
+    assert [(tmp_path / f"{name}.txt").read_text() for name in long] == ["1", "2"]
+
+
+def test_only_exact_temporary_names_are_leftovers(tmp_path: Path) -> None:
+    with writing.replacing(tmp_path / "a.b.png") as file, writing.replacing_folder(tmp_path / "c") as folder:
+        assert writing.is_leftover(file.name) and writing.is_leftover(folder.name)
+        assert writing.is_leftover(folder.with_suffix(".replaced").name)
+        assert writing.is_free(folder)
+        file.touch()
+    for name in (".a.mine.partial.png", ".partial", "images.partial", "a.partial", ".a.partial", f"a.{ENDED}.partial"):
+        assert not writing.is_leftover(name)
+
+
+def test_two_writers_of_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    with writing.replacing_files(out) as first, writing.replacing_files(out) as second:
+        write(first / "config.json", "same")
+        write(second / "config.json", "same")
+    assert os.listdir(out) == ["config.json"]
+    one, two = tmp_path / ("x" * 60 + "1"), tmp_path / ("x" * 60 + "2")
+    with writing.replacing_folder(one) as first, writing.replacing_folder(two) as second:
+        write(first / "a", "1")
+        write(second / "a", "2")
+    assert ((one / "a").read_text(), (two / "a").read_text()) == ("1", "2")
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_a_folder_that_cannot_be_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "report"
+    out.mkdir()
+    write(out / "a", "old")
+    replace = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if source.suffix == ".partial":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), writing.replacing_folder(out) as draft:
+        write(draft / "a", "new")
+    assert os.listdir(tmp_path) == ["report"] and (out / "a").read_text() == "old"
+
+
+def test_a_kill_while_a_folder_is_replaced_loses_neither_it_nor_the_next_write(tmp_path: Path) -> None:
+    old = tmp_path / f".report.{ENDED}.replaced"
+    old.mkdir()
+    write(old / "a", "old")
+    with pytest.raises(KeyboardInterrupt), writing.replacing_folder(tmp_path / "report"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ["report"] and (tmp_path / "report" / "a").read_text() == "old"
+
+
+def test_every_file_of_a_folder_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.fstat(file).st_ino))
+    with writing.replacing_folder(tmp_path / "out") as draft:
+        (draft / "sub").mkdir()
+        for i in range(50):
+            write(draft / "sub" / str(i), "x")
+        expected = {path.stat().st_ino for path in (tmp_path, draft, *draft.rglob("*"))}
+    assert set(flushed) == expected and len(flushed) == len(expected)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="the disk is full"), writing.replacing_folder(tmp_path / "b") as draft:
+        write(draft / "a", "x")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def fail(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_file_of_settings_is_read_in_a_second_or_refused(tmp_path: Path) -> None:

@@ -42,15 +42,17 @@ class Disk:
     """
 
     def __init__(self, patch: pytest.MonkeyPatch):
-        self.room, self.used = 1 << 30, 0
+        self.room, self.used, self.lock = 1 << 30, 0, threading.Lock()
         for name in ("fsync", "posix_fallocate"):
             patch.setattr(os, name, self._limited(getattr(os, name)))
 
     def _limited(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def limited(*arguments: Any) -> Any:
             is_file = stat.S_ISREG(os.fstat(arguments[0]).st_mode)
-            self.used += is_file
-            if is_file and self.used > self.room:
+            with self.lock:  # the files of a folder are flushed by several threads
+                self.used += is_file
+                full = is_file and self.used > self.room
+            if full:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return call(*arguments)
 

@@ -52,7 +52,7 @@ def test_pruning_keeps_folders_that_are_not_checkpoints(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "note.txt").write_text("mine")
-    (tmp_path / ".step_00000001.partial").mkdir()  # of a process that was killed
+    (tmp_path / ".step_00000001.0123abcd-9-0.partial").mkdir()  # of a process that was killed
     for steps in (1, 2, 3):
         save(tmp_path, steps, keep=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "step_00000003"])
@@ -183,8 +183,8 @@ def test_planted_temporary_links_are_not_written_through(tmp_path: Path) -> None
     for name in (
         ".partial",
         ".export.partial",
-        "checkpoints/.step_00000020.partial",
-        "samples/.step_00000020.partial.png",
+        "checkpoints/.step_00000020.0123abcd-9-0.partial",
+        "samples/.step_00000020.0123abcd-9-0.partial.png",
     ):
         (run / name).symlink_to(precious)
     for name in (".config.partial", ".config.partial.yaml", "metrics.partial", ".metrics.partial.jsonl"):
@@ -208,7 +208,8 @@ def test_a_run_stopped_before_its_first_checkpoint_can_be_started_again(
         fit(tiny(Failing), faces(), settings)
     run = settings.output
     assert [line["step"] for line in lines(run)] == [2]
-    (run / "checkpoints" / ".step_00000005.partial").mkdir(parents=True)
+    (run / "checkpoints" / ".step_00000005.0123abcd-9-0.partial").mkdir(parents=True)
+    (run / ".config.0123abcd-9-0.partial.yaml").touch()
     (run / LOCK).touch()  # of a process that was killed
     capsys.readouterr()
     fit(tiny(), faces(), recipe(run, log_every=2, resume=resume))

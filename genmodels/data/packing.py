@@ -39,7 +39,7 @@ from genmodels.data.source import LARGEST_TABLE, Files, Source
 from genmodels.image_files import RefusedError
 from genmodels.reading import parse_json, read_text
 from genmodels.usage import console, say
-from genmodels.writing import create_array, explained, write_text
+from genmodels.writing import create_array, explained, is_leftover, write_text
 
 CHUNK = 128
 """Images per unit of work and per line of the journal."""
@@ -159,7 +159,8 @@ def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chu
     if chunks and _is_whole(partial, shape):
         images = open_memmap(partial, "r+")  # (N, H, W, 3)
         return images, {c.start: c for c in chunks if _checksum(images, c.start) == c.checksum}
-    if others := sorted(item.name for item in out.iterdir() if item.name not in (LOCK, PARTIAL, JOURNAL)):
+    names = (item.name for item in out.iterdir() if not is_leftover(item.name))
+    if others := sorted(name for name in names if name not in (LOCK, PARTIAL, JOURNAL)):
         raise ValueError(f"{out} is not empty ({others[0]}): choose a new directory for the pack")
     # Twice the size: dropping rows or sorting them by split needs a second file.
     needed, free = 2 * header["count"] * header["size"] ** 2 * 3, shutil.disk_usage(out).free

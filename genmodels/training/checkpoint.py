@@ -26,7 +26,7 @@ from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
 from genmodels.training.shard import whole
 from genmodels.training.steps import list_checkpoints, step_of
 from genmodels.weights import check_same, read_tensors
-from genmodels.writing import remove, replacing_folder, write_json
+from genmodels.writing import is_leftover, remove, replacing_folder, write_json
 
 FORMAT = 2
 STATE = "state.json"
@@ -125,8 +125,8 @@ def save_checkpoint(
         keep: number of checkpoints up to this step to keep, including this one.
     """
     for leftover in final.parent.glob(".step_*"):  # of a process that was killed
-        name, _, kind = leftover.name[1:].partition(".")
-        if step_of(name) is not None and kind in ("partial", "replaced"):
+        name = leftover.name[1:].partition(".")[0]
+        if step_of(name) is not None and is_leftover(leftover.name):
             remove(leftover)
     if not final.is_dir() or problem_with(final) is not None:
         _write(final, state, identity, tensors)

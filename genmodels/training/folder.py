@@ -14,7 +14,7 @@ from genmodels.training.launch import is_first_process
 from genmodels.training.recipe import Recipe
 from genmodels.training.steps import list_checkpoints
 from genmodels.usage import say
-from genmodels.writing import remove
+from genmodels.writing import is_leftover, remove
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
@@ -49,7 +49,7 @@ def check_output(recipe: Recipe) -> None:
     if recipe.resume and not begun and (holds_model or not names.intersection(OURS)):
         found = f"{output} holds a model but no checkpoint" if holds_model else f"there is no run in {output}"
         raise ValueError(f"nothing to resume: {found}; check --output, or start without --resume")
-    foreign = any(name not in OURS and not _is_temporary(name) for name in names)
+    foreign = any(name not in OURS and not is_leftover(name) for name in names)
     if not recipe.resume and (begun or holds_model or foreign):
         choice = "or --resume to continue the run in it" if begun else "or empty it; it holds no run to resume"
         raise ValueError(f"{output} is not empty: give another --output, {choice}")
@@ -105,7 +105,3 @@ def _acquire(output: Path) -> FileLock:
         reason = getattr(error, "strerror", None) or error
         say(f"{output} cannot be locked ({reason}): make sure that no other run uses it")
     return lock
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and (".partial" in name or name.endswith(".replaced"))
