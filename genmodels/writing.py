@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -62,8 +62,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8. See `replacing`."""
+    write_lines(path, [text])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file atomically, as UTF-8, from lines that end in a line break. See `replacing`."""
     with replacing(path) as draft, open(draft, "x", encoding="utf-8", newline="") as file:
-        file.write(text)
+        file.writelines(lines)
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:

@@ -21,7 +21,7 @@ from genmodels.reading import read_json_lines
 from genmodels.training.checkpoint import State
 from genmodels.training.recipe import Recipe
 from genmodels.usage import console
-from genmodels.writing import explained, replacing
+from genmodels.writing import explained, write_lines
 
 METRICS = "metrics.jsonl"
 STATUS = "{task.fields[status]}"
@@ -156,13 +156,14 @@ class RunLog:
             self.say(f"{progress:4.0%} {status}")
 
     def _drop_lines_after(self, step: int) -> None:
-        if not self.path.exists():
-            return
-        with replacing(self.path) as draft, draft.open("w", encoding="utf-8") as file:
+        def kept() -> Iterator[str]:
             for line in read_json_lines(self.path):
                 if _step_in(line) <= step:
-                    file.write(json.dumps(line) + "\n")
                     self.last = line
+                    yield json.dumps(line) + "\n"
+
+        if self.path.exists():
+            write_lines(self.path, kept())
 
 
 def _step_in(line: dict[str, Any]) -> float:
