@@ -64,14 +64,47 @@ def test_launchers_are_known_by_torchrun_and_accelerate(monkeypatch: pytest.Monk
     command: list[str] = []
     monkeypatch.setattr(launch, "processes_wanted", lambda *_: 2)
     monkeypatch.setattr(launch.os, "execv", lambda _, given: command.extend(given))
-    monkeypatch.setattr(launch, "PARENT", psutil.Process(os.getppid()).ppid())
+    monkeypatch.setattr(launch, "STARTED", (os.getpid(), psutil.Process(os.getppid()).ppid()))
     spread_over_cpu(["train.py"])
     assert command[-2:] == ["--nproc-per-node=2", "train.py"]
-    monkeypatch.setattr(launch, "PARENT", os.getppid())
+    monkeypatch.setattr(launch, "STARTED", (os.getpid(), os.getppid()))
     assert launchers() == [os.getppid(), psutil.Process(os.getppid()).ppid()]
     assert not launcher_has_ended(launchers())
-    monkeypatch.setenv(launch.ABOVE, "999999")
+    monkeypatch.setenv(launch.LAUNCHER_VARIABLE, "999999")
     assert launcher_has_ended(launchers())
+
+
+def test_a_forked_process_knows_its_own_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as accelerate's notebook_launcher does
+    monkeypatch.delenv(launch.LAUNCHER_VARIABLE, raising=False)
+    monkeypatch.setattr(launch, "parent_command", list)
+    process = os.getpid()
+    child = os.fork()
+    if not child:
+        ids = launchers()
+        os._exit(0 if ids == [process] and not launcher_has_ended(ids) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_only_accelerate_itself_is_taken_for_its_launcher() -> None:
+    for line in (
+        "/venv/bin/python3.12 /venv/bin/accelerate launch train.py",
+        "python /venv/bin/accelerate-launch train.py",
+        "python -u -m accelerate.commands.launch --cpu train.py",
+        "python -m accelerate.commands.accelerate_cli launch train.py",
+    ):
+        assert launch.by_accelerate(line.split())
+    for line in (
+        "",
+        "python",
+        "bash /home/u/accelerate-faces/run.sh",
+        "make accelerate",
+        "python /home/u/accelerate/run.py",
+        "python accelerated.py",
+        "python -m accelerate_all.commands",
+        "python train.py accelerate",
+    ):
+        assert not launch.by_accelerate(line.split())
 
 
 def test_a_killed_launcher_is_noticed() -> None:

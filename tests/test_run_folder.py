@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 from test_checkpoint import save
 from test_fit import assert_equal, lines
-from tiny import Tiny, faces, recipe, tiny
+from tiny import Tiny, TinyRecipe, faces, recipe, tiny
 
 from genmodels.training.checkpoint import newest_checkpoint, problem_with
+from genmodels.training.command_line import parse
 from genmodels.training.ema import average_of, drop_snapshots
 from genmodels.training.fit import fit
-from genmodels.training.folder import LOCK, check_free, claimed
+from genmodels.training.folder import LOCK, check_unlocked, claimed
+from genmodels.training.log import reporting_full_disk
 from genmodels.training.recipe import MAX_STEPS, check_recipe
 
 
@@ -99,13 +103,13 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch:
     assert not (run / LOCK).exists()
     with claimed(run):
         before = contents(run)
-        for refused in (lambda: fit(tiny(), faces(), recipe(run, resume=True)), lambda: check_free(run)):
+        for refused in (lambda: fit(tiny(), faces(), recipe(run, resume=True)), lambda: check_unlocked(run)):
             with pytest.raises(ValueError, match=r"run is in use by another run: wait until it ends") as error:
                 refused()
             assert "\n" not in str(error.value)
         assert contents(run) == before
         monkeypatch.setenv("RANK", "1")  # the other processes of a run share the lock of the first
-        check_free(run)
+        check_unlocked(run)
         with claimed(run):
             pass
         monkeypatch.delenv("RANK")
@@ -123,7 +127,7 @@ def test_the_lock_of_a_killed_run_is_free(tmp_path: Path) -> None:
             signal.pause()
     os.read(ready, 1)
     with pytest.raises(ValueError, match="in use"):
-        check_free(out)
+        check_unlocked(out)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert (out / LOCK).exists()
@@ -203,7 +207,7 @@ def test_a_run_stopped_before_its_first_checkpoint_can_be_started_again(
     tmp_path: Path, resume: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = fit(tiny(), faces(), recipe(tmp_path / "whole", log_every=2))
-    settings = recipe(tmp_path / "run", log_every=2, save_every=10, sample_every=10, ema_snapshots=10, tensorboard=True)
+    settings = recipe(tmp_path / "run", log_every=2, save_every=10, sample_every=10, tensorboard=True)
     with pytest.raises(RuntimeError, match="failed"):
         fit(tiny(Failing), faces(), settings)
     run = settings.output
@@ -219,7 +223,18 @@ def test_a_run_stopped_before_its_first_checkpoint_can_be_started_again(
     assert (said in capsys.readouterr().err) == resume
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "model.safetensors", "README.md", "samples/a.png", ".hidden"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.txt",
+        "model.safetensors",
+        "README.md",
+        "samples/a.png",
+        "ema/step_00000005.safetensors",
+        ".hidden",
+        "config.yaml.1",
+    ],
+)
 def test_a_folder_with_something_else_is_not_started_in(tmp_path: Path, name: str) -> None:
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
@@ -229,6 +244,76 @@ def test_a_folder_with_something_else_is_not_started_in(tmp_path: Path, name: st
     with pytest.raises(ValueError, match="is not empty: give another --output, or empty it"):
         fit(tiny(), faces(), recipe(tmp_path / "run"))
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_starting_again_keeps_the_files_of_before(
+    tmp_path: Path, resume: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    mine = {
+        "config.yaml": b"family: tiny # mine\n",
+        "metrics.jsonl": b'{"step": 1, "loss": 1}\nnotes',
+        "metrics.1.jsonl": b"",
+    }
+    for name, content in mine.items():
+        (run / name).write_bytes(content)
+    fit(tiny(), faces(), recipe(run, resume=resume))
+    found = contents(run)
+    kept = {"config.1.yaml": "config.yaml", "metrics.2.jsonl": "metrics.jsonl", "metrics.1.jsonl": "metrics.1.jsonl"}
+    assert {name: found[name] for name in kept} == {name: mine[old] for name, old in kept.items()}
+    assert b"fingerprint" in found["config.yaml"] and [line["step"] for line in lines(run)] == [5, 10, 15, 20]
+    assert f"{run / 'config.yaml'} was there before this run: it is now config.1.yaml\n" in capsys.readouterr().err
+    fit(tiny(), faces(), recipe(run, steps=30, resume=True))  # the files of the run itself are not put aside
+    assert not any((run / name).exists() for name in ("config.2.yaml", "metrics.3.jsonl"))
+
+
+def test_a_snapshot_is_never_written_before_the_first_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="failed"):
+        fit(tiny(Failing), faces(), recipe(tmp_path / "run", save_every=10, sample_every=10, ema_snapshots=10))
+    assert [p.name for p in (tmp_path / "run" / "ema").iterdir()] == ["step_00000002.safetensors"]
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+
+
+def test_a_copied_or_moved_run_continues_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fit(tiny(), faces(), recipe(tmp_path / "run", steps=5))
+    copy = tmp_path / "runs" / "tiny"
+    shutil.copytree(run, copy)
+    monkeypatch.chdir(tmp_path)
+
+    def output(*args: str) -> Path:
+        return parse(TinyRecipe, "tiny", list(args)).output
+
+    assert output("--config", f"{copy}/config.yaml", "--resume") == copy
+    assert output("--resume") == Path("runs/tiny")
+    assert output("--config", f"{copy}/config.yaml", "--resume", "--output", str(run)) == run
+    assert output("--config", f"{copy}/config.yaml") == run
+    shutil.copy(copy / "config.yaml", tmp_path / "config.yaml")  # not in the folder of a run
+    assert output("--config", "config.yaml", "--resume") == run
+
+
+def test_a_long_log_does_not_prevent_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fit(tiny(), faces(), recipe(tmp_path / "run", steps=10, log_every=1))
+    monkeypatch.setattr("genmodels.reading.LARGEST_TEXT", 100)
+    fit(tiny(), faces(), recipe(run, resume=True, log_every=1))
+    assert [line["step"] for line in lines(run)] == list(range(1, 21))
+
+
+def test_errors_of_other_threads_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[threading.ExceptHookArgs] = []
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    monkeypatch.setattr(threading, "excepthook", reported.append)
+    errors = [FileNotFoundError("mine"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+    with reporting_full_disk(tmp_path):
+        for error in errors:
+            thread = threading.Thread(target=fail, args=(error,))
+            thread.start()
+            thread.join()
+    assert [failure.exc_value for failure in reported] == errors[:1]
 
 
 def test_a_model_without_checkpoints_is_not_overwritten_by_resume(tmp_path: Path) -> None:

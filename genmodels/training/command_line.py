@@ -23,7 +23,7 @@ from genmodels.data.packed import IN_MEMORY
 from genmodels.reading import read_yaml
 from genmodels.saving import from_dict, reset_derived, to_dict
 from genmodels.training.flags import show_common_flags
-from genmodels.training.folder import check_free, check_output
+from genmodels.training.folder import CHECKPOINTS, METRICS, check_output, check_unlocked
 from genmodels.training.launch import spread_over_cpu, use_every_core
 from genmodels.training.recipe import NOT_SAVED, PriorRecipe, R, Recipe, check_recipe
 from genmodels.usage import UsageError, expand_home, one_line_refusals, printing, say
@@ -87,7 +87,9 @@ def from_yaml(recipe: type[R], family: str, path: Path) -> R:
 def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
     """Return the recipe of a command line: defaults, then the file of --config, then flags.
 
-    With --resume and without --config, the file is config.yaml of the run to continue.
+    With --resume and without --config, the file is config.yaml of the run to continue. A run folder
+    may have been moved or copied since: with --resume and without --output, config.yaml in a run
+    folder continues the run in this folder, whatever folder it records.
 
     Raises:
         ValueError: for a file, a flag or a combination of flags that cannot work.
@@ -108,6 +110,9 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
         base = replace(recipe(), output=Path("runs") / family, **changes)
     else:
         base = from_yaml(recipe, family, file)
+        in_run = file.name == "config.yaml" and any((file.parent / name).exists() for name in (CHECKPOINTS, METRICS))
+        if "--resume" in rest and in_run:
+            base = replace(base, output=file.parent)  # unless there is --output
     base = _for_size(base, _pop_flag("--size", rest)[0], _pop_flag("--data", rest)[0])
     # A length given as a flag replaces the other kind of length in the file or the defaults.
     given = {arg.split("=")[0] for arg in rest}
@@ -185,7 +190,7 @@ def run(
         try:
             chosen = parse(recipe, family, rest)
             status = 1
-            check_free(chosen.output)
+            check_unlocked(chosen.output)
             check_output(chosen)
             spread_over_cpu(sys.argv if command is None else command)
             use_every_core()

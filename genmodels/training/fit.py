@@ -240,11 +240,12 @@ def record(run: Run, before: float, progress: float) -> bool:
         return any(before < mark <= progress for mark in marks) if every is None else state.step % every == 0
 
     shown = is_due(recipe.sample_every, SHOWN_AT)
+    kept = any(before < k / recipe.ema_snapshots <= progress for k in range(1, recipe.ema_snapshots))
+    if (shown or kept) and not state.saved:  # a folder with weights also has a checkpoint, so that it can be resumed
+        save(run)
     if shown:
-        if not state.saved:  # a folder with a model also has a checkpoint, so that it can be resumed
-            save(run)
         show(run, ON_THE_WAY)
-    if any(before < k / recipe.ema_snapshots <= progress for k in range(1, recipe.ema_snapshots)):
+    if kept:
         snapshot(run)
     overdue = recipe.save_every is None and state.elapsed - state.saved > SAVE_SECONDS
     if is_due(recipe.save_every, SHOWN_AT[:1]) or overdue:

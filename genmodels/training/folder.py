@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,11 +19,13 @@ from genmodels.usage import say
 from genmodels.writing import is_leftover, remove
 
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
 LOCK = ".lock"
-MODEL = ("model.safetensors", "config.json", "README.md", "samples")
+MODEL = ("model.safetensors", "config.json", "README.md", "samples", "ema")
 """What a run writes only after its first checkpoint."""
-OURS = (*MODEL, CHECKPOINTS, LOCK, "config.yaml", "metrics.jsonl", "tensorboard", "ema")
-"""Everything that a run writes to its folder, except for temporary files."""
+OURS = (*MODEL, CHECKPOINTS, LOCK, "config.yaml", METRICS, "tensorboard")
+"""Everything that a run writes to its folder, except for temporary files and what `put_aside` has
+renamed."""
 
 
 def check_output(recipe: Recipe) -> None:
@@ -49,6 +53,7 @@ def check_output(recipe: Recipe) -> None:
     if recipe.resume and not begun and (holds_model or not names.intersection(OURS)):
         found = f"{output} holds a model but no checkpoint" if holds_model else f"there is no run in {output}"
         raise ValueError(f"nothing to resume: {found}; check --output, or start without --resume")
+    names = {name for name in names if not re.fullmatch(r"config\.[0-9]+\.yaml|metrics\.[0-9]+\.jsonl", name)}
     foreign = any(name not in OURS and not is_leftover(name) for name in names)
     if not recipe.resume and (begun or holds_model or foreign):
         choice = "or --resume to continue the run in it" if begun else "or empty it; it holds no run to resume"
@@ -58,7 +63,28 @@ def check_output(recipe: Recipe) -> None:
         raise PermissionError(f"cannot write to {place}: give another --output, or change its permissions")
 
 
-def check_free(output: Path) -> None:
+def put_aside(output: Path, config: str) -> None:
+    """Rename the files that a new run would replace, and could not restore.
+
+    A folder without a checkpoint can be started again, but what it holds need not be what a run has
+    left: config.yaml may be written by hand, and a long metrics.jsonl may be all that is kept of a
+    run. metrics.jsonl becomes metrics.1.jsonl, or has the next number that is free.
+
+    Args:
+        output: the run folder.
+        config: what the run writes to config.yaml. An equal file stays.
+    """
+    for path, text in ((output / "config.yaml", config), (output / METRICS, "")):
+        content = text.encode()
+        if not path.is_file() or (path.stat().st_size == len(content) and path.read_bytes() == content):
+            continue
+        names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
+        aside = next(name for name in names if not os.path.lexists(name))
+        path.rename(aside)
+        say(f"{path} was there before this run: it is now {aside.name}")
+
+
+def check_unlocked(output: Path) -> None:
     """Refuse a run folder that another process is using, before any work.
 
     Raises:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -17,10 +18,10 @@ SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
 """Environment variables in which torchrun and the MPI launchers store the number of processes."""
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Environment variables in which they store the index of a process."""
-ABOVE = "GENMODELS_LAUNCHER"
+LAUNCHER_VARIABLE = "GENMODELS_LAUNCHER"
 """Environment variable in which `spread_over_cpu` stores the process id of accelerate's launcher."""
-PARENT = os.getppid()
-"""Parent of this process when it started."""
+STARTED = (os.getpid(), os.getppid())
+"""This process and its parent when it started."""
 
 
 def is_first_process() -> bool:
@@ -37,9 +38,19 @@ def launchers() -> list[int]:
     They are its parent, if that is a launcher, and accelerate's launcher above it, if
     `spread_over_cpu` has put another one in between. Empty if this process was not launched.
     """
-    above = [int(number) for number in os.environ.get(ABOVE, "").split()]
+    above = [int(number) for number in os.environ.get(LAUNCHER_VARIABLE, "").split()]
     started = "TORCHELASTIC_RUN_ID" in os.environ or by_accelerate(parent_command())
-    return [PARENT, *above] if started else []
+    return [parent(), *above] if started else []
+
+
+def parent() -> int:
+    """Return the process id of the parent that this process had when it started.
+
+    A process that was forked after the import, as accelerate's notebook_launcher does, has another
+    parent.
+    """
+    process, above = STARTED
+    return above if process == os.getpid() else os.getppid()
 
 
 def launcher_has_ended(ids: list[int]) -> bool:
@@ -75,7 +86,7 @@ def spread_over_cpu(command: list[str]) -> None:
     count = processes_wanted(dict(os.environ), parent_command())
     if count > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        os.environ[ABOVE] = str(PARENT)
+        os.environ[LAUNCHER_VARIABLE] = str(parent())
         sys.stdout.flush()
         os.execv(sys.executable, [*launcher, *command])
 
@@ -88,9 +99,17 @@ def parent_command() -> list[str]:
         return []
 
 
-def by_accelerate(parent: list[str]) -> bool:
-    """Return whether the command line `parent` is that of accelerate's launcher."""
-    return any("accelerate" in part for part in parent[:3])
+def by_accelerate(command: list[str]) -> bool:
+    """Return whether a command line is that of accelerate's launcher, which Python runs as a script
+    or as a module."""
+    match [word for word in command if word == "-m" or not word.startswith("-")]:  # without the options of Python
+        case [python, "-m", module, *_]:
+            started = module.startswith("accelerate.commands.")
+        case [python, script, *_]:
+            started = Path(script).stem in ("accelerate", "accelerate-launch")
+        case _:
+            return False
+    return started and Path(python).name.startswith("python")
 
 
 def use_every_core() -> None:

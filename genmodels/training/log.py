@@ -19,11 +19,11 @@ from torch import Tensor
 
 from genmodels.reading import read_json_lines
 from genmodels.training.checkpoint import State
+from genmodels.training.folder import METRICS
 from genmodels.training.recipe import Recipe
 from genmodels.usage import console
-from genmodels.writing import explained, write_lines
+from genmodels.writing import explained, is_full, write_lines
 
-METRICS = "metrics.jsonl"
 STATUS = "{task.fields[status]}"
 QUIET_SECONDS = 30.0
 """Shortest time between two progress lines if the output is not a terminal."""
@@ -182,7 +182,7 @@ def reporting_full_disk(output: Path) -> Iterator[None]:
     report = threading.excepthook
 
     def report_others(failure: threading.ExceptHookArgs) -> None:
-        if not isinstance(failure.exc_value, OSError):
+        if failure.exc_value is None or not is_full(failure.exc_value):
             report(failure)
 
     threading.excepthook = report_others

@@ -27,7 +27,7 @@ from genmodels.training.checkpoint import State, load_checkpoint, load_optimizer
 from genmodels.training.clock import Clock, Stop, too_short
 from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
-from genmodels.training.folder import CHECKPOINTS, check_output
+from genmodels.training.folder import CHECKPOINTS, check_output, put_aside
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
 from genmodels.training.recipe import Recipe
@@ -110,7 +110,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     identity = identity_of(model, train, recipe)
     state = State()
     if recipe.resume:
-        checkpoint = newest_checkpoint(checkpoints, say)
+        checkpoint = newest_checkpoint(checkpoints, say if accelerator.is_main_process else lambda _: None)
         state = load_checkpoint(checkpoint, identity, model, ema)
     sharded = sharding_wanted(accelerator.num_processes)
     if sharded:
@@ -207,7 +207,7 @@ def as_trained(recipe: Recipe, model: Model, data: Packed) -> Recipe:
 
 
 def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
-    """Write config.yaml atomically into the run folder.
+    """Write config.yaml into the run folder. A new run puts aside what it would replace.
 
     In addition to the recipe, it records what `actual_settings` returns and the fingerprint of the
     data. Paths are absolute, so that they mean the same from any folder.
@@ -217,6 +217,8 @@ def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
         paths["data"] = str(Path(recipe.data).absolute())
     recipe = replace(recipe, **paths)
     text = to_yaml(recipe, recipe.name, fingerprint=data.fingerprint, **actual_settings(model, recipe))
+    if not recipe.resume:
+        put_aside(recipe.output, text)
     write_text(recipe.output / "config.yaml", text)
 
 
