@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,16 @@ from torch import Tensor
 from genmodels.base import Model
 from genmodels.nn.density import Whitening
 from genmodels.reading import in_one_line, read_json
-from genmodels.saving import Range, from_settings
+from genmodels.saving import Range, from_dict, from_settings
 from genmodels.types import Batch
-from genmodels.weights import build, check_finite, read_all_shapes
+from genmodels.weights import build, check_finite, masks, read_all_shapes
 
 FOLDERS = (".", "vae", "vqvae")
 """Places of an autoencoder: its own folder, or the folder of a pipeline."""
+
+
+_SINGLE = (int, float, bool, str, int | None, float | None, bool | None, str | None)
+"""Types of settings that are single values."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,16 @@ class PretrainedCodec(Model, ABC):
         super().__init__(config)
         import diffusers
 
+        kind = getattr(diffusers, self.family)
+        settings = checked_settings(kind, config.settings)
         try:
-            self.network: Any = getattr(diffusers, self.family).from_config(dict(config.settings))
+            self.network: Any = kind.from_config(settings)
         except Exception as error:  # diffusers checks few of its settings
             raise ValueError(f"not the config of a diffusers {self.family}: {in_one_line(error, 200)}") from None
-        settings = self.network.config
-        if settings.in_channels != 3 or settings.out_channels != 3:
-            raise ValueError(f"this {self.family} is for images of {settings.in_channels} channels, not of 3")
-        factor = 2 ** (len(settings.block_out_channels) - 1)
+        used = self.network.config
+        if used.in_channels != 3 or used.out_channels != 3:
+            raise ValueError(f"this {self.family} is for images of {used.in_channels} channels, not of 3")
+        factor = 2 ** (len(used.block_out_channels) - 1)
         if config.size % factor:
             raise ValueError(f"{self.family} downsamples by {factor}, which does not divide {config.size} px")
         self.grid = config.size // factor
@@ -93,6 +100,21 @@ class PretrainedCodec(Model, ABC):
     def reconstruct(self, images: Tensor) -> Tensor:
         """Reconstruct images (N, 3, H, W) in [-1, 1]."""
         return self.decode(self.encode(images))
+
+
+def checked_settings(network: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a diffusers network with those that are single values checked.
+
+    diffusers checks few types; wrong ones fail when the network is used.
+
+    Raises:
+        ValueError: if one has another type than the network declares.
+    """
+    checked = dict(settings)
+    for name, kind in typing.get_type_hints(network.__init__).items():  # type: ignore[misc]
+        if name in settings and kind in _SINGLE and name != "sample_size":  # which may be one number or two
+            checked[name] = from_dict(kind, settings[name], name)
+    return checked
 
 
 class PretrainedKL(PretrainedCodec):
@@ -253,7 +275,7 @@ def read_network(place: Path, like: Any) -> Any:
         raise ValueError(f"{place} lacks weights of this {kind}, such as {absent[0]}: the file is damaged or mixed up")
     if extra := loaded["unexpected_keys"]:
         raise ValueError(f"{place} holds weights that this {kind} does not have: {', '.join(sorted(extra))}")
-    check_finite(network.state_dict(), place)
+    check_finite(network.state_dict(), place, masks(like))
     return network
 
 

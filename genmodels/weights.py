@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,7 +65,7 @@ def load_model(make: Callable[[], M], where: str, path: Path, part: type[nn.Modu
     check_same(_shape(make, where, shapes).state_dict(), shapes, path, PRECISIONS)
     with _described(where):
         model = make()
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, masks(model))
     names = [name for name, module in model.named_modules() if isinstance(module, part)]
     for name, kind in _precisions(tensors, names, path).items():
         model.get_submodule(name).to(kind)
@@ -155,7 +155,12 @@ def read_shapes(path: Path) -> dict[str, Tensor]:
 
 
 def read_all_shapes(folder: Path, kind: str) -> dict[str, Tensor]:
-    """Return what `read_shapes` does of all safetensors files in the folder of a `kind` of diffusers.
+    """Return the tensors of all safetensors files in the folder of a diffusers network, as
+    `read_shapes` does.
+
+    Args:
+        folder: the folder.
+        kind: name of the class of the network, for messages.
 
     Raises:
         ValueError: if there are none, or one is damaged.
@@ -169,31 +174,48 @@ def read_all_shapes(folder: Path, kind: str) -> dict[str, Tensor]:
     return {name: tensor for file in files for name, tensor in read_shapes(file).items()}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def masks(model: nn.Module) -> set[str]:
+    """Return the names of the buffers of a new model that hold infinity, such as attention masks."""
+    buffers = model.named_buffers(remove_duplicate=False)
+    return {name for name, buffer in buffers if buffer.is_floating_point() and buffer.isinf().any()}
+
+
+def read_tensors(path: Path, infinite: Collection[str] = ()) -> dict[str, Tensor]:
     """Read a safetensors file.
+
+    Args:
+        path: the file.
+        infinite: see `check_finite`.
 
     Raises:
         FileNotFoundError: if it does not exist.
-        ValueError: if it is damaged, or holds a number that is not finite.
+        ValueError: if it is damaged, or see `check_finite`.
     """
     with _explained(path):
         tensors = load_file(path)
-    check_finite(tensors, path)
+    check_finite(tensors, path, infinite)
     return tensors
 
 
-def check_finite(tensors: Mapping[str, Tensor], where: Path) -> None:
+def check_finite(tensors: Mapping[str, Tensor], where: Path, infinite: Collection[str] = ()) -> None:
     """Check that every number is finite.
 
+    Args:
+        tensors: tensors by name.
+        where: the file, for messages.
+        infinite: names of tensors that may hold infinity but not NaN, see `masks`.
+
     Raises:
-        ValueError: if one is NaN or infinite. The message names the tensor.
+        ValueError: if one is not. The message names the tensor.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            bad = int((~tensor.isfinite()).sum())
+        if not tensor.is_floating_point():
+            continue
+        bad = tensor.isnan() if name in infinite else ~tensor.isfinite()
+        if bad.any():
             raise ValueError(
-                f"{where}: {bad:,} of {tensor.numel():,} numbers of {name} are NaN or infinite: the weights are "
-                "damaged, or training diverged; use an earlier model"
+                f"{where}: {int(bad.sum()):,} of {tensor.numel():,} numbers of {name} are NaN or infinite: the weights "
+                "are damaged, or training diverged; use an earlier model"
             )
 
 

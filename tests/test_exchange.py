@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 
+import diffusers
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ from genmodels.dit import DiT, vanilla
 from genmodels.exchange.export import export_to_diffusers
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedVQ
+from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedVQ, checked_settings
 from genmodels.types import Condition, ConditionConfig, Noise
 
 NETWORK = dict(channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
@@ -443,6 +445,9 @@ def test_a_square_sample_size_may_be_written_as_two_numbers(tmp_path):
         ("unet/config.json", {"layers_per_block": 0}),
         ("unet/config.json", {"norm_num_groups": 0}),
         ("unet/config.json", {"act_fn": 5}),
+        ("unet/config.json", {"norm_eps": "x"}),
+        ("unet/config.json", {"mid_block_scale_factor": None}),
+        ("unet/config.json", {"flip_sin_to_cos": "no"}),
         ("unet/config.json", {"attention_head_dim": -1}),
         ("unet/config.json", {"sample_size": [16, None]}),
     ],
@@ -456,6 +461,19 @@ def test_settings_of_other_types_are_refused_in_one_line(file, changes, tmp_path
     capsys.readouterr()
     assert main(["info", str(folder)]) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["UNet2DModel", "AutoencoderKL", "VQModel", "DiTTransformer2DModel"])
+def test_every_single_setting_of_a_network_of_diffusers_is_checked(kind):
+    network = getattr(diffusers, kind)
+    defaults = {name: p.default for name, p in inspect.signature(network.__init__).parameters.items() if name != "self"}
+    assert checked_settings(network, defaults) == defaults
+    numbers = {name for name, value in defaults.items() if type(value) in (int, float)} - {"sample_size"}
+    assert len(numbers) >= 6
+    for name in numbers:
+        with pytest.raises(ValueError, match=f"^{name}: expected a number, got 'x'"):
+            checked_settings(network, defaults | {name: "x"})
+    assert type(checked_settings(network, {"in_channels": 3.0})["in_channels"]) is int
 
 
 def test_weights_of_a_pipeline_that_are_not_finite_are_refused(tmp_path):

@@ -18,7 +18,8 @@ import genmodels
 from genmodels import weights
 from genmodels.latent import Latent
 from genmodels.saving import from_dict
-from genmodels.vae import VAEConfig
+from genmodels.training.checkpoint import load_checkpoint
+from genmodels.vae import VAE, VAEConfig
 from genmodels.weights import build, read_tensors
 
 VALUES: list[Any] = [None, "", "x", -1, 0, 1, 3, 2**20, 2**31, 2**63 - 1, 10**400, 1e9, 0.5, 1e308, [], {}, True]
@@ -53,6 +54,29 @@ def test_weights_that_are_not_finite_are_refused(name: str, bad: float, tmp_path
             genmodels.load(folder)
         change(folder, tensor, tensors[tensor])
     genmodels.load(folder)
+
+
+def test_a_mask_of_infinities_is_loaded_and_nan_is_refused(tmp_path: Path) -> None:
+    class Masked(VAE):
+        def __init__(self, config: VAEConfig):
+            super().__init__(config)
+            self.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+
+    model = Masked(from_dict(VAEConfig, SMALL["vae"]))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(Masked.from_pretrained(tmp_path).mask, model.mask)
+    change(tmp_path, "mask", torch.full((2, 2), float("nan")))
+    with pytest.raises(ValueError, match="4 of 4 numbers of mask are NaN"):
+        Masked.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_that_is_not_finite_says_so(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    (tmp_path / "state.json").write_text(json.dumps({"format": 2, "identity": {}, "state": {}, "files": {}}))
+    save_file(tensors | {"bias": torch.full((2,), float("nan"))}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model.safetensors: 2 of 2 numbers of bias are NaN.* use an earlier model$"):
+        load_checkpoint(tmp_path, {}, model, model)
 
 
 @pytest.mark.parametrize("name", ["vae", "unet", "latent:unet"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.model import Diffusion
 from genmodels.nn.conditioning import Embedded
+from genmodels.pretrained import checked_settings
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def network_settings(config: UNetConfig) -> dict[str, Any]:
         "norm_num_groups": c.groups,
         "dropout": c.dropout,
         "class_embed_type": "identity" if not c.condition.is_empty or c.process == "meanflow" else None,
-    } | c.diffusers
+    } | checked_settings(UNet2DModel, c.diffusers)
 
 
 @torch.no_grad()

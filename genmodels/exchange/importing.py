@@ -19,6 +19,7 @@ from genmodels.pretrained import (
     PretrainedKL,
     PretrainedVQ,
     Size,
+    checked_settings,
     class_name,
     load_pretrained,
     read_network,
@@ -170,7 +171,9 @@ def _dit(folder: Path, process: DDPM) -> Latent:
     if not isinstance(codec, PretrainedKL):
         raise ValueError(f"{folder / 'vae'} holds a {codec.family}, not an AutoencoderKL: that is not supported")
     like = build(
-        lambda: DiTTransformer2DModel.from_config(settings), file, read_all_shapes(transformer, "DiTTransformer2DModel")
+        lambda: DiTTransformer2DModel.from_config(checked_settings(DiTTransformer2DModel, settings)),
+        file,
+        read_all_shapes(transformer, "DiTTransformer2DModel"),
     )
     network = read_network(transformer, like)
     codec.set_scale(codec.network.config.scaling_factor)

@@ -25,7 +25,7 @@ from genmodels.saving import Range, from_dict
 from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
 from genmodels.training.shard import whole
 from genmodels.training.steps import list_checkpoints, step_of
-from genmodels.weights import check_same, read_tensors
+from genmodels.weights import check_same, masks, read_tensors
 from genmodels.writing import is_leftover, remove, replacing_folder, write_json
 
 FORMAT = 2
@@ -204,7 +204,7 @@ def load_checkpoint(path: Path, identity: dict[str, Any], model: nn.Module, ema:
 
     Raises:
         ValueError: if `identity` differs from the checkpoint's (the message names every
-            difference), or the weights do not fit the model.
+            difference), or the weights are damaged or do not fit the model.
     """
     record = from_dict(Record, read_json(path / STATE), where=str(path / STATE))
     differences = _differences(record.identity, json.loads(json.dumps(identity)))
@@ -213,13 +213,13 @@ def load_checkpoint(path: Path, identity: dict[str, Any], model: nn.Module, ema:
             f"cannot resume {path}: {'; '.join(differences)}; use the settings of that run "
             "(--config with its config.yaml), or start a new run in another --output"
         )
-    try:
-        for module, file in ((model, path / "model.safetensors"), (ema, path / "ema.safetensors")):
-            tensors = read_tensors(file)
+    for module, file in ((model, path / "model.safetensors"), (ema, path / "ema.safetensors")):
+        tensors = read_tensors(file, masks(module))
+        try:
             check_same(module.state_dict(), tensors, file)
             module.load_state_dict(tensors)
-    except (RuntimeError, ValueError) as error:
-        raise _not_of_this_version(path, error) from None
+        except (RuntimeError, ValueError) as error:
+            raise _not_of_this_version(path, error) from None
     return record.state
 
 
@@ -231,10 +231,10 @@ def load_optimizers(path: Path, optimizers: dict[str, Optimizer]) -> None:
         optimizers: optimisers by turn, to load the state into.
 
     Raises:
-        ValueError: if the saved state is for other parameters.
+        ValueError: if the saved state is damaged or for other parameters.
     """
+    tensors = read_tensors(path / "optimizer.safetensors")
     try:
-        tensors = read_tensors(path / "optimizer.safetensors")
         for turn, optimizer in optimizers.items():
             state = {name.removeprefix(f"{turn}."): t for name, t in tensors.items() if name.startswith(f"{turn}.")}
             load_optimizer_tensors(optimizer, state)
