@@ -123,7 +123,7 @@ class Range:
 
 
 def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
-    """Build a typed value from plain JSON or YAML.
+    """Build a typed value from plain JSON or YAML, or from a dataclass that was built in Python.
 
     Nested dataclasses, tuples, dicts, Path, Literal and Optional are restored. A whole float given
     for an integer is converted, and an integer given for a float too. A path that begins with ~ is
@@ -131,7 +131,7 @@ def from_dict(kind: Any, value: Any, where: str = "config") -> Any:
 
     Args:
         kind: the type, such as a dataclass.
-        value: what JSON or YAML holds.
+        value: what JSON or YAML holds, or a dataclass, whose values are checked in the same way.
         where: what to call the value in an error.
 
     Raises:
@@ -208,6 +208,8 @@ def _tuple_from(inner: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ..
 
 
 def _dataclass_from(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(value):  # its class may be another one
+        kind, value = type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     if not isinstance(value, dict):
         raise _wrong(where, "a group of settings", value)
     hints = typing.get_type_hints(kind, include_extras=True)

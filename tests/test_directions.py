@@ -116,8 +116,11 @@ def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[st
     assert not Path("x.png").exists()
 
 
-def test_a_gan_of_few_images_is_told_how_to_go_on(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("gan", *data, *QUICK, *GAN_SMALL[:-2], "--steps", "4", "--output", "runs/gan") == 1
+def test_a_gan_of_few_images_trains_without_evaluations(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("gan", *data, *QUICK, *GAN_SMALL[:-2], "--steps", "4", "--output", "runs/gan") == 0
+    assert "no evaluation during training: folder faces" in capsys.readouterr().err
+    given = ["--evaluate-every", "2"]
+    assert train("gan", *data, *QUICK, *GAN_SMALL[:-2], *given, "--steps", "4", "--output", "runs/other") == 1
     assert "--evaluate-every (None disables it), train split of" in capsys.readouterr().err
 
 

@@ -232,7 +232,8 @@ def test_what_cannot_be_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    UNet(UNetConfig(size=16, channels=(16,), attention=(False,), blocks=1, groups=8)).save_pretrained(tmp_path / "RUN")
+    config = UNetConfig(size=16, channels=(16,), attention=(False,), blocks=1, groups=8, head=8)
+    UNet(config).save_pretrained(tmp_path / "RUN")
     codec("map").save_pretrained(tmp_path / "VAE")
     codec("vqvae").save_pretrained(tmp_path / "VQVAE")
     for name, value, size in (("face", 90, 16), ("small", 255, 8), ("black", 0, 16)):

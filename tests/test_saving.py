@@ -8,12 +8,13 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 import yaml
+from tiny import TinyRecipe
 
 from genmodels.cli.run_folder import read_recipe, read_subject, read_trained
 from genmodels.cli.train import recipes
@@ -151,6 +152,14 @@ def test_whole_numbers_with_a_point_are_integers_in_python_too(tmp_path: Path) -
     assert values == (4, 8, 1, 2) and all(type(value) is int for value in values)
     with pytest.raises(ValueError, match=r"seed: expected a whole number, got 1\.5"):
         check_recipe(Recipe(output=tmp_path, seed=1.5))  # type: ignore[arg-type]
+
+
+def test_settings_of_a_model_of_another_class_are_checked_as_they_are(tmp_path: Path) -> None:
+    """Such as in a recipe of one family with the config of another, which fit() takes."""
+    recipe = check_recipe(replace(TinyRecipe(output=tmp_path), model=Inner(depth=2.0)))  # type: ignore[arg-type]
+    assert recipe.model == Inner(depth=2) and type(recipe.model.depth) is int  # type: ignore[comparison-overlap]
+    with pytest.raises(ValueError, match=r"model: depth: expected at least 1 and at most 8, got 9"):
+        check_recipe(replace(TinyRecipe(output=tmp_path), model=Inner(depth=9)))  # type: ignore[arg-type]
 
 
 def test_an_alias_bomb_in_the_settings_of_a_run_is_refused(tmp_path: Path) -> None:

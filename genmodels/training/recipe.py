@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from genmodels.saving import from_dict, to_dict
+from genmodels.saving import from_dict
 from genmodels.training.ema import MAX_SIGMA_REL
 from genmodels.training.optim import OptimConfig
 
@@ -125,13 +125,13 @@ def check_recipe(recipe: R) -> R:
     Raises:
         ValueError: if a setting cannot work.
     """
-    recipe = from_dict(type(recipe), to_dict(recipe), "settings")
+    recipe = from_dict(type(recipe), recipe, "settings")
+    if recipe.minutes is not None and not recipe.minutes > 0:
+        raise ValueError(f"--minutes must be above 0, got {recipe.minutes}")
     if recipe.steps is not None and recipe.minutes is not None:
         raise ValueError(f"give --steps or --minutes, not both (got {recipe.steps} and {recipe.minutes})")
     if recipe.steps is None and recipe.minutes is None:
         recipe = replace(recipe, steps=DEFAULT_STEPS)
-    if recipe.minutes is not None and not recipe.minutes > 0:
-        raise ValueError(f"--minutes must be above 0, got {recipe.minutes}")
     if recipe.steps is not None and recipe.steps > MAX_STEPS:
         raise ValueError(f"--steps must be at most {MAX_STEPS:,}, got {recipe.steps:,}")
     counts = ("steps", "size", "batch_size", "accumulate", "log_every", "sample_every", "evaluate_every", "save_every")
