@@ -73,6 +73,24 @@ def test_a_copied_or_renamed_checkpoint_is_not_resumed_from(tmp_path: Path) -> N
     assert said == [f"skipping checkpoint {tmp_path / 'step_00000005'}: it is a copy of the checkpoint of step 3"]
 
 
+def test_only_the_first_process_reports_a_damaged_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(tiny(), faces(), recipe(tmp_path / "run", steps=6, save_every=3))
+    (run / "checkpoints" / "step_00000006" / "state.json").write_text("{")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("failed")
+
+    monkeypatch.setattr("genmodels.training.setup.load_checkpoint", fail)
+    capsys.readouterr()
+    for first in (True, False):
+        monkeypatch.setattr("accelerate.Accelerator.is_main_process", property(lambda _, first=first: first))
+        with pytest.raises(RuntimeError, match="failed"):
+            fit(tiny(), faces(), recipe(run, resume=True))
+        assert capsys.readouterr().err.count("skipping checkpoint ") == int(first)
+
+
 def test_snapshots_with_other_names_are_neither_read_nor_removed(tmp_path: Path) -> None:
     run = fit(tiny(), faces(), recipe(tmp_path / "run", ema_snapshots=4))
     expected, _ = average_of(run / "ema", 0.06)
