@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 from numpy.lib import format as npy
 
-from genmodels.reading import check_regular
+from genmodels.reading import check_regular, in_one_line
 
 _CONTROL_GROUPS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -107,7 +107,7 @@ def _refusals(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # numpy and zipfile raise errors of every kind on damaged files
-        reason = " ".join(str(error).split())[:120]
+        reason = in_one_line(error, 120)
         raise ValueError(
             f"{path} cannot be read as an array ({reason}): it is damaged, or was not written by np.save"
         ) from None

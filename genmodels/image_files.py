@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from genmodels.reading import read_bytes
+from genmodels.reading import in_one_line, read_bytes
 
 LARGEST_FILE = 1 << 28
 """Largest image file that is read, in bytes."""
@@ -142,7 +142,7 @@ def _header(file: BinaryIO) -> Iterator[ImageFile.ImageFile]:
         file.seek(0)
         raise RefusedError("not an image of a known format" if file.read(1) else "empty file") from None
     except Exception as error:  # the readers of Pillow raise errors of every kind on damaged files
-        reason = " ".join(str(error).split())[:120]
+        reason = in_one_line(error, 120)
         raise RefusedError(f"truncated or damaged: {reason or 'it cannot be decoded'}") from None
 
 

@@ -84,7 +84,7 @@ def parse_json(text: str) -> Any:
             a name twice in one group. The message does not name the file.
     """
     try:
-        return json.loads(text, parse_float=_finite, parse_constant=_not_finite, object_pairs_hook=_without_twins)
+        return json.loads(text, parse_float=_finite, parse_constant=_not_finite, object_pairs_hook=_without_duplicates)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -132,13 +132,19 @@ def read_yaml(path: Path) -> Any:
         _check_events(yaml.parse(text, yaml.SafeLoader))
         return yaml.load(text, _unique_loader())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML that can be read ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path} is not YAML that can be read ({in_one_line(error)})") from None
 
 
-def in_one_line(error: object, limit: int = 400) -> str:
-    """Return the text of an error without line breaks, cut to `limit` characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+def in_one_line(text: object, limit: int = 400) -> str:
+    """Join the lines of a message. Spaces within a line are kept: they may be those of a path.
+
+    A message quotes what it read, which may be anything: the middle of one of more than `limit`
+    characters is left out, and characters that control a terminal are escaped.
+    """
+    line = " ".join(line.strip() for line in str(text).splitlines() if line.strip())
+    if len(line) > limit:
+        line = f"{line[: limit // 2]} ... {line[-limit // 4 :]}"
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 def _check_events(events: Any) -> None:
@@ -182,10 +188,9 @@ def _not_finite(text: str) -> NoReturn:
     raise ValueError(f"{text[:40]} is not a finite number")
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twin = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twin[:40]!r} occurs twice in one group")
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name[:40]!r} occurs twice in one group")
     return values

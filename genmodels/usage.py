@@ -8,7 +8,11 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from genmodels.reading import in_one_line
+from genmodels.writing import explained
 
 if TYPE_CHECKING:  # importing rich takes a tenth of a second
     from rich.console import Console
@@ -67,19 +71,7 @@ def console(stderr: bool = False, **settings: Any) -> Console:
 
 def say(text: str) -> None:
     """Print `text` as it is on one line of standard error."""
-    print(one_line(text), file=sys.stderr, flush=True)
-
-
-def one_line(text: object) -> str:
-    """Join the lines of a message. Spaces within a line are kept: they may be those of a path.
-
-    A message quotes what it read, which may be anything: the middle of a very long one is left out,
-    and characters that control a terminal are escaped.
-    """
-    line = " ".join(line.strip() for line in str(text).splitlines())
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 4 :]}"
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: found[0].encode("unicode_escape").decode(), line)
+    print(in_one_line(text, LONGEST), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -87,7 +79,8 @@ def printing() -> Iterator[None]:
     """Context of a command, in which printing to standard output cannot fail.
 
     Characters that a terminal cannot print become escapes, as they always do on standard error. If
-    the reader of standard output has left, as `| head` does, the process ends quietly.
+    the reader of standard output has left, as `| head` does, the process ends quietly. If standard
+    output is a file on a full disk, the error says so.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -95,11 +88,19 @@ def printing() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            _flush()
     except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+def _flush() -> None:
+    try:
+        with explained(Path("to standard output")):
+            sys.stdout.flush()
+    except OSError:
         # The interpreter flushes again at exit: let it write to nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        raise
 
 
 def _unframed(text: str) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from genmodels.reading import in_one_line
+from genmodels.reading import check_regular, in_one_line
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -257,8 +257,7 @@ def _short(kind: torch.dtype) -> str:
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a regular file")
+        check_regular(path)
         yield
     except SafetensorError as error:
         raise _mixed_up(path, in_one_line(error)) from None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from genmodels import reading, writing
+from genmodels.cli import arguments
 
 
 def write(path: Path, text: str) -> Path:
@@ -38,6 +39,14 @@ def test_json_that_cannot_be_meant_is_refused_with_the_name_of_the_file(tmp_path
     with pytest.raises(ValueError, match=reason) as error:
         reading.read_json(path)
     assert str(path) in str(error.value)
+
+
+def test_a_name_that_occurs_twice_among_many_is_found_at_once() -> None:
+    many = ",".join(f'"{i}": 0' for i in range(40_000))
+    start = time.process_time()
+    with pytest.raises(ValueError, match="'39999' occurs twice"):
+        reading.parse_json(f'{{{many}, "39999": 1}}')
+    assert time.process_time() - start < 2  # it took 54
 
 
 def test_json_is_read_with_or_without_a_mark() -> None:
@@ -158,6 +167,28 @@ def test_folders_are_replaced_as_a_whole(tmp_path: Path) -> None:
     with writing.replacing_folder(out) as draft:
         write(draft / "c", "3")
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["report", "report/c"]
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, new = write(tmp_path / "a.png", "old"), tmp_path / "sub" / "b.png"
+    arguments.check_free(out, force=True)
+    arguments.check_free(new, force=False)
+    arguments.check_empty(new.parent)
+    with pytest.raises(PermissionError, match=f"{out} does not allow it"):
+        arguments.check_free(out / "b.png", force=False)  # a file is in the place of its folder
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)  # permissions do not stop root
+    for refused in (
+        lambda: arguments.check_free(out, force=True),
+        lambda: arguments.check_free(new, force=False),
+        lambda: arguments.check_empty(new.parent),
+    ):
+        with pytest.raises(PermissionError, match=f"{tmp_path} does not allow it"):
+            refused()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != out)
+    with pytest.raises(PermissionError, match=r"a\.png: the file is read-only"):
+        arguments.check_free(out, force=True)
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +25,9 @@ from genmodels.cli import main
 from genmodels.evaluation.columns import columns
 from genmodels.evaluation.figures import plot, strips, trade_offs
 from genmodels.evaluation.report import INK, curves, drawn_in, markup
+from genmodels.reading import in_one_line
 from genmodels.training.fit import fit
-from genmodels.usage import UsageError, one_line, one_line_refusals, say
+from genmodels.usage import UsageError, one_line_refusals, say
 
 __all__ = ["run"]
 PACKAGE = Path(__file__).parent.parent / "genmodels"
@@ -124,6 +128,27 @@ def test_a_message_is_one_line_and_keeps_the_spaces_of_a_path(capsys: pytest.Cap
     assert capsys.readouterr().err == "cannot read a  b.png: it is empty\n"
 
 
+def test_standard_output_on_a_full_disk_is_one_plain_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdout = io.TextIOWrapper(io.BufferedWriter(FullDisk(tmp_path / "out", "w")))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["--version"]) == 1
+    said = "genmodels: error: cannot write to standard output: the disk is full; free some space and try again\n"
+    assert capsys.readouterr().err == said
+    assert os.path.samestat(os.fstat(stdout.fileno()), os.stat(os.devnull))  # for the flush at exit
+
+
+class FullDisk(io.FileIO):
+    full = True
+
+    def write(self, content: Any) -> int:
+        if self.full:
+            self.full = False
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(content)
+
+
 def test_only_usage_makes_consoles() -> None:
     for path in PACKAGE.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
@@ -134,6 +159,6 @@ def test_only_usage_makes_consoles() -> None:
 
 
 def test_a_message_stays_short_and_cannot_control_the_terminal() -> None:
-    text = one_line("a.json: unknown setting '" + "x" * 100_000 + "'; known: \x1b[2J\nsize\x7f")
+    text = in_one_line("a.json: unknown setting '" + "x" * 100_000 + "'; known: \x1b[2J\nsize\x7f", 800)
     assert len(text) < 900 and text.startswith("a.json: unknown") and text.endswith("known: \\x1b[2J size\\x7f")
-    assert one_line("two  spaces\n  next") == "two  spaces next"
+    assert in_one_line("two  spaces\n  next") == "two  spaces next"

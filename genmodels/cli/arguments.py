@@ -137,15 +137,23 @@ def check_free(path: Path, force: bool, *endings: str) -> None:
         raise ValueError(f"{path} is a folder: give the name of a file in it")
     if path.exists() and not force:
         raise ValueError(f"{path} exists: choose another name, or overwrite it with --force")
-    place = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not os.access(place, os.W_OK) or (place != path and not place.is_dir()):
-        raise PermissionError(f"cannot write {path}: {place} does not allow it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"cannot write {path}: the file is read-only")
+    _check_writable(path, path.absolute().parent)  # an atomic write creates a file there
 
 
 def check_empty(folder: Path, hint: str = "choose another") -> None:
-    """Refuse a folder that is not empty, or a file, before any work."""
+    """Refuse a folder that is not empty or cannot be written to, or a file, before any work."""
     if not is_free(folder):
         raise ValueError(f"{folder} is not an empty folder: {hint}")
+    _check_writable(folder, folder.absolute())
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    """Refuse to write `path` if `folder`, or the one that it would be created in, does not allow it."""
+    place = next(p for p in (folder, *folder.parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise PermissionError(f"cannot write {path}: {place} does not allow it")
 
 
 def check_images_given(images: Sequence[Path], command: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from genmodels.data.source import LARGEST_TABLE, Entry, Files, Source, fingerprint
 from genmodels.data.tables import ALLOW, compare_names, decide_zeros, decode_text
-from genmodels.reading import read_bytes
+from genmodels.reading import in_one_line, read_bytes
 
 COUNT = 202_599
 """Number of images in CelebA."""
@@ -119,7 +119,7 @@ def download_celeba(via: Literal["torchvision", "hub"], root: Path, repo_id: str
             snapshot_download(str(repo_id), repo_type="dataset", local_dir=root, allow_patterns=wanted)
         complete = _find_root(root)
     except Exception as error:  # whatever the cause, the download failed
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
+        reason = in_one_line(error, 160) or type(error).__name__
         if "gdown" in reason and find_spec("gdown") is None:
             reason = "torchvision needs gdown for it: pip install 'genmodels[celeba]'"
         raise OSError(f"download via {via} failed ({reason}); instead, {BY_HAND} in {root}") from None

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from genmodels.reading import in_one_line
+
 LARGEST_MEMBER = 1 << 28
 """Largest image, in bytes, that is read from an archive into memory."""
 LARGEST_TABLE = 1 << 31
@@ -132,7 +134,7 @@ class Files:
         try:
             content = self._archive.read(path)
         except Exception as error:  # encrypted or damaged: each way of compression has its own errors
-            raise OSError(" ".join(str(error).split()) or type(error).__name__) from None
+            raise OSError(in_one_line(error) or type(error).__name__) from None
         yield io.BytesIO(content)
 
     def read_bytes(self, name: str) -> bytes:

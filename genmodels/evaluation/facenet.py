@@ -13,6 +13,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from genmodels.evaluation.extractors import Network
+from genmodels.reading import in_one_line
 from genmodels.writing import replacing
 
 WEIGHTS = Path(__file__).parent / "faces.safetensors"
@@ -101,7 +102,7 @@ def load_facenet(path: Path | None = None, device: torch.device | str = "cpu") -
     except FileNotFoundError:
         raise ValueError(f"{path}: no such weights of the faces extractor") from None
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = in_one_line(error, 160)
         raise ValueError(f"{path}: not weights of the faces extractor ({reason})") from None
     net = net.to(device).to(memory_format=torch.channels_last)
 
