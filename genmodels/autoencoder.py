@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genmodels.base import Generator
-from genmodels.nn.conv import NORM_GROUPS, Decoder, Encoder, coarsest_grid, zero_output
+from genmodels.nn.conv import NORM_GROUPS, Decoder, Encoder, check_norm, coarsest_grid, zero_output
 from genmodels.nn.density import GaussianMixture, Whitening
 from genmodels.nn.perceptual import PerceptualLoss
 from genmodels.nn.principal import PatchComponents, PrincipalComponents
@@ -54,7 +54,7 @@ class NetworksConfig:
                 raise ValueError(f"{name} needs one number for each of the {len(self.channels)} channels, got {blocks}")
         if self.lpips < 0:
             raise ValueError(f"lpips must not be negative, got {self.lpips}")
-        coarsest_grid(self.size, self.patch, len(self.channels))
+        check_norm(NORM_GROUPS, self.channels[-1], coarsest_grid(self.size, self.patch, len(self.channels)))
 
 
 @dataclass(frozen=True)

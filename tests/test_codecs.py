@@ -42,6 +42,10 @@ def test_sizes_and_latent_shapes(size, spatial):
             r"channels must be multiples of 8 \(the group norm\), got \(12,\)",
         ),
         (dict(encoder_blocks=(1,)), r"encoder_blocks needs one number for each of the 2 channels, got \(1,\)"),
+        (
+            dict(size=8, patch=4, channels=(16, 8), encoder_blocks=(0, 0), decoder_blocks=(0, 0)),
+            "feature map of 1 x 1, so its 8 channels are 8 groups of one value",
+        ),
         (dict(latent_dim=0), "latent_dim must be at least 1, got 0"),
         (dict(kl_weight=-1.0), "must not be negative"),
         (dict(mixture=0), "mixture must have at least 1 component"),

@@ -35,7 +35,6 @@ MANIFEST, IMAGES, LABELS, NAMES, TEXT = "manifest.json", "images.npy", "labels.n
 CHECKED = "checked"
 PARTIAL, JOURNAL = "images.partial", "progress.jsonl"
 
-
 COLUMNS = ("images", "attributes", "names", "splits", "identities", "text", "latents", "features")
 """Fields of `Packed` that have one row per image."""
 LABEL_COLUMNS = ("attributes", "names", "splits", "identities", "text")
@@ -135,7 +134,8 @@ class Packed:
         rows = np.flatnonzero(self.splits == SPLITS.index(name))
         if len(rows) == 0:
             held = ", ".join(f"{count:,} {split}" for split, count in self.counts().items())
-            raise ValueError(f"the {name!r} split of {self.source} is empty: it holds {held or 'no images'}")
+            remedy = "put images into folders called train, valid and test, and pack them again"
+            raise ValueError(f"the {name!r} split of {self.source} is empty: it holds {held or 'no images'}; {remedy}")
         contiguous = rows[-1] - rows[0] + 1 == len(rows)
         return self.take(slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.model import Diffusion
 from genmodels.nn.conditioning import Embedded
+from genmodels.nn.conv import check_norm
 from genmodels.pretrained import checked_settings
 
 
@@ -63,8 +64,11 @@ class UNetConfig(DiffusionConfig):
                 f"{len(self.channels)} levels halve the grid {len(self.channels) - 1} times, and "
                 f"{side} / patch {self.patch} = {side // self.patch} does not divide by {halvings}: give fewer channels"
             )
-        if self.groups < 1 or any(width % self.groups for width in self.channels):
+        if self.groups < 1 or any(width < 1 or width % self.groups for width in self.channels):
             raise ValueError(f"channels must be multiples of groups {self.groups}, got {self.channels}")
+        check_norm(self.groups, self.channels[-1], side // self.patch // halvings)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.head < 1:
             raise ValueError(f"head must be at least 1, got {self.head}")
         # The middle block, which follows the last level, always has attention.

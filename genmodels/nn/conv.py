@@ -17,6 +17,24 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels)
 
 
+def check_norm(groups: int, channels: int, side: int) -> None:
+    """Refuse a group norm of single values, which are all normalised to 0.
+
+    Args:
+        groups: number of groups.
+        channels: channels of the last level.
+        side: side of the feature map there.
+
+    Raises:
+        ValueError: if each group has a single value.
+    """
+    if channels == groups and side == 1:
+        raise ValueError(
+            f"channels: the last level has a feature map of 1 x 1, so its {channels} channels are {groups} groups of "
+            f"one value, which a group norm makes 0: give it at least {2 * groups}, or fewer levels"
+        )
+
+
 class ResBlock(nn.Module):
     """Pre-activation residual block (arXiv 1603.05027), initialised as the identity."""
 
