@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +16,9 @@ from numpy.lib import format as npy
 
 from genmodels.reading import check_regular, in_one_line
 
+if sys.platform != "win32":
+    import resource
+
 _CONTROL_GROUPS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -23,14 +26,19 @@ _CONTROL_GROUPS = (
 
 
 def free_memory() -> int:
-    """Return how many bytes of memory this process can still use, also in a container."""
+    """Return an upper bound of the bytes of memory that this process can still use.
+
+    It is what the computer has left, at most the limit of the container, and at most what is left
+    of the limit of the process.
+    """
     free = int(psutil.virtual_memory().available)
     for path in _CONTROL_GROUPS:
         with suppress(OSError, ValueError):  # absent, or "max"
             free = min(free, int(path.read_text()))
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        free = min(free, limit - psutil.Process().memory_info().vms)
+    if sys.platform != "win32":
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            free = min(free, limit - psutil.Process().memory_info().vms)
     return free
 
 

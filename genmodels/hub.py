@@ -10,11 +10,21 @@ from genmodels.reading import in_one_line
 
 FILES = ("config.json", "model.safetensors")
 """Files of a saved model, in the order in which they are downloaded."""
+REFUSALS = (401, 403, 404)
+"""Statuses by which the Hub says that a model is not there, or not for us."""
 TIMEOUT = 5.0
 """Seconds to wait for the Hub to say whether it has a model."""
 
 
-def folder_of(path_or_hub_id: str | Path, **hub: Any) -> Path:
+def folder_of(
+    path_or_hub_id: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
     """Return the folder of a saved model, which is downloaded if it is on the Hub.
 
     A path that does not exist is refused at once. What can only be an id of the form user/name is
@@ -22,8 +32,8 @@ def folder_of(path_or_hub_id: str | Path, **hub: Any) -> Path:
 
     Args:
         path_or_hub_id: a folder, or the id of a repository on the Hub.
-        **hub: revision, token, cache_dir, force_download, local_files_only: see `hf_hub_download`
-            of huggingface_hub.
+        revision, token, cache_dir, force_download, local_files_only: see `hf_hub_download` of
+            huggingface_hub.
 
     Raises:
         ValueError: if there is no such folder or repository.
@@ -35,15 +45,19 @@ def folder_of(path_or_hub_id: str | Path, **hub: Any) -> Path:
         raise ValueError(f"{where} is a file; a model is a folder")
     if not _is_hub_id(path_or_hub_id):
         raise ValueError(f"{where}: no such model folder")
+    name = str(path_or_hub_id)
+    user = name.split("/")[0]
+    if Path(user).exists():
+        raise ValueError(f"{where}: no such model folder ({user} is a folder here, so the Hub was not asked)")
     try:
-        return _download(str(path_or_hub_id), **hub)
+        return _download(name, revision, token, local_files_only, cache_dir=cache_dir, force_download=force_download)
     except Exception as error:  # the Hub client raises many types, which mean the same to the caller
         reason = in_one_line(error, 120)
         raise ValueError(f"{where}: no such folder here, and no such model on the Hub ({reason})") from None
 
 
 def _is_hub_id(name: str | Path) -> bool:
-    """Whether `name` can be the id of a repository: user/name, where user is no folder here."""
+    """Whether `name` can be the id of a repository, user/name."""
     text = str(name)
     parts = text.split("/")
     return (
@@ -52,17 +66,10 @@ def _is_hub_id(name: str | Path) -> bool:
         and all(parts)
         and not text.startswith((".", "~"))
         and "\\" not in text
-        and not Path(parts[0]).exists()
     )
 
 
-def _download(
-    name: str,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-    **other: Any,
-) -> Path:
+def _download(name: str, revision: str | None, token: str | bool | None, local_files_only: bool, **other: Any) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -70,10 +77,10 @@ def _download(
     if not local_files_only:
         try:  # hf_hub_download tries five times and prints a line for each
             get_hf_file_metadata(hf_hub_url(name, FILES[0], revision=revision), token=token, timeout=TIMEOUT)
-        except HfHubHTTPError:  # an answer: it is not there, or not for us
-            raise
         except Exception as error:
-            unanswered, local_files_only = error, True
+            if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSALS:
+                raise
+            unanswered, local_files_only = error, True  # no network, too many requests, an outage
     try:
         paths = [
             hf_hub_download(name, file, revision=revision, token=token, local_files_only=local_files_only, **other)

@@ -3,6 +3,7 @@ an image file uses these functions."""
 
 from __future__ import annotations
 
+import errno
 import io
 import warnings
 from collections.abc import Iterator
@@ -40,6 +41,13 @@ class RefusedError(Exception):
     """The file cannot be decoded unambiguously; the message is the reason."""
 
 
+def is_of_system(error: BaseException) -> bool:
+    """Whether reading a file failed for want of memory or by an error of the system, such as that of
+    a disk, and not because the file is damaged."""
+    damage = (None, errno.EINVAL, errno.EOVERFLOW)  # the last two: it says that its parts are at impossible places
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in damage)
+
+
 def open_image(file: BinaryIO) -> tuple[Image.Image, list[str]]:
     """Decode an image and turn it upright.
 
@@ -52,6 +60,7 @@ def open_image(file: BinaryIO) -> tuple[Image.Image, list[str]]:
 
     Raises:
         RefusedError: if it is not an image of a known format, is damaged or has too many pixels.
+        OSError, MemoryError: if it cannot be read now, see `is_of_system`.
     """
     with _header(file) as image:
         kinds = ["16-bit"] if ";16" in str(image.tile) or image.mode.startswith("I;16") else []
@@ -142,6 +151,8 @@ def _header(file: BinaryIO) -> Iterator[ImageFile.ImageFile]:
         file.seek(0)
         raise RefusedError("not an image of a known format" if file.read(1) else "empty file") from None
     except Exception as error:  # the readers of Pillow raise errors of every kind on damaged files
+        if is_of_system(error):
+            raise
         reason = in_one_line(error, 120)
         raise RefusedError(f"truncated or damaged: {reason or 'it cannot be decoded'}") from None
 
@@ -153,6 +164,8 @@ def _orientation(image: Image.Image) -> int:
     """
     try:
         value = image.getexif().get(_ORIENTATION)
-    except Exception:  # what is damaged is the EXIF, not the image
+    except Exception as error:  # what is damaged is the EXIF, not the image
+        if is_of_system(error):
+            raise
         return 1
     return value if type(value) is int else 1

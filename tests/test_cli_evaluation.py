@@ -15,7 +15,7 @@ from tiny_model import Tiny, TinyConfig
 
 from genmodels import pictures
 from genmodels.cli import main
-from genmodels.cli.evaluation import _read_saved
+from genmodels.cli.evaluation import _model_size, _read_saved
 from genmodels.evaluation.evaluate import evaluate_images
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.results import Evaluation
@@ -193,6 +193,15 @@ def test_compare_checks_all_runs_before_it_measures_one(run: Path, capsys: pytes
         assert reason in said.err and len(said.err.splitlines()) == 1
         assert "1/2" not in said.out
         assert not Path("report").exists()
+
+
+def test_compare_learns_the_size_of_a_model_without_loading_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("safetensors.torch.load_file")
+    monkeypatch.delattr("genmodels.load")
+    assert _model_size(str(run)) == 16
+    (run / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="model.safetensors: not the weights of this config"):
+        _model_size(str(run))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of\nmemory"), KeyboardInterrupt()])

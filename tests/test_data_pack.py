@@ -451,6 +451,13 @@ def test_open_data_checks_what_a_packed_directory_holds(tmp_path: Path):
         open_data(str(out), size=16, crop="178")
 
 
+def test_a_pack_below_the_home_folder_has_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pack("folder", write_tree(tmp_path / "tree"), tmp_path / "pack", 16)
+    assert data_package.default_size("~/pack") == 16
+    assert open_data("~/pack").size == 16
+
+
 def test_export_travels_and_reads_as_a_folder(tmp_path: Path):
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 import genmodels
 from genmodels.ae import AE, AEConfig
 from genmodels.cli import main
+from genmodels.hub import folder_of
 
 
 class Hub:
@@ -79,6 +82,38 @@ def test_without_a_network_the_cache_of_the_hub_is_used(tmp_path: Path, monkeypa
     assert hub.downloaded == [("config.json", True), ("model.safetensors", True)]
     assert AE.from_pretrained("user/name", local_files_only=True).config == small
     assert len(hub.asked) == 1  # for load
+
+
+@pytest.mark.parametrize(("status", "asks_the_cache"), [(401, 0), (403, 0), (404, 0), (429, 2), (500, 2), (503, 2)])
+def test_an_outage_of_the_hub_leaves_its_cache(
+    status: int, asks_the_cache: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = HfHubHTTPError(f"status {status}", response=SimpleNamespace(status_code=status, headers={}, request=None))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").mkdir()
+    hub = Hub(monkeypatch, tmp_path / "cache", error)
+    if asks_the_cache:
+        assert folder_of("user/name") == tmp_path / "cache"
+    else:
+        with pytest.raises(ValueError, match=f"no such model on the Hub .status {status}"):
+            folder_of("user/name")
+    assert hub.downloaded == [("config.json", True), ("model.safetensors", True)][:asks_the_cache]
+
+
+def test_a_mistyped_argument_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub = Hub(monkeypatch, tmp_path)
+    for name in ("user/name", str(tmp_path)):
+        with pytest.raises(TypeError, match="revison"):
+            genmodels.load(name, revison="main")
+    assert hub.asked == []
+
+
+def test_a_folder_of_the_name_of_a_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "google").mkdir()
+    with pytest.raises(ValueError, match=r"no such model folder \(google is a folder here, so the Hub was not asked\)"):
+        genmodels.load("google/ddpm-celebahq-256")
 
 
 def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, PngImagePlugin
 
 from genmodels import image_files, pictures
 from genmodels.cli.arguments import read_images, read_mask
@@ -136,6 +139,27 @@ def test_pictures_with_too_many_pixels_are_refused_before_they_are_decoded(tmp_p
         image_size(io.BytesIO(bomb(9_460)))
     assert warned
     assert image_size(io.BytesIO(bomb(9_459))) == (9_459, 9_459)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, os.strerror(errno.EIO))])
+def test_an_image_that_cannot_be_read_now_is_not_left_out_for_good(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "faces").mkdir()
+    for name in ("a.png", "b.png"):
+        picture().save(tmp_path / "faces" / name)
+    load = ImageFile.ImageFile.load
+    with monkeypatch.context() as patched:
+
+        def fail(image: ImageFile.ImageFile) -> Any:
+            if image.fp and Path(image.fp.name).name == "b.png":
+                raise error
+            return load(image)
+
+        patched.setattr(PngImagePlugin.PngImageFile, "load", fail)
+        with pytest.raises(ValueError, match=r"b.png cannot be read .* pack again$"):
+            pack("folder", tmp_path / "faces", tmp_path / "out", 8)
+    assert load_packed(pack("folder", tmp_path / "faces", tmp_path / "out", 8)).names == ["a.png", "b.png"]
 
 
 def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def _measure_all(runs: list[str], settings: EvaluationFlags, results: dict[str, 
     networks = _load_extractors(settings.extractors)
     real = real_images(runs, settings)
     given = {run: _given(run, settings, ()) for run in runs}
-    sizes = {run: load(run).config.size if images is None else images.size for run, images in given.items()}
+    sizes = {run: _model_size(run) if images is None else images.size for run, images in given.items()}
     sizes |= {
         run: score.protocol.size for run, e in results.items() for score in e.scores.values() if score.protocol.size
     }
@@ -179,6 +179,27 @@ def _measure_all(runs: list[str], settings: EvaluationFlags, results: dict[str, 
             failure = error
             say(f"{run} is left out: {error}")
     return failure
+
+
+def _model_size(run: str) -> int:
+    """Return the side of the images of a model, without loading its weights if it is one of genmodels.
+
+    Raises:
+        ValueError: if there is no such model, or its config or weights are damaged.
+    """
+    import genmodels
+    from genmodels.exchange.importing import is_pipeline
+    from genmodels.hub import folder_of
+    from genmodels.saving import from_dict, read_header
+    from genmodels.weights import read_shapes
+
+    folder = folder_of(run)
+    if is_pipeline(folder):
+        return genmodels.load(folder).config.size
+    file = folder / "config.json"
+    header = read_header(file)
+    read_shapes(folder / "model.safetensors")
+    return from_dict(genmodels.family(header["family"]).Config, header["model"], str(file)).size
 
 
 def _given(run: str, settings: EvaluationFlags, options: tuple[str, ...]) -> Images | None:

@@ -75,7 +75,8 @@ def default_size(data: str | Path) -> int:
     Raises:
         ValueError: if the manifest of a packed directory is damaged.
     """
-    return packed_size(Path(data)) if str(data) not in SOURCES and is_packed(Path(data)) else SIZE
+    place = Path(os.path.expanduser(data))
+    return packed_size(place) if str(data) not in SOURCES and is_packed(place) else SIZE
 
 
 def pack(

@@ -36,7 +36,7 @@ from genmodels.data.packed import (
     take_rows,
 )
 from genmodels.data.source import LARGEST_TABLE, Files, Source
-from genmodels.image_files import RefusedError
+from genmodels.image_files import RefusedError, is_of_system
 from genmodels.reading import parse_json, read_text
 from genmodels.usage import console, say
 from genmodels.writing import create_array, explained, is_leftover, write_text
@@ -219,7 +219,13 @@ def _fill(
                 with files.open(source.paths[i]) as file:
                     images[i], kinds = decode(file, crop, size, aligned)
                 converted.update(kinds)
-            except (RefusedError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+            except (RefusedError, OSError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+                if is_of_system(error):  # a later attempt may succeed
+                    reason = getattr(error, "strerror", None) or "too little memory"
+                    message = "make it readable or remove it, and pack again"
+                    raise ValueError(
+                        f"{source.where}: {source.names[i]} cannot be read ({reason}): {message}"
+                    ) from None
                 images[i] = 0
                 skipped.append((i, str(error) if isinstance(error, RefusedError) else f"cannot be read: {error}"))
         return Chunk(start, _checksum(images, start), dict(converted), skipped)
