@@ -231,7 +231,9 @@ def contents(place: Path) -> dict[str, str]:
     """Return the files in a folder, each with a hash of its content without times."""
     files = {}
     for path in sorted(place.rglob("*")):
-        if path.is_file() and path.name not in (".lock", "checked") and "tfevents" not in path.name:
+        # metrics.1.jsonl is the log of a run that was killed before its first checkpoint.
+        spared = path.name in (".lock", "checked") or "tfevents" in path.name or path.match("metrics.*.jsonl")
+        if path.is_file() and not spared:
             try:
                 content = without_times(path)
             except (ValueError, KeyError, zipfile.BadZipFile):  # damaged, or not a file of this kind
