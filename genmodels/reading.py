@@ -7,7 +7,8 @@ import math
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -89,12 +90,16 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_json_lines(path: Path, report: Callable[[str], object] | None = None) -> Iterator[dict[str, Any]]:
     """Read a file of JSON lines, such as metrics.jsonl, one line at a time; nothing if it does not
     exist. The file may have any size.
 
-    Lines that are not a JSON object in UTF-8 are left out: a process that is killed leaves its last
-    line incomplete.
+    Lines that are not a JSON object in UTF-8 are left out. A process that is killed leaves its last
+    line incomplete; any other such line is damage.
+
+    Args:
+        path: the file.
+        report: called with a message for each line that is damaged.
 
     Raises:
         ValueError: if it is not a regular file, or a line has more than `LARGEST_LINE` bytes.
@@ -104,15 +109,16 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         return
     with path.open("rb") as file:
-        for line in iter(lambda: file.readline(LARGEST_LINE + 1), b""):
+        for number, line in enumerate(iter(lambda: file.readline(LARGEST_LINE + 1), b""), start=1):
             if len(line) > LARGEST_LINE:
                 raise ValueError(f"{path} has a line of more than {LARGEST_LINE:,} bytes; the file is damaged")
-            try:
+            value = None
+            with suppress(ValueError):
                 value = parse_json(line.decode("utf-8-sig"))
-            except ValueError:
-                continue
             if isinstance(value, dict):
                 yield value
+            elif report is not None and line.endswith(b"\n"):
+                report(f"{path}, line {number} is damaged (not a JSON object) and is left out")
 
 
 def read_yaml(path: Path) -> Any:

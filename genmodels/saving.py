@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -35,9 +35,14 @@ Derived = Annotated[T, tyro.conf.Suppress]
 """Type of a config field that is computed from other settings. It is saved, but is not a flag."""
 
 
-def read_last_line(path: Path) -> dict[str, int | float]:
-    """Return the numbers in the last complete line of metrics.jsonl, or {}."""
-    last: dict[str, Any] = next(iter(deque(read_json_lines(path), maxlen=1)), {})
+def read_last_line(path: Path, report: Callable[[str], object] | None = None) -> dict[str, int | float]:
+    """Return the numbers in the last complete line of metrics.jsonl, or {}.
+
+    Args:
+        path: the file.
+        report: called with a message for each line that is damaged.
+    """
+    last: dict[str, Any] = next(iter(deque(read_json_lines(path, report), maxlen=1)), {})
     return {
         name: value for name, value in last.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
     }

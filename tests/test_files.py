@@ -104,7 +104,10 @@ def test_endless_and_large_files_are_not_read(tmp_path: Path) -> None:
 def test_incomplete_lines_are_left_out(tmp_path: Path) -> None:
     assert list(reading.read_json_lines(tmp_path / "absent")) == []
     path = write(tmp_path / "a.jsonl", '{"a": 1}\nnull\n[2]\n{"a": NaN}\n{"a": 3}\n{"a": ')
-    assert list(reading.read_json_lines(path)) == [{"a": 1}, {"a": 3}]
+    said: list[str] = []
+    assert list(reading.read_json_lines(path, said.append)) == [{"a": 1}, {"a": 3}]
+    damaged = "is damaged (not a JSON object) and is left out"  # the last line is incomplete, not damaged
+    assert said == [f"{path}, line {number} {damaged}" for number in (2, 3, 4)]
 
 
 def test_a_long_log_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

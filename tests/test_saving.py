@@ -181,12 +181,13 @@ def test_settings_of_a_run_have_types(text: str, tmp_path: Path) -> None:
         read_trained(str(tmp_path))
 
 
-def test_metrics_are_numbers(tmp_path: Path) -> None:
+def test_metrics_are_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         '{"elapsed": "x", "step": 3, "images": [1], "loss": null, "ok": true}\nnull\n'
     )
     assert read_last_line(tmp_path / "metrics.jsonl") == {"step": 3}
     assert read_subject(str(tmp_path), "vae").training == {"steps": 3}
+    assert "metrics.jsonl, line 2 is damaged" in capsys.readouterr().err
 
 
 def test_a_number_that_is_not_finite_is_an_error_that_names_the_file(tmp_path: Path) -> None:

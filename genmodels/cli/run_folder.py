@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from genmodels.reading import read_yaml
 from genmodels.saving import from_settings, read_last_line
+from genmodels.usage import say
 
 if TYPE_CHECKING:
     from genmodels.evaluation.results import Subject
@@ -51,8 +52,11 @@ def read_trained(run: str) -> Trained:
 
 
 def last_metrics(run: str) -> dict[str, Any]:
-    """Return the numbers in the last complete line of RUN/metrics.jsonl; {} if there is none."""
-    return read_last_line(Path(run) / "metrics.jsonl")
+    """Return the numbers in the last complete line of RUN/metrics.jsonl; {} if there is none.
+
+    Damaged lines are named on standard error.
+    """
+    return read_last_line(Path(run) / "metrics.jsonl", say)
 
 
 def read_subject(run: str, family: str) -> Subject:

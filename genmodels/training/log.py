@@ -157,7 +157,7 @@ class RunLog:
 
     def _drop_lines_after(self, step: int) -> None:
         def kept() -> Iterator[str]:
-            for line in read_json_lines(self.path):
+            for line in read_json_lines(self.path, self.say):
                 if _step_in(line) <= step:
                     self.last = line
                     yield json.dumps(line) + "\n"
