@@ -22,8 +22,18 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
-"""This computer in the names of temporary files: the numbers of its processes mean nothing on others."""
+
+def _host() -> str:
+    """Return a short name of this computer, or of this container, whose processes have numbers of their own."""
+    try:
+        numbers = os.readlink("/proc/self/ns/pid")  # containers may share the name of their computer
+    except OSError:  # not Linux
+        numbers = ""
+    return f"{zlib.crc32(os.fsencode(platform.node() + numbers)):08x}"
+
+
+_HOST = _host()
+"""In the names of temporary files: the numbers of processes mean nothing on other computers."""
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}-[0-9]+-[0-9]+\.(partial|replaced)(\.[^.]*)?", re.DOTALL)
 _drafts = count()
 

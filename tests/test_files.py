@@ -302,6 +302,16 @@ def test_a_write_removes_no_draft_of_another_file_or_computer_and_no_file_of_the
     assert [(tmp_path / f"{name}.txt").read_text() for name in long] == ["1", "2"]
 
 
+def test_containers_that_share_a_name_have_temporary_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert writing._host() == writing._HOST
+    monkeypatch.setattr(os, "readlink", lambda _: "pid:[1]")
+    container = writing._host()
+    monkeypatch.setattr(os, "readlink", lambda _: "pid:[2]")
+    other = writing._host()
+    monkeypatch.setattr(writing.platform, "node", lambda: "elsewhere")
+    assert len({writing._HOST, container, other, writing._host()}) == 4
+
+
 def test_only_exact_temporary_names_are_leftovers(tmp_path: Path) -> None:
     with writing.replacing(tmp_path / "a.b.png") as file, writing.replacing_folder(tmp_path / "c") as folder:
         assert writing.is_leftover(file.name) and writing.is_leftover(folder.name)
