@@ -77,9 +77,12 @@ def _shape(make: Callable[[], M], where: str, like: Mapping[str, Tensor] | None)
     """Build a model on the meta device, within the limits of `build`."""
     if like is None:
         tensors, numbers = MOST_TENSORS, psutil.virtual_memory().total // 4
+        why = "which is too large for this computer"
     else:  # with room for buffers that are not saved
-        tensors, numbers = 2 * len(like) + 64, 2 * sum(t.numel() for t in like.values()) + 2**24
-    with warnings.catch_warnings(), _described(where), torch.device("meta"), _at_most(tensors, numbers):
+        held = sum(t.numel() for t in like.values())
+        tensors, numbers = 2 * len(like) + 64, 2 * held + 2**24
+        why = f"but its weights are {len(like):,} tensors of {held:,} numbers: one of the files is damaged or mixed up"
+    with warnings.catch_warnings(), _described(where), torch.device("meta"), _at_most(tensors, numbers, why):
         warnings.simplefilter("ignore")  # about empty layers, several lines each
         return make()
 
@@ -105,24 +108,30 @@ def _described(where: str) -> Iterator[None]:
         text = in_one_line(error)
         raise ValueError(text if where in text else f"{where}: {text}") from None
     except Exception as error:  # a constructor can fail in many ways, which mean the same to the caller
-        raise ValueError(f"{where}: no model can be built from these settings ({in_one_line(error)})") from error
+        reason = in_one_line(str(error).partition("\nException raised from")[0], 120)  # without frames of C++
+        raise ValueError(f"{where}: no model can be built from these settings ({reason})") from error
 
 
 @contextmanager
-def _at_most(tensors: int, numbers: int) -> Iterator[None]:
-    """Context that stops the building of modules with more weights than given, or without end."""
+def _at_most(tensors: int, numbers: int, why: str) -> Iterator[None]:
+    """Context that stops the building of modules with more weights than given, or without end.
+
+    Args:
+        tensors, numbers: largest number of weight tensors, and of numbers in all of them.
+        why: end of the message, which says why this is too much.
+    """
     counts = {"tensors": 0, "numbers": 0, "modules": 0}
 
     def count_tensor(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         counts["tensors"] += 1
         counts["numbers"] += 0 if tensor is None else tensor.numel()
         if counts["tensors"] > tensors or counts["numbers"] > numbers:
-            raise ValueError(f"it describes a model of more than {tensors:,} tensors or {numbers:,} weights")
+            raise ValueError(f"it describes a model of more than {tensors:,} tensors or {numbers:,} numbers, {why}")
 
     def count_module(module: nn.Module, name: str, child: Any) -> None:
         counts["modules"] += 1
         if counts["modules"] > 8 * tensors:
-            raise ValueError(f"it describes a model of more than {8 * tensors:,} modules")
+            raise ValueError(f"it describes a model of more than {8 * tensors:,} modules, {why}")
 
     handles = (
         hooks.register_module_parameter_registration_hook(count_tensor),

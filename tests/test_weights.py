@@ -120,6 +120,23 @@ def test_a_codec_in_half_precision_and_its_prior_come_back_as_they_were_saved(tm
     assert {p.dtype for p in loaded.prior.parameters()} == {torch.float32}
 
 
+def test_weights_of_another_model_are_named_with_their_number(tmp_path: Path) -> None:
+    folder = saved("dit", tmp_path)
+    save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="config.json: .* but its weights are 1 tensors of 1 numbers|it lacks"):
+        genmodels.load(folder)
+
+
+def test_a_message_of_torch_is_short(tmp_path: Path) -> None:
+    folder = saved("vae", tmp_path)
+    header = json.loads((folder / "config.json").read_text())
+    header["model"] |= {"size": 1 << 40, "principal": False}
+    (folder / "config.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match="config.json") as error:
+        genmodels.load(folder)
+    assert len(str(error.value).removeprefix(str(folder))) < 250 and "frame #" not in str(error.value)
+
+
 def test_files_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="/dev/zero is not a regular file"):
         read_tensors(Path("/dev/zero"))
