@@ -42,9 +42,10 @@ class RefusedError(Exception):
 
 
 def is_of_system(error: BaseException) -> bool:
-    """Whether reading a file failed for want of memory or by an error of the system, such as that of
-    a disk, and not because the file is damaged."""
-    damage = (None, errno.EINVAL, errno.EOVERFLOW)  # the last two: it says that its parts are at impossible places
+    """Return whether reading a file failed by an error of the system, such as that of a disk or the
+    want of memory, and not because the file is damaged."""
+    # The last two come from a damaged file that says that a part of it is at an impossible place.
+    damage = (None, errno.EINVAL, errno.EOVERFLOW)
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in damage)
 
 

@@ -209,7 +209,7 @@ PRETRAINED: dict[str, type[PretrainedCodec]] = {kind.family: kind for kind in (P
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Context in which diffusers prints no warnings, which are many lines: what matters is raised."""
+    """Context in which diffusers prints no warnings, which are many lines; faults are raised."""
     logger = logging.getLogger("diffusers")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -184,7 +184,7 @@ def read_all_shapes(folder: Path, kind: str) -> dict[str, Tensor]:
 
 
 def masks(model: nn.Module) -> set[str]:
-    """Return the names of the buffers of a new model that hold infinity, such as attention masks."""
+    """Return the names of the buffers of a new model that hold infinity, such as a mask."""
     buffers = model.named_buffers(remove_duplicate=False)
     return {name for name, buffer in buffers if buffer.is_floating_point() and buffer.isinf().any()}
 

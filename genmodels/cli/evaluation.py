@@ -182,7 +182,7 @@ def _measure_all(runs: list[str], settings: EvaluationFlags, results: dict[str, 
 
 
 def _model_size(run: str) -> int:
-    """Return the side of the images of a model, without loading its weights if it is one of genmodels.
+    """Return the side of the images of a model. Only a pipeline of diffusers is loaded for it.
 
     Raises:
         ValueError: if there is no such model, or its config or weights are damaged.

@@ -2,8 +2,8 @@
 
 attributes.csv has a header. Its first column is the file (relative path or bare name). The other
 columns are attributes in {-1, 0, 1}, where an empty cell means unknown, except for two special
-names: `split` (a name of SPLIT_FOLDERS) and `identity`. captions.csv has the columns file and caption; a
-file may have several rows. Folders called train, val and test are splits.
+names: `split` (a name of SPLIT_FOLDERS) and `identity`. captions.csv has the columns file and
+caption; a file may have several rows. Folders called train, val and test are splits.
 """
 
 from __future__ import annotations

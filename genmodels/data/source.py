@@ -23,9 +23,9 @@ from genmodels.reading import in_one_line
 LARGEST_MEMBER = 1 << 28
 """Largest image, in bytes, that is read from an archive into memory."""
 LARGEST_TABLE = 1 << 31
-"""Largest table of labels that is read, in bytes, and largest file of those that a pack consists of."""
+"""Largest table of labels that is read, in bytes, and largest text file of a pack."""
 _UTF8_FLAG = 0x800
-"""Bit of a member's flags: its name is UTF-8. Without it, the name is in the code page of the tool."""
+"""Bit of a member's flags: its name is UTF-8, and not in the code page of the tool."""
 _LATIN = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(0x80, 0x100)}
 """Characters that stand for bytes that are not UTF-8 (PEP 383), and the same bytes as Latin-1."""
 
@@ -122,7 +122,7 @@ class Files:
         """Open the file with this name or path for reading and seeking.
 
         Raises:
-            OSError: if it cannot be read, or is a member of an archive with more than `limit` bytes.
+            OSError: if it cannot be read, or is in an archive and has more than `limit` bytes.
         """
         path = self._paths.get(name, name)
         if self._archive is None:
