@@ -25,7 +25,13 @@ from genmodels.training.checkpoint import (
     save_checkpoint,
     training_tensors,
 )
-from genmodels.training.optim import OptimConfig, build_optimizer, learning_rate
+from genmodels.training.optim import (
+    OptimConfig,
+    build_optimizer,
+    learning_rate,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
 
 IDENTITY = {"family": "net", "model": {"width": 4, "shape": (1, 2)}, "seed": 0}
 
@@ -288,3 +294,21 @@ def test_a_run_killed_before_it_removed_older_checkpoints_removes_them_later(tmp
         save_checkpoint(folder / f"step_{step:08d}", State(step), {}, {}, keep=3)
     save_checkpoint(folder / "step_00000006", State(6), {}, {}, keep=2)
     assert sorted(path.name for path in folder.iterdir()) == ["step_00000004", "step_00000006"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"0.step": torch.ones(8)}, r"'0.step' of shape \(8,\) does not belong"),
+        ({"0.exp_avg": torch.tensor(1.0)}, r"'0.exp_avg' of shape \(\) does not belong"),
+        ({"x.step": torch.tensor(1.0)}, "'x.step' .* does not belong"),
+        ({"0.other": torch.ones(4, 2, 3, 3)}, "parameter 0 is incomplete|of parameter 0"),
+        ({"0.exp_avg": None}, "parameter 0 is incomplete: it has exp_avg_sq, step"),
+    ],
+)
+def test_a_damaged_state_of_an_optimizer_is_refused(change: dict[str, Tensor | None], reason: str) -> None:
+    model, optimizers = net()
+    step(model, optimizers, 0)
+    tensors: dict[str, Tensor | None] = {**optimizer_tensors(optimizers["model"]), **change}
+    with pytest.raises(ValueError, match=reason):
+        load_optimizer_tensors(net()[1]["model"], {name: t for name, t in tensors.items() if t is not None})

@@ -148,6 +148,10 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
     return config.lr * warm
 
 
+STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
+"""Names of the tensors that AdamW and Muon keep for a parameter."""
+
+
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimiser's state under flat names, "INDEX.KEY" (17.exp_avg), for safetensors."""
     state = optimizer.state_dict()["state"]
@@ -164,11 +168,15 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> 
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition(".")
-        if int(index) >= len(parameters) or value.shape not in (parameters[int(index)].shape, torch.Size()):
+        belongs = index.isdecimal() and int(index) < len(parameters)
+        if not belongs or value.shape != (torch.Size() if key == "step" else parameters[int(index)].shape):
             raise ValueError(f"optimizer state {name!r} of shape {tuple(value.shape)} does not belong to this model")
         if value.ndim:
             # The fused kernel iterates over memory, so the state needs the layout of its parameter
             # (channels_last or not).
             value = like(parameters[int(index)], value)
         state.setdefault(int(index), {})[key] = value
+    for at, entry in state.items():
+        if entry.keys() not in STATES:
+            raise ValueError(f"the optimizer state of parameter {at} is incomplete: it has {', '.join(sorted(entry))}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
