@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import os
+import runpy
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, PngImagePlugin
 
-from genmodels import image_files, pictures
+from genmodels import array_files, image_files, pictures
 from genmodels.cli.arguments import read_images, read_mask
 from genmodels.data import load_packed, pack
 from genmodels.image_files import RefusedError, image_size, open_image, to_rgb
@@ -203,3 +205,9 @@ def test_a_mask_that_marks_nothing_is_refused(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "mask.png")
     with pytest.raises(ValueError, match="is black: make the region white .*transparent pixels count as black"):
         read_mask(tmp_path / "mask.png", 8)
+
+
+def test_arrays_are_read_where_processes_have_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)  # as if it were absent
+    assert runpy.run_path(array_files.__file__)["free_memory"]() > 0

@@ -223,9 +223,9 @@ def _hashed_splits(names: Sequence[str]) -> dict[str, int]:
         alike[fold(name).rpartition("/")[2]].append(name)
     splits = {}
     for own, paths in alike.items():
-        shared = common_folder(paths)
+        shared = common_folder(paths) if len(paths) > 1 else ""
         for path in paths:
-            key = own if len(paths) == 1 else fold(path.removeprefix(shared))
+            key = fold(path.removeprefix(shared)) if len(paths) > 1 else own
             percent = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") % 100
             splits[path] = 0 if percent < 90 else 1 if percent < 95 else 2
     return splits
