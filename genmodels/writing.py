@@ -234,10 +234,7 @@ def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
         OSError: if the disk has too little space.
     """
     remove(path)
-    needed, free = math.prod(shape) * np.dtype(kind).itemsize, shutil.disk_usage(path.parent).free
-    if needed > free:
-        numbers = f"it needs {needed / 1e9:.2g} GB and the disk has {free / 1e9:.2g} GB free"
-        raise FullDiskError(path, numbers)
+    check_space(path, math.prod(shape) * np.dtype(kind).itemsize)
     try:
         with explained(path):
             array = open_memmap(path, "w+", kind, shape)
@@ -246,6 +243,14 @@ def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
         remove(path)
         raise
     return array
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raise `FullDiskError` if the disk of `path` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+    if needed > free:
+        numbers = f"it needs {needed / 1e9:.2g} GB and the disk has {free / 1e9:.2g} GB free"
+        raise FullDiskError(path, f"{numbers}; free some space and try again")
 
 
 def reserve(path: Path) -> None:

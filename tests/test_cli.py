@@ -84,7 +84,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("evaluate run --n 255", "255 images are too few"),
         ("compare", "nothing to compare"),
         ("evaluate run --data toyfaces --extractors fases", "unknown extractor 'fases'; known: faces, inception"),
-        ("evaluate run", "there is no folder run here"),
+        ("evaluate run", "there is no run here; if it is the id of a model on the Hub, give --data"),
         ("train vae --config", "--config needs a value"),
         ("reconstruct run", "no images given"),
         ("inpaint run", "no images given"),

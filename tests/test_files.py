@@ -222,7 +222,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 def test_the_error_of_an_array_keeps_its_numbers_and_names_the_file_and_not_a_draft(tmp_path: Path) -> None:
-    message = r"^cannot write .*/a\.npy: it needs .* GB and the disk has .* GB free$"
+    message = r"^cannot write .*/a\.npy: it needs .* GB and the disk has .* GB free; free some space and try again$"
     with pytest.raises(OSError, match=message) as error, writing.replacing(tmp_path / "a.npy") as draft:
         writing.create_array(draft, np.uint8, (1 << 52,))
     assert writing.is_full(error.value) and os.listdir(tmp_path) == []

@@ -149,11 +149,10 @@ def real_images(runs: Sequence[str], how: EvaluationFlags) -> RealImages:
                 recorded_by.setdefault((trained.data, place, crop or trained.crop), run)
         if not recorded_by:
             missing = next((run for run in runs if not Path(run).exists()), None)
-            hint = f"; there is no folder {missing} here" if missing else ""
-            raise UsageError(
-                f"{runs[0]} does not record which images it was trained on: give --data, the real images to "
-                f"compare with{hint}"
-            )
+            remedy = "give --data, the real images to compare with"
+            if missing:
+                raise UsageError(f"there is no {missing} here; if it is the id of a model on the Hub, {remedy}")
+            raise UsageError(f"{runs[0]} does not record which images it was trained on: {remedy}")
         if len(recorded_by) > 1:
             (first, one), (second, other) = list(recorded_by.items())[:2]
             differing = " and ".join(f"{a} / {b}" for a, b in zip(first, second, strict=True) if a != b)

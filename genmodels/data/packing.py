@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import warnings
 import zipfile
@@ -39,7 +38,7 @@ from genmodels.data.source import LARGEST_TABLE, Files, Source
 from genmodels.image_files import RefusedError, is_of_system
 from genmodels.reading import parse_json, read_text
 from genmodels.usage import console, say
-from genmodels.writing import create_array, explained, is_leftover, write_text
+from genmodels.writing import check_space, create_array, explained, is_leftover, write_text
 
 CHUNK = 128
 """Images per unit of work and per line of the journal."""
@@ -163,9 +162,7 @@ def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chu
     if others := sorted(name for name in names if name not in (LOCK, PARTIAL, JOURNAL)):
         raise ValueError(f"{out} is not empty ({others[0]}): choose a new directory for the pack")
     # Twice the size: dropping rows or sorting them by split needs a second file.
-    needed, free = 2 * header["count"] * header["size"] ** 2 * 3, shutil.disk_usage(out).free
-    if needed > free:
-        raise OSError(f"the pack needs {needed / 1e9:.1f} GB and {out} has {free / 1e9:.1f} GB free")
+    check_space(out, 2 * header["count"] * header["size"] ** 2 * 3)
     images = create_array(partial, np.uint8, shape)  # (N, H, W, 3)
     write_text(journal, json.dumps(header))
     return images, {}
