@@ -35,18 +35,21 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image upright, by its orientation in EXIF."""
+_PASSING = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.ESTALE)
 
 
 class RefusedError(Exception):
     """The file cannot be decoded unambiguously; the message is the reason."""
 
 
-def is_of_system(error: BaseException) -> bool:
-    """Return whether reading a file failed by an error of the system, such as that of a disk or the
-    want of memory, and not because the file is damaged."""
-    # The last two come from a damaged file that says that a part of it is at an impossible place.
-    damage = (None, errno.EINVAL, errno.EOVERFLOW)
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in damage)
+def may_pass(error: BaseException) -> bool:
+    """Return whether reading a file failed by an error of the system that a later attempt may not
+    meet, such as that of a network disk.
+
+    A file that is damaged or may not be read is left out instead, and so is one whose decoding
+    needs too much memory, since damaged sizes look like that.
+    """
+    return isinstance(error, OSError) and error.errno in _PASSING
 
 
 def open_image(file: BinaryIO) -> tuple[Image.Image, list[str]]:
@@ -61,7 +64,7 @@ def open_image(file: BinaryIO) -> tuple[Image.Image, list[str]]:
 
     Raises:
         RefusedError: if it is not an image of a known format, is damaged or has too many pixels.
-        OSError, MemoryError: if it cannot be read now, see `is_of_system`.
+        OSError: if it cannot be read now, see `may_pass`.
     """
     with _header(file) as image:
         kinds = ["16-bit"] if ";16" in str(image.tile) or image.mode.startswith("I;16") else []
@@ -152,7 +155,7 @@ def _header(file: BinaryIO) -> Iterator[ImageFile.ImageFile]:
         file.seek(0)
         raise RefusedError("not an image of a known format" if file.read(1) else "empty file") from None
     except Exception as error:  # the readers of Pillow raise errors of every kind on damaged files
-        if is_of_system(error):
+        if may_pass(error):
             raise
         reason = in_one_line(error, 120)
         raise RefusedError(f"truncated or damaged: {reason or 'it cannot be decoded'}") from None
@@ -166,7 +169,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION)
     except Exception as error:  # what is damaged is the EXIF, not the image
-        if is_of_system(error):
+        if may_pass(error):
             raise
         return 1
     return value if type(value) is int else 1

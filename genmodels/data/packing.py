@@ -35,7 +35,7 @@ from genmodels.data.packed import (
     take_rows,
 )
 from genmodels.data.source import LARGEST_TABLE, Files, Source
-from genmodels.image_files import RefusedError, is_of_system
+from genmodels.image_files import RefusedError, may_pass
 from genmodels.reading import parse_json, read_text
 from genmodels.usage import console, say
 from genmodels.writing import check_space, create_array, explained, is_leftover, write_text
@@ -217,12 +217,9 @@ def _fill(
                     images[i], kinds = decode(file, crop, size, aligned)
                 converted.update(kinds)
             except (RefusedError, OSError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-                if is_of_system(error):  # a later attempt may succeed
-                    reason = getattr(error, "strerror", None) or "too little memory"
-                    message = "make it readable or remove it, and pack again"
-                    raise ValueError(
-                        f"{source.where}: {source.names[i]} cannot be read ({reason}): {message}"
-                    ) from None
+                if may_pass(error):  # a later attempt may succeed
+                    what = f"{source.names[i]} cannot be read ({error})"
+                    raise ValueError(f"{source.where}: {what}: make it readable or remove it, and pack again") from None
                 images[i] = 0
                 skipped.append((i, str(error) if isinstance(error, RefusedError) else f"cannot be read: {error}"))
         return Chunk(start, _checksum(images, start), dict(converted), skipped)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from genmodels.image_files import is_of_system
+from genmodels.image_files import may_pass
 from genmodels.reading import in_one_line
 
 LARGEST_MEMBER = 1 << 28
@@ -135,7 +135,7 @@ class Files:
         try:
             content = self._archive.read(path)
         except Exception as error:  # encrypted or damaged: each way of compression has its own errors
-            if is_of_system(error):
+            if may_pass(error):
                 raise
             raise OSError(in_one_line(error) or type(error).__name__) from None
         yield io.BytesIO(content)
