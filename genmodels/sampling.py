@@ -15,13 +15,12 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import gather, parse_flag_from_env, reduce
 from torch import Tensor
-from tqdm import tqdm
 
 from genmodels.abilities import ability
 from genmodels.base import Model
 from genmodels.modes import evaluating
 from genmodels.pictures import to_float, to_uint8
-from genmodels.stopping import StoppedError, stoppable
+from genmodels.stopping import StoppedError, bar_of, stoppable
 from genmodels.types import Condition, Noise
 
 
@@ -72,7 +71,7 @@ def sample(
         condition: n rows; a dict such as {"Smiling": 1}, the same for all images; or None for
             unconditional samples.
         batch_size: number of images that one process computes at a time.
-        progress: show a progress bar if standard error is a terminal.
+        progress: show a progress bar on standard error, or lines if that is not a terminal.
         until: called while the networks are evaluated. Sampling ends when it returns True on any
             process. All processes must give one, or none.
         **options: fields of the model's options.
@@ -93,9 +92,8 @@ def sample(
     rows = range(min(n, share * state.process_index), min(n, share * (state.process_index + 1)))
     size = model.config.size
     mine = np.zeros((share, size, size, 3), np.uint8)  # of one size on every rank, so that it can be gathered
-    hidden = None if progress and state.is_main_process else True
     stopped = False
-    with evaluating(model), tqdm(total=n, desc="sampling", unit=" images", disable=hidden) as bar:
+    with evaluating(model), bar_of(n, "sampling", progress and state.is_main_process) as bar:
         try:
             for start in range(0, len(rows), batch_size):
                 indices = rows[start : start + batch_size]
@@ -152,7 +150,7 @@ def reconstruct(model: Any, images: np.ndarray, batch_size: int = 64) -> np.ndar
     """
     require(model, "reconstruct")
     parts = []
-    with evaluating(model), tqdm(total=len(images), desc="reconstructing", unit=" images", disable=None) as bar:
+    with evaluating(model), bar_of(len(images), "reconstructing") as bar:
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
             parts.append(to_uint8(model.reconstruct(to_floats(model, part))))

@@ -1,7 +1,8 @@
-"""Stopping a model while it samples."""
+"""Progress of a model that samples, and stopping it."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +11,20 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+QUIET = 10.0
+"""Seconds between two lines of progress if standard error is not a terminal."""
+
 
 class StoppedError(Exception):
     """Sampling was stopped before its end."""
+
+
+def bar_of(total: int, title: str, shown: bool = True) -> tqdm[Any]:
+    """Return a progress bar of `total` images, which prints lines if standard error is no terminal."""
+    interval = 0.0 if sys.stderr.isatty() else QUIET
+    return tqdm(
+        total=total, desc=title, unit=" images", disable=not shown, delay=interval, mininterval=max(0.1, interval)
+    )
 
 
 @contextmanager
@@ -28,7 +40,7 @@ def stoppable(model: nn.Module, bar: tqdm[Any], until: Callable[[], bool] | None
         nonlocal drawn
         if until is not None and until():
             raise StoppedError
-        if time.monotonic() - drawn > 1:
+        if not bar.disable and time.monotonic() - drawn > max(1.0, bar.mininterval):
             drawn = time.monotonic()
             bar.refresh()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from PIL import Image, ImageSequence
 from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
-from genmodels import pictures, sampling
+from genmodels import pictures, sampling, stopping
 from genmodels.pictures import to_uint8
 from genmodels.types import Condition
 
@@ -37,6 +38,19 @@ def test_sample_is_generate_whatever_the_batch_size() -> None:
     assert np.array_equal(whole, to_uint8(model.generate(5, seed=3, steps=3)))
     assert np.array_equal(whole, parts)
     assert model.training  # the mode is restored
+
+
+def test_long_sampling_says_how_far_it_is_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Tiny(TinyConfig())
+    sampling.sample(model, 3, batch_size=1)
+    assert capfd.readouterr().err == ""  # it took less than 10 seconds
+    monkeypatch.setattr(stopping, "QUIET", 0.0)
+    sampling.sample(model, 3, batch_size=1)
+    assert re.search(r"sampling: +0%.* 0/3 .*\r.*3/3", capfd.readouterr().err, re.DOTALL)
+    sampling.sample(model, 3, batch_size=1, progress=False)
+    assert capfd.readouterr().err == ""
 
 
 def test_sample_gives_each_image_its_condition() -> None:
