@@ -189,7 +189,7 @@ def test_folder_reads_attributes_csv(tmp_path: Path):
         ("file,A\none.png,1,1\n", "line 2: 3 columns, the header has 2"),
         ("file,A\none.png,2\n", "line 2: A is '2', expected -1"),
         ("file,A\none.png,yes\n", "line 2: A is 'yes'"),
-        ("file,split\none.png,dev\n", "split 'dev', expected train, valid, test"),
+        ("file,split\none.png,dev\n", "split 'dev', expected train, val, valid, validation, test"),
         ("file,A\nother.png,1\n", "1 of 1 rows have no file .such as other.png. and 3 of 3 files have no row"),
         ("file,A\ntwo.png,1\n", "line 2: two.png is the name of 2 files: give the relative path"),
     ],

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from genmodels.data.packed import MANIFEST, SPLITS
+from genmodels.data.packed import MANIFEST
 from genmodels.data.source import Entry, Files, Source, fingerprint, readable
 from genmodels.data.tables import (
     ALLOW,
@@ -167,7 +167,7 @@ def _read_split(table: _Table, row: Row, column: int) -> int | None:
     """Return the code of the split, or None if the cell is empty."""
     split = row.cells[column].strip()
     if split and split.casefold() not in SPLIT_FOLDERS:
-        raise ValueError(f"{table.where}, line {row.line}: split {split[:40]!r}, expected {', '.join(SPLITS)}")
+        raise ValueError(f"{table.where}, line {row.line}: split {split[:40]!r}, expected {', '.join(SPLIT_FOLDERS)}")
     return SPLIT_FOLDERS[split.casefold()] if split else None
 
 

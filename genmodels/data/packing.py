@@ -229,7 +229,7 @@ def _fill(
     # Images with too many pixels are refused; Pillow's warning about them adds nothing.
     with warnings.catch_warnings(), progress_bar("packing") as progress:
         warnings.simplefilter("ignore")
-        bar = progress.add_task("", total=len(images), completed=min(len(done) * CHUNK, len(images)))
+        bar = progress.add_task("", total=len(images), completed=sum(min(CHUNK, len(images) - start) for start in done))
         try:
             for future in as_completed([pool.submit(work, start) for start in starts]):
                 progress.advance(bar, min(CHUNK, len(images) - future.result().start))
