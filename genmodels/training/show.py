@@ -109,8 +109,11 @@ def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
         those of a run that a signal has already stopped.
     """
     images, began, costs = None, time.monotonic(), run.state.costs
+
+    def stopping() -> bool:
+        return limits is not STOPPED and run.stop.requested
+
     # Whatever decides what is drawn is agreed on: every rank must draw the same images.
-    stopping = lambda: limits is not STOPPED and run.stop.requested  # noqa: E731
     while True:
         spent, stops = run.clock.agree(time.monotonic() - began, any_rank=stopping())
         count = images_to_draw(run, limits, spent)
@@ -195,8 +198,8 @@ def measure(run: Run) -> None:
         calibrate(run, ON_THE_WAY)
         began = time.monotonic()
         try:
-            until = lambda: run.stop.requested  # noqa: E731
-            samples = sample(run.ema, run.monitor.samples, run.recipe.seed, progress=False, until=until)
+            count, seed = run.monitor.samples, run.recipe.seed
+            samples = sample(run.ema, count, seed, progress=False, until=lambda: run.stop.requested)
         except StoppedError:
             return
         finally:
