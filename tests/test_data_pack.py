@@ -188,6 +188,23 @@ pack("folder", Path(sys.argv[1]), Path(sys.argv[2]), 16, workers=1)
     assert sorted(os.listdir(out)) == sorted(os.listdir(tmp_path / "fresh"))
 
 
+def test_a_resumed_pack_counts_every_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, out, bars = write_tree(tmp_path / "tree", 6), tmp_path / "out", []
+    monkeypatch.setattr(packing, "CHUNK", 4)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(packing, "_finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pack("folder", tree, out, 16)
+    journal = out / "progress.jsonl"
+    kept = [line for line in journal.read_text().splitlines() if '"start": 0' not in line]
+    journal.write_text("\n".join(kept) + "\n")  # only the last chunk, of 2 images, is done
+    made = packing.progress_bar
+    monkeypatch.setattr(packing, "progress_bar", lambda title: bars.append(made(title)) or bars[-1])
+    pack("folder", tree, out, 16)
+    (task,) = bars[0].tasks
+    assert task.completed == task.total == 6
+
+
 def test_a_kill_while_the_journal_is_written_does_not_block_the_pack(tmp_path: Path):
     tree = write_tree(tmp_path / "tree", 4)
     (tmp_path / "out").mkdir()
