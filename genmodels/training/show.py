@@ -63,7 +63,7 @@ until the time per image is known."""
 QUIET = 10.0
 """Seconds of sampling after which a line says that it is going on."""
 BATCH = 60.0
-"""Largest number of seconds for a batch of samples. A batch that takes longer is slow to stop."""
+"""Largest number of seconds for a batch of samples: a larger one takes longer to stop."""
 DIAGNOSED = 256
 """Number of training images, and of held-out images, passed to `Model.diagnose`."""
 COVERAGE_LOST = 0.5
@@ -130,8 +130,8 @@ def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
                 costs["draw"] = spent
                 if limits is not STOPPED:
                     run.log.say(
-                        f"no samples are drawn during this run, because one image takes more than {FIRST:.0%} of it: "
-                        f"genmodels sample {run.recipe.output} --n 1"
+                        f"no samples are drawn during this run, because one image takes more than {FIRST:.0%} of it; "
+                        f"draw one afterwards: genmodels sample {run.recipe.output} --n 1"
                     )
             return images
         costs["draw"] = run.clock.agree(time.monotonic() - started)[0] / count
