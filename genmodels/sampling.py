@@ -20,7 +20,7 @@ from genmodels.abilities import ability
 from genmodels.base import Model
 from genmodels.modes import evaluating
 from genmodels.pictures import to_float, to_uint8
-from genmodels.stopping import StoppedError, bar_of, stoppable
+from genmodels.stopping import StoppedError, image_progress, stoppable
 from genmodels.types import Condition, Noise
 
 
@@ -93,7 +93,7 @@ def sample(
     size = model.config.size
     mine = np.zeros((share, size, size, 3), np.uint8)  # of one size on every rank, so that it can be gathered
     stopped = False
-    with evaluating(model), bar_of(n, "sampling", progress and state.is_main_process) as bar:
+    with evaluating(model), image_progress(n, "sampling", progress and state.is_main_process) as bar:
         try:
             for start in range(0, len(rows), batch_size):
                 indices = rows[start : start + batch_size]
@@ -150,7 +150,7 @@ def reconstruct(model: Any, images: np.ndarray, batch_size: int = 64) -> np.ndar
     """
     require(model, "reconstruct")
     parts = []
-    with evaluating(model), bar_of(len(images), "reconstructing") as bar:
+    with evaluating(model), image_progress(len(images), "reconstructing") as bar:
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
             parts.append(to_uint8(model.reconstruct(to_floats(model, part))))

@@ -19,7 +19,7 @@ class StoppedError(Exception):
     """Sampling was stopped before its end."""
 
 
-def bar_of(total: int, title: str, shown: bool = True) -> tqdm[Any]:
+def image_progress(total: int, title: str, shown: bool = True) -> tqdm[Any]:
     """Return a progress bar of `total` images, which prints lines if standard error is no terminal."""
     interval = 0.0 if sys.stderr.isatty() else QUIET
     return tqdm(

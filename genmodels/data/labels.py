@@ -13,13 +13,26 @@ from genmodels.data.source import LARGEST_TABLE
 from genmodels.reading import read_json
 
 _OPTIONAL = (str, type(None))
-_KINDS: dict[str, Any] = {
-    **{"format": int, "size": int, "count": int, "source": str, "attributes": list, "checksums": dict},
-    **{"crop": _OPTIONAL, "filter": _OPTIONAL, "license": _OPTIONAL, "origin": (dict, type(None))},
-    **{"skipped": list, "notes": list, "converted": dict, "request": dict},
+_REQUIRED: dict[str, Any] = {
+    "format": int,
+    "size": int,
+    "count": int,
+    "source": str,
+    "attributes": list,
+    "checksums": dict,
 }
-"""Types of the entries of a manifest. The first six are required."""
-_REQUIRED = tuple(_KINDS)[:6]
+"""Types of the entries that every manifest has."""
+_KINDS = _REQUIRED | {
+    "crop": _OPTIONAL,
+    "filter": _OPTIONAL,
+    "license": _OPTIONAL,
+    "origin": (dict, type(None)),
+    "skipped": list,
+    "notes": list,
+    "converted": dict,
+    "request": dict,
+}
+"""Types of all entries of a manifest that are read."""
 
 
 def check_manifest(manifest: Any) -> None:
