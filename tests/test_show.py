@@ -83,12 +83,8 @@ def test_no_image_is_drawn_that_takes_too_long(tmp_path: Path, capsys: pytest.Ca
     assert 54 < Costly.clock.now - began < 61.5  # it ends within one step
     assert not grids(tmp_path / "run")
     said = capsys.readouterr().err
-    assert (
-        said.count(
-            f"one image takes more than 5% of it; draw one afterwards: genmodels sample {tmp_path / 'run'} --n 1"
-        )
-        == 1
-    )
+    line = f"one image takes more than 5% of it; draw one afterwards: genmodels sample {tmp_path / 'run'} --n 1"
+    assert said.count(line) == 1
     assert "](samples/" not in (tmp_path / "run" / "README.md").read_text()
     assert Costly.from_pretrained(str(tmp_path / "run"))
 
