@@ -96,7 +96,7 @@ def build(name: str, data: Packed) -> Any:
 
 def count(name: str, data: Packed, folder: Path) -> list[tuple[int, int]]:
     """Return files and functions of a training step, a sample and an evaluation of one model."""
-    recipe = Recipe(size=SIZE, batch_size=8, steps=4, output=folder / name, tensorboard=False)
+    recipe = Recipe(size=SIZE, batch_size=8, steps=4, output=folder / name, track="none")
     run = start(build(name, data), data, recipe)
     train_step(run, run.reader.read(0, 0.0), 0.0)  # fills caches
     step = passed_through(lambda: train_step(run, run.reader.read(1, 0.1), 0.1))

@@ -79,7 +79,7 @@ def test_what_a_model_cannot_do_is_refused_before_the_folder_is_touched(tmp_path
 
 def test_writes_a_whole_run_folder(tmp_path: Path) -> None:
     model, data = tiny(), faces()
-    run = fit(model, data, recipe(tmp_path / "run", tensorboard=True, ema=0.1))
+    run = fit(model, data, recipe(tmp_path / "run", track="tensorboard", ema=0.1))
 
     names = {path.name for path in run.iterdir()}
     expected = {"config.json", "model.safetensors", "README.md", "config.yaml", "metrics.jsonl"}
@@ -111,7 +111,7 @@ def test_writes_a_whole_run_folder(tmp_path: Path) -> None:
     copied = (tmp_path / "copy" / "README.md").read_text()
     assert "![" not in copied and "72 images of noise, crop none" in copied
     # The data were made in memory, and the recipe is not called by its name: both are recorded as they were.
-    expected = recipe(run, tensorboard=True, ema=0.1, data="in-memory")
+    expected = recipe(run, track="tensorboard", ema=0.1, data="in-memory")
     assert from_yaml(TinyRecipe, "tiny", run / "config.yaml") == expected
 
 

@@ -49,7 +49,7 @@ def test_it_is_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_sample_evaluate_and_compare(
     data: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = ["--size", "16", "--batch-size", "8", "--steps", "3", "--no-tensorboard", "--model.numbers", "3"]
+    quick = ["--size", "16", "--batch-size", "8", "--steps", "3", "--track", "none", "--model.numbers", "3"]
     assert main(["train", "blobs", *data, *quick, "--output", "runs/blobs"]) == 0
     settings = yaml.safe_load(Path("runs/blobs/config.yaml").read_text())
     assert settings["family"] == "blobs" and settings["model"] == {"size": 16, "numbers": 3}

@@ -26,7 +26,7 @@ from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
 
 RESULTS = sorted((Path(__file__).parent.parent / "docs" / "results").rglob("*.yaml"))
-QUICK = ["--batch-size", "8", "--no-tensorboard", "--mixed-precision", "no", "--steps", "2"]
+QUICK = ["--batch-size", "8", "--track", "none", "--mixed-precision", "no", "--steps", "2"]
 CODEC = ["--model.patch", "2", "--model.channels", "16", "16", "--model.encoder-blocks", "1", "0"]
 CODEC += ["--model.decoder-blocks", "1", "0", "--model.codebook-size", "16", "--model.code-dim", "4"]
 PRIOR = ["--model.transformer.width", "16", "--model.transformer.depth", "1", "--model.transformer.heads", "2"]

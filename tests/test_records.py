@@ -29,7 +29,7 @@ def settings(run: Path) -> dict:
 
 
 def quick(output: Path, **changes: object) -> Recipe:
-    base = Recipe(output=output, steps=2, batch_size=8, tensorboard=False)
+    base = Recipe(output=output, steps=2, batch_size=8, track="none")
     return replace(base, **changes)
 
 

@@ -166,18 +166,31 @@ def test_a_full_disk_during_training_loses_no_checkpoint(tmp_path: Path, disk: D
         assert result(run) == expected
 
 
-def test_tensorboard_on_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_on_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    written, write = [], RecordWriter.write
+
+    def full(self: RecordWriter, record: bytes) -> None:
+        if len(written) >= room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(record)
+        write(self, record)
 
     reported: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", reported.append)
     monkeypatch.setattr(RecordWriter, "write", full)
+    room = 0
     with pytest.raises(OSError, match="^cannot write .*run: the disk is full"):
-        fit(tiny.tiny(), tiny.faces(), tiny.recipe(tmp_path / "run", tensorboard=True))
+        fit(tiny.tiny(), tiny.faces(), tiny.recipe(tmp_path / "run", track="tensorboard"))
+    room = 10  # full later, the tracker ends, and the run does not
+    run = fit(tiny.tiny(), tiny.faces(), tiny.recipe(tmp_path / "run", track="tensorboard"))
     assert not reported
+    said = capsys.readouterr().err
+    assert said.count("--track tensorboard failed") == 1 and "No space left on device" in said
+    assert tiny.Tiny.from_pretrained(str(run))
 
 
 def test_the_caches_of_toyfaces_and_of_latents_reserve_their_space(

@@ -177,7 +177,9 @@ def test_a_refused_run_leaves_no_folder_behind(tmp_path: Path) -> None:
 # ---- links ----
 
 
-@pytest.mark.parametrize("name", ["samples", "checkpoints", "metrics.jsonl", "tensorboard", "ema", "config.yaml", LOCK])
+@pytest.mark.parametrize(
+    "name", ["samples", "checkpoints", "metrics.jsonl", "tensorboard", "wandb", "ema", "config.yaml", LOCK]
+)
 def test_nothing_is_written_through_a_link_in_a_run_folder(tmp_path: Path, name: str) -> None:
     run = fit(tiny(), faces(), recipe(tmp_path / "run", steps=5))
     elsewhere = tmp_path / "elsewhere"
@@ -225,7 +227,7 @@ def test_a_run_stopped_before_its_first_checkpoint_can_be_started_again(
     tmp_path: Path, resume: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = fit(tiny(), faces(), recipe(tmp_path / "whole", log_every=2))
-    settings = recipe(tmp_path / "run", log_every=2, save_every=10, sample_every=10, tensorboard=True)
+    settings = recipe(tmp_path / "run", log_every=2, save_every=10, sample_every=10, track="tensorboard")
     with pytest.raises(RuntimeError, match="failed"):
         fit(tiny(Failing), faces(), settings)
     run = settings.output

@@ -36,7 +36,7 @@ def test_every_family_trains_on_one_image(family: str, tmp_path: Path, capsys: p
     of = genmodels.family(kind(family))
     model = of(from_dict(of.Config, SMALL[family]))
     calibrate_codec(model)
-    recipe = Evaluating(output=tmp_path / "run", steps=2, batch_size=4, tensorboard=False)
+    recipe = Evaluating(output=tmp_path / "run", steps=2, batch_size=4, track="none")
     run = genmodels.fit(model, few(1, model.config.size), recipe)
     assert "no evaluation during training: noise has too few images for it" in capsys.readouterr().err
     images = genmodels.load(str(run)).generate(2)

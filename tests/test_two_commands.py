@@ -13,7 +13,7 @@ from genmodels.cli import main
 from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 
-QUICK = ["--size", "16", "--batch-size", "8", "--no-tensorboard", "--mixed-precision", "no"]
+QUICK = ["--size", "16", "--batch-size", "8", "--track", "none", "--mixed-precision", "no"]
 CODEC = ["--model.patch", "2", "--model.channels", "16", "16", "--model.encoder-blocks", "1", "0"]
 CODEC += ["--model.decoder-blocks", "1", "0", "--model.codebook-size", "16", "--model.code-dim", "4"]
 PRIOR = ["--model.transformer.width", "16", "--model.transformer.depth", "1", "--model.transformer.heads", "2"]

@@ -123,7 +123,7 @@ def faces(count: int = 96, size: int = 8, seed: int = 0) -> Packed:
 
 def recipe(output: Path, **changes: Any) -> TinyRecipe:
     """Make a recipe of twenty fast steps."""
-    settings = {"steps": 20, "batch_size": 8, "size": 8, "tensorboard": False, "log_every": 5}
+    settings = {"steps": 20, "batch_size": 8, "size": 8, "track": "none", "log_every": 5}
     return TinyRecipe(output=output, **(settings | changes))
 
 

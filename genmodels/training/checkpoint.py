@@ -53,6 +53,8 @@ class State:
     costs: dict[str, Seconds] = field(default_factory=dict)
     """Last measured seconds of each task other than training steps: "show", "save", "measure", and
     "calibrate" and "draw" per image. `cost_of_end` estimates the time after the last step from them."""
+    tracked: dict[str, str] = field(default_factory=dict)
+    """Id of the run at each tracker, for a resumed run to continue it."""
     scaler: dict[str, float] = field(default_factory=dict)
     """State of the fp16 loss scaler."""
     logged: Count | None = None

@@ -81,7 +81,16 @@ def from_yaml(recipe: type[R], family: str, path: Path) -> R:
         raise ValueError(
             f"--config {path} is a recipe of family {recorded!r}, not {family!r}: use the {recorded} recipe"
         )
-    return from_dict(recipe, settings, where=str(path))
+    return from_dict(recipe, migrated(settings, str(path)), where=str(path))
+
+
+def migrated(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the settings of an earlier version under their present names: tensorboard is track."""
+    settings = dict(settings)
+    if "tensorboard" in settings:
+        wanted = from_dict(bool, settings.pop("tensorboard"), f"{where}: tensorboard")
+        settings.setdefault("track", "tensorboard" if wanted else "none")
+    return settings
 
 
 def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:

@@ -23,7 +23,7 @@ METRICS = "metrics.jsonl"
 LOCK = ".lock"
 MODEL = ("model.safetensors", "config.json", "README.md", "samples", "ema")
 """What a run writes only after its first checkpoint."""
-OURS = (*MODEL, CHECKPOINTS, LOCK, "config.yaml", METRICS, "tensorboard")
+OURS = (*MODEL, CHECKPOINTS, LOCK, "config.yaml", METRICS, "tensorboard", "wandb")
 """Everything that a run writes to its folder, except for temporary files and what `put_aside` has
 renamed."""
 

@@ -1,4 +1,4 @@
-"""Logging of a run: metrics.jsonl, TensorBoard and a progress bar. Only the main process writes."""
+"""Logging of a run: metrics.jsonl, the tracker and a progress bar. Only the main process writes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from genmodels.reading import read_json_lines
 from genmodels.training.checkpoint import State
 from genmodels.training.folder import METRICS
 from genmodels.training.recipe import Recipe
+from genmodels.training.tracking import Tracking
 from genmodels.usage import console
 from genmodels.writing import explained, is_full, write_lines
 
@@ -33,7 +34,7 @@ class RunLog:
     """Log that averages scalars over steps and ranks and writes one line of metrics at a time.
 
     Args:
-        accelerator: accelerator of the run. Its trackers receive every line.
+        accelerator: accelerator of the run. Its tracker receives every line.
         output: the run folder.
         state: progress of the run. Lines after `state.last_line`, which an interrupted run has written,
             are removed from metrics.jsonl: the next line averages their steps too.
@@ -42,6 +43,7 @@ class RunLog:
     def __init__(self, accelerator: Accelerator, output: Path, state: State):
         self.accelerator = accelerator
         self.path = output / METRICS
+        self.tracking = Tracking(accelerator, self.say)
         self.last: dict[str, float | None] = {}
         self.console = console(stderr=True, quiet=not accelerator.is_main_process)
         device = accelerator.device
@@ -127,7 +129,7 @@ class RunLog:
         with explained(self.path), self.path.open("a") as file:
             file.write(json.dumps(self.last) + "\n")
         curves = {name: value for name, value in self.last.items() if value is not None and name != "step"}
-        self.accelerator.log(curves, step=state.step)
+        self.tracking.numbers(curves, state.step)
         left = (time.monotonic() - self._began) * (1 - progress) / max(1e-9, progress - first)
         total = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.minutes:g} minutes"
         self._show(f"step {state.step:,} of {total}", progress, speed, left)
@@ -140,11 +142,10 @@ class RunLog:
         state.sums = {n: x if math.isfinite(x) else None for n, x in zip(names, sums, strict=True)}
 
     def close(self) -> None:
-        """Stop the progress bar and close the trackers."""
+        """Stop the progress bar and close the tracker."""
         if self.console.is_terminal:
             self._bar.stop()
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        self.tracking.finish()
 
     def _show(self, where: str, progress: float, speed: float, left: float) -> None:
         losses = ", ".join(f"{n} {v:.4g}" for n, v in self.last.items() if n.endswith("loss") and v is not None)

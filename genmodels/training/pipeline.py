@@ -18,6 +18,7 @@ from genmodels.sampling import processes
 from genmodels.saving import read_last_line, reset_derived
 from genmodels.training.fit import fit
 from genmodels.training.recipe import PriorRecipe, Recipe
+from genmodels.training.tracking import check_tracker
 from genmodels.weights import build
 
 PREPARED = 2_048
@@ -43,6 +44,7 @@ def train(kind: type[Model], recipe: Any) -> Path:
         ValueError, OSError: if something does not fit together, with a message of one line.
     """
     began = time.monotonic()
+    check_tracker(recipe.track)
     device = processes().device
     recipe = replace(recipe, size=recipe.size or default_size(recipe.data))
     codec = open_codec(kind, recipe)

@@ -17,6 +17,7 @@ DEFAULT_STEPS = 20_000
 MAX_STEPS = 99_999_999
 """Names of checkpoints hold the step in 8 digits."""
 Precision = Literal["no", "bf16", "fp16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
 NOT_SAVED = ("resume", "startup", "name")
 """Fields that describe one launch of a run and are not written to config.yaml."""
 
@@ -83,14 +84,15 @@ class Recipe:
     end always has one."""
     evaluate_every: int | None = None
     """Steps between evaluations of 512 samples against real images (fd_faces_n512 in metrics.jsonl
-    and TensorBoard, for a curve and not for a table). None: no evaluation."""
+    and the tracker, for a curve and not for a table). None: no evaluation."""
     save_every: int | None = None
     """Steps between checkpoints. None: after 5 % of the run, then every 10 minutes. The end always
     has one."""
     keep: int = 2
     """Number of checkpoints to keep."""
-    tensorboard: bool = True
-    """Write curves for TensorBoard to the run folder."""
+    track: Tracker = "tensorboard"
+    """Tracker of curves, settings and sample grids. "tensorboard" writes to the run folder; the
+    others need their package (pip install 'genmodels[wandb]'), and wandb a login."""
 
     startup: Annotated[float, tyro.conf.Suppress] = 0.0
     """Seconds of --minutes that passed before fit() was called. `run` counts the start of the

@@ -6,7 +6,6 @@ import copy
 import time
 import warnings
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,24 +16,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from genmodels.base import Model
-from genmodels.data import SOURCES
 from genmodels.data.batches import BatchReader, image_batches
-from genmodels.data.packed import IN_MEMORY, Origin, Packed
-from genmodels.modes import computes_bf16
+from genmodels.data.packed import Packed
 from genmodels.sampling import processes
-from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.clock import Clock, Stop, too_short
-from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
-from genmodels.training.folder import CHECKPOINTS, check_output, put_aside
+from genmodels.training.folder import CHECKPOINTS, check_output
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
 from genmodels.training.recipe import Recipe
+from genmodels.training.record import as_trained, identity_of, summary, write_config
 from genmodels.training.shard import check_shardable, repeated_blocks, shard, sharding_wanted
 from genmodels.training.steps import list_checkpoints
+from genmodels.training.tracking import check_tracker, start_tracker
 from genmodels.usage import say
-from genmodels.writing import write_text
 
 if TYPE_CHECKING:
     from genmodels.evaluation.monitor import Monitor
@@ -131,8 +127,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     network = prepare(accelerator, model, sharded)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
-    if recipe.tensorboard:
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.last_line + 1}})
+    start_tracker(accelerator, recipe, state)
     spent = state.elapsed + recipe.startup + time.monotonic() - began
     clock = Clock(recipe.steps, recipe.minutes, spent, device, accelerator.is_main_process)
     log = RunLog(accelerator, recipe.output, state)
@@ -170,6 +165,7 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
     """
     model.check_complete()
     check_output(recipe)
+    check_tracker(recipe.track)
     if model.whole_batch and recipe.accumulate > 1:
         raise ValueError(
             f"the loss of this {model.family} compares the images of a batch with each other, so a batch cannot "
@@ -192,34 +188,6 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
         )
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
         raise too_short(recipe.minutes, recipe.startup)
-
-
-def as_trained(recipe: Recipe, model: Model, data: Packed) -> Recipe:
-    """Return `recipe` with the actual data and the actual config of the model.
-
-    They can differ from those of the recipe if fit() is called from Python.
-    """
-    origin = data.origin or Origin(IN_MEMORY)
-    changes: dict[str, Any] = {"data": origin.data, "root": origin.root, "crop": origin.crop, "size": data.size}
-    if any(field.name == "model" for field in fields(recipe)):
-        changes["model"] = model.trained.config
-    return replace(recipe, name=recipe.name or model.trained.family, **changes)
-
-
-def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
-    """Write config.yaml into the run folder. A new run puts aside what it would replace.
-
-    In addition to the recipe, it records what `actual_settings` returns and the fingerprint of the
-    data. Paths are absolute, so that they mean the same from any folder.
-    """
-    paths: dict[str, Any] = {name: value.absolute() for name, value in vars(recipe).items() if isinstance(value, Path)}
-    if recipe.data not in SOURCES and Path(recipe.data).exists():
-        paths["data"] = str(Path(recipe.data).absolute())
-    recipe = replace(recipe, **paths)
-    text = to_yaml(recipe, recipe.name, fingerprint=data.fingerprint, **actual_settings(model, recipe))
-    if not recipe.resume:
-        put_aside(recipe.output, text)
-    write_text(recipe.output / "config.yaml", text)
 
 
 def compile_blocks(model: nn.Module, **settings: Any) -> None:
@@ -259,7 +227,7 @@ def build_accelerator(model: Model, recipe: Recipe) -> Accelerator:
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         return Accelerator(
             mixed_precision=recipe.mixed_precision,
-            log_with="tensorboard" if recipe.tensorboard else None,
+            log_with=None if recipe.track == "none" else recipe.track,
             project_dir=recipe.output,
             kwargs_handlers=[
                 # A turn leaves the parameters of other turns without gradients. Models reduce their
@@ -299,32 +267,3 @@ def build_monitor(data: Packed, recipe: Recipe, device: torch.device) -> Monitor
     if recipe.evaluate_every == default and not has_enough(data):
         return None
     return Monitor(data, device)
-
-
-def identity_of(model: Model, data: Packed, recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that must not change when a run is resumed.
-
-    They are the model, the data, and the settings that determine the order of the batches.
-    """
-    return {
-        "family": model.family,
-        "model": to_dict(model.config),
-        "data": data.fingerprint,
-        "seed": recipe.seed,
-        "batch_size": recipe.batch_size,
-        "flip": recipe.flip,
-    }
-
-
-def summary(model: Model, data: Packed, recipe: Recipe, accelerator: Accelerator, state: State, sharded: bool) -> str:
-    """Return one line that describes the run: model, size, data, length and devices."""
-    begin = f"resuming at step {state.step:,}" if recipe.resume else "training"
-    count = sum(p.numel() for p in model.parameters())
-    length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.minutes:g} minutes"
-    shards = " (sharded)" if sharded else ""
-    precision: str = recipe.mixed_precision
-    if precision == "bf16" and not computes_bf16(accelerator.device):
-        precision += " (slow on this processor, which has no instructions for it: try --mixed-precision no)"
-    where = f"{accelerator.num_processes} x {accelerator.device.type}{shards}, precision {precision}"
-    images = f"{len(data):,} images of {data.source}"
-    return f"{begin}: {model.family}, {count:,} parameters, {images}, {length}, {where}, into {recipe.output}"

@@ -92,7 +92,9 @@ def show(run: Run, limits: Limits) -> None:
     for name, folder, draw in DISPLAYS:
         images = draw(run, limits) if run.ema.can(name) else None
         if images is not None and accelerator.is_main_process:
-            save_grid(recipe.output / folder / file_name(state.step), images)
+            picture = recipe.output / folder / file_name(state.step)
+            save_grid(picture, images)
+            run.log.tracking.picture(picture, images, state.step)
             write_text(recipe.output / "README.md", card(f"{folder}/{file_name(state.step)}"))
     run.log.pause(time.monotonic() - began)
 

@@ -28,7 +28,7 @@ from genmodels.saving import from_dict
 
 MODELS = {name.replace(":", "-").replace(" ", "-"): name for name in SMALL}
 """Names of folders of models, and of their settings in the contract suite."""
-FAST = "--mixed-precision no --no-tensorboard --batch-size 8 --steps 1"
+FAST = "--mixed-precision no --track none --batch-size 8 --steps 1"
 """Arguments of `genmodels train` that make it fast and the same everywhere."""
 
 
