@@ -146,6 +146,11 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         """What the model can be conditioned on: the field `condition` of its config, if any."""
         return getattr(self.config, "condition", UNCONDITIONAL)
 
+    def name_classes(self, names: tuple[str, ...]) -> None:
+        """Record the names of the classes that the model is conditioned on in its config."""
+        named = dataclasses.replace(self.conditions, class_names=names)
+        self.config = dataclasses.replace(self.config, condition=named)
+
     @final  # type: ignore[misc]  # torch declares forward as a variable
     def forward(self, batch: Batch, turn: str = "model") -> tuple[Tensor, dict[str, Tensor]]:
         """Compute `loss`. Called as a module, so that DistributedDataParallel sees every step."""
@@ -299,9 +304,8 @@ class Generator(Model):
             ValueError: if n or batch_size is less than 1, or an option or condition does not fit
                 the model.
         """
-        for name, value in (("n", n), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        if min(n, batch_size) < 1:
+            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
         self.check_complete()
         settings = self.options(**options)
         conditions = self.conditions.condition(condition, n)
@@ -318,10 +322,7 @@ class Generator(Model):
     def images(
         self, n: int, seed: int = 0, condition: Condition | Mapping[str, Any] | None = None, **how: Any
     ) -> ImageList:
-        """Sample `n` images as a list of PIL images, which a notebook displays as one grid.
-
-        The arguments are those of `generate`.
-        """
+        """Sample as `generate` does: a list of PIL images, which a notebook displays as a grid."""
         from genmodels.pictures import ImageList, to_uint8
 
         return ImageList.from_arrays(to_uint8(self.generate(n, seed, condition, **how)))

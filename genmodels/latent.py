@@ -123,6 +123,10 @@ class Latent(Generator):
     def conditions(self) -> ConditionConfig:
         return self.prior.conditions
 
+    def name_classes(self, names: tuple[str, ...]) -> None:
+        self.prior.name_classes(names)
+        self.config = replace(self.config, prior=Part.of(self.prior))
+
     @property
     def options_class(self) -> type:
         return self.prior.options_class

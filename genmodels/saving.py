@@ -62,14 +62,17 @@ def write_model(folder: Path, family: str, config: Any, weights: Mapping[str, Te
 def reset_derived(config: T, **values: Any) -> T:
     """Return a copy of a config with its derived fields at their defaults, or at `values`.
 
-    The copy is not validated, because other fields may still change. Nested configs are not
-    changed.
+    The copy is not validated, because other fields may still change. The same holds for nested
+    configs.
     """
     config = copy.copy(config)
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
         if tyro.conf.Suppress in getattr(hints[field.name], "__metadata__", ()):
             object.__setattr__(config, field.name, field.default)  # configs are frozen
+        elif dataclasses.is_dataclass(value):
+            object.__setattr__(config, field.name, reset_derived(value))
     for name, value in values.items():
         object.__setattr__(config, name, value)
     return config

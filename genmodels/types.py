@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from genmodels.saving import Derived
+
+SHOWN_CLASSES = 20
+"""Largest number of classes that a message lists."""
 _MASK = (1 << 64) - 1
 
 
@@ -148,6 +153,8 @@ class ConditionConfig:
     """Names of attributes of the data that samples can be conditioned on."""
     classes: int = 0
     """Number of classes that samples can be conditioned on. 0 disables labels."""
+    class_names: Derived[tuple[str, ...]] = ()
+    """Names of the classes, from the data. (): the classes have only numbers."""
     text: TextConfig = TextConfig()
     """Text that samples can be conditioned on."""
     drop: float = 0.1
@@ -161,6 +168,10 @@ class ConditionConfig:
             raise ValueError(
                 "condition: classes and text.vocabulary must not be negative and text.length must be at least 1, got "
                 f"{self.classes}, {self.text.vocabulary} and {self.text.length}"
+            )
+        if self.class_names and len(self.class_names) != self.classes:
+            raise ValueError(
+                f"condition: class_names must name all {self.classes} classes, or none, got {len(self.class_names)}"
             )
         if len(set(self.attributes)) < len(self.attributes):
             raise ValueError(f"condition: each attribute can be named once, got {', '.join(self.attributes)}")
@@ -178,8 +189,8 @@ class ConditionConfig:
         Args:
             value: a condition of `n` rows, which is returned as it is; a dict, the same for all
                 samples; or None for no condition. The dict has values by attribute name: True, 1 or
-                "yes"; False, -1 or "no"; None or 0 for unknown. Its key "label" takes the number of
-                a class.
+                "yes"; False, -1 or "no"; None or 0 for unknown. Its key "label" takes the name or
+                the number of a class.
             n: number of samples.
 
         Raises:
@@ -195,10 +206,7 @@ class ConditionConfig:
         labels = None
         label = given.pop("label", None)
         if label is not None:
-            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.classes:
-                known = f"it has labels 0 to {self.classes - 1}" if self.classes else "it was trained without labels"
-                raise ValueError(f"label {label!r}: this model does not know it; {known}")
-            labels = torch.full((n,), label)
+            labels = torch.full((n,), self.class_number(label))
         if unknown := [name for name in given if name not in self.attributes]:
             names = ", ".join(self.attributes)
             known = f"this model knows: {names}" if names else "this model was trained without attributes"
@@ -208,6 +216,39 @@ class ConditionConfig:
             signs = [_sign(name, given.get(name)) for name in self.attributes]
             attributes = torch.tensor(signs).expand(n, -1).clone()  # (N, K)
         return Condition(attributes, labels)
+
+    def class_number(self, label: Any) -> int:
+        """Return the number of a class, given its name or its number (an integer or its digits).
+
+        A name takes precedence, and upper and lower case make no difference.
+
+        Raises:
+            ValueError: if the model does not know the class; lists the classes, or the most
+                similar ones.
+        """
+        if isinstance(label, str):
+            folded = [name.casefold() for name in self.class_names]
+            if label.casefold() in folded:
+                return folded.index(label.casefold())
+            number = int(label) if label.isdecimal() and len(label) < 10 else -1
+        else:
+            number = label if isinstance(label, int) and not isinstance(label, bool) else -1
+        if 0 <= number < self.classes:
+            return number
+        raise ValueError(f"label {label!r}: this model does not know it; {self._known_classes(str(label))}")
+
+    def _known_classes(self, label: str) -> str:
+        """Return a phrase that names the classes: all of a few, or those most similar to `label`."""
+        if not self.classes:
+            return "it was trained without labels"
+        if not self.class_names:
+            return f"it has labels 0 to {self.classes - 1}"
+        if self.classes <= SHOWN_CLASSES:
+            return f"its classes are {', '.join(self.class_names)}"
+        similar = get_close_matches(label, self.class_names, n=3)
+        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
+        first = ", ".join(self.class_names[:SHOWN_CLASSES])
+        return f"it has {self.classes:,} classes ({first} ...){hint}"
 
 
 UNCONDITIONAL = ConditionConfig()

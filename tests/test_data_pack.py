@@ -21,7 +21,7 @@ from PIL import Image
 import genmodels.data as data_package
 from genmodels import image_files, writing
 from genmodels.data import export, load_packed, open_data, pack, packing, save_sheet
-from genmodels.data.packed import IMAGES, LABELS, MANIFEST, NAMES
+from genmodels.data.directory import IMAGES, LABELS, MANIFEST, NAMES
 from genmodels.hashing import file_sha256
 
 

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from genmodels.data import export, load_packed, pack
 from genmodels.data.batches import BatchReader
+from genmodels.data.directory import TEXT, save_labels
 from genmodels.data.folder import folder_source
-from genmodels.data.packed import COLUMNS, TEXT, Packed, save_labels
+from genmodels.data.packed import COLUMNS, Packed
 from genmodels.types import Text
 
 N, SIZE, LENGTH = 24, 8, 12
@@ -76,7 +77,7 @@ def sentences(text: Text) -> list[str]:
 
 def test_every_field_is_a_column_or_describes_the_whole() -> None:
     fields = {field.name for field in dataclasses.fields(Packed)}
-    assert fields - set(COLUMNS) == {"attribute_names", "manifest", "origin"}
+    assert fields - set(COLUMNS) == {"attribute_names", "class_names", "manifest", "origin"}
     assert set(COLUMNS) <= fields
 
 

@@ -23,8 +23,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # imports from layers below its own, and never from its own layer or above.
 LAYERS: tuple[set[str], ...] = (
     {"reading", "writing"},
-    {"image_files", "array_files"},
-    {"types", "abilities", "saving", "weights", "hub", "hashing", "pictures", "modes", "distributed"},
+    {"image_files", "array_files", "saving"},
+    {"types", "abilities", "weights", "hub", "hashing", "pictures", "modes", "distributed"},
     {"card", "inpainting", "token_sampling", "usage", "stopping"},
     {"nn"},
     {"base"},

@@ -52,7 +52,7 @@ class ConditionFlags:
     """Attributes that the images should have or should not have, such as Smiling=yes,Eyeglasses=no.
     Attributes that are not named can have any value."""
     label: str | None = None
-    """Number of the class that the images should belong to."""
+    """Name or number of the class that the images should belong to, such as "sea lion"."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the flags as `ConditionConfig.condition` takes them."""
@@ -63,7 +63,7 @@ class ConditionFlags:
                 raise UsageError(f"--attributes {part.strip()}: write yes or no, or leave the attribute out")
             values[name] = value
         if self.label is not None:
-            values["label"] = int(self.label) if self.label.lstrip("-").isdecimal() else self.label
+            values["label"] = self.label
         return values
 
     def of(self, model: Model, n: int) -> Condition:

@@ -87,7 +87,7 @@ class RealImages:
     @property
     def are_given(self) -> bool:
         """Whether they are a plain set of images and not a data set with splits."""
-        from genmodels.data.packed import is_packed
+        from genmodels.data.directory import is_packed
 
         return self.data not in BUILT_IN and not is_packed(Path(self.data))
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from genmodels.data.celeba import celeba_source, download_celeba
 from genmodels.data.decode import check_crop
+from genmodels.data.directory import IMAGES, is_packed, load_packed, packed_size, save_labels
 from genmodels.data.exporting import export
 from genmodels.data.folder import folder_source
-from genmodels.data.packed import IMAGES, Origin, Packed, is_packed, load_packed, packed_size, save_labels
+from genmodels.data.packed import Origin, Packed
 from genmodels.data.packing import lock, progress_bar, write_pack
 from genmodels.data.sheet import save_sheet
 from genmodels.usage import say

@@ -92,16 +92,18 @@ class BatchReader:
         index, flips = self._lookup(step * self.batch_size + rows)
         noise = Noise([mix_seed(self.seed, step, int(j)) for j in rows], self.device)
         images = to_float(_gather(self._images, index, np.flatnonzero(flips)), self.device)
-        attributes = text = latents = features = None
+        attributes = labels = text = latents = features = None
         if self.data.attributes.shape[1]:
             attributes = torch.from_numpy(self.data.attributes[index]).to(self.device).float()  # (n, K)
+        if self.data.labels is not None:
+            labels = torch.from_numpy(self.data.labels[index]).to(self.device).long()  # (n,)
         if self.data.text is not None and self.tokenize is not None:
             text = self._tokens(self.data.text, self.tokenize, index, noise.seeds)
         if self.data.latents is not None:
             latents = torch.from_numpy(self.data.latents[index, flips.astype(np.int64)]).to(self.device)
         if self.data.features is not None:
             features = torch.from_numpy(self.data.features[index]).to(self.device)
-        return Batch(images, noise, Condition(attributes, text=text), step, progress, latents, features)
+        return Batch(images, noise, Condition(attributes, labels, text), step, progress, latents, features)
 
     def _tokens(
         self, text: Sequence[tuple[str, ...]], tokenize: Tokenize, index: np.ndarray, seeds: Sequence[int]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from genmodels.data.source import LARGEST_TABLE, Entry, Files, Source, fingerprint
+from genmodels.data.source import LARGEST_TABLE, Entry, Files, FilesReader, Source, fingerprint
 from genmodels.data.tables import ALLOW, compare_names, decide_zeros, decode_text
 from genmodels.reading import in_one_line, read_bytes
 
@@ -82,7 +82,7 @@ def celeba_source(root: Path, allow_unmatched: bool = False) -> Source:
         title=f"celeba ({len(known):,} of {COUNT:,} images)",
         where=where,
         names=known,
-        paths=[entry.path for entry in of_known],
+        reader=FilesReader(where, [entry.path for entry in of_known]),
         attribute_names=attribute_names,
         stamp=fingerprint(of_known, repr(attribute_names), *columns.values()),
         left_out=files.left_out + left_out,

@@ -23,6 +23,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
 
     - image: float32 (3, H, W) in [-1, 1], or what `transform` returns.
     - attributes: float32 (K,) in {-1, 0, +1}, in the order of `Packed.attribute_names`.
+    - label: int, if the data have labels; -1 if it is unknown.
     - name: name of the source file.
     - identity: int, if the data have identities.
     - text: one caption, if the data have captions. If the image has several, one is drawn with
@@ -52,6 +53,8 @@ class PackedDataset(Dataset[dict[str, Any]]):
             "attributes": torch.from_numpy(data.attributes[index].astype(np.float32)),
             "name": data.names[index],
         }
+        if data.labels is not None:
+            item["label"] = int(data.labels[index])
         if data.identities is not None:
             item["identity"] = int(data.identities[index])
         if data.text is not None:

@@ -12,8 +12,9 @@ from typing import Literal
 
 from PIL import Image
 
-from genmodels.data.folder import CAPTIONS, LABELS
-from genmodels.data.packed import MANIFEST, SPLITS, Packed
+from genmodels.data.directory import MANIFEST
+from genmodels.data.folder import CAPTIONS, CLASSES, LABELS
+from genmodels.data.packed import SPLITS, Packed
 from genmodels.data.source import name_parts, readable
 from genmodels.writing import replacing
 
@@ -21,7 +22,7 @@ from genmodels.writing import replacing
 def export(data: Packed, out: Path, kind: Literal["jpeg", "webp"] = "jpeg", quality: int = 92) -> Path:
     """Write a pack as a .zip of images for `--data folder --root OUT.zip`, and return `out`.
 
-    Names, labels, splits, captions and the manifest are included. Names that lead out of the
+    Names, attributes, labels, splits, captions and the manifest are included. Names that lead out of the
     archive, are hidden or occur twice are changed. The compression is lossy, so pixels change
     slightly.
 
@@ -34,8 +35,9 @@ def export(data: Packed, out: Path, kind: Literal["jpeg", "webp"] = "jpeg", qual
     if out.exists():
         raise ValueError(f"{out} already exists: choose another name, or delete it")
     suffix = {"jpeg": ".jpg", "webp": ".webp"}[kind]
-    table, captions = io.StringIO(), io.StringIO()
-    writer, caption_writer = csv.writer(table), csv.writer(captions)
+    table, captions, labels = io.StringIO(), io.StringIO(), io.StringIO()
+    writer, caption_writer, label_writer = csv.writer(table), csv.writer(captions), csv.writer(labels)
+    label_writer.writerow(["file", "label"])
     caption_writer.writerow(["file", "caption"])
     identity = [] if data.identities is None else ["identity"]
     writer.writerow(["file", "split", *identity, *data.attribute_names])
@@ -51,10 +53,14 @@ def export(data: Packed, out: Path, kind: Literal["jpeg", "webp"] = "jpeg", qual
             writer.writerow(
                 [stored, SPLITS[data.splits[i]], *who, *(value or "" for value in data.attributes[i].tolist())]
             )
+            if data.labels is not None and data.labels[i] >= 0:
+                label_writer.writerow([stored, data.class_names[data.labels[i]]])
             if data.text is not None:
                 caption_writer.writerows([stored, caption] for caption in data.text[i])
         if data.text is not None and any(data.text):
             archive.writestr(CAPTIONS, captions.getvalue(), zipfile.ZIP_DEFLATED)
+        if data.labels is not None and (data.labels >= 0).any():
+            archive.writestr(CLASSES, labels.getvalue(), zipfile.ZIP_DEFLATED)
         archive.writestr(LABELS, table.getvalue(), zipfile.ZIP_DEFLATED)
         origin = {**data.manifest, "export": f"{kind}, quality {quality}"}
         archive.writestr(MANIFEST, json.dumps(origin), zipfile.ZIP_DEFLATED)

@@ -1,9 +1,11 @@
 """Folders and zip archives of images, with labels, captions and splits.
 
-attributes.csv has a header. Its first column is the file (relative path or bare name). The other
-columns are attributes in {-1, 0, 1}, where an empty cell means unknown, except for two special
-names: `split` (a name of SPLIT_FOLDERS) and `identity`. captions.csv has the columns file and
-caption; a file may have several rows. Folders called train, val and test are splits.
+Tables have a header, and their first column is the file (relative path or bare name). The other
+columns of attributes.csv are attributes in {-1, 0, 1}, where an empty cell means unknown, except for
+two special names: `split` (a name of SPLIT_FOLDERS) and `identity`. labels.csv has the column label,
+the name of a class. captions.csv has the column caption; a file may have several rows. Folders
+called train, val and test are splits. Without labels.csv, the folders in them may be classes, as in
+torchvision's ImageFolder.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from genmodels.data.packed import MANIFEST
-from genmodels.data.source import Entry, Files, Source, fingerprint, readable
+from genmodels.data.classes import classes_of_folders, number_classes
+from genmodels.data.directory import MANIFEST
+from genmodels.data.source import Entry, Files, FilesReader, Source, fingerprint, readable
 from genmodels.data.tables import (
     ALLOW,
     SPLIT_FOLDERS,
@@ -34,7 +37,12 @@ from genmodels.data.tables import (
 )
 from genmodels.reading import parse_json
 
-LABELS, CAPTIONS = "attributes.csv", "captions.csv"
+LABELS, CAPTIONS, CLASSES = "attributes.csv", "captions.csv", "labels.csv"
+
+
+UNMATCHED = {LABELS: 0.5, CAPTIONS: 0.5, CLASSES: 0.0}
+"""Largest fraction of the rows of each table that may belong to no image. A label without its image
+is usually a mistake, but tables of attributes and captions are often those of a larger set."""
 
 
 def folder_source(root: Path, allow_unmatched: bool = False) -> Source:
@@ -46,26 +54,28 @@ def folder_source(root: Path, allow_unmatched: bool = False) -> Source:
 
     Raises:
         FileNotFoundError: if `root` does not exist.
-        ValueError: if it is empty or not an archive, or if attributes.csv or captions.csv is
-            malformed or most of its rows belong to no image.
+        ValueError: if it is empty or not an archive; if a table is malformed, or most of its rows
+            (of labels.csv, any) belong to no image; or if the folder of a class has no image.
     """
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder or .zip of images")
     files, notes = Files(root), list[str]()
     entries = sorted(files.entries(), key=lambda entry: entry.name)
     top = only_folder([entry.name for entry in entries])
-    tables = {name: _find_table(root, entries, name, notes) for name in (LABELS, CAPTIONS)}
+    tables = {name: _find_table(root, entries, name, notes) for name in (LABELS, CAPTIONS, CLASSES)}
     manifest = next((entry for entry in entries if entry.name in (MANIFEST, top + MANIFEST)), None)
     entries = [entry for entry in entries if entry not in (*tables.values(), manifest)]
     if not entries:
         raise ValueError(f"{root} holds no images: it is empty")
     names = [entry.name for entry in entries]
     splits, identities = _splits_of(names, top, notes), np.full(len(names), -1, np.int32)
-    labels, captions = (
-        None if entry is None else _Table(files, entry, names, allow_unmatched) for entry in tables.values()
+    attributed, captions, labelled = (
+        None if entry is None else _Table(files, entry, names, 1.0 if allow_unmatched else UNMATCHED[name])
+        for name, entry in tables.items()
     )
-    attribute_names, attributes = _read_labels(labels, splits, identities)
-    for table in filter(None, (labels, captions)):
+    attribute_names, attributes = _read_attributes(attributed, splits, identities)
+    class_names, labels = _read_classes(labelled, names, files.folders, top, root, notes)
+    for table in filter(None, (attributed, captions, labelled)):
         notes += [f"{table.name}: {note}" for note in table.notes]
     text = None if captions is None else _read_captions(captions, len(names))
     origin = None if manifest is None else files.read_bytes(manifest.name).decode(errors="replace")
@@ -73,13 +83,18 @@ def folder_source(root: Path, allow_unmatched: bool = False) -> Source:
         title=f"folder {readable(root.resolve().name)} ({len(names):,} files)",
         where=root,
         names=names,
-        paths=[entry.path for entry in entries],
+        reader=FilesReader(root, [entry.path for entry in entries]),
         attributes=attributes,
         attribute_names=attribute_names,
         splits=splits,
         identities=identities if (identities >= 0).any() else None,
-        stamp=fingerprint(entries, attributes, repr(attribute_names), splits, identities, repr(text), origin),
+        stamp=fingerprint(
+            *(entries, attributes, repr(attribute_names), splits, identities, repr(text), origin),
+            *(() if labels is None else (labels, repr(class_names))),
+        ),
         text=text,
+        labels=labels,
+        class_names=class_names,
         left_out=files.left_out,
         origin=_read_origin(origin or ""),
         notes=notes,
@@ -109,13 +124,13 @@ class _Table:
         files: folder or archive that holds it.
         entry: the CSV file.
         names: relative paths of all images.
-        allow_unmatched: accept that most rows belong to no image.
+        unmatched: largest fraction of its rows that may belong to no image.
 
     Raises:
-        ValueError: if it is malformed, or more than half of its rows belong to no image.
+        ValueError: if it is malformed, or more of its rows belong to no image.
     """
 
-    def __init__(self, files: Files, entry: Entry, names: list[str], allow_unmatched: bool):
+    def __init__(self, files: Files, entry: Entry, names: list[str], unmatched: float):
         self.name, self.where, self.notes = entry.name, str(files.where / entry.path), list[str]()
         self.columns, self.rows = read_table(files.read_bytes(entry.name), self.where, self.notes)
         if not self.rows:
@@ -126,12 +141,12 @@ class _Table:
         others = [name for i, name in enumerate(names) if i not in known]
         if lost or others:
             sentence = compare_names(lost, others, (len(self.rows), len(names)))
-            if 2 * len(lost) > len(self.rows) and not allow_unmatched:
+            if len(lost) > unmatched * len(self.rows):
                 raise ValueError(f"{self.where}: {sentence}; {ALLOW}")
             self.notes.append(sentence)
 
 
-def _read_labels(
+def _read_attributes(
     table: _Table | None, splits: np.ndarray, identities: np.ndarray
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Return names and values (N, K) of the attributes, and write into `splits` and `identities`
@@ -152,6 +167,27 @@ def _read_labels(
             attributes[owner], identities[owner] = values[r], number
             splits[owner] = splits[owner] if code is None else code
     return names, attributes
+
+
+def _read_classes(
+    table: _Table | None, names: list[str], folders: set[str], top: str, root: Path, notes: list[str]
+) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Return the names of the classes and the class of each image (N,), from labels.csv or else
+    from folders. Without classes, these are () and None."""
+    if table is None:
+        of_folders = classes_of_folders(names, folders, top, root, notes)
+        return ((), None) if of_folders is None else number_classes(of_folders, str(root))
+    if table.columns != ["label"]:
+        raise ValueError(f"{table.where}: expected the columns file and label, got file, {', '.join(table.columns)}")
+    check_once(table.rows, table.owners, table.where)
+    labels: list[str | None] = [None] * len(names)
+    for row, owner in zip(table.rows, table.owners, strict=True):
+        if owner is not None:
+            labels[owner] = row.cells[0].strip() or None
+    class_names, numbers = number_classes(labels, table.where)
+    if not class_names:
+        raise ValueError(f"{table.where}: no image has a label")
+    return class_names, numbers
 
 
 def _read_values(table: _Table, row: Row, columns: list[int]) -> list[int]:

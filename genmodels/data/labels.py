@@ -26,6 +26,7 @@ _KINDS = _REQUIRED | {
     "crop": _OPTIONAL,
     "filter": _OPTIONAL,
     "license": _OPTIONAL,
+    "classes": list,
     "origin": (dict, type(None)),
     "skipped": list,
     "notes": list,
@@ -51,7 +52,12 @@ def check_manifest(manifest: Any) -> None:
             raise ValueError(f"{name!r} is a {type(value).__name__}")
     origin = manifest.get("origin") or {}
     pairs = all(isinstance(pair, list) and len(pair) == 2 and _are_texts(pair) for pair in manifest.get("skipped", []))
-    texts = (*manifest["attributes"], *manifest["checksums"].values(), *manifest.get("notes", []))
+    texts = (
+        *manifest["attributes"],
+        *manifest.get("classes", []),
+        *manifest["checksums"].values(),
+        *manifest.get("notes", []),
+    )
     optional = (origin.get("crop"), origin.get("filter"))
     if not (pairs and _are_texts(texts) and all(isinstance(text, _OPTIONAL) for text in optional)):
         raise ValueError("a list in it does not hold texts")
@@ -59,13 +65,14 @@ def check_manifest(manifest: Any) -> None:
         raise ValueError("it describes no images")
 
 
-def read_labels(path: Path, count: int, attributes: int) -> dict[str, np.ndarray]:
-    """Read attributes, splits and, if there are any, identities.
+def read_labels(path: Path, count: int, attributes: int, classes: int) -> dict[str, np.ndarray]:
+    """Read attributes, splits and, if there are any, labels and identities.
 
     Args:
         path: the .npz file.
         count: number of images.
         attributes: number of attributes.
+        classes: number of classes. 0: there are no labels.
 
     Raises:
         ValueError: if a column is absent or has other values or another length.
@@ -75,8 +82,10 @@ def read_labels(path: Path, count: int, attributes: int) -> dict[str, np.ndarray
         "splits": (np.uint8, (count,), 0, 2),
         "identities": (np.int32, (count,), -(2**31), 2**31 - 1),
     }
+    if classes:
+        limits["labels"] = (np.int32, (count,), -1, classes - 1)
     columns = {name: read_archived(path, name) for name in archived_names(path) if name in limits}
-    for name in ("attributes", "splits"):
+    for name in ("attributes", "splits", *(["labels"] if classes else [])):
         if name not in columns:
             raise ValueError(f"{path} has no {name!r}")
     for name, column in columns.items():

@@ -24,17 +24,10 @@ from rich.text import Text
 
 from genmodels.array_files import map_array
 from genmodels.data.decode import FILTER, check_crop, decode
-from genmodels.data.packed import (
-    IMAGES,
-    JOURNAL,
-    LABEL_COLUMNS,
-    PARTIAL,
-    is_packed,
-    load_packed,
-    save_labels,
-    take_rows,
-)
-from genmodels.data.source import LARGEST_TABLE, Files, Source
+from genmodels.data.directory import IMAGES, JOURNAL, PARTIAL, is_packed, load_packed, save_labels
+from genmodels.data.packed import LABEL_COLUMNS
+from genmodels.data.rows import take_rows
+from genmodels.data.source import LARGEST_TABLE, Source
 from genmodels.image_files import RefusedError, may_pass
 from genmodels.reading import parse_json, read_text
 from genmodels.usage import console, say
@@ -205,7 +198,7 @@ def _fill(
     source: Source, images: np.ndarray, crop: str, aligned: bool, done: set[int], workers: int | None
 ) -> Iterator[Chunk]:
     """Decode the remaining chunks into `images` and yield each one when it is complete."""
-    files, size = Files(source.where), images.shape[1]
+    size = images.shape[1]
     images = np.asarray(images)
 
     def work(start: int) -> Chunk:
@@ -213,7 +206,7 @@ def _fill(
         skipped = []
         for i in range(start, min(start + CHUNK, len(images))):
             try:
-                with files.open(source.paths[i]) as file:
+                with source.reader.open(i) as file:
                     images[i], kinds = decode(file, crop, size, aligned)
                 converted.update(kinds)
             except (RefusedError, OSError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
@@ -263,6 +256,7 @@ def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any]
         "size": header["size"],
         "filter": FILTER,
         "attributes": list(source.attribute_names),
+        "classes": list(source.class_names),
         "converted": dict(sum((Counter(chunk.converted) for chunk in chunks), Counter())),
         "skipped": source.left_out + skipped,
         "notes": source.notes,

@@ -10,10 +10,11 @@ import stat
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -30,16 +31,29 @@ _LATIN = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") or chr(byte) f
 """Characters that stand for bytes that are not UTF-8 (PEP 383), and the same bytes as Latin-1."""
 
 
+class Reader(Protocol):
+    """Opens the images of a source. It can be pickled, and used by several threads at a time."""
+
+    def open(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open image `index` for reading and seeking.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Images in a folder or a zip archive.
+    """Images that have not been decoded, with what is known about each of them.
 
     Attributes:
         title: short description, such as "celeba (18,022 of 202,599 images)".
-        where: the folder or archive.
+        where: the folder, archive or file that holds the images.
         names: names of the images, sorted.
-        paths: paths of the images in the folder or archive.
-        attributes, attribute_names, splits, identities, text: one row per name, as in `Packed`.
+        reader: opens an image by its index in `names`.
+        attributes, attribute_names, splits, identities, text, labels, class_names: as in `Packed`,
+            one row per name.
         stamp: hash of names, sizes, modification times and labels; it changes if a file changes. No
             image is opened to compute it.
         left_out: (name, reason) of files that are skipped without opening them.
@@ -50,13 +64,15 @@ class Source:
     title: str
     where: Path
     names: list[str]
-    paths: list[str]
+    reader: Reader
     attributes: np.ndarray
     attribute_names: tuple[str, ...]
     splits: np.ndarray
     identities: np.ndarray | None
     stamp: str
     text: list[tuple[str, ...]] | None = None
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
     left_out: list[tuple[str, str]] = field(default_factory=list)
     origin: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
@@ -85,6 +101,7 @@ class Files:
     Attributes:
         where: the folder or archive.
         left_out: (name, reason) of files that `entries` did not yield.
+        folders: relative paths of the folders that are not hidden, known after `entries`.
 
     Raises:
         FileNotFoundError: if `where` does not exist.
@@ -94,6 +111,7 @@ class Files:
     def __init__(self, where: Path):
         self.where = where
         self.left_out: list[tuple[str, str]] = []
+        self.folders: set[str] = set()
         self._archive = None if where.is_dir() else open_archive(where)
         self._paths: dict[str, str] = {}
 
@@ -105,11 +123,15 @@ class Files:
         archive (`../a.jpg`) is left out, and so is the second file of a name.
         """
         self.left_out.clear()
+        self.folders.clear()
         self._paths.clear()
         for entry in self._walk() if self._archive is None else _members(self._archive):
             parts = name_parts(entry.name)
             name = "/".join(parts)
-            if ".." in parts:
+            if entry.name.endswith(("/", "\\")):
+                if ".." not in parts and not any(part.startswith((".", "__MACOSX")) for part in parts):
+                    self.folders.add(name)
+            elif ".." in parts:
                 self.left_out.append((entry.name, "its name leads out of the archive"))
             elif name in self._paths:
                 self.left_out.append((entry.name, "another file has the same name"))
@@ -157,7 +179,7 @@ class Files:
         return content
 
     def _walk(self) -> Iterator[Entry]:
-        """Yield the files of a folder.
+        """Yield the files and the folders of a folder; the names of folders end with a slash.
 
         A folder that links lead to is listed once, at its own place if it has one in the tree.
         Links to a folder that contains the whole tree are not followed.
@@ -170,6 +192,8 @@ class Files:
             if real in seen or (prefix and top.startswith(real.rstrip(os.sep) + os.sep)):
                 continue
             seen.add(real)
+            if prefix:
+                yield Entry(prefix, prefix, 0, 0)
             with os.scandir(self.where / prefix) as items:
                 found = sorted(items, key=lambda item: item.name)
             for item in found:
@@ -187,6 +211,30 @@ class Files:
                     yield Entry(path, path, status.st_size, status.st_mtime_ns)
                 else:
                     self.left_out.append((prefix + item.name, "not a regular file"))
+
+
+class FilesReader:
+    """Opens the images of a folder or a zip archive.
+
+    Args:
+        where: the folder or archive.
+        paths: path of each image in it.
+    """
+
+    def __init__(self, where: Path, paths: list[str]):
+        self.where = where
+        self.paths = paths
+
+    def open(self, index: int) -> AbstractContextManager[BinaryIO]:
+        """Open image `index` for reading and seeking."""
+        return self._files.open(self.paths[index])
+
+    @cached_property
+    def _files(self) -> Files:
+        return Files(self.where)
+
+    def __reduce__(self) -> tuple[type[FilesReader], tuple[Path, list[str]]]:
+        return FilesReader, (self.where, self.paths)  # an open archive cannot be pickled
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
@@ -229,11 +277,11 @@ def fingerprint(entries: Iterable[Entry], *labels: np.ndarray | str | None) -> s
 
 
 def _members(archive: zipfile.ZipFile) -> Iterator[Entry]:
-    """Yield the files of an archive. Of several members with one path, the last is the file."""
+    """Yield the members of an archive; the names of folders end with a slash. Of several members
+    with one path, the last is the file."""
     for info in reversed(archive.infolist()):
         name = info.filename
-        if not name.endswith(("/", "\\")):
-            if not info.flag_bits & _UTF8_FLAG:  # some tools write UTF-8 without the flag
-                with suppress(UnicodeError):
-                    name = name.encode("cp437").decode("utf-8")
-            yield Entry(name, info.filename, info.file_size, info.CRC)
+        if not info.flag_bits & _UTF8_FLAG:  # some tools write UTF-8 without the flag
+            with suppress(UnicodeError):
+                name = name.encode("cp437").decode("utf-8")
+        yield Entry(name, info.filename, info.file_size, info.CRC)

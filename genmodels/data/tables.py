@@ -142,7 +142,7 @@ def decide_zeros(values: np.ndarray, names: Sequence[str], notes: list[str]) -> 
     if binary.any() and not no.any():
         binary |= zero
     if binary.any():
-        which = _some([names[k] for k in range(len(names)) if binary[k]])
+        which = some([names[k] for k in range(len(names)) if binary[k]])
         notes.append(f"0 is read as no, because there is no -1, in {which}; leave a cell empty if it is unknown")
     values = np.where((values == 0) & binary, -1, values)
     return np.where(values == EMPTY, 0, values).astype(np.int8)
@@ -254,7 +254,7 @@ def compare_names(rows: Sequence[str], files: Sequence[str], total: tuple[int, i
         total: numbers of rows and of files.
     """
     parts = [
-        f"{len(names):,} of {count:,} {kind} (such as {_some(names, 2)})"
+        f"{len(names):,} of {count:,} {kind} (such as {some(names, 2)})"
         for names, count, kind in (
             (rows, total[0], "rows have no file"),
             (files, total[1], "files have no row"),
@@ -282,7 +282,7 @@ def _cause(rows: Sequence[str], files: Sequence[str]) -> str:
     return ""
 
 
-def _some(names: Collection[str], count: int = 3) -> str:
+def some(names: Collection[str], count: int = 3) -> str:
     """Return the first names of a list, and how many more there are."""
     first = ", ".join(readable(name.strip())[:60] for name in list(names)[:count])
     return f"{first} and {len(names) - count:,} more" if len(names) > count else first

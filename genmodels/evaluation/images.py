@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from genmodels.array_files import archived_names, free_memory, map_array, read_archived
 from genmodels.data.decode import check_crop, decode
-from genmodels.data.packed import IMAGES, is_packed, load_packed
+from genmodels.data.directory import IMAGES, is_packed, load_packed
 from genmodels.data.packing import cores
 from genmodels.data.source import Files, readable
 from genmodels.image_files import RefusedError, image_size

@@ -89,9 +89,7 @@ def derived_config(kind: Any, recipe: Any, codec: Any = None) -> Any:
         ValueError: if the config cannot work at this size or over this codec.
     """
     # What a file of --config says about derived fields belongs to another run.
-    config = reset_derived(recipe.model, size=recipe.size)
-    unaligned = getattr(recipe, "align", "") is None
-    config = replace(config, **({"align": reset_derived(config.align)} if unaligned else {}))
+    config = replace(reset_derived(recipe.model, size=recipe.size))  # replace() validates it
     return config if codec is None else kind.config_over(config, codec)
 
 

@@ -18,18 +18,18 @@ from torch.optim import Optimizer
 from genmodels.base import Model
 from genmodels.data.batches import BatchReader, image_batches
 from genmodels.data.packed import Packed
-from genmodels.sampling import processes
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
-from genmodels.training.clock import Clock, Stop, too_short
+from genmodels.training.checks import check_fit
+from genmodels.training.clock import Clock, Stop
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
-from genmodels.training.folder import CHECKPOINTS, check_output
+from genmodels.training.folder import CHECKPOINTS
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
 from genmodels.training.recipe import Recipe
 from genmodels.training.record import as_trained, identity_of, summary, write_config
-from genmodels.training.shard import check_shardable, repeated_blocks, shard, sharding_wanted
+from genmodels.training.shard import repeated_blocks, shard, sharding_wanted
 from genmodels.training.steps import list_checkpoints
-from genmodels.training.tracking import check_tracker, start_tracker
+from genmodels.training.tracking import start_tracker
 from genmodels.usage import say
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
             changed in that case.
     """
     check_fit(model, data, recipe)
+    if model.conditions.classes:
+        model.name_classes(data.class_names)
     recipe = as_trained(recipe, model, data)
     checkpoints = recipe.output / CHECKPOINTS
     restarts = recipe.resume and not list_checkpoints(checkpoints)
@@ -157,39 +159,6 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     )
 
 
-def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
-    """Check that the model, the data, the recipe and the run folder fit together.
-
-    Raises:
-        ValueError: if they do not.
-    """
-    model.check_complete()
-    check_output(recipe)
-    check_tracker(recipe.track)
-    if model.whole_batch and recipe.accumulate > 1:
-        raise ValueError(
-            f"the loss of this {model.family} compares the images of a batch with each other, so a batch cannot "
-            f"be split into micro-batches: remove --accumulate {recipe.accumulate}"
-        )
-    if sharding_wanted(processes().num_processes):
-        check_shardable(model)
-    if data.size != model.config.size:
-        raise ValueError(
-            f"the images have {data.size} px a side and the model {model.config.size}: set --size to match the images"
-        )
-    if model.conditions.classes:
-        raise ValueError(
-            f"{data.source} has no labels to train {model.conditions.classes} classes on: remove "
-            "--model.condition.classes"
-        )
-    if model.conditions.text.vocabulary:
-        raise ValueError(
-            "fit() has no tokenizer yet, so it cannot train a model on text: remove --model.condition.text.vocabulary"
-        )
-    if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
-        raise too_short(recipe.minutes, recipe.startup)
-
-
 def compile_blocks(model: nn.Module, **settings: Any) -> None:
     """Compile every repeated block of `model` in place with torch.compile.
 
@@ -240,10 +209,12 @@ def build_accelerator(model: Model, recipe: Recipe) -> Accelerator:
 def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accelerator) -> BatchReader:
     """Build the reader of this process's share of the batches.
 
-    It returns only the attributes that `model` is conditioned on.
+    It returns only the attributes and the labels that `model` is conditioned on.
     """
+    conditions = model.conditions
+    data = train.with_attributes(conditions.attributes)
     return BatchReader(
-        train.with_attributes(model.conditions.attributes),
+        data if conditions.classes else replace(data, labels=None, class_names=()),
         recipe.batch_size,
         recipe.seed,
         rank=accelerator.process_index,

@@ -1,0 +1,60 @@
+"""Checks before a run: whether model, data, recipe and run folder fit together."""
+
+from __future__ import annotations
+
+from genmodels.base import Model
+from genmodels.data.packed import Packed
+from genmodels.sampling import processes
+from genmodels.training.clock import too_short
+from genmodels.training.folder import check_output
+from genmodels.training.recipe import Recipe
+from genmodels.training.shard import check_shardable, sharding_wanted
+from genmodels.training.tracking import check_tracker
+from genmodels.types import ConditionConfig
+
+
+def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
+    """Check that the model, the data, the recipe and the run folder fit together.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    model.check_complete()
+    check_output(recipe)
+    check_tracker(recipe.track)
+    if model.whole_batch and recipe.accumulate > 1:
+        raise ValueError(
+            f"the loss of this {model.family} compares the images of a batch with each other, so a batch cannot "
+            f"be split into micro-batches: remove --accumulate {recipe.accumulate}"
+        )
+    if sharding_wanted(processes().num_processes):
+        check_shardable(model)
+    if data.size != model.config.size:
+        raise ValueError(
+            f"the images have {data.size} px a side and the model {model.config.size}: set --size to match the images"
+        )
+    check_classes(model.conditions, data)
+    if model.conditions.text.vocabulary:
+        raise ValueError(
+            "fit() has no tokenizer yet, so it cannot train a model on text: remove --model.condition.text.vocabulary"
+        )
+    if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
+        raise too_short(recipe.minutes, recipe.startup)
+
+
+def check_classes(conditions: ConditionConfig, data: Packed) -> None:
+    """Check that the data have the classes that a model is conditioned on.
+
+    Raises:
+        ValueError: if they have no labels, or other classes.
+    """
+    count, names = conditions.classes, data.class_names
+    if count and data.labels is None:
+        raise ValueError(f"{data.source} has no labels to train {count} classes on: remove --model.condition.classes")
+    if count and count != len(names):
+        raise ValueError(
+            f"{data.source} has {len(names):,} classes, not {count:,}: --model.condition.classes {len(names)}"
+        )
+    if conditions.class_names and conditions.class_names != names:
+        own, other = next(pair for pair in zip(conditions.class_names, names, strict=True) if pair[0] != pair[1])
+        raise ValueError(f"the model was trained on other classes than those of {data.source} ({own!r}, not {other!r})")
