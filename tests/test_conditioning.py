@@ -245,3 +245,22 @@ def test_a_model_called_with_images_says_what_to_call(value: Any) -> None:
     model = GAN(GANConfig(size=32))
     with pytest.raises(TypeError, match=rf"got {type(value).__name__}: call model\(Batch\(.* model.generate\(n\)"):
         model(value)
+
+
+def test_a_class_is_known_by_its_name_or_its_number() -> None:
+    zoo = ConditionConfig(classes=3, class_names=("cat", "sea lion", "1"))
+    for label, number in (("sea lion", 1), ("Sea Lion", 1), (1, 1), ("0", 0), ("1", 2), (np.int64(2), 2)):
+        assert torch.equal(zoo.condition({"label": label}, 2).labels, torch.tensor([number, number]))
+    for label, message in (
+        ("seal", "label 'seal': this model does not know it; its classes are cat, sea lion, 1"),
+        (3, "label 3: this model does not know it"),
+        (-1, "label -1: this model does not know it"),
+        (True, "label True: this model does not know it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            zoo.condition({"label": label}, 2)
+    many = ConditionConfig(classes=30, class_names=("sea lion", *map(str, range(29))))
+    with pytest.raises(ValueError, match="it has 30 classes .* did you mean sea lion"):
+        many.condition({"label": "sea lyon"}, 1)
+    with pytest.raises(ValueError, match="class_names must name all 3 classes, or none, got 2"):
+        ConditionConfig(classes=3, class_names=("cat", "dog"))
