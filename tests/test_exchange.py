@@ -274,44 +274,82 @@ def test_an_ldm_pipeline_runs_behind_our_interface(tmp_path):
     torch.testing.assert_close(found.permute(0, 2, 3, 1), torch.from_numpy(expected), rtol=0, atol=1e-5)
 
 
-def dit_over_kl(classes: int) -> Latent:
+def dit_over_kl(classes: int, class_names: tuple[str, ...] = ()) -> Latent:
     """Save a small pipeline like facebook/DiT-XL-2-256, over a codec that centres its latents."""
     torch.manual_seed(0)
     codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
     codec.prepare([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
     blocks = TransformerConfig(width=16, depth=2, heads=2)
-    prior = DiT(
-        vanilla(
-            size=16, latents=codec.latent_shape, patch=2, transformer=blocks, condition=ConditionConfig(classes=classes)
-        )
-    )
+    condition = ConditionConfig(classes=classes, class_names=class_names)
+    prior = DiT(vanilla(size=16, latents=codec.latent_shape, patch=2, transformer=blocks, condition=condition))
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
     return Latent.over(codec, prior).eval()
 
 
-def test_a_dit_becomes_a_dit_pipeline_and_comes_back(tmp_path):
+@pytest.mark.parametrize(
+    ("classes", "class_names", "back"),
+    [
+        (1000, (), 1000),
+        (1000, tuple(f"kind {i}" for i in range(1000)), 1000),
+        (3, ("sea lion", "Cat", "a dog"), 3),
+        (3, (), 1000),
+    ],
+    ids=["all", "all, named", "three, named", "three"],
+)
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_a_dit_becomes_a_dit_pipeline_and_comes_back(classes, class_names, back, guidance, tmp_path):
     from diffusers import DiTPipeline
 
-    model = dit_over_kl(classes=1000)
+    model = dit_over_kl(classes, class_names)
     assert "DiTPipeline" in export_to_diffusers(model, tmp_path / "out")
     again = genmodels.load(tmp_path / "out")
+    assert again.conditions.classes == back and again.conditions.class_names == class_names
     pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
+    wanted = [1, classes - 1]
+    if class_names:
+        assert pipeline.get_label_ids([class_names[i] for i in wanted]) == wanted
+        assert again.conditions.condition({"label": class_names[1]}, 2).labels.tolist() == [1, 1]
     generator = torch.Generator().manual_seed(3)
-    images = pipeline([1, 998], 2.5, generator, num_inference_steps=10, output_type="np").images
-    wanted = Condition(labels=torch.tensor([1, 998]))
+    images = pipeline(wanted, guidance, generator, num_inference_steps=10, output_type="np").images
+    labels = Condition(labels=torch.tensor(wanted))
     for one in (model, again):
-        found = ours(one, noise(model.prior), wanted, solver="ddim", steps=10, guidance=2.5) / 2 + 0.5
+        found = ours(one, noise(model.prior), labels, solver="ddim", steps=10, guidance=guidance) / 2 + 0.5
         torch.testing.assert_close(found.permute(0, 2, 3, 1), torch.from_numpy(images), rtol=0, atol=2e-5)
     faces = torch.rand(2, 3, 16, 16) * 2 - 1
     torch.testing.assert_close(again.encode(faces), model.encode(faces), rtol=1e-4, atol=1e-4)
 
 
+def test_classes_without_weights_of_their_own_sample_as_no_class(tmp_path):
+    from diffusers import DiTPipeline
+
+    model = dit_over_kl(classes=3)
+    export_to_diffusers(model, tmp_path / "out")
+    pipeline = DiTPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline([3, 999], 1.0, torch.Generator().manual_seed(3), num_inference_steps=5, output_type="np").images
+    found = ours(model, noise(model.prior), solver="ddim", steps=5) / 2 + 0.5
+    torch.testing.assert_close(found.permute(0, 2, 3, 1), torch.from_numpy(images), rtol=0, atol=2e-5)
+
+
+def test_a_named_part_of_the_classes_does_not_hide_the_others(tmp_path):
+    export_to_diffusers(dit_over_kl(classes=1000), tmp_path / "out")
+    edit_json(tmp_path / "out" / "model_index.json", id2label={"0": "sea lion", "1": "cat"})
+    assert genmodels.load(tmp_path / "out").conditions == ConditionConfig(classes=1000)
+    edit_json(tmp_path / "out" / "model_index.json", id2label={"0": "sea lion", "5": "cat"})
+    assert genmodels.load(tmp_path / "out").conditions == ConditionConfig(classes=1000)
+    edit_json(tmp_path / "out" / "model_index.json", id2label={"0": 5})
+    with pytest.raises(ValueError, match="id2label.*expected a string, got 5"):
+        genmodels.load(tmp_path / "out")
+
+
 def test_dits_that_a_pipeline_cannot_be_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="must have 1,000 classes: this one has 10"):
-        export_to_diffusers(dit_over_kl(classes=10), tmp_path / "out")
+    with pytest.raises(ValueError, match="1,000 classes at most: this dit has 1,001"):
+        export_to_diffusers(dit_over_kl(classes=1001), tmp_path / "out")
+    with pytest.raises(ValueError, match="it has no classes"):
+        export_to_diffusers(dit_over_kl(classes=0), tmp_path / "out")
     in_pixels = DiT(vanilla(size=16, transformer=TransformerConfig(width=16, depth=1, heads=2)))
     with pytest.raises(ValueError, match="needs latents of an AutoencoderKL"):
         export_to_diffusers(in_pixels, tmp_path / "out")

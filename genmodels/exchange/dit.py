@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genmodels.diffusion.ddpm import DDPM
@@ -29,7 +30,11 @@ EMBEDDING = "norm1.emb"
 
 
 def from_diffusers(
-    settings: Mapping[str, Any], weights: Mapping[str, Tensor], size: int, process: DDPM = PUBLISHED
+    settings: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    size: int,
+    process: DDPM = PUBLISHED,
+    class_names: tuple[str, ...] = (),
 ) -> DiT:
     """Convert a DiTTransformer2DModel.
 
@@ -42,6 +47,8 @@ def from_diffusers(
         weights: state dict of the model.
         size: side in pixels of the images that the latents are decoded to.
         process: the DDPM that it was trained with.
+        class_names: names of the first classes, or (). If all further classes equal the null class,
+            as in a pipeline that `to_diffusers` made, they are left out.
 
     Raises:
         ValueError: when a weight is missing or unknown, or the embeddings of the blocks differ.
@@ -49,13 +56,13 @@ def from_diffusers(
     heads, depth = settings["num_attention_heads"], settings["num_layers"]
     blocks = TransformerConfig(width=heads * settings["attention_head_dim"], depth=depth, heads=heads)
     channels, side = settings["in_channels"], settings["sample_size"]
-    classes = settings["num_embeds_ada_norm"]
+    classes = _classes_used(settings["num_embeds_ada_norm"], weights, class_names)
     latents = (channels, side, side)
     patch = settings["patch_size"]
     if settings.get("out_channels") not in (None, channels, 2 * channels):
         raise ValueError(f"{channels} channels in and {settings['out_channels']} out are not supported")
     process = replace(process, learned_variance=settings.get("out_channels") == 2 * channels)
-    condition = ConditionConfig(classes=classes)
+    condition = ConditionConfig(classes=classes, class_names=class_names if len(class_names) == classes else ())
     model = DiT(vanilla(size=size, latents=latents, patch=patch, transformer=blocks, condition=condition, ddpm=process))
     source = dict(weights)
 
@@ -86,21 +93,32 @@ def from_diffusers(
     for name, value in embedding[0].items():
         target[name.replace("timestep_embedder", "time")] = value
     target["time.linear_2.bias"] = target["time.linear_2.bias"] + labels[-1]
-    target["condition.labels.weight"] = labels[:-1] - labels[-1]
+    target["condition.labels.weight"] = labels[:classes] - labels[-1]
     model.load_state_dict(target)
     return model.eval()
 
 
-def to_diffusers(model: DiT) -> Any:
+def to_diffusers(model: DiT, classes: int | None = None) -> Any:
     """Convert `model` to a DiTTransformer2DModel with the same outputs.
 
+    Args:
+        model: the model.
+        classes: number of classes of the result; by default, that of the model. Further classes
+            equal the null class.
+
     Raises:
-        ValueError: when a DiTTransformer2DModel does not support the config of the model.
+        ValueError: when a DiTTransformer2DModel does not support the config of the model, or the
+            model has more than `classes`.
     """
     from diffusers import DiTTransformer2DModel
 
     check_supported(model.config)
     c, blocks = model.config, model.config.transformer
+    classes = c.condition.classes if classes is None else classes
+    if c.condition.classes > classes:
+        raise ValueError(
+            f"diffusers' DiTPipeline has at most {classes:,} classes: this dit has {c.condition.classes:,}"
+        )
     network: Any = DiTTransformer2DModel(
         num_attention_heads=blocks.heads,
         attention_head_dim=blocks.head_dim,
@@ -109,7 +127,7 @@ def to_diffusers(model: DiT) -> Any:
         num_layers=blocks.depth,
         sample_size=c.shape[1],
         patch_size=c.patch,
-        num_embeds_ada_norm=c.condition.classes,
+        num_embeds_ada_norm=classes,
         norm_eps=blocks.norm_eps,
     )
     source = model.state_dict()
@@ -129,7 +147,7 @@ def to_diffusers(model: DiT) -> Any:
         target[f"proj_out_2.{kind}"] = last.transpose(0, 1).flatten(0, 1)
     target["pos_embed.proj.weight"] = target["pos_embed.proj.weight"].unflatten(1, (c.shape[0], c.patch, c.patch))
     labels = source["condition.labels.weight"]
-    table = torch.cat([labels, torch.zeros_like(labels[:1])])
+    table = F.pad(labels, (0, 0, 0, classes + 1 - len(labels)))  # (classes + 1, D); the null class adds nothing
     for i in range(blocks.depth):
         target[f"transformer_blocks.{i}.{EMBEDDING}.class_embedder.embedding_table.weight"] = table
     network.load_state_dict(target)
@@ -154,6 +172,16 @@ def check_supported(config: DiTConfig) -> None:
     }
     if applying := [reason for reason, applies in reasons.items() if applies]:
         raise ValueError(f"a DiTTransformer2DModel does not support this dit: {applying[0]}")
+
+
+def _classes_used(classes: int, weights: Mapping[str, Tensor], class_names: tuple[str, ...]) -> int:
+    """Return the number of classes without those that are unused: they have no name, and the vector
+    of the null class."""
+    table = weights.get(f"transformer_blocks.0.{EMBEDDING}.class_embedder.embedding_table.weight")
+    named = len(class_names)
+    if table is None or not 0 < named < classes or bool((table[named:] != table[-1]).any()):
+        return classes
+    return named
 
 
 def _embedding_names() -> list[str]:

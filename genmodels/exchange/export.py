@@ -23,7 +23,7 @@ from genmodels.writing import is_free, replacing_folder, write_json
 
 SCRIPT = Path(__file__).parent / "sample.py"
 NULL_CLASS = 1000
-"""Label that DiTPipeline of diffusers uses as the null class."""
+"""Label that DiTPipeline of diffusers uses as the null class. Its models have as many classes."""
 SETTINGS, EXTRAS = "genmodels.json", "genmodels.safetensors"
 
 
@@ -33,7 +33,7 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     A DDPM on pixels, without condition, patches or Gaussian denoiser, becomes a DDIMPipeline; over
     the vectors of a VQModel of diffusers an LDMPipeline. Every other U-Net becomes unet/,
     scheduler/, vae/ if it has a codec, and sample.py, which needs diffusers and not this package. A
-    vanilla DiT with 1,000 classes over an AutoencoderKL becomes a DiTPipeline.
+    vanilla DiT with at most 1,000 classes over an AutoencoderKL becomes a DiTPipeline.
 
     Returns:
         One line on how to use the folder.
@@ -88,6 +88,7 @@ def write_unet(model: Generator, prior: UNet, codec: PretrainedCodec | None, dra
         "channels_height_width": c.shape,
         "attributes": c.condition.attributes,
         "classes": c.condition.classes,
+        "class_names": c.condition.class_names,
     }
     write_json(draft / SETTINGS, settings, indent=2)
     shutil.copy(SCRIPT, draft / SCRIPT.name)
@@ -106,16 +107,13 @@ def write_dit(prior: DiT, codec: PretrainedCodec | None, draft: Path, out: Path)
         raise ValueError(
             "diffusers' DiTPipeline needs latents of an AutoencoderKL: this dit has another codec, or none"
         )
-    if prior.config.condition.classes != NULL_CLASS:
-        raise ValueError(
-            f"diffusers' DiTPipeline uses class {NULL_CLASS} as the null class, so a model must have {NULL_CLASS:,} "
-            f"classes: this one has {prior.config.condition.classes:,}"
-        )
     process = prior.process
     if not isinstance(process, DDPM) or process.prediction != "eps" or process.clip:
         raise ValueError("diffusers' DiTPipeline needs a DDPM that predicts eps and does not clip: this dit is another")
-    transformer = to_diffusers(prior)
+    transformer = to_diffusers(prior, NULL_CLASS)
     pipeline: Any = diffusers.DiTPipeline(transformer=transformer, vae=centred(codec), scheduler=scheduler_for(process))
+    if names := prior.config.condition.class_names:
+        pipeline.register_to_config(id2label={str(i): name for i, name in enumerate(names)})
     pipeline.save_pretrained(draft)
     return f"a DiTPipeline: diffusers.DiTPipeline.from_pretrained('{out}')"
 

@@ -26,7 +26,7 @@ from genmodels.pretrained import (
     without_warnings,
 )
 from genmodels.reading import read_json
-from genmodels.saving import Range, from_settings
+from genmodels.saving import Range, from_dict, from_settings
 from genmodels.weights import build, read_all_shapes
 
 IN_PIXELS = ("DDPMPipeline", "DDIMPipeline")
@@ -177,4 +177,16 @@ def _dit(folder: Path, process: DDPM) -> Latent:
     )
     network = read_network(transformer, like)
     codec.set_scale(codec.network.config.scaling_factor)
-    return Latent.over(codec, from_diffusers(network.config, network.state_dict(), size, process)).eval()
+    names = _class_names(folder / "model_index.json")
+    return Latent.over(codec, from_diffusers(network.config, network.state_dict(), size, process, names)).eval()
+
+
+def _class_names(file: Path) -> tuple[str, ...]:
+    """Read the names of classes 0, 1, 2 ... from `id2label`, or () if it lacks some of them.
+
+    Raises:
+        ValueError: when `id2label` does not give names by number.
+    """
+    names = from_dict(dict[str, str], read_json(file).get("id2label") or {}, f"{file}: id2label")
+    numbers = [str(i) for i in range(len(names))]
+    return tuple(names[number] for number in numbers) if names.keys() == set(numbers) else ()

@@ -117,24 +117,35 @@ class Model:
         return x.clamp(-1, 1)
 
 
+def class_number(label: str, classes: int, names: list[str]) -> int | None:
+    """The number of a class, given its name, in any case, or its number; None if there is none."""
+    folded = [name.casefold() for name in names]
+    if label.casefold() in folded:
+        return folded.index(label.casefold())
+    number = int(label) if label.isdecimal() and len(label) < 10 else classes
+    return number if number < classes else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--attributes", default="", help="for example Smiling=yes,Male=no; others are unspecified")
-    parser.add_argument("--label", type=int)
+    parser.add_argument("--label", help="name or number of a class")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--out", default="samples.png")
     args = parser.parse_args()
     from torchvision.utils import save_image
 
     model = Model(Path(__file__).parent)
-    names, classes = model.settings["attributes"], model.settings["classes"]
+    names, classes, class_names = (model.settings[key] for key in ("attributes", "classes", "class_names"))
     if args.n < 1 or args.steps < 1:
         parser.error("--n and --steps must be at least 1")
-    if args.label is not None and not 0 <= args.label < classes:
-        parser.error(f"--label {args.label}: this model has {classes} classes")
+    label = None if args.label is None else class_number(args.label, classes, class_names)
+    if args.label is not None and label is None:
+        known = f": {', '.join(class_names[:20])}" if class_names else ""
+        parser.error(f"--label {args.label}: this model has {classes} classes{known}")
     if args.guidance != 1 and not (names or classes):
         parser.error("--guidance needs a model with attributes or classes")
     if Path(args.out).exists():
@@ -145,7 +156,7 @@ def main() -> None:
         if name not in names or value not in ("yes", "no"):
             parser.error(f"{item}: write NAME=yes or NAME=no; names: {', '.join(names) or 'none'}")
         attributes[:, names.index(name)] = 1 if value == "yes" else -1
-    labels = None if args.label is None else torch.full((args.n,), args.label)
+    labels = None if label is None else torch.full((args.n,), label)
     noise = torch.randn(
         args.n, *model.settings["channels_height_width"], generator=torch.Generator().manual_seed(args.seed)
     )
