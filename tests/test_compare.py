@@ -225,7 +225,8 @@ def test_the_page_tells_how_the_numbers_came_to_be(page: Element) -> None:
     assert rows["images measured"].endswith("; 64 (images-per-second, memory)")
     assert rows["feature extractor"] == "faces"
     assert rows["machine"] == MACHINE
-    assert len(protocol) == 1 + len(dataclasses.fields(Protocol)) - 3  # train, attributes, alphabet: not set here
+    # train, attributes, classes and alphabet are not set here
+    assert len(protocol) == 1 + len(dataclasses.fields(Protocol)) - 4
     assert "runs/two tiny EMA 0 steps 20 20 minutes" in section(page, "Subjects").text
     assert "all 0.1.0+abcdef01 2.14.1 cpu 2026-11-23" in section(page, "Versions").text
     lowest = min(range(4), key=lambda seed: evaluation("", seed).scores["fd-faces"].value)

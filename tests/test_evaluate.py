@@ -133,7 +133,8 @@ def test_conditional_samples_are_held_against_what_they_were_asked() -> None:
     found = evaluate(model, reference_from(faces(), "valid"), [EXTRACTOR], n=256)
     score = found.scores["attributes-colours"]
     assert score.value > 0.85 and score.floor is not None and score.floor > 0.85
-    assert "Smiling" in score.how
+    assert list(score.each) == list(score.each_floor) == ["Smiling", "Eyeglasses"]
+    assert score.value == np.mean(list(score.each.values()))
 
 
 def test_images_of_the_same_kind_reach_the_floor_and_copies_are_found() -> None:

@@ -54,6 +54,8 @@ class Tiny(Generator):
             latents = latents.sign()
         if condition.attributes is not None:
             latents[:, : condition.attributes.shape[1]] += 9 * condition.attributes
+        if condition.labels is not None:
+            latents[:, 2] += 9 * (condition.labels + 1)  # -1 is no label
         return self._decode(latents * options.temperature)
 
     def reconstruct(self, images: Tensor) -> Tensor:

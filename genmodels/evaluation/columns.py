@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.table import Table
+from rich.text import Text
 
 from genmodels.evaluation.protocol import FULL_N, Protocol
 from genmodels.evaluation.report import Cell, Heading, Numbers
@@ -22,13 +23,16 @@ GROUPS = {
 """Headings of the groups of scores, in the order of the tables."""
 ORDER = (
     *("fid", "fd", "kid", "kd", "precision", "recall", "density", "coverage", "diversity", "diversity-lpips"),
-    *("nearest-train", "copies", "attributes", "psnr", "ssim", "lpips", "rfid", "rfd", "codebook-usage"),
+    *("nearest-train", "copies", "attributes", "labels", "fid-conditional", "fd-conditional"),
+    *("fid-by-class", "fd-by-class", "psnr", "ssim", "lpips", "rfid", "rfd", "codebook-usage"),
     *("codebook-perplexity", "bits-per-dim", "bits-per-token", "parameters", "train-flops", "sample-flops"),
     *("network-evaluations", "images-per-second", "memory", "training-minutes"),
 )
 """Order of the metrics within a group. Others follow, in the order in which they were measured."""
 ABBREVIATIONS = {"fid", "fd", "kid", "kd", "rfid", "rfd", "psnr", "ssim", "lpips"}
 WORDS = {"flops": "FLOPs", "bits-per-dim": "bits/dim", "bits-per-token": "bits/token", "images-per-second": "images/s"}
+LISTED = 20
+"""Largest number of classes, or attributes, of a metric that the terminal lists."""
 COLUMNS = 12
 """Maximum number of columns of a table."""
 JOINED = 8
@@ -124,6 +128,11 @@ def terminal_table(evaluation: Evaluation) -> Table:
         table.add_row(
             name + (" *" if score.protocol.small else ""), *values, column.note if column.stem == column.name else ""
         )
+        for part in list(score.each)[:LISTED]:  # as Text: a name may contain brackets
+            floor = amount(score.each_floor[part]) if part in score.each_floor else ""
+            table.add_row(Text(f"  {part}"), amount(score.each[part]), "", floor)
+        if len(score.each) > LISTED:
+            table.add_row(f"  and {len(score.each) - LISTED:,} more: see --json")
     return table
 
 

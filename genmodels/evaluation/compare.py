@@ -125,7 +125,7 @@ def _renamed(e: Evaluation, name: str) -> Evaluation:
 
 
 def _write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """Write one line per subject and metric."""
+    """Write one line per subject and metric, and per class or attribute of a metric."""
     protocol = [field.name for field in fields(Protocol)]
     head = ["subject", "kind", "group", "measure", "value", "error", "floor", "unit", "better", *protocol]
     text = io.StringIO()
@@ -133,6 +133,9 @@ def _write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:
     writer.writerow(head)
     for e in evaluations:
         for name, score in e.scores.items():
-            own = [score.group, name, score.value, score.error, score.floor, score.unit, score.better]
-            writer.writerow([e.subject.name, e.subject.kind, *own, *asdict(score.protocol).values()])
+            rows = [(name, score.value, score.error, score.floor)]
+            rows += [(f"{name} of {part}", x, None, score.each_floor.get(part)) for part, x in score.each.items()]
+            for measured in rows:
+                own = [score.group, *measured, score.unit, score.better]
+                writer.writerow([e.subject.name, e.subject.kind, *own, *asdict(score.protocol).values()])
     write_text(path, text.getvalue())

@@ -7,20 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.linear_model import RidgeClassifier
-from sklearn.preprocessing import StandardScaler
 
 from genmodels import sampling
 from genmodels.data.rows import spread_rows
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.images import Images
+from genmodels.evaluation.probe import LEAST, accuracies, predictions, standardised
 from genmodels.evaluation.results import Score
 from genmodels.types import Condition
-
-LEAST = 20
-"""An attribute is left out if, in any of the sets, fewer images have it or fewer do not have it."""
-SHRINKAGE = 0.01
-"""Ridge of the probe, relative to the correlation matrix of the features."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +71,8 @@ def part(context: Context) -> Part:
             train=reference.train.identity,
             attributes=", ".join(result.samples),
         )
-        each = ", ".join(f"{name} {value:.2f}" for name, value in result.samples.items())
-        how = f"balanced accuracy of a linear probe of the features; each: {each}"
-        score = Score(result.mean, "higher", how, of, floor=result.ceiling)
+        how = "balanced accuracy of a linear probe of the features, mean over the attributes"
+        score = Score(result.mean, "higher", how, of, floor=result.ceiling, each=result.samples, each_floor=result.real)
         return Part({measure: score}, {f"{measure} of {name}": why for name, why in result.left_out.items()})
     return Part(absent=absent)
 
@@ -96,8 +89,8 @@ def attribute_accuracy(
     """Fit a linear probe per attribute to real training images, and apply it to samples and
     held-out real images.
 
-    The probe is ridge regression to -1 and +1 on standardised features, in which both classes have
-    the same weight.
+    An attribute is left out if, in any of the sets, fewer than LEAST images have it or do not have
+    it. `probe.predictions` describes the probe.
 
     Args:
         sample_features: (N, D).
@@ -127,16 +120,14 @@ def attribute_accuracy(
     chosen = [(k, name) for k, name in enumerate(names) if name not in left_out]
     if not chosen:
         raise ValueError(f"no attribute has {LEAST} images with and {LEAST} without it in every set: {left_out}")
-    scaler = StandardScaler().fit(train_features)
-    train, samples, held_out = (scaler.transform(f) for f in (train_features, sample_features, held_out_features))
+    train, samples, held_out = standardised(train_features, sample_features, held_out_features)
     accuracy: dict[str, float] = {}
     real: dict[str, float] = {}
     for k, name in chosen:
         known = train_attributes[:, k] != 0
-        probe = RidgeClassifier(alpha=SHRINKAGE * known.sum(), class_weight="balanced", solver="cholesky")
-        probe.fit(train[known], train_attributes[known, k])
-        accuracy[name] = _balanced(probe.predict(samples), requested[:, k])
-        real[name] = _balanced(probe.predict(held_out), held_out_attributes[:, k])
+        of_samples, of_real = predictions(train[known], train_attributes[known, k], samples, held_out)
+        accuracy[name] = _balanced(of_samples, requested[:, k])
+        real[name] = _balanced(of_real, held_out_attributes[:, k])
     mean, ceiling = (float(np.mean([*values.values()])) for values in (accuracy, real))
     return AttributeAccuracy(mean, ceiling, accuracy, real, left_out)
 
@@ -153,4 +144,4 @@ def _too_few(sets: dict[str, tuple[np.ndarray, np.ndarray]], k: int) -> str:
 def _balanced(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Return the mean of the accuracies where `truth` is +1 and where it is -1; where it is 0,
     nothing counts."""
-    return float(np.mean([np.mean(predicted[truth == value] == value) for value in (1, -1)]))
+    return float(np.mean([*accuracies(predicted, truth, (1, -1)).values()]))

@@ -15,6 +15,7 @@ from genmodels import sampling
 from genmodels.base import Model
 from genmodels.data.packed import Packed
 from genmodels.evaluation import (
+    classes,
     codebook,
     conditional,
     copies,
@@ -57,6 +58,7 @@ PARTS = [
     Row("bits_per_dim", likelihood.part, {"bits-per-dim": "{kind} has no likelihood"}),
     Row("bits_per_token", tokens.part),
     Row("sample", conditional.part),
+    Row("sample", classes.part),
     Row("measure", own.part),
     Row(None, cost.part),
 ]

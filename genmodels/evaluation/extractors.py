@@ -66,11 +66,12 @@ class Extractor:
         official FID graph.
 
         Args:
-            what: "fd" (Fréchet distance), "kd" (kernel distance), "rfd" (of reconstructions) or
-                another metric.
+            what: "fd" (Fréchet distance), "kd" (kernel distance), "rfd" (of reconstructions), one
+                of a kind such as "fd-by-class", or another metric.
         """
+        first, dash, rest = what.partition("-")
         published = {"fd": "fid", "kd": "kid", "rfd": "rfid"} if self.official else {}
-        return published.get(what, f"{what}-{self.name}")
+        return f"{published[first]}{dash}{rest}" if first in published else f"{what}-{self.name}"
 
     def protocol(self, images: Protocol) -> Protocol:
         """Return the protocol of a metric of these features, given the protocol of the images."""

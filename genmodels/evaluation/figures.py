@@ -16,7 +16,7 @@ from PIL import Image
 from genmodels import pictures
 from genmodels.evaluation.columns import FLOOR, Column, amount
 from genmodels.evaluation.report import COLOURS, drawn_in
-from genmodels.evaluation.results import Evaluation
+from genmodels.evaluation.results import OF_CLASS, Evaluation, Score
 
 if TYPE_CHECKING:  # importing matplotlib is slow
     from matplotlib.axes import Axes
@@ -171,6 +171,19 @@ def originals_first(together: Sequence[Evaluation]) -> list[tuple[str, np.ndarra
     return [("original", together[0].pictures["originals"]), *made]
 
 
+def class_samples(e: Evaluation) -> list[tuple[str, np.ndarray]]:
+    """Return the names of the classes of which samples are displayed, and samples of each, uint8
+    (N, H, W, 3)."""
+    return [(name.removeprefix(OF_CLASS), images) for name, images in e.pictures.items() if name.startswith(OF_CLASS)]
+
+
+def class_caption(name: str, score: Score | None) -> str:
+    """Return the name of a class, and how often it was found if `score` measured that."""
+    if score is None or name not in score.each:
+        return name
+    return f"{name}: found in {score.each[name]:.0%} of the samples, and in {score.each_floor[name]:.0%} of real images"
+
+
 def write_figures(evaluations: Sequence[Evaluation], metrics: Sequence[Column], folder: Path) -> None:
     """Write all figures into `folder`, as PNG on white.
 
@@ -191,6 +204,9 @@ def write_figures(evaluations: Sequence[Evaluation], metrics: Sequence[Column], 
     for e, name in zip(evaluations, file_names(names), strict=True):
         if "samples" in e.pictures:
             enlarged(pictures.grid(*samples_shown(e.pictures["samples"], 528))).save(folder / f"samples-{name}.png")
+        if len(rows := class_samples(e)) > 1:
+            with drawn_in("black"):
+                strips(rows).savefig(folder / f"classes-{name}.png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
 
 
 def strips(rows: Sequence[tuple[str, np.ndarray]]) -> Canvas:

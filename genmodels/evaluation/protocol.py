@@ -41,6 +41,7 @@ class Protocol:
         resize: how it resizes images.
         train: fingerprint and number of the training images, for copies and for probes.
         attributes: attributes that were measured.
+        classes: classes that were measured.
         machine: machine on which a speed was measured.
         alphabet: hash of the codec's weights, for a likelihood of its codes.
         definitions: version of the definitions of the metrics.
@@ -59,6 +60,7 @@ class Protocol:
     resize: str | None = None
     train: str | None = None
     attributes: str | None = None
+    classes: str | None = None
     machine: str | None = None
     alphabet: str | None = None
     definitions: int = DEFINITIONS

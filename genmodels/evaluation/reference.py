@@ -29,6 +29,9 @@ class Reference:
         attributes: attributes of `images`, int8 (N, K) in {-1, 0, +1}; K may be 0.
         train_attributes: attributes of `train`.
         attribute_names: K names, in order.
+        labels: class of each of `images`, int32 (N,), -1 if unknown; None if there are no labels.
+        train_labels: classes of `train`.
+        class_names: names of the classes, in order.
     """
 
     images: Images
@@ -38,6 +41,9 @@ class Reference:
     attributes: np.ndarray | None = None
     train_attributes: np.ndarray | None = None
     attribute_names: tuple[str, ...] = ()
+    labels: np.ndarray | None = None
+    train_labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def reference_from(data: Packed, split: Split) -> Reference:
@@ -73,6 +79,9 @@ def reference_from(data: Packed, split: Split) -> Reference:
         attributes=chosen.attributes,
         train_attributes=None if train is None else train.attributes,
         attribute_names=data.attribute_names,
+        labels=chosen.labels,
+        train_labels=None if train is None else train.labels,
+        class_names=data.class_names,
     )
 
 

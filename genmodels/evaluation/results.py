@@ -16,6 +16,8 @@ from genmodels.saving import from_dict
 
 FORMAT = 2
 """Version of the JSON. Other versions are refused."""
+OF_CLASS = "samples of class "
+"""Beginning of the names of the pictures that show one class."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Score:
         unit: "dB", "bits/dim", "images/s" ... or "" for a plain number.
         error: standard error, if it is known.
         floor: the same metric measured between real images and other real images, at the same n.
+        each: the parts that `value` is the mean of, by class or attribute; {} if there are none.
+        each_floor: the floors of these parts that are known.
         group: group of the tables it belongs to.
     """
 
@@ -41,6 +45,8 @@ class Score:
     error: float | None = None
     floor: float | None = None
     group: Literal["samples", "reconstruction", "likelihood", "own", "cost"] = "samples"
+    each: dict[str, float] = field(default_factory=dict)
+    each_floor: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Evaluation:
         made: versions and date of the measurement: "code", "torch", "device", "date".
         pictures: uint8 (N, H, W, 3) by name, which are not stored in the JSON: "samples" (the first
             ones), "originals" and "reconstructions", "nearest samples" and "nearest train" (the
-            closest pairs).
+            closest pairs), and "samples of class NAME" for each of a few classes.
     """
 
     subject: Subject

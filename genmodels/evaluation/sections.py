@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from genmodels.evaluation.columns import FLOOR, Column, amount, definition, numbers
-from genmodels.evaluation.figures import better_corner, originals_first, plot, same_originals, samples_shown, trade_offs
+from genmodels.evaluation.columns import DASH, FLOOR, Column, amount, definition, numbers
+from genmodels.evaluation.figures import (
+    better_corner,
+    class_caption,
+    class_samples,
+    originals_first,
+    plot,
+    same_originals,
+    samples_shown,
+    trade_offs,
+)
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import INK, Figure, Section, drawn_in, markup, tiles
-from genmodels.evaluation.results import Evaluation, Subject
+from genmodels.evaluation.results import Evaluation, Score, Subject
 
 FIELDS = {
     "n": "images measured",
@@ -22,6 +31,7 @@ FIELDS = {
     "resize": "resize filter of the extractor",
     "train": "training images",
     "attributes": "attributes measured",
+    "classes": "classes measured",
     "alphabet": "codec of the codes",
     "definitions": "version of the definitions",
 }
@@ -92,6 +102,7 @@ def sections(evaluations: Sequence[Evaluation], metrics: Sequence[Column], comma
     candidates = [
         Section("Results", _how_to_read(metrics), numbers=numbers(evaluations, metrics)),
         _samples(evaluations),
+        _classes(evaluations, metrics),
         _reconstructions(evaluations),
         _neighbours(evaluations),
         _quality_and_cost(evaluations, metrics),
@@ -138,6 +149,35 @@ def _samples(evaluations: Sequence[Evaluation]) -> Section | None:
         caption = f"The first {len(shown)} {origin}, not selected."
         figures.append(Figure(e.subject.name, caption, tiles(shown, across), width="half"))
     return Section("Samples", figures=_wide_if_alone(figures), wide=True)
+
+
+def _classes(evaluations: Sequence[Evaluation], metrics: Sequence[Column]) -> Section | None:
+    """Show samples of some classes with their accuracy, and a table with the scores of each class."""
+    measured = [column for column in metrics if column.first.protocol.classes]
+    labels = next((column.scores for column in measured if column.stem == "labels"), (None,) * len(evaluations))
+    figures = []
+    for e, score in zip(evaluations, labels, strict=True):
+        if rows := [(class_caption(name, score), tiles(images, 8)) for name, images in class_samples(e)]:
+            caption = "The first samples of each class, not selected."
+            figures.append(Figure(e.subject.name, caption, rows=rows, width="half"))
+    names = dict.fromkeys(name for column in measured for score in column.scores if score for name in score.each)
+    having = [(e, c, s) for c in measured for e, s in zip(evaluations, c.scores, strict=True) if s is not None]
+    head = [c.title if len(evaluations) == 1 else f"{c.title}, {e.subject.name}" for e, c, _ in having]
+    table = [["class", *head], *([name, *(_of_class(score, name) for _, _, score in having)] for name in names)]
+    text = ["Each class was requested equally often. Floors, of real images, are in parentheses."]
+    return (
+        Section("Classes", text, _wide_if_alone(figures), table if names else (), wide=True)
+        if having or figures
+        else None
+    )
+
+
+def _of_class(score: Score, name: str) -> str:
+    """Return the value of one class, with its floor in parentheses."""
+    if name not in score.each:
+        return DASH
+    floor = f" ({amount(score.each_floor[name])})" if name in score.each_floor else ""
+    return f"{amount(score.each[name])}{floor}"
 
 
 def _reconstructions(evaluations: Sequence[Evaluation]) -> Section | None:
