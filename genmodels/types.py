@@ -217,6 +217,11 @@ class ConditionConfig:
             attributes = torch.tensor(signs).expand(n, -1).clone()  # (N, K)
         return Condition(attributes, labels)
 
+    def in_turn(self, n: int) -> Condition:
+        """Return the condition of `n` samples that show all classes in turn: image i has class
+        i % classes. A model without classes gets no condition."""
+        return Condition(labels=torch.arange(n) % self.classes) if self.classes else Condition()
+
     def class_number(self, label: Any) -> int:
         """Return the number of a class, given its name or its number (an integer or its digits).
 

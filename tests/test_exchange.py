@@ -8,6 +8,7 @@ import inspect
 import json
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
@@ -115,11 +116,15 @@ def test_a_ddpm_over_a_vqmodel_becomes_an_ldm_pipeline(tmp_path):
     torch.testing.assert_close(torch.from_numpy(images).permute(0, 3, 1, 2), expected, rtol=0, atol=1e-5)
 
 
-def script(folder):
+def module(folder):
     spec = importlib.util.spec_from_file_location("exported_sample", folder / "sample.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Model(folder)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def script(folder):
+    return module(folder).Model(folder)
 
 
 @pytest.mark.parametrize(
@@ -172,16 +177,43 @@ def test_export_runs_without_genmodels(tmp_path):
     import subprocess
     import sys
 
-    unet(condition=ConditionConfig(("Smiling",))).save_pretrained(tmp_path / "run")
+    condition = ConditionConfig(("Smiling",), classes=2, class_names=("cat", "sea lion"))
+    unet(condition=condition).save_pretrained(tmp_path / "run")
     assert main(["export", str(tmp_path / "run"), "--to", "diffusers", str(tmp_path / "out")]) == 0
     code = "import sys, runpy; sys.modules['genmodels'] = None; sys.argv = sys.argv[1:]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     picture = tmp_path / "faces.png"
-    given = ["--n", "2", "--steps", "3", "--attributes", "Smiling=yes", "--guidance", "2", "--out", str(picture)]
+    given = ["--n", "2", "--steps", "3", "--attributes", "Smiling=yes", "--label", "Sea lion", "--guidance", "2"]
+    given += ["--out", str(picture)]
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out" / "sample.py"), *given], capture_output=True, text=True
     )
     assert done.returncode == 0 and picture.is_file(), done.stderr
+
+
+def test_the_script_takes_the_name_or_the_number_of_a_class(tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    names = ("cat", "sea lion", "7", "0")
+    model = unet(condition=ConditionConfig(classes=4, class_names=names))
+    export_to_diffusers(model, tmp_path / "out")
+    loaded = module(tmp_path / "out")
+    numbers = [loaded.class_number(label, 4, list(names)) for label in ("SEA LION", "2", "0", "7", "4", "-1", "dog")]
+    assert numbers == [1, 2, 3, 2, None, None, None]  # names come before numbers
+    assert [loaded.class_number(label, 4, []) for label in ("cat", "3", "4")] == [None, 3, None]
+    given = ["sample.py", "--n", "2", "--steps", "4", "--out", str(tmp_path / "a.png"), "--label"]
+    monkeypatch.setattr("sys.argv", [*given, "sea lion"])
+    loaded.main()
+    x = torch.randn(2, *model.config.shape, generator=torch.Generator().manual_seed(0))
+    wanted = Condition(labels=torch.tensor([1, 1]))
+    expected = ours(model, x, wanted, solver="euler", steps=4, schedule="uniform").clamp(-1, 1) / 2 + 0.5
+    with Image.open(tmp_path / "a.png") as picture:
+        found = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    torch.testing.assert_close(found[:, 2:18, 2:18], expected[0], rtol=0, atol=0.003)
+    monkeypatch.setattr("sys.argv", [*given, "dog"])
+    with pytest.raises(SystemExit):
+        loaded.main()
+    assert "--label dog: this model has 4 classes: cat, sea lion" in capsys.readouterr().err
 
 
 # ---- import ----
@@ -346,7 +378,7 @@ def test_a_named_part_of_the_classes_does_not_hide_the_others(tmp_path):
 
 
 def test_dits_that_a_pipeline_cannot_be_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="1,000 classes at most: this dit has 1,001"):
+    with pytest.raises(ValueError, match="at most 1,000 classes: this dit has 1,001"):
         export_to_diffusers(dit_over_kl(classes=1001), tmp_path / "out")
     with pytest.raises(ValueError, match="it has no classes"):
         export_to_diffusers(dit_over_kl(classes=0), tmp_path / "out")
