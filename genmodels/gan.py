@@ -73,12 +73,15 @@ class GAN(Prior):
 
     # ---- both networks ----
 
-    def synthesise(self, z: Tensor, condition: Condition | None = None) -> Tensor:
+    def synthesise(self, z: Tensor, condition: Condition | None = None, guidance: float = 1.0) -> Tensor:
         """Map z (N, latent_dim) to images or latents (N, C, H, W), float32, not clamped."""
         inputs = z
         if self.generator_condition is not None:
             given = Condition() if condition is None else condition
-            inputs = torch.cat([z, self.generator_condition(given, len(z), z.device).pooled], 1)
+            embedded = self.generator_condition(given, len(z), z.device).pooled
+            if guidance != 1:
+                embedded = torch.lerp(self.generator_condition.nothing(len(z), z.device).pooled, embedded, guidance)
+            inputs = torch.cat([z, embedded], 1)
         if self.principal is None:
             return self.generator(inputs).float()
         with torch.autocast(z.device.type, enabled=False):
@@ -218,7 +221,9 @@ class GAN(Prior):
     # ---- sampling and inversion ----
 
     def sample(self, noise: Noise, condition: Condition, options: GANOptions) -> Tensor:
-        return self._bounded(self.synthesise(self.draw_latents(noise, options), condition))
+        if options.guidance != 1 and self.conditions.is_empty:
+            raise ValueError(f"guidance {options.guidance:g} needs a condition, and this gan was trained without")
+        return self._bounded(self.synthesise(self.draw_latents(noise, options), condition, options.guidance))
 
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: GANOptions) -> Tensor:
         """Interpolate spherically from the sample of `first` (weight 0) to that of `second`."""

@@ -137,6 +137,13 @@ class GANOptions:
     """Largest |z_i| (BigGAN's truncation trick, arXiv 1809.11096). Less gives more typical and less
     varied images."""
 
+    guidance: float = 1.0
+    """Guidance scale: the embedding of the condition becomes null + scale (condition - null), where
+    null embeds the null condition. 1: no guidance. Unlike classifier-free guidance, it needs one
+    evaluation of the network."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must not be negative, got {self.guidance}")
         if self.truncation is not None and not self.truncation > 0:
             raise ValueError(f"truncation must be above 0 (None: none), got {self.truncation}")

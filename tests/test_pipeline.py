@@ -65,9 +65,9 @@ class NetRecipe(Recipe):
 
 def test_derived_fields_of_another_run_are_not_used() -> None:
     recorded = Net(size=32, latents=(4, 8, 8), part=Part(3))
-    assert reset_derived(recorded) == replace(recorded, size=64, latents=None)
+    assert reset_derived(recorded) == replace(recorded, size=64, latents=None, part=Part(0))
     config = derived_config(VAE, NetRecipe(size=16, model=recorded))
-    assert (config.size, config.latents, config.part.features) == (16, None, 3)
+    assert (config.size, config.latents, config.part.features) == (16, None, 0)
     with pytest.raises(ValueError, match="patch"):
         derived_config(VAE, NetRecipe(size=18))
 
@@ -151,7 +151,7 @@ def test_settings_of_an_aligned_run_serve_without_alignment(tmp_path: Path) -> N
     path.write_text(yaml.safe_dump({"family": "dit", "align": "faces", "model": {"align": {"features": 128}}}))
     dit, kind = recipe_class("dit"), genmodels.family("dit")
     given = ["--config", str(path)]
-    assert derived_config(kind, parse(dit, "dit", given)).align.features == 128
+    assert derived_config(kind, parse(dit, "dit", given)).align.features == 0
     assert derived_config(kind, parse(dit, "dit", [*given, "--align", "None"])).align.features == 0
 
 

@@ -240,6 +240,14 @@ def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any]
         name, reason = skipped[0]
         _tidy(out)
         raise ValueError(f"no usable image in {source.where}: {len(skipped):,} files, none readable; {name}: {reason}")
+    if source.labels is not None:
+        counts = np.bincount(source.labels[kept & (source.labels >= 0)], minlength=len(source.class_names))
+        if len(empty := np.flatnonzero(counts == 0)):
+            _tidy(out)
+            name = source.class_names[empty[0]]
+            raise ValueError(
+                f"{source.where}: no image of the class {name!r} can be read: add images to it, or remove it"
+            )
     order = np.flatnonzero(kept)
     order = order[np.argsort(source.splits[order], kind="stable")]  # each split becomes one slice of the file
     images.flush()

@@ -53,7 +53,7 @@ def check_classes(conditions: ConditionConfig, data: Packed) -> None:
         raise ValueError(f"{data.source} has no labels to train {count} classes on: remove --model.condition.classes")
     if count and count != len(names):
         raise ValueError(
-            f"{data.source} has {len(names):,} classes, not {count:,}: --model.condition.classes {len(names)}"
+            f"{data.source} has {len(names):,} classes, not {count:,}: use --model.condition.classes {len(names)}"
         )
     if conditions.class_names and conditions.class_names != names:
         own, other = next(pair for pair in zip(conditions.class_names, names, strict=True) if pair[0] != pair[1])
