@@ -43,7 +43,7 @@ def folder_of(
         return where
     if where.exists():
         raise ValueError(f"{where} is a file; a model is a folder")
-    if not _is_hub_id(path_or_hub_id):
+    if not is_hub_id(path_or_hub_id):
         raise ValueError(f"{where}: no such model folder")
     name = str(path_or_hub_id)
     user = name.split("/")[0]
@@ -56,8 +56,8 @@ def folder_of(
         raise ValueError(f"{where}: no such folder here, and no such model on the Hub ({reason})") from None
 
 
-def _is_hub_id(name: str | Path) -> bool:
-    """Whether `name` can be the id of a repository, user/name."""
+def is_hub_id(name: str | Path) -> bool:
+    """Return whether `name` can be the id of a repository, user/name."""
     text = str(name)
     parts = text.split("/")
     return (

@@ -12,6 +12,9 @@ from genmodels.image_files import RefusedError, open_image, to_rgb
 FILTER = "lanczos"
 """Name of the resize filter, as recorded in manifests."""
 
+PAD = "pad"
+"""Name of the crop that keeps the whole image."""
+
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixels; right and bottom are exclusive."""
 
@@ -39,7 +42,8 @@ def decode(file: BinaryIO, crop: str, size: int, aligned: bool) -> tuple[np.ndar
 
     Args:
         file: file open for reading and seeking.
-        crop: name of a crop, see `crop_box`.
+        crop: name of a crop, see `crop_box`; or "pad", which makes the image square by a black
+            border, and does not enlarge it.
         size: side of the result in pixels.
         aligned: whether this is an aligned CelebA image, which has its own crops.
 
@@ -51,6 +55,9 @@ def decode(file: BinaryIO, crop: str, size: int, aligned: bool) -> tuple[np.ndar
         RefusedError: if the image cannot be used; the message is the reason.
     """
     upright, kinds = open_image(file)
+    if crop == PAD:
+        picture, converted = to_rgb(upright)
+        return np.asarray(_pad(picture, size)), kinds + converted
     box = crop_box(crop, upright.size, aligned)
     if box[2] - box[0] < size:
         raise RefusedError(f"smaller than the size: its square has {box[2] - box[0]} pixels, the size is {size}")
@@ -70,12 +77,12 @@ def check_crop(crop: str, size: int, aligned: bool) -> None:
         if crop not in CELEBA_CROPS:
             raise ValueError(f"unknown crop {crop!r} for celeba; known: {', '.join(CELEBA_CROPS)}")
         side = CELEBA_CROPS[crop][2] - CELEBA_CROPS[crop][0]
-    elif crop == "centre":
+    elif crop in ("centre", PAD):
         return
     elif crop.isascii() and crop.isdecimal():
         side = int(crop)
     else:
-        raise ValueError(f'unknown crop {crop!r} for a folder: "centre" or a number of pixels, such as "256"')
+        raise ValueError(f'unknown crop {crop!r} for images: "centre", "{PAD}" or a number of pixels, such as "256"')
     if size > side:
         raise ValueError(f"size {size} is larger than the crop {crop!r} ({side} pixels): choose at most --size {side}")
 
@@ -98,3 +105,13 @@ def crop_box(crop: str, shape: tuple[int, int], aligned: bool) -> Box:
         raise RefusedError(f"smaller than the crop: {width} x {height} pixels, the crop is {side}")
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
+
+
+def _pad(image: Image.Image, size: int) -> Image.Image:
+    """Return an image in the middle of a black square. It is made smaller if it does not fit."""
+    scale = min(1, size / max(image.size))
+    shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    square = Image.new("RGB", (size, size))
+    place = ((size - shape[0]) // 2, (size - shape[1]) // 2)
+    square.paste(image.resize(shape, Image.Resampling.LANCZOS), place)
+    return square

@@ -243,12 +243,12 @@ def _splits_of(names: Sequence[str], top: str, notes: list[str]) -> np.ndarray:
         notes.append(f"splits are the folders {', '.join(found)}{rest}")
     if deeper := sorted({part for path in hashed for part in path if part.casefold() in SPLIT_FOLDERS}):
         notes.append(f"folders called {', '.join(deeper)} inside other folders are not splits: move them to the root")
-    hashes = _hashed_splits([name for name, split in zip(names, of_folder, strict=True) if split is None])
+    hashes = hashed_splits([name for name, split in zip(names, of_folder, strict=True) if split is None])
     codes = [hashes[name] if split is None else split for name, split in zip(names, of_folder, strict=True)]
     return np.array(codes, np.uint8)
 
 
-def _hashed_splits(names: Sequence[str]) -> dict[str, int]:
+def hashed_splits(names: Sequence[str]) -> dict[str, int]:
     """Return a split for each file: 90 % train, 5 % valid, 5 % test.
 
     It is a hash of the file's own name or, if several files have that name, of the path below the
