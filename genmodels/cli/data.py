@@ -15,29 +15,45 @@ from genmodels.usage import UsageError
 
 
 def pack(
-    data: Positional[Literal["celeba", "folder"]],
+    data: Positional[
+        Literal["celeba", "folder", "mnist", "fashion-mnist", "cifar10", "cifar100", "huggingface", "webdataset"]
+    ],
     root: Path,
     out: Path,
-    size: int = 64,
+    size: int | Literal["native"] | None = None,
     crop: str | None = None,
     allow_unmatched: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    text_column: str | None = None,
 ) -> None:
-    """Decode a data set once into a memory-mapped array with attributes and a manifest.
+    """Decode a data set once into a memory-mapped array with its labels and a manifest.
 
     The same command resumes an interrupted pack.
 
     Args:
-        data: celeba for CelebA in its official layout, folder for any tree of images.
-        root: folder that holds the images; for folder also a .zip.
+        data: celeba for CelebA in its official layout, folder for any tree of images, mnist ...
+            cifar100 for the files of torchvision, huggingface for parquet and arrow files,
+            webdataset for tar shards.
+        root: folder that holds the files. mnist ... cifar100 are downloaded to it. It may also be a
+            .zip for folder, a file or a Hub id for huggingface, and a .tar or a pattern such as
+            shards-{0000..0015}.tar for webdataset.
         out: packed directory to write. train and evaluate read it with --data OUT.
-        size: side of the packed images in pixels.
-        crop: celeba: 178 (default), 148, 140 or 128. folder: centre (default) or a number of
-            pixels.
+        size: side of the packed images in pixels; native keeps that of the images. By default 28 or
+            32 for mnist ... cifar100, and 64 for others.
+        crop: celeba: 178 (default), 148, 140 or 128. Others: centre (default), a number of pixels,
+            or pad for a black border.
         allow_unmatched: pack even if most rows of the labels belong to no image.
+        image_column: huggingface: column of the images. By default, the only one of type Image.
+        label_column: huggingface: column of the labels. By default, label, if there is one.
+        text_column: huggingface: column of the captions. By default, none is read.
     """
     from genmodels import data as sets
+    from genmodels.data.huggingface import Columns
 
-    packed = sets.load_packed(sets.pack(data, root, out, size, crop, allow_unmatched=allow_unmatched))
+    columns = Columns(image_column, label_column, text_column)
+    out = sets.pack(data, root, out, size, crop, allow_unmatched=allow_unmatched, columns=columns)
+    packed = sets.load_packed(out)
     print(packed.describe())
     skipped = packed.manifest.get("skipped", [])
     for name, reason in skipped[:20]:

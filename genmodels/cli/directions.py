@@ -48,9 +48,9 @@ def traverse(
         frames: number of images in a row.
         n: number of samples to change.
         seed: seed of the samples.
-        data: labelled images from which the directions are computed: toyfaces, celeba, folder or a
-            packed directory. By default, what the run was trained on.
-        root: folder that holds the images of celeba or folder. By default, that of the run.
+        data: labelled images from which the directions are computed: a data set by name
+            or a packed directory. By default, what the run was trained on.
+        root: where the files of the data set are. By default, that of the run.
         out: picture to write.
         force: overwrite an existing file.
     """

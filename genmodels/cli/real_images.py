@@ -14,18 +14,16 @@ if TYPE_CHECKING:
     from genmodels.evaluation.images import Images
     from genmodels.evaluation.reference import Reference
 
-BUILT_IN = ("toyfaces", "celeba", "folder")
-
 
 @dataclass(frozen=True)
 class EvaluationFlags:
     """Options shared by evaluate and compare."""
 
     data: str | None = None
-    """Real images: toyfaces, celeba, folder, a packed directory, or a set of images as for RUN. By
-    default, the data that the model was trained on."""
+    """Real images: a data set by name, such as toyfaces or folder, a packed directory, or a set of
+    images as for RUN. By default, the data that the model was trained on."""
     root: Path | None = None
-    """Folder that holds the images of celeba or folder."""
+    """Where the files of a data set are, such as the folder of celeba or folder."""
     crop: str | None = None
     """Crop of the images. By default, that of the data set."""
     split: Literal["train", "valid", "test", "all"] = "valid"
@@ -87,16 +85,19 @@ class RealImages:
     @property
     def are_given(self) -> bool:
         """Whether they are a plain set of images and not a data set with splits."""
+        from genmodels.data import SOURCES
         from genmodels.data.directory import is_packed
 
-        return self.data not in BUILT_IN and not is_packed(Path(self.data))
+        return self.data not in SOURCES and not is_packed(Path(self.data))
 
     def check(self) -> None:
         """Refuse data that does not exist and settings without effect, before any work."""
         if not self.are_given:
             return
         if not Path(self.data).exists():
-            raise ValueError(f"--data {self.data}: expected {', '.join(BUILT_IN)}, or the path of real images")
+            from genmodels.data import SOURCES
+
+            raise ValueError(f"--data {self.data}: expected {', '.join(SOURCES)}, or the path of real images")
         if self.root or self.crop or self.split != "valid":
             raise UsageError(f"--data {self.data} is a set of images: leave out --root, --crop and --split")
 
@@ -135,6 +136,7 @@ def real_images(runs: Sequence[str], how: EvaluationFlags) -> RealImages:
     Raises:
         UsageError: if neither names any, or the runs were trained on different images.
     """
+    from genmodels.data import SOURCES
     from genmodels.data.packed import IN_MEMORY
 
     data, root, crop = how.data, how.root, how.crop
@@ -161,7 +163,7 @@ def real_images(runs: Sequence[str], how: EvaluationFlags) -> RealImages:
                 "images to compare with by --data, --root and --crop"
             )
         (data, root, crop), run = next(iter(recorded_by.items()))
-        if data not in BUILT_IN and not Path(data).exists():
+        if data not in SOURCES and not Path(data).exists():
             raise UsageError(f"{data}, the training images of {run}, does not exist: give --data, the real images")
         if root is not None and not root.exists():
             raise ValueError(f"{root}, which held the training images of {runs[0]}, does not exist: give --root")

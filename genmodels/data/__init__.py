@@ -1,4 +1,4 @@
-"""Data sets: procedural faces, CelebA and folders, packed once into memory-mapped arrays.
+"""Data sets: procedural faces and the images of many sources, packed once into memory-mapped arrays.
 
 Importing this package does not import PyTorch.
 """
@@ -10,23 +10,29 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from genmodels.data.celeba import celeba_source, download_celeba
-from genmodels.data.decode import check_crop
+from genmodels.data.decode import PAD, check_crop
 from genmodels.data.directory import IMAGES, is_packed, load_packed, packed_size, save_labels
 from genmodels.data.exporting import export
 from genmodels.data.folder import folder_source
+from genmodels.data.huggingface import Columns, huggingface_source
+from genmodels.data.native import NATIVE, native_size
 from genmodels.data.packed import Origin, Packed
 from genmodels.data.packing import lock, progress_bar, write_pack
 from genmodels.data.sheet import save_sheet
+from genmodels.data.source import Source
+from genmodels.data.torchvision_sets import SETS, torchvision_source
+from genmodels.data.webdataset import webdataset_source
 from genmodels.usage import say
 from genmodels.writing import create_array, replacing
 
 __all__ = ["Packed", "cache_folder", "download_celeba", "export", "load_packed", "open_data", "pack", "save_sheet"]
 
-SOURCES = ("toyfaces", "celeba", "folder")
+SOURCES = ("toyfaces", "celeba", "folder", *SETS, "huggingface", "webdataset")
 """Names of data sets that are not paths of packed directories."""
 SIZE = 64
 """Default side of the images in pixels."""
@@ -44,13 +50,15 @@ def open_data(
     same time, one packs and the others wait.
 
     Args:
-        data: "toyfaces" (procedural faces, the default), "celeba", "folder", or the path of a
-            packed directory.
-        root: for celeba, the folder with the official layout; for folder, the folder or .zip of
-            images.
-        size: side of the images in pixels; None: that of a packed directory, 64 for other data.
-        crop: for celeba "178" (default), "148", "140" or "128"; for folder "centre" (default) or a
-            number of pixels.
+        data: one of `SOURCES`, or the path of a packed directory. "toyfaces", the default, are
+            procedural faces.
+        root: where the files are. For celeba, the folder with the official layout; for folder, the
+            folder or .zip of images; for mnist, fashion-mnist, cifar10 and cifar100, the folder
+            that torchvision uses, to which they are downloaded; for huggingface, a folder or file
+            of parquet or arrow data, or a Hub id; for webdataset, a folder or pattern of shards.
+        size: side of the images in pixels; None: see `default_size`.
+        crop: for celeba "178" (default), "148", "140" or "128"; for the others "centre" (default),
+            a number of pixels, or "pad", which adds a black border.
 
     Raises:
         ValueError, OSError: with one line that says what is wrong, where, and what to do.
@@ -61,8 +69,10 @@ def open_data(
         if root is not None or crop is not None:
             raise ValueError("toyfaces are drawn, not read from files: leave out --root and --crop")
         packed = load_packed(_pack_toyfaces(size))
-    elif data in ("celeba", "folder"):
+    elif data in SOURCES:
         packed = load_packed(pack(data, root, None, size, crop))
+        if root is not None and not root.exists():
+            return packed  # a Hub id, or a pattern of shards: the pack itself is what can be opened again
     else:
         packed = _open_directory(data, root, size, crop)
     return replace(packed, origin=Origin(data, root, crop))
@@ -71,12 +81,15 @@ def open_data(
 def default_size(data: str | Path) -> int:
     """Return the size at which `open_data` opens a data set if none is given, without opening it.
 
-    A packed directory has a size of its own. For other data it is 64.
+    A packed directory has a size of its own, and the data sets of torchvision have 28 or 32 pixels.
+    For other data it is 64.
 
     Raises:
         ValueError: if the manifest of a packed directory is damaged.
     """
     place = Path(os.path.expanduser(data))
+    if str(data) in SETS:
+        return SETS[str(data)][1]
     return packed_size(place) if str(data) not in SOURCES and is_packed(place) else SIZE
 
 
@@ -84,35 +97,41 @@ def pack(
     data: str,
     root: Path | None,
     out: Path | None = None,
-    size: int = 64,
+    size: int | Literal["native"] | None = None,
     crop: str | None = None,
     workers: int | None = None,
     allow_unmatched: bool = False,
+    columns: Columns | None = None,
 ) -> Path:
-    """Decode celeba or a folder into a packed directory, on all cores, and return that directory.
+    """Decode the images of a source into a packed directory, on all cores, and return that directory.
 
     After an interruption, the same call continues where the previous one stopped.
 
     Args:
-        data: "celeba" or "folder".
+        data: one of `SOURCES` except toyfaces.
         root: see `open_data`.
         out: new or empty directory; None uses the cache.
-        size: side of the packed images in pixels. Images are never enlarged.
+        size: side of the packed images in pixels. Images are never enlarged. "native" keeps the
+            size that the images have, see `native_size`; None: see `default_size`.
         crop: see `open_data`.
         workers: number of threads; None means one per core.
         allow_unmatched: accept labels most of which belong to no image.
+        columns: columns of a data set of huggingface.
 
     Raises:
         ValueError, OSError: with one line that says what is wrong, where, and what to do.
     """
-    if data not in ("celeba", "folder"):
-        raise ValueError(f"cannot pack {data!r}: expected celeba or folder")
-    if root is None:
-        raise ValueError(f"--data {data} needs --root, the folder of its files")
     aligned = data == "celeba"
     crop = crop or ("178" if aligned else "centre")
-    check_crop(crop, size, aligned)
-    source = (celeba_source if aligned else folder_source)(root, allow_unmatched)
+    size = default_size(data) if size is None else size
+    if size != NATIVE:
+        check_crop(crop, size, aligned)
+        if data in SETS and size > SETS[data][1] and crop != PAD:
+            raise ValueError(f"{data} has images of {SETS[data][1]} px: choose at most that as --size, or --crop {PAD}")
+    source = _open_source(data, root, allow_unmatched, columns)
+    if size == NATIVE:
+        size = native_size(source, crop, aligned)
+        check_crop(crop, size, aligned)
     if out is None:
         out = cache_folder() / f"{data}-{crop}-{size}-{source.stamp[:12]}"
         if is_packed(out):  # before locking, so that a complete cache may be read-only
@@ -124,6 +143,23 @@ def pack(
     return out
 
 
+def _open_source(data: str, root: Path | None, allow_unmatched: bool, columns: Columns | None) -> Source:
+    """List the images of a source."""
+    if data not in SOURCES[1:]:
+        raise ValueError(f"cannot pack {data!r}: expected {', '.join(SOURCES[1:])}")
+    if root is None:
+        raise ValueError(f"--data {data} needs --root, the folder of its files")
+    if columns not in (None, Columns()) and data != "huggingface":
+        raise ValueError(f"{data} has no columns: leave out --image-column, --label-column and --text-column")
+    if data in SETS:
+        return torchvision_source(data, root)
+    if data == "huggingface":
+        return huggingface_source(root, columns or Columns())
+    if data == "webdataset":
+        return webdataset_source(root)
+    return (celeba_source if data == "celeba" else folder_source)(root, allow_unmatched)
+
+
 def cache_folder() -> Path:
     """Return the default folder of packs: $GENMODELS_CACHE, or ~/.cache/genmodels."""
     return Path(os.path.expanduser(os.environ.get("GENMODELS_CACHE") or "~/.cache/genmodels"))
@@ -131,7 +167,7 @@ def cache_folder() -> Path:
 
 def _open_directory(data: str, root: Path | None, size: int, crop: str | None) -> Packed:
     if not Path(data).exists():
-        raise ValueError(f"unknown data {data!r}: expected toyfaces, celeba, folder or the path of a packed directory")
+        raise ValueError(f"unknown data {data!r}: expected {', '.join(SOURCES)} or the path of a packed directory")
     if root is not None:
         raise ValueError(f"{data} is a packed directory: leave out --root")
     packed = load_packed(Path(data))

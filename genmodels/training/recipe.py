@@ -30,12 +30,13 @@ class Recipe:
     """Flags of the model that --help shows in addition to those of `genmodels.training.flags`."""
 
     data: str = "toyfaces"
-    """Data set: toyfaces (procedural faces, built in), celeba, folder, or the path of a packed
-    directory."""
+    """Data set: toyfaces (procedural faces, built in), celeba, folder, mnist, fashion-mnist, cifar10,
+    cifar100, huggingface, webdataset, or the path of a packed directory."""
     root: Path | None = None
-    """Folder that holds the images of celeba or folder."""
+    """Where the files of the data set are, such as the folder of celeba or folder."""
     size: int | None = None
-    """Side of the images in pixels. None: that of a packed directory, 64 for other data."""
+    """Side of the images in pixels. None: that of a packed directory, 28 or 32 for mnist ...
+    cifar100, and 64 for other data."""
     crop: str | None = None
     """Crop of the source images, such as 178 or 140 for celeba. None: the default of the data
     set."""
