@@ -241,8 +241,9 @@ def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any]
         _tidy(out)
         raise ValueError(f"no usable image in {source.where}: {len(skipped):,} files, none readable; {name}: {reason}")
     if source.labels is not None:
-        counts = np.bincount(source.labels[kept & (source.labels >= 0)], minlength=len(source.class_names))
-        if len(empty := np.flatnonzero(counts == 0)):
+        # A source may also name classes of which it has no image, such as a part of a larger data set.
+        lost = np.setdiff1d(source.labels, source.labels[kept])
+        if len(empty := lost[lost >= 0]):
             _tidy(out)
             name = source.class_names[empty[0]]
             raise ValueError(
