@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -31,6 +32,10 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
         tags=["genmodels", model.family, *(["image-generation"] if samples else []), "faces"],
     )
     use = [f"images = model.generate(16, seed=0)  # (16, 3, {size}, {size}) in [-1, 1]"] if samples else []
+    conditions = model.conditions
+    if samples and conditions.classes:
+        label = json.dumps(conditions.class_names[0], ensure_ascii=False) if conditions.class_names else 0
+        use += [f'images = model.generate(16, seed=0, condition={{"label": {label}}})  # of one class']
     code = "\n".join(["from genmodels import load", "", 'model = load("PATH_OR_HUB_ID")', *use])
     parameters = sum(p.numel() for p in model.parameters())
     parts = [
@@ -39,6 +44,7 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
         picture,
         training or f"{parameters:,} parameters.",
         f"## Use\n\n```python\n{code}\n```",
+        f"## Classes\n\n{conditions.classes:,} classes: {listed}." if (listed := conditions.list_classes()) else "",
         sections,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -13,7 +13,7 @@ from torch import Tensor
 from genmodels.saving import Derived
 
 SHOWN_CLASSES = 20
-"""Largest number of classes that a message lists."""
+"""Largest number of classes that a message, or a description of a model, lists."""
 _MASK = (1 << 64) - 1
 
 
@@ -249,11 +249,16 @@ class ConditionConfig:
         if not self.class_names:
             return f"it has labels 0 to {self.classes - 1}"
         if self.classes <= SHOWN_CLASSES:
-            return f"its classes are {', '.join(self.class_names)}"
+            return f"its classes are {self.list_classes()}"
         similar = get_close_matches(label, self.class_names, n=3)
         hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
-        first = ", ".join(self.class_names[:SHOWN_CLASSES])
-        return f"it has {self.classes:,} classes ({first} ...){hint}"
+        return f"it has {self.classes:,} classes ({self.list_classes()}){hint}"
+
+    def list_classes(self) -> str:
+        """Return the names of the classes, separated by commas; of more than SHOWN_CLASSES, the
+        first ones and "..."."""
+        more = ["..."] * (self.classes > SHOWN_CLASSES)
+        return ", ".join([*self.class_names[:SHOWN_CLASSES], *more]) if self.class_names else ""
 
 
 UNCONDITIONAL = ConditionConfig()

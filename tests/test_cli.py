@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from genmodels.abilities import ABILITIES
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.cli import COMMANDS, DATA_COMMANDS, fold_options, main
 from genmodels.cli.arguments import ConditionFlags
+from genmodels.data import open_data
+from genmodels.data.sheet import _caption
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pictures import save_grid, to_uint8
 from genmodels.types import Condition, ConditionConfig
@@ -309,6 +312,36 @@ def test_pack_show_export(run: Path, pictures: Path, capsys: pytest.CaptureFixtu
     assert main(["data", "export", "packed", "packed.zip"]) == 2
     assert main(["data", "export", "packed", "--out", "packed.zip"]) == 0
     assert Path("packed.zip").stat().st_size > 1000
+
+
+def test_show_counts_and_names_the_classes(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"{i}.png,{'[sea lion]' if i % 3 else 'cat'}\n" for i in range(11))
+    (pictures / "labels.csv").write_text(f"file,label\n{rows}")
+    assert main(["data", "pack", "folder", "--root", str(pictures), "--size", "16", "--out", "packed"]) == 0
+    capsys.readouterr()
+    assert main(["data", "show", "packed", "--n", "12"]) == 0
+    said = capsys.readouterr().out
+    assert "classes: [sea lion] (7), cat (4); 1 images without a label" in said
+    packed = open_data("packed", size=None)
+    captions = {name: _caption(packed, i) for i, name in enumerate(packed.names)}
+    assert captions["0.png"] == "0.png\ncat" and captions["11.png"] == "11.png\nno label"
+    two = replace(packed, attributes=np.ones((12, 2), np.int8), attribute_names=("Fur", "Black_Fur"))
+    assert _caption(two, packed.names.index("0.png")) == "0.png\ncat\nFur, Black Fur"
+
+
+def test_info_lists_the_classes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    three = ConditionConfig(classes=3, class_names=("[sea lion]", "cat", "dog"))
+    many = ConditionConfig(classes=50, class_names=tuple(f"kind {i}" for i in range(50)))
+    for name, condition in (("three", three), ("many", many)):
+        Asked(AskedConfig(condition=condition)).save_pretrained(run.parent / name)
+    assert main(["info", str(run.parent / "three")]) == 0
+    assert "3: [sea lion], cat, dog" in " ".join(capsys.readouterr().out.split())
+    assert main(["info", str(run.parent / "many")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "50: kind 0, kind 1," in said and "kind 19, ..." in said and "class_names=(50 values)" in said
+    assert "kind 20" not in said
+    assert main(["info", str(run.parent / "asked")]) == 0  # its classes have no names
+    assert "condition.classes=3" in capsys.readouterr().out
 
 
 def test_info_says_what_a_model_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -262,6 +262,7 @@ class Judge(Model):
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         parts = list(batches)
         self.seen = torch.cat([part.images for part in parts]), torch.cat([b.condition.attributes for b in parts])
+        self.labels = [part.condition.labels for part in parts]
         self.streams = torch.cat([part.noise.uniform() for part in parts])
         return {"accuracy": 0.75, "loss": torch.tensor(0.5), "perplexity": float("inf")}
 
@@ -280,11 +281,16 @@ def test_a_model_that_makes_no_images_reports_its_own_metrics() -> None:
     images, attributes = model.seen
     assert np.array_equal(to_uint8(images), data.images[rows])
     assert np.array_equal(attributes.numpy(), data.attributes[rows][:, ::-1])
+    assert set(model.labels) == {None}
     assert torch.equal(model.streams, Noise.for_images(5, range(100)).uniform())
     assert found.subject.seed is None and not found.pictures
     assert [column.name for column in columns([found])] == ["accuracy", "loss", "parameters", "train-flops"]
     with pytest.raises(ValueError, match="leave out the sampling options temperature"):
         evaluate(model, data, options={"temperature": 0.5})
+
+    labels = np.arange(len(data), dtype=np.int32) % 3
+    evaluate(model, replace(data, labels=labels, class_names=("a", "b", "c")), n=100)
+    assert torch.equal(torch.cat(model.labels), torch.from_numpy(labels[rows].astype(np.int64)))
 
     def broken(batches: Iterable[Batch]) -> dict[str, float]:
         raise ValueError("no captions")

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from tiny import FakeTime, Tiny, faces, recipe, tiny
+from tiny import FakeTime, Tiny, TinyConfig, faces, recipe, tiny
 from torch import Tensor
 
 from genmodels.pictures import cut_grid
@@ -21,7 +22,7 @@ from genmodels.sampling import sample
 from genmodels.stopping import StoppedError
 from genmodels.training import show
 from genmodels.training.fit import fit
-from genmodels.types import Condition, Noise
+from genmodels.types import UNCONDITIONAL, Condition, ConditionConfig, Noise
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +142,39 @@ def test_ctrl_c_before_a_grid_is_not_followed_by_a_whole_one(tmp_path: Path) -> 
     assert len(grids(tmp_path / "run")) == 1
 
 
+@dataclass(frozen=True)
+class OfClassesConfig(TinyConfig):
+    condition: ConditionConfig = ConditionConfig(classes=3)
+
+
+class OfClasses(Costly):
+    """Model whose images are grey, lighter for each next class."""
+
+    Config = OfClassesConfig
+
+    def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
+        images = super().sample(noise, condition, options)
+        labels = torch.full((len(noise),), -1) if condition.labels is None else condition.labels
+        return 0.1 * images + 0.4 * labels[:, None, None, None]
+
+
+def test_the_grid_shows_all_classes_in_turn(tmp_path: Path) -> None:
+    model = OfClasses(OfClassesConfig())
+    model.seconds = 0.004
+    data = faces()
+    labels = (np.arange(len(data)) % 3).astype(np.int32)
+    data = replace(data, labels=labels, class_names=("sea lion", "cat", "<dog>"))
+    fit(model, data, recipe(tmp_path / "run", steps=None, minutes=1))
+    grid = cut_grid(grids(tmp_path / "run")[-1], 8)
+    assert len(grid) == 9  # of 64, as many as there is time for: image i has the same class in all grids
+    levels = grid.mean(axis=(1, 2, 3)).reshape(3, 3)
+    np.testing.assert_allclose(levels, np.broadcast_to([127.5, 178.5, 229.5], (3, 3)), atol=13)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "![Samples of seed 0, of all classes in turn, not selected]" in card
+    assert "3 classes: sea lion, cat, <dog>." in card
+    assert 'model.generate(16, seed=0, condition={"label": "sea lion"})' in card
+
+
 @pytest.mark.parametrize("signalled", [False, True])
 def test_all_ranks_remember_the_same_cost_of_an_image(monkeypatch: pytest.MonkeyPatch, signalled: bool) -> None:
     agreed: list[list[float]] = []
@@ -171,7 +205,7 @@ def test_all_ranks_remember_the_same_cost_of_an_image(monkeypatch: pytest.Monkey
             stop=SimpleNamespace(requested=False),
             log=SimpleNamespace(say=lambda _: None),
             recipe=SimpleNamespace(seed=0, output="run"),
-            ema=None,
+            ema=SimpleNamespace(conditions=UNCONDITIONAL),
         )
         assert show.sample_grid(run, show.ON_THE_WAY) is None
         costs.append(run.state.costs)

@@ -63,7 +63,7 @@ def pack(
 
 
 def show(data: Positional[str], out: Path = Path("sheet.png"), n: int = 32, seed: int = 0, force: bool = False) -> None:
-    """Describe a packed directory (or toyfaces), and show some of its images with their attributes.
+    """Describe a packed directory (or toyfaces), and show some images with classes and attributes.
 
     Args:
         data: packed directory, or toyfaces.
@@ -77,9 +77,12 @@ def show(data: Positional[str], out: Path = Path("sheet.png"), n: int = 32, seed
     check_free(out, force, ".png", ".jpg", ".webp")
 
     from genmodels.data import open_data, save_sheet
+    from genmodels.data.classes import count_classes
 
     packed = open_data(data, size=None)
     print(packed.describe())
+    if packed.labels is not None:
+        print(count_classes(packed.labels, packed.class_names))
     for note in packed.manifest.get("notes", []):
         print(note)
     print(f"sheet in {save_sheet(packed, out, n, seed)}")

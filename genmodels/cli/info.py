@@ -28,10 +28,11 @@ def info(run: Positional[str]) -> None:
         run: run or model folder, or an id on the Hub.
     """
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None)
     for topic, text in describe(run, load(run)).items():
-        table.add_row(topic, text)
+        table.add_row(topic, Text(text))  # as Text: names may contain brackets
     console().print(table)
 
 
@@ -46,6 +47,8 @@ def describe(run: str, model: Model) -> dict[str, str]:
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "config": listed(to_dict(model.config)),
     }
+    if names := model.conditions.list_classes():
+        facts["classes"] = f"{model.conditions.classes:,}: {names}"
     if model.can("sample"):
         options: Any = model.options_class
         facts["sampling options"] = listed(dataclasses.asdict(options())) or "none"
@@ -60,11 +63,16 @@ def describe(run: str, model: Model) -> dict[str, str]:
 
 
 def listed(values: dict[str, Any], prefix: str = "") -> str:
-    """Write nested settings on one line: {"a": {"b": 1}, "c": 2} -> "a.b=1, c=2"."""
+    """Write nested settings on one line: {"a": {"b": 1}, "c": 2} -> "a.b=1, c=2". Of long lists,
+    such as names of classes, only the length is written."""
+    from genmodels.types import SHOWN_CLASSES
+
     parts = []
     for name, value in values.items():
         if isinstance(value, dict):
             parts.append(listed(value, f"{prefix}{name}."))
+        elif isinstance(value, (list, tuple)) and len(value) > SHOWN_CLASSES:
+            parts.append(f"{prefix}{name}=({len(value):,} values)")
         else:
             parts.append(f"{prefix}{name}={value:.5g}" if isinstance(value, float) else f"{prefix}{name}={value}")
     return ", ".join(filter(None, parts))

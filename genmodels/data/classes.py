@@ -86,3 +86,16 @@ def _class_of(path: str, top: str) -> str | None:
     if folders and folders[0].casefold() in SPLIT_FOLDERS:
         folders = folders[1:]
     return fold(folders[0]) if folders and folders[0] else None
+
+
+def count_classes(labels: np.ndarray, names: Sequence[str]) -> str:
+    """Return a line with the number of images of each class: "classes: cat (1,203), dog (7)".
+
+    Args:
+        labels: class of each image, (N,), -1 if unknown.
+        names: names of the classes. Of more than 100, the first ones are listed.
+    """
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    each = some([f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)], 100)
+    unknown = int((labels < 0).sum())
+    return f"classes: {each}" + (f"; {unknown:,} images without a label" if unknown else "")

@@ -41,11 +41,15 @@ def save_sheet(data: Packed, path: Path, n: int = 32, seed: int = 0) -> Path:
 
 
 def _caption(data: Packed, i: int) -> str:
-    """Return the file name and the positive attributes, wrapped to the width of the tile."""
+    """Return the file name, the class and the positive attributes, wrapped to the width of the
+    tile."""
     lines = [readable(data.names[i]).rsplit("/", 1)[-1][-24:]]
+    if data.labels is not None:
+        lines.append(readable(data.class_names[data.labels[i]])[:26] if data.labels[i] >= 0 else "no label")
+    above = len(lines)
     for k in np.flatnonzero(data.attributes[i] > 0):
         name = data.attribute_names[k].replace("_", " ")
-        if len(lines) > 1 and len(lines[-1]) + len(name) < 26:
+        if len(lines) > above and len(lines[-1]) + len(name) < 26:
             lines[-1] += f", {name}"
         else:
             lines.append(name)

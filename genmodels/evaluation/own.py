@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genmodels.data.rows import spread_rows
+from genmodels.evaluation.classes import known_classes
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.results import Score
 from genmodels.modes import evaluating
@@ -30,19 +32,28 @@ def part(context: Context) -> Part:
 
 
 def _batches(context: Context) -> Iterator[Batch]:
-    """Yield held-out images with the attributes that the model is conditioned on."""
+    """Yield held-out images with the attributes and labels that the model is conditioned on."""
     images, _ = context.held_out()
-    attributes = _attributes(context, len(images))
+    columns = _attributes(context, len(images)), _labels(context, len(images))
     start = 0
     for part in context.batches(images, "held-out images"):
         rows = range(start, start + len(part))
-        known = None if attributes is None else torch.from_numpy(attributes[rows.start : rows.stop]).float()
-        condition = Condition(known).to(part.device)
+        attributes, labels = (None if column is None else column[start : rows.stop] for column in columns)
+        condition = Condition(attributes, labels).to(part.device)
         yield Batch(part, Noise.for_images(context.seed, rows, part.device), condition, progress=1.0)
         start = rows.stop
 
 
-def _attributes(context: Context, n: int) -> np.ndarray | None:
+def _labels(context: Context, n: int) -> Tensor | None:
+    """Return the classes (n,) of the held-out images in the model's order, if they are known."""
+    try:
+        held_out = known_classes(context.reference, context.model.conditions).held_out
+    except ValueError:
+        return None
+    return torch.from_numpy(held_out[spread_rows(len(held_out), n)].astype(np.int64))
+
+
+def _attributes(context: Context, n: int) -> Tensor | None:
     """Return the attributes (n, K) of the held-out images in the model's order; 0 where unknown."""
     reference, names = context.reference, context.model.conditions.attributes
     if not names:
@@ -52,4 +63,4 @@ def _attributes(context: Context, n: int) -> np.ndarray | None:
         if reference.attributes is not None and name in reference.attribute_names:
             known = reference.attributes[:, reference.attribute_names.index(name)]
             values[:, column] = known[spread_rows(len(known), n)]
-    return values
+    return torch.from_numpy(values).float()

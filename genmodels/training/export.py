@@ -75,5 +75,6 @@ def training_card(
         f"## Training\n\nTo train this model again: `genmodels train {name} --config config.yaml`, with config.yaml\n\n"
         f"```yaml\n{settings}```\n\n## Last training metrics\n\n| metric | value |\n|---|---|\n{rows}"
     )
-    shown = f"![Samples of seed {recipe.seed}, not selected]({picture})" if picture else ""
+    which = "of all classes in turn, not selected" if model.conditions.classes else "not selected"
+    shown = f"![Samples of seed {recipe.seed}, {which}]({picture})" if picture else ""
     return model_card(model, data.manifest.get("license", NO_LICENCE), shown, training, sections)

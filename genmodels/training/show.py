@@ -104,7 +104,8 @@ def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
     for.
 
     The time per image is measured on one image at first, and afterwards on the last grid. Image i
-    of a seed is the same in grids of all sizes, up to rounding.
+    of a seed is the same in grids of all sizes, up to rounding. A model of classes shows them in
+    turn (`ConditionConfig.in_turn`).
 
     Returns:
         The images, or None if there is no time for one. A signal ends sampling, unless `limits` are
@@ -125,7 +126,8 @@ def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
         try:
             batch = count if "draw" not in costs else max(1, min(count, int(BATCH / max(costs["draw"], 1e-9))))
             until = watch(run, limits, count, stopping)
-            images = sample(run.ema, count, run.recipe.seed, batch_size=batch, progress=False, until=until)
+            shown = run.ema.conditions.in_turn(count)
+            images = sample(run.ema, count, run.recipe.seed, shown, batch_size=batch, progress=False, until=until)
         except StoppedError:
             spent, stops = run.clock.agree(time.monotonic() - started, any_rank=stopping())
             if not stops and "draw" not in costs:  # there was no time for one image
