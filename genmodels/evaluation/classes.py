@@ -214,7 +214,7 @@ def label_accuracy(
         train: standardised features (M, D).
         train_labels: their classes (M,), -1 if unknown.
         samples: standardised features (N, D).
-        requested: class of each sample, (N,).
+        requested: class of each sample, (N,), -1 for none.
         held_out: standardised features (L, D) of real images on which the model was not trained.
         held_out_labels: their classes (L,), -1 if unknown.
 
@@ -226,7 +226,7 @@ def label_accuracy(
         ValueError: if fewer than two classes have enough training images, or none can be measured.
     """
     sets = {"training images": train_labels, "samples": requested, "held-out images": held_out_labels}
-    known = sorted(set(train_labels[train_labels >= 0]) | set(requested))
+    known = [c for c in np.union1d(train_labels, requested) if c >= 0]
     left_out = {
         int(c): f"{count} {what} of it, {LEAST} are needed"
         for c in known
