@@ -12,9 +12,9 @@ import yaml
 from torch import Tensor
 
 from genmodels.cli import main
-from genmodels.diffusion import likelihood, solvers
+from genmodels.diffusion import gaussian, likelihood, solvers
 from genmodels.diffusion.ddpm import DDPM
-from genmodels.diffusion.gaussian import GaussianDenoiser
+from genmodels.diffusion.gaussian import GaussianDenoiser, lowest_frequencies
 from genmodels.diffusion.options import DiffusionOptions
 from genmodels.diffusion.process import EDM, Flow
 from genmodels.diffusion.sampler import Denoiser, Guidance, make_denoiser
@@ -95,7 +95,7 @@ def test_the_gaussian_denoiser_is_the_wiener_filter():
     """All components: mean + alpha C (alpha^2 C + sigma^2)^-1 (x - alpha mean)."""
     x = data(500, (1, 4, 4)).double()
     denoiser = GaussianDenoiser((1, 4, 4), 16)
-    denoiser.fit(x)
+    denoiser.fit([x])
     flat = x.flatten(1)
     cov = (flat - flat.mean(0)).T @ (flat - flat.mean(0)) / len(flat)
     alpha, sigma = 0.6, 0.4
@@ -109,12 +109,44 @@ def test_the_gaussian_denoiser_is_the_wiener_filter():
 def test_fewer_components_keep_the_total_variance():
     x = data(500, (3, 8, 8))
     denoiser = GaussianDenoiser((3, 8, 8), 20)
-    denoiser.fit(x)
+    denoiser.fit([x])
     total = (x - x.mean(0)).square().flatten(1).sum(1).mean()
     torch.testing.assert_close(denoiser.variance.sum() + (192 - 20) * denoiser.rest, total, rtol=1e-3, atol=0)
     again = GaussianDenoiser((3, 8, 8), 20)
-    again.fit(x)
+    again.fit([x])
     assert torch.equal(again.basis, denoiser.basis)
+
+
+def test_components_of_large_maps_are_made_of_low_frequencies(monkeypatch):
+    """The filter of data without high frequencies is that of all their values."""
+    shape, low = (2, 12, 10), lowest_frequencies(4, 12)
+    assert torch.allclose(low @ low.T, torch.eye(4), atol=1e-6)
+    torch.testing.assert_close(low[0], torch.full((12,), 12**-0.5))
+    smooth = low.T @ data(400, (2, 4, 4)) @ lowest_frequencies(4, 10)
+    x = smooth + 0.1 * torch.randn(400, *shape, generator=torch.Generator().manual_seed(2))
+    whole = GaussianDenoiser(shape, 32)
+    whole.fit([x])
+    monkeypatch.setattr(gaussian, "MAX_SIDE", 4)
+    reduced = GaussianDenoiser(shape, 99)
+    assert reduced.basis.shape == (32, 32)
+    assert set(reduced.state_dict()) == {"mean", "basis", "variance", "rest"}
+    reduced.fit([x[:150], x[150:]])
+    torch.testing.assert_close(reduced.mean, whole.mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(reduced.rest, whole.rest, rtol=0.1, atol=0)
+    total = (x - x.mean(0)).square().flatten(1).sum(1).mean()
+    torch.testing.assert_close(reduced.variance.sum() + (240 - 32) * reduced.rest, total, rtol=1e-4, atol=0)
+    basis = reduced.directions()
+    assert torch.allclose(basis.T @ basis, torch.eye(32), atol=1e-5)
+    x_t = x[:8] * 0.7 + 0.5
+    ours, others = (d(x_t, torch.tensor(0.7), torch.tensor(0.5)) for d in (reduced, whole))
+    assert (ours - others).square().mean() < 1e-3 < 0.01 < ours.square().mean()
+    gain = reduced._gain(reduced.variance, torch.tensor(0.7).view(1, 1), torch.tensor(0.5).view(1, 1))
+    rest = reduced._gain(reduced.rest, torch.tensor(0.7), torch.tensor(0.5))
+    centred = (x_t.flatten(1) - 0.7 * reduced.mean).double()
+    full = reduced.mean + rest * centred + ((gain - rest) * (centred @ basis.double())) @ basis.double().T
+    torch.testing.assert_close(
+        reduced(x_t, torch.tensor(0.7), torch.tensor(0.5)).flatten(1).double(), full, rtol=0, atol=1e-4
+    )
 
 
 # ---- the loss ----
@@ -368,7 +400,7 @@ def test_bits_per_dim_of_the_model_in_inference_mode():
     torch.manual_seed(0)
     model = UNet(UNetConfig(**(NETWORK | dict(gaussian=768)))).eval()
     drawn = (0.1 + 0.3 * torch.randn(2000, 3, 16, 16, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
-    model.gaussian.fit(drawn)
+    model.gaussian.fit([drawn])
     images = ((drawn[:8] + 1) * 127.5).round() / 127.5 - 1
     with torch.inference_mode():
         bits = model.bits_per_dim(images, noises(8))

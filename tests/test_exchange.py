@@ -50,7 +50,7 @@ def unet(**settings) -> UNet:
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     if model.gaussian is not None:
-        model.gaussian.fit(torch.randn(40, *model.config.shape, generator=generator))
+        model.gaussian.fit([torch.randn(40, *model.config.shape, generator=generator)])
     return model.eval()
 
 

@@ -31,7 +31,7 @@ def normal_data(n: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
 
 def fitted(shape: tuple[int, int, int], components: int) -> GaussianDenoiser:
     gaussian = GaussianDenoiser(shape, components)
-    gaussian.fit(normal_data(4000, shape))
+    gaussian.fit([normal_data(4000, shape)])
     return gaussian
 
 

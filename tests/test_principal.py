@@ -40,7 +40,7 @@ def test_autoencoders_and_denoisers_share_one_randomised_pca():
     mean, centred, basis, singular = randomised_pca(images.flatten(1), 4)
     ours, denoiser = PrincipalComponents(8, 4), GaussianDenoiser((3, 8, 8), 4)
     ours.fit([images])
-    denoiser.fit(images)
+    denoiser.fit([images])
     assert torch.equal(ours.mean, mean) and torch.equal(denoiser.mean, mean)
     assert torch.equal(ours.basis, basis) and torch.equal(denoiser.basis, basis)
     assert torch.equal(ours.std, singular / (len(images) - 1) ** 0.5)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from genmodels.nn.principal import randomised_pca
 
 MIN_VARIANCE = 1e-8
+MAX_SIDE = 64
+"""Number of lowest frequencies along a side that components are made of, if the side is longer."""
 
 
 class GaussianDenoiser(nn.Module):
@@ -19,6 +24,10 @@ class GaussianDenoiser(nn.Module):
     learn that. At high noise levels it is close to the exact denoiser of any data
     (arXiv 2311.10892).
 
+    The components of a map of more than 64 positions a side are those of its 64 lowest frequencies
+    along each side, in an orthonormal DCT. All other directions have one variance. This keeps size
+    and cost of the filter the same for large images.
+
     Args:
         shape: shape of x, (C, H, W).
         components: K.
@@ -28,6 +37,8 @@ class GaussianDenoiser(nn.Module):
     basis: Tensor
     variance: Tensor
     rest: Tensor
+    rows: Tensor | None
+    columns: Tensor | None
 
     def __init__(self, shape: tuple[int, int, int], components: int):
         super().__init__()
@@ -35,18 +46,35 @@ class GaussianDenoiser(nn.Module):
         if not 1 <= components <= values:
             raise ValueError(f"components must be 1 to {values}, the number of values in x, got {components}")
         self.register_buffer("mean", torch.zeros(values))
-        self.register_buffer("basis", torch.zeros(values, components))
+        self.shape = shape
+        sides = [min(side, MAX_SIDE) for side in shape[1:]]
+        components = min(components, shape[0] * math.prod(sides))
+        reduced = sides != list(shape[1:])
+        for name, kept, side in zip(("rows", "columns"), sides, shape[1:], strict=True):
+            self.register_buffer(name, lowest_frequencies(kept, side) if reduced else None, persistent=False)
+        self.register_buffer("basis", torch.zeros(shape[0] * math.prod(sides), components))
         self.register_buffer("variance", torch.ones(components))
         self.register_buffer("rest", torch.tensor(1.0))  # variance in all other directions
 
     @torch.no_grad()
-    def fit(self, data: Tensor) -> None:
-        """Fit mean and components to `data` (N, C, H, W) by randomised PCA (arXiv 0909.4061).
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Fit mean and components to batches (n, C, H, W) by randomised PCA (arXiv 0909.4061).
 
         The result is deterministic. With few images there are fewer components than K.
         """
-        mean, centred, basis, singular = randomised_pca(data.float().flatten(1), len(self.variance))
+        low, sums = [], torch.zeros_like(self.mean, dtype=torch.float64)
+        squares = torch.zeros((), dtype=torch.float64, device=self.mean.device)
+        for batch in batches:
+            flat = batch.float().flatten(1)  # (n, D)
+            low.append(self._lower(flat))
+            if self.rows is not None:  # images are not kept
+                sums += flat.sum(0, dtype=torch.float64)
+                squares += flat.square().sum()
+        mean, centred, basis, singular = randomised_pca(torch.cat(low), len(self.variance))
         count, total = len(singular), centred.square().sum() / len(centred)
+        if self.rows is not None:
+            mean = sums / len(centred)
+            total = squares / len(centred) - mean.square().sum()
         self.mean.copy_(mean)
         self.basis.zero_()
         self.basis[:, :count] = basis
@@ -62,7 +90,7 @@ class GaussianDenoiser(nn.Module):
         rest = self._gain(self.rest, alpha, sigma)  # (N, 1)
         extra = self._gain(self.variance, alpha, sigma) - rest  # (N, K)
         basis = self.basis.float()  # also of a model in half precision
-        x_0 = self.mean + rest * centred + (extra * (centred @ basis)) @ basis.T
+        x_0 = self.mean + rest * centred + self._raise((extra * (self._lower(centred) @ basis)) @ basis.T)
         return x_0.view(x_t.shape)
 
     def mean_velocity(self, x_t: Tensor, t: Tensor, to: Tensor) -> Tensor:
@@ -80,8 +108,25 @@ class GaussianDenoiser(nn.Module):
         rest = self._slope(self.rest, t, to)  # (N, 1)
         extra = self._slope(self.variance, t, to) - rest  # (N, K)
         basis = self.basis.float()  # also of a model in half precision
-        velocity = rest * centred + (extra * (centred @ basis)) @ basis.T - self.mean
+        velocity = rest * centred + self._raise((extra * (self._lower(centred) @ basis)) @ basis.T) - self.mean
         return velocity.view(x_t.shape)
+
+    def directions(self) -> Tensor:
+        """Return the components as maps of full size, one per column: (D, K)."""
+        return self._raise(self.basis.float().T).T
+
+    def _lower(self, flat: Tensor) -> Tensor:
+        """Return the lowest frequencies of maps (N, D), as values (N, d)."""
+        if self.rows is None or self.columns is None:
+            return flat
+        return (self.rows.float() @ flat.unflatten(1, self.shape) @ self.columns.float().T).flatten(1)
+
+    def _raise(self, low: Tensor) -> Tensor:
+        """Return the maps (N, D) of lowest frequencies (N, d): the transpose of `_lower`."""
+        if self.rows is None or self.columns is None:
+            return low
+        maps = low.unflatten(1, (self.shape[0], len(self.rows), len(self.columns)))
+        return (self.rows.float().T @ maps @ self.columns.float()).flatten(1)
 
     @staticmethod
     def _slope(variance: Tensor, t: Tensor, to: Tensor) -> Tensor:
@@ -93,3 +138,11 @@ class GaussianDenoiser(nn.Module):
     def _gain(variance: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The Wiener filter in one principal direction."""
         return alpha * variance / (alpha.square() * variance + sigma.square())
+
+
+def lowest_frequencies(count: int, side: int) -> Tensor:
+    """Return the first `count` rows of the orthonormal DCT-II of `side` values, (count, side)."""
+    positions, frequencies = torch.arange(side) + 0.5, torch.arange(count)
+    rows = torch.cos(math.pi / side * frequencies[:, None] * positions) * math.sqrt(2 / side)
+    rows[0] /= math.sqrt(2)
+    return rows

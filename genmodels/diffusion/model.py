@@ -98,7 +98,7 @@ class Diffusion(Prior, ABC):
     def initialise(self, images: Iterable[Tensor]) -> None:
         """Fit the closed-form Gaussian denoiser to the data, if there is one."""
         if self.gaussian is not None:
-            self.gaussian.fit(self.as_map(torch.cat(list(images))))
+            self.gaussian.fit(self.as_map(batch) for batch in images)
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         return self.denoising_loss(batch, self.predict)

@@ -168,6 +168,7 @@ def extras(model: Generator, prior: UNet, codec: PretrainedCodec | None) -> dict
         weights |= {f"condition.{name}": value for name, value in prior.condition.state_dict().items()}
     if prior.gaussian is not None:
         weights |= {f"gaussian.{name}": value for name, value in prior.gaussian.state_dict().items()}
+        weights["gaussian.basis"] = prior.gaussian.directions()
     if isinstance(codec, PretrainedKL):
         weights |= {f"latents.{name}": value for name, value in codec.whitening.state_dict().items()}
     if isinstance(model, Latent) and model.vector_scale is not None:
