@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from genmodels.ae import AE, AEConfig
 from genmodels.training.command_line import run
@@ -20,6 +21,8 @@ class AERecipe(Recipe):
     """Settings of the training of an autoencoder."""
 
     shown = ("model.latent_dim", "model.spatial", "model.channels", "model.patch", "model.lpips")
+
+    size_defaults = MappingProxyType({256: {"model": AEConfig(patch=8), "batch_size": 32}})
 
     model: AEConfig = AEConfig()
     mixed_precision: Precision = "bf16"

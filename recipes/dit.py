@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from genmodels.dit import DiT, DiTConfig
 from genmodels.training.command_line import run
@@ -22,6 +23,13 @@ class DiTRecipe(PriorRecipe):
     shown = (
         *("codec", "align", "model.process", "model.condition.attributes", "model.patch"),
         *("model.transformer.width", "model.transformer.depth"),
+    )
+
+    size_defaults = MappingProxyType(
+        {
+            128: {"model": DiTConfig(patch=8, gaussian=512), "batch_size": 32},
+            256: {"model": DiTConfig(patch=16, gaussian=512), "batch_size": 16},
+        }
     )
 
     model: DiTConfig = DiTConfig(gaussian=512)

@@ -7,7 +7,7 @@ genmodels train unet --codec runs/vqvae --output runs/ldm --minutes 20
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -15,6 +15,8 @@ from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
 from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
+
+PIXELS = UNetConfig(patch=2, channels=(48, 96, 192), blocks=1, attention=(False, False, True), gaussian=512)
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,11 @@ class UNetRecipe(PriorRecipe):
         {"model": UNetConfig(channels=(80, 160), blocks=1, gaussian=512), "batch_size": 64}
     )
 
-    model: UNetConfig = UNetConfig(
-        patch=2, channels=(48, 96, 192), blocks=1, attention=(False, False, True), gaussian=512
+    size_defaults = MappingProxyType(
+        {128: {"model": replace(PIXELS, patch=4)}, 256: {"model": replace(PIXELS, patch=8)}}
     )
+
+    model: UNetConfig = PIXELS
     mixed_precision: Precision = "bf16"
     batch_size: int = 32  # small: on pixels, at so few images per second, more steps are worth more than less noise
     optim: OptimConfig = OptimConfig(lr=2e-3, clip=1.0)

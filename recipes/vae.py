@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
@@ -20,6 +21,8 @@ class VAERecipe(Recipe):
     """Settings of the training of a VAE."""
 
     shown = ("model.latent_dim", "model.spatial", "model.channels", "model.patch", "model.variance", "model.kl_weight")
+
+    size_defaults = MappingProxyType({256: {"model": VAEConfig(patch=8), "batch_size": 32}})
 
     model: VAEConfig = VAEConfig()
     mixed_precision: Precision = "bf16"

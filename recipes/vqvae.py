@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
@@ -20,6 +21,8 @@ class VQVAERecipe(Recipe):
     """Settings of the training of a VQ-VAE."""
 
     shown = ("model.quantiser", "model.codebook_size", "model.code_dim", "model.channels", "model.patch", "model.lpips")
+
+    size_defaults = MappingProxyType({256: {"model": VQVAEConfig(patch=4), "batch_size": 32}})
 
     model: VQVAEConfig = VQVAEConfig()
     mixed_precision: Precision = "bf16"  # quantisation itself is always fp32

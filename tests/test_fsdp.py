@@ -25,8 +25,8 @@ from genmodels.dit import DiT, DiTConfig
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pretrained import PretrainedConfig, PretrainedKL
+from genmodels.training import checks
 from genmodels.training import fit as loop
-from genmodels.training import setup
 from genmodels.training.fit import fit
 from genmodels.training.recipe import OptimConfig
 
@@ -148,7 +148,7 @@ def test_the_config_for_accelerate_says_so():
 def test_what_cannot_be_sharded_is_refused(tmp_path, monkeypatch, version, offload, message):
     monkeypatch.setenv("FSDP_VERSION", version)
     monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", offload)
-    monkeypatch.setattr(setup, "sharding_wanted", lambda processes: True)
+    monkeypatch.setattr(checks, "sharding_wanted", lambda processes: True)
     with pytest.raises(ValueError, match=message):
         fit(tiny(TinyPair), faces(), recipe(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from genmodels.base import Generator
 from genmodels.data.packed import Packed
 from genmodels.distributed import all_reduce_sum
-from genmodels.training import clock, log, setup, show
+from genmodels.training import clock, dry_run, limits, log, setup, show
 from genmodels.training import fit as fitting
 from genmodels.training.recipe import Recipe
 from genmodels.types import Batch, Condition, Noise
@@ -142,7 +142,7 @@ class FakeTime:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        for module in (clock, fitting, log, setup, show):
+        for module in (clock, dry_run, fitting, limits, log, setup, show):
             monkeypatch.setattr(module, "time", self)
 
     def monotonic(self) -> float:

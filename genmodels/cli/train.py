@@ -143,10 +143,11 @@ def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1, at: 
     model = load(str(run))
     data = open_data(trained.data, trained.root, model.config.size, trained.crop)
     parameters = dict(model.named_parameters())
+    most = AT_THE_END.images(model.config.size)
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
-        model.calibrate(image_batches(data.split("train"), limit=AT_THE_END.most, spread=True))
+        model.calibrate(image_batches(data.split("train"), limit=most, spread=True))
     model.save_pretrained(out)
     when = "" if at == 1 else f" after {at:.0%}"
     print(f"average of width {ema:g} of {run}{when} (its profile differs from the exact one by {miss:.1%}) in {out}")

@@ -52,8 +52,7 @@ def with_latents(
         OSError: if the cache cannot be written.
         ValueError: if a latent is not finite.
     """
-    name = hashlib.sha256(f"{data.fingerprint} {weights} {flip}".encode()).hexdigest()[:16]
-    place = cache / f"latents-{name}"
+    place = latents_folder(data, weights, cache, flip)
     latents = _read(place, len(data))  # before locking, so that a complete cache may be read-only
     if latents is not None:
         return replace(data, latents=latents)
@@ -64,6 +63,17 @@ def with_latents(
     if latents is None:
         raise OSError(f"{place}: the latents were written but cannot be read back; is the disk full?")
     return replace(data, latents=latents)
+
+
+def latents_folder(data: Packed, weights: str, cache: Path, flip: bool = True) -> Path:
+    """Return the folder of the cached latents of `with_latents`, whose arguments these are."""
+    name = hashlib.sha256(f"{data.fingerprint} {weights} {flip}".encode()).hexdigest()[:16]
+    return cache / f"latents-{name}"
+
+
+def is_cached(data: Packed, weights: str, cache: Path, flip: bool = True) -> bool:
+    """Return whether all latents were computed before. They are not read."""
+    return (latents_folder(data, weights, cache, flip) / DONE).is_file()
 
 
 def _write(place: Path, data: Packed, encode: Callable[[Tensor], Tensor], flip: bool, device: torch.device) -> None:

@@ -85,7 +85,8 @@ class Clock:
     With --steps, progress is the fraction of the steps that are done. With --minutes M, the last
     calibration, sample grid and checkpoint also have to fit into the M minutes. Their cost is
     estimated from how long they took earlier in the run, and progress is the elapsed time divided
-    by the time that remains for training after subtracting this estimate.
+    by the time that remains for training after subtracting this estimate. A step that would not end
+    in time is not begun.
 
     Args:
         steps, minutes: the budget. Exactly one of them is given.
@@ -101,10 +102,15 @@ class Clock:
         self.main = main
         self._origin = time.monotonic() - before
         self._furthest = 0.0
+        self._steps: list[float] = []
 
     def now(self) -> float:
         """Return the seconds of training so far, on the clock of this rank."""
         return time.monotonic() - self._origin
+
+    def took(self, seconds: float) -> None:
+        """Record the duration of an optimiser step on this rank."""
+        self._steps = [*self._steps[-1:], seconds]
 
     def read(self, step: int, end: float | None, stop: bool) -> tuple[float, float, bool]:
         """Compute elapsed time and progress, equal on every rank. Every rank must call this.
@@ -135,6 +141,8 @@ class Clock:
             return 0.0
         # With a margin: calibrating on more images than were timed can cost more per image.
         reserve = UNMEASURED_END * self.budget if end is None else min(1.5 * end + 0.005 * self.budget, self.budget / 2)
+        # A step that is much slower than its neighbours, such as one that compiles, says little about the next one.
+        reserve += min(self._steps, default=0.0)
         # The estimate changes during the run; progress must never decrease.
-        self._furthest = max(self._furthest, min(1.0, elapsed / (self.budget - reserve)))
+        self._furthest = max(self._furthest, min(1.0, elapsed / max(1e-9, self.budget - reserve)))
         return self._furthest

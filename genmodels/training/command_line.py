@@ -25,7 +25,7 @@ from genmodels.saving import from_dict, reset_derived, to_dict
 from genmodels.training.flags import show_common_flags
 from genmodels.training.folder import CHECKPOINTS, METRICS, check_output, check_unlocked
 from genmodels.training.launch import spread_over_cpu, use_every_core
-from genmodels.training.recipe import NOT_SAVED, PriorRecipe, R, Recipe, check_recipe
+from genmodels.training.recipe import NOT_SAVED, R, Recipe, check_recipe, defaults
 from genmodels.usage import UsageError, expand_home, one_line_refusals, printing, say
 
 
@@ -112,17 +112,17 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
         # A run continues with the settings it started with, even if the defaults have changed.
         saved = Path(_pop_flag("--output", rest)[0] or Path("runs") / family) / "config.yaml"
         file = saved if saved.is_file() else None
+    size, data = _pop_flag("--size", rest)[0], _pop_flag("--data", rest)[0]
     if file is None:
         codec, _ = _pop_flag("--codec", rest)
-        over_codec = issubclass(recipe, PriorRecipe) and codec not in (None, "None")
-        changes = recipe.codec_defaults if over_codec else {}  # type: ignore[attr-defined]
-        base = replace(recipe(), output=Path("runs") / family, **changes)
+        pixels = _for_size(recipe(), size, data).size or 0
+        base = replace(defaults(recipe, pixels, codec not in (None, "None")), output=Path("runs") / family)
     else:
         base = from_yaml(recipe, family, file)
         in_run = file.name == "config.yaml" and any((file.parent / name).exists() for name in (CHECKPOINTS, METRICS))
         if "--resume" in rest and in_run:
             base = replace(base, output=file.parent)  # unless there is --output
-    base = _for_size(base, _pop_flag("--size", rest)[0], _pop_flag("--data", rest)[0])
+    base = _for_size(base, size, data)
     # A length given as a flag replaces the other kind of length in the file or the defaults.
     given = {arg.split("=")[0] for arg in rest}
     if "--minutes" in given and "--steps" not in given:
@@ -199,8 +199,9 @@ def run(
         try:
             chosen = parse(recipe, family, rest)
             status = 1
-            check_unlocked(chosen.output)
-            check_output(chosen)
+            if not chosen.dry_run:
+                check_unlocked(chosen.output)
+                check_output(chosen)
             spread_over_cpu(sys.argv if command is None else command)
             use_every_core()
             torch.manual_seed(chosen.seed)  # the initial weights, the same on every process

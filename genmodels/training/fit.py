@@ -77,6 +77,10 @@ def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
         SystemExit: with status 1, if a signal stopped the run before its end.
     """
     recipe = check_recipe(recipe)
+    if recipe.dry_run:
+        from genmodels.training.dry_run import dry_run  # it uses this module
+
+        return dry_run(model, data, recipe)
     check_output(recipe)
     with claimed(recipe.output), reporting_full_disk(recipe.output):
         return loop(start(model, data, recipe))
@@ -93,7 +97,9 @@ def loop(run: Run) -> Path:
                 raise too_short(recipe.minutes, state.elapsed)
             while progress < 1 and not stopping:
                 before = progress if state.step else 0.0
+                began = time.monotonic()
                 train_step(run, run.reader.read(state.step, progress), progress)
+                run.clock.took(time.monotonic() - began)
                 state.elapsed, progress, stopping = run.clock.read(state.step, cost_of_end(run), run.stop.requested)
                 due = recipe.evaluate_every is not None and state.step % recipe.evaluate_every == 0
                 if due and not stopping:
@@ -101,7 +107,7 @@ def loop(run: Run) -> Path:
                 if due or state.step % recipe.log_every == 0:
                     run.log.write(state, recipe, progress, first)
                 if progress < 1 and not stopping and record(run, before, progress):
-                    *_, stopping = run.clock.read(state.step, cost_of_end(run), run.stop.requested)
+                    state.elapsed, progress, stopping = run.clock.read(state.step, cost_of_end(run), run.stop.requested)
             checkpoint = save(run)
             run.log.write(state, recipe, progress, first)
             if progress >= 1 and recipe.ema_snapshots:

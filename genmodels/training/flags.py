@@ -17,7 +17,7 @@ import tyro
 
 COMMON = {
     "data": ("data", "root", "size", "crop"),
-    "run": ("output", "resume", "seed", "mixed_precision"),
+    "run": ("output", "resume", "dry_run", "seed", "mixed_precision"),
     "length": ("steps", "minutes"),
     "optimisation": ("batch_size", "optim.lr", "ema"),
     "model": (),

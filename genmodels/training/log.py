@@ -38,14 +38,15 @@ class RunLog:
         output: the run folder.
         state: progress of the run. Lines after `state.last_line`, which an interrupted run has written,
             are removed from metrics.jsonl: the next line averages their steps too.
+        quiet: print nothing.
     """
 
-    def __init__(self, accelerator: Accelerator, output: Path, state: State):
+    def __init__(self, accelerator: Accelerator, output: Path, state: State, quiet: bool = False):
         self.accelerator = accelerator
         self.path = output / METRICS
         self.tracking = Tracking(accelerator, self.say)
         self.last: dict[str, float | None] = {}
-        self.console = console(stderr=True, quiet=not accelerator.is_main_process)
+        self.console = console(stderr=True, quiet=quiet or not accelerator.is_main_process)
         device = accelerator.device
         self._sums = {n: torch.tensor(math.nan if x is None else x, device=device) for n, x in state.sums.items()}
         self._notes: dict[str, float | None] = {}

@@ -7,22 +7,41 @@ from dataclasses import field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from accelerate.utils import reduce
+
 from genmodels.base import Model
 from genmodels.codecs import load_codec
 from genmodels.data import Packed, cache_folder, default_size, open_data
 from genmodels.data.batches import image_batches
-from genmodels.data.latents import with_latents
+from genmodels.data.latents import is_cached, with_latents
 from genmodels.latent import over_codec
 from genmodels.prior import Prior
 from genmodels.sampling import processes
 from genmodels.saving import read_last_line, reset_derived
+from genmodels.training.dry_run import dry_run
 from genmodels.training.fit import fit
-from genmodels.training.recipe import PriorRecipe, Recipe
+from genmodels.training.limits import most_images, timed_batches
+from genmodels.training.log import in_words
+from genmodels.training.recipe import PriorRecipe, Recipe, check_recipe
 from genmodels.training.tracking import check_tracker
+from genmodels.usage import say
 from genmodels.weights import build
 
 PREPARED = 2_048
-"""Training images that an imported codec is measured on."""
+"""Largest number of training images that an imported codec is measured on."""
+PREPARED_PIXELS = 2_048 * 128**2
+"""Largest number of their pixels: 512 images of 256 px."""
+PREPARED_SHARE = 0.05
+"""Largest fraction of a --minutes budget for measuring it, after the first `PREPARED_AT_LEAST`
+images."""
+PREPARED_AT_LEAST = 64
+CACHE_SHARE = 0.25
+"""Largest fraction of a --minutes budget for encoding all images before training. Otherwise every
+step encodes its batch."""
+TIMED = 16
+"""Number of images on which the time of encoding is measured."""
 SHOWN = 6
 """Settings of the model that --help shows for a family without a recipe of its own."""
 
@@ -59,14 +78,17 @@ def train(kind: type[Model], recipe: Any) -> Path:
     if extractor:
         data, config = aligned(data, config, extractor, device)
         model = build(lambda: kind(config), "model")
+    encoding = 0.0
     if codec is not None:
-        images = image_batches(data.split("train"), limit=PREPARED, device=device, spread=True)
+        count = most_images(PREPARED, PREPARED_PIXELS, recipe.size)
+        seconds = None if recipe.minutes is None else PREPARED_SHARE * 60 * recipe.minutes
+        images = timed_batches(data.split("train"), count, seconds, device, least=PREPARED_AT_LEAST)
         model = combined = over_codec(codec.to(device), model, images).to(device)
-        if recipe.cache:
-            data = with_latents(data, combined.encode, combined.latents_name, cache_folder(), recipe.flip, device)
+        data, encoding = with_cached_latents(data, combined, recipe, device)
         recipe = replace(recipe, codec_minutes=minutes_of(recipe.codec))
     startup = recipe.startup + time.monotonic() - began
-    return fit(model, data, replace(recipe, model=config, startup=startup))
+    recipe = replace(recipe, model=config, startup=startup)
+    return dry_run(model, data, check_recipe(recipe), encoding) if recipe.dry_run else fit(model, data, recipe)
 
 
 def open_codec(kind: type[Model], recipe: Any) -> Any:
@@ -99,6 +121,40 @@ def aligned(data: Packed, config: Any, extractor: str, device: Any) -> tuple[Pac
 
     data = with_features(data, extractor, device)
     return data, replace(config, align=replace(config.align, features=data.feature_count))
+
+
+def with_cached_latents(data: Packed, model: Any, recipe: Any, device: torch.device) -> tuple[Packed, float]:
+    """Return data with the latents of all images, if --cache asks for them and there is time.
+
+    If encoding all images would take more than `CACHE_SHARE` of --minutes, a line says so. In a dry
+    run, the latents of one image stand for those that are not cached yet. Every rank must call this.
+
+    Returns:
+        The data, and the seconds that encoding would take after a dry run.
+    """
+    if not recipe.cache:
+        return data, 0.0
+    name, flip, main = model.latents_name, recipe.flip, processes().is_main_process
+    few, seconds = next(image_batches(data, TIMED, device=device)), 0.0
+    if main and not is_cached(data, name, cache_folder(), flip):
+        for images in (few[:1], few):  # the first is a warm-up
+            began = time.monotonic()
+            with torch.no_grad():
+                model.encode(images).cpu()  # waits for the device
+        seconds = (time.monotonic() - began) / len(few) * len(data) * (1 + flip)
+    seconds = float(reduce(torch.tensor(seconds, device=device), "sum"))
+    if recipe.minutes is not None and seconds > CACHE_SHARE * 60 * recipe.minutes:
+        if main:
+            say(
+                f"encoding all {len(data):,} images before training would take about {in_words(seconds)} of the "
+                f"{in_words(60 * recipe.minutes)}: every step encodes its own batch, as with --no-cache"
+            )
+        return data, 0.0
+    if recipe.dry_run and seconds:
+        with torch.no_grad():
+            one = model.encode(few[:1]).cpu().numpy()[None]  # (1, 1, *latent_shape)
+        return replace(data, latents=np.broadcast_to(one, (len(data), 1 + flip, *one.shape[2:]))), seconds
+    return with_latents(data, model.encode, name, cache_folder(), flip, device), 0.0
 
 
 def minutes_of(run: Path) -> float:

@@ -18,7 +18,7 @@ MAX_STEPS = 99_999_999
 """Names of checkpoints hold the step in 8 digits."""
 Precision = Literal["no", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
-NOT_SAVED = ("resume", "startup", "name")
+NOT_SAVED = ("resume", "dry_run", "startup", "name")
 """Fields that describe one launch of a run and are not written to config.yaml."""
 
 
@@ -26,6 +26,9 @@ NOT_SAVED = ("resume", "startup", "name")
 class Recipe:
     """Settings of a training run. A family adds its config, `model`, and its own defaults."""
 
+    size_defaults: ClassVar[Mapping[int, Mapping[str, Any]]] = {}
+    """Defaults that differ from a size of the images on, in pixels. Those of the largest size that
+    is reached apply, if the model is not over a codec."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Flags of the model that --help shows in addition to those of `genmodels.training.flags`."""
 
@@ -54,6 +57,9 @@ class Recipe:
     resume: bool = False
     """Continue the run in --output from its newest complete checkpoint. A run without a checkpoint
     starts from the beginning."""
+    dry_run: bool = False
+    """Print what the run costs and what its budget buys, measured on a few steps, and write nothing
+    to --output."""
 
     batch_size: int = 128
     """Images per optimiser step, over all processes and micro-batches."""
@@ -120,6 +126,20 @@ class PriorRecipe(Recipe):
 
 
 R = TypeVar("R", bound=Recipe)
+
+
+def defaults(recipe: type[R], size: int, over_codec: bool) -> R:
+    """Return a recipe with the defaults for images of `size` pixels a side.
+
+    Args:
+        recipe: class of the recipe.
+        size: side of the images.
+        over_codec: whether the model is trained on the latents of a codec.
+    """
+    if over_codec and issubclass(recipe, PriorRecipe):
+        return recipe(size=size, **recipe.codec_defaults)
+    reached = [least for least in recipe.size_defaults if least <= size]
+    return recipe(size=size, **(recipe.size_defaults[max(reached)] if reached else {}))
 
 
 def check_recipe(recipe: R) -> R:

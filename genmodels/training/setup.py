@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,18 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, patch_environment
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genmodels.base import Model
-from genmodels.data.batches import BatchReader, image_batches
+from genmodels.data.batches import BatchReader
 from genmodels.data.packed import Packed
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.checks import check_fit
 from genmodels.training.clock import Clock, Stop
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
 from genmodels.training.folder import CHECKPOINTS
+from genmodels.training.limits import most_images, timed_batches
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
 from genmodels.training.recipe import Recipe
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
 
 INITIALISATION = 8_192
 """Largest number of training images passed to `Model.initialise`."""
+INITIALISATION_PIXELS = 2**27
+"""Largest number of their pixels: 8,192 images of 128 px, 2,048 of 256 px."""
+INITIALISATION_SHARE = 0.05
+"""Largest fraction of a --minutes budget for reading and encoding them."""
 COMPILATIONS = 64
 """Largest number of compilations of one kind of block by --compile."""
 
@@ -103,7 +109,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     began = time.monotonic()
     if not recipe.resume:
         with torch.no_grad():
-            model.initialise(image_batches(train, limit=INITIALISATION, device=device, spread=True))
+            model.initialise(initial_images(train, recipe, device))
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     identity = identity_of(model, train, recipe)
     state = State()
@@ -132,7 +138,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     start_tracker(accelerator, recipe, state)
     spent = state.elapsed + recipe.startup + time.monotonic() - began
     clock = Clock(recipe.steps, recipe.minutes, spent, device, accelerator.is_main_process)
-    log = RunLog(accelerator, recipe.output, state)
+    log = RunLog(accelerator, recipe.output, state, quiet=recipe.dry_run)
     if restarts:
         log.say(f"{recipe.output} has no finished checkpoint: starting from the beginning")
     log.say(summary(model, train, recipe, accelerator, state, sharded))
@@ -157,6 +163,13 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
         identity=identity,
         monitor=monitor,
     )
+
+
+def initial_images(train: Packed, recipe: Recipe, device: torch.device) -> Iterator[Tensor]:
+    """Yield the batches of training images that the model is initialised on."""
+    count = most_images(INITIALISATION, INITIALISATION_PIXELS, train.size)
+    seconds = None if recipe.minutes is None else INITIALISATION_SHARE * 60 * recipe.minutes
+    return timed_batches(train, count, seconds, device)
 
 
 def compile_blocks(model: nn.Module, **settings: Any) -> None:

@@ -19,6 +19,7 @@ from genmodels.sampling import sample
 from genmodels.stopping import StoppedError
 from genmodels.training.ema import restore_buffers
 from genmodels.training.export import export_model, training_card
+from genmodels.training.limits import FEWEST, most_images
 from genmodels.training.log import QUIET_SECONDS, in_words
 from genmodels.training.setup import Run
 from genmodels.training.shard import gather_into
@@ -29,11 +30,19 @@ if TYPE_CHECKING:
     from genmodels.evaluation.monitor import Monitor
 
 
+CALIBRATION_PIXELS = 20_000 * 128**2
+"""Largest number of pixels of the images that calibrate() uses: 20,000 images of 128 px, 5,000 of
+256 px."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits on what `show` does, so that a --minutes budget is kept. Without one, `share` and
     `drawing` do not apply."""
 
+    fewest: int
+    """Smallest number of training images that calibrate() uses, also if they take more time. It is
+    used until the time per image is known."""
     most: int
     """Largest number of training images that calibrate() uses."""
     share: float
@@ -43,18 +52,19 @@ class Limits:
     seconds: float = math.inf
     """Largest number of seconds to spend on each of the two."""
 
+    def images(self, size: int) -> int:
+        """Return the largest number of images of `size` pixels a side that calibrate() uses."""
+        return most_images(self.most, CALIBRATION_PIXELS, size)
+
     def time(self, share: float, budget: float | None) -> float:
         """Return the seconds that `share` of `budget` allows, at most `seconds`."""
         return min(self.seconds, math.inf if budget is None else share * budget)
 
 
-ON_THE_WAY = Limits(most=2_048, share=0.01, drawing=0.02)
-AT_THE_END = Limits(most=20_000, share=0.1, drawing=0.05)
-STOPPED = Limits(most=2_048, share=0.01, drawing=0.02, seconds=2.0)
+ON_THE_WAY = Limits(fewest=64, most=2_048, share=0.01, drawing=0.02)
+AT_THE_END = Limits(fewest=FEWEST, most=20_000, share=0.1, drawing=0.05)
+STOPPED = Limits(fewest=64, most=2_048, share=0.01, drawing=0.02, seconds=2.0)
 """For a run that was stopped by a signal and should end soon."""
-FEWEST = 256
-"""Smallest number of images that calibrate() uses, also if they take more time than the limits
-allow. It is used until the time per image is known."""
 GRID = 64
 """Largest number of images in a sample grid, 8 x 8."""
 FIRST = 0.05
@@ -298,9 +308,14 @@ def cost_of_end(run: Run) -> float | None:
     costs = run.state.costs
     if "show" not in costs:
         return None
-    once = sum(costs.get(part, 0.0) for part in ("show", "save", "measure"))
-    drawing = costs.get("draw", 0.0) * images_to_draw(run, AT_THE_END, 0.0)
-    return costs["calibrate"] * images_for(run, AT_THE_END) + drawing + once
+    return cost_of(run, AT_THE_END) + costs.get("save", 0.0) + costs.get("measure", 0.0)
+
+
+def cost_of(run: Run, limits: Limits) -> float:
+    """Estimate the seconds of `show`, from what it took before."""
+    costs = run.state.costs
+    drawing = costs["draw"] * images_to_draw(run, limits, 0.0) if "draw" in costs else 0.0
+    return costs["calibrate"] * images_for(run, limits) + drawing + costs["show"]
 
 
 def images_for(run: Run, limits: Limits) -> int:
@@ -308,5 +323,5 @@ def images_for(run: Run, limits: Limits) -> int:
     seconds, cost = limits.time(limits.share, run.clock.budget), run.state.costs.get("calibrate")
     affordable = limits.most
     if seconds < math.inf:
-        affordable = FEWEST if cost is None else int(seconds / max(cost, 1e-9))
-    return min(len(run.data), limits.most, max(affordable, FEWEST))
+        affordable = limits.fewest if cost is None else int(seconds / max(cost, 1e-9))
+    return min(len(run.data), limits.images(run.data.size), max(affordable, limits.fewest))
