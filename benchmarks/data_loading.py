@@ -26,7 +26,7 @@ from torchvision.datasets import CelebA
 
 from genmodels.data import open_data
 from genmodels.data.batches import BatchReader
-from genmodels.data.packing import cores
+from genmodels.data.threads import cores
 
 
 class CelebASubset(CelebA):

@@ -72,13 +72,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8. See `replacing`."""
-    write_lines(path, [text])
+    write_parts(path, [text.encode()])
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file atomically, as UTF-8, from lines that end in a line break. See `replacing`."""
-    with replacing(path) as draft, open(draft, "x", encoding="utf-8", newline="") as file:
-        file.writelines(lines)
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file atomically, from consecutive parts of its content. See `replacing`."""
+    with replacing(path) as draft, open(draft, "xb") as file:
+        file.writelines(parts)
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 import genmodels.data as data_package
 from genmodels import image_files, writing
 from genmodels.data import export, load_packed, open_data, pack, packing, save_sheet
-from genmodels.data.directory import IMAGES, LABELS, MANIFEST, NAMES
+from genmodels.data.directory import IMAGES, MANIFEST
 from genmodels.hashing import file_sha256
 
 
@@ -291,7 +291,7 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["images.npy", "labels.npz", "names.json"])
+@pytest.mark.parametrize("name", ["images.npy", "attributes.npy", "splits.npy", "names.bin", "names.offsets.npy"])
 def test_a_damaged_pack_is_refused(tmp_path: Path, name: str):
     out = pack("folder", write_tree(tmp_path / "tree"), tmp_path / "out", 16)
     flip_a_byte(out / name)
@@ -310,7 +310,7 @@ def test_a_truncated_or_mixed_pack_is_refused(tmp_path: Path):
     (out / MANIFEST).write_text(json.dumps({**manifest, "count": 11}))
     with pytest.raises(ValueError, match=r"the manifest says uint8 \(11, 16, 16, 3\)"):
         load_packed(out)
-    (out / MANIFEST).write_text(json.dumps({**manifest, "format": 2}))
+    (out / MANIFEST).write_text(json.dumps({**manifest, "format": 3}))
     with pytest.raises(ValueError, match="upgrade genmodels"):
         load_packed(out)
     (out / MANIFEST).write_text("{")
@@ -321,7 +321,7 @@ def test_a_truncated_or_mixed_pack_is_refused(tmp_path: Path):
 def with_checksums(out: Path, **changes: Any) -> None:
     """Write a manifest with the checksums of the files as they are, and with changed entries."""
     manifest = json.loads((out / MANIFEST).read_text()) | changes
-    manifest["checksums"] |= {name: file_sha256(out / name) for name in (IMAGES, LABELS, NAMES)}
+    manifest["checksums"] |= {name: file_sha256(out / name) for name in manifest["checksums"] if (out / name).exists()}
     (out / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -345,41 +345,47 @@ def test_a_manifest_of_other_types_is_refused(tmp_path: Path, changes: dict[str,
         load_packed(out)
 
 
-def test_labels_and_names_that_do_not_fit_the_images_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("splits", np.full(3, 9, np.uint8)),
+        ("splits", np.zeros(4, np.uint8)),
+        ("splits", np.zeros(3, np.int64)),
+        ("attributes", np.zeros((3, 2), np.int8)),
+        ("names.offsets", np.array([0, 20, 15, 42])),
+        ("names.offsets", np.array([1, 14, 28, 42])),
+        ("names.offsets", np.array([0, 14, 28, 90])),
+        ("names.offsets", np.array([0, 14, 42])),
+        ("names.offsets", np.array([0.0, 14, 28, 42])),
+    ],
+)
+def test_columns_that_do_not_fit_the_images_are_refused(tmp_path: Path, name: str, column: np.ndarray) -> None:
     out = pack("folder", write_tree(tmp_path / "tree", 3), tmp_path / "out", 16)
-    names, labels, images = (out / NAMES).read_text(), (out / LABELS).read_bytes(), (out / IMAGES).read_bytes()
-    for text in ('["a", "b"]', '["a", "b", 3]', "{}", "null", "[" * 100_000):
-        (out / NAMES).write_text(text)
-        with_checksums(out)
-        with pytest.raises(ValueError, match=r"names\.json .*pack again"):
-            load_packed(out)
-    (out / NAMES).write_text(names)
-    good = {"attributes": np.zeros((3, 0), np.int8), "splits": np.zeros(3, np.uint8)}
-    for bad in (
-        {"splits": good["splits"]},
-        good | {"splits": np.full(3, 9, np.uint8)},
-        good | {"splits": np.zeros(4, np.uint8)},
-        good | {"attributes": np.zeros((3, 2), np.int8)},
-        good | {"identities": np.zeros(3)},
-        good | {"identities": np.array([None] * 3)},
+    np.save(out / f"{name}.npy", column)
+    with_checksums(out)
+    with pytest.raises(ValueError, match=r"(splits|attributes|names).*(fit|bytes).*pack again") as caught:
+        load_packed(out)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_column_is_refused(tmp_path: Path) -> None:
+    out = pack("folder", write_tree(tmp_path / "tree", 3), tmp_path / "out", 16)
+    files = {name: (out / name).read_bytes() for name in ("splits.npy", "names.bin", IMAGES)}
+    for name, content, reason in (
+        ("splits.npy", files["splits.npy"][:40], r"splits\.npy cannot be read as an array"),
+        ("names.bin", b"\xff" * len(files["names.bin"]), r"names\.bin holds bytes that are not text"),
+        ("names.bin", b"", r"names\.bin has 0 bytes instead of 42"),
+        (IMAGES, files[IMAGES].replace(b"'shape': (3, ", b"'shape': (((("), "missing or truncated.*header is damaged"),
     ):
-        np.savez(out / LABELS, **bad)
+        (out / name).write_bytes(content)
         with_checksums(out)
-        with pytest.raises(ValueError, match=r"labels\.npz.*pack again") as caught:
+        with pytest.raises(ValueError, match=f"{reason}.*pack again") as caught:
             load_packed(out)
         assert "\n" not in str(caught.value)
-    (out / LABELS).write_bytes(labels[:40])
-    with_checksums(out)
-    with pytest.raises(ValueError, match=r"labels\.npz cannot be read as an array.*pack again"):
-        load_packed(out)
-    (out / LABELS).write_bytes(labels)
-    (out / IMAGES).write_bytes(images.replace(b"'shape': (3, ", b"'shape': (((("))
-    with_checksums(out)
-    with pytest.raises(ValueError, match=r"images\.npy is missing or truncated .*header is damaged.*pack again"):
-        load_packed(out)
+        (out / name).write_bytes(files[name])
 
 
-@pytest.mark.parametrize("name", ["images.npy", "labels.npz", "names.json", "manifest.json", "checked"])
+@pytest.mark.parametrize("name", ["images.npy", "attributes.npy", "names.bin", "manifest.json", "checked"])
 def test_a_pipe_in_a_pack_does_not_hang(tmp_path: Path, name: str) -> None:
     out = pack("folder", write_tree(tmp_path / "tree", 3), tmp_path / "out", 16)
     (out / name).unlink()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from genmodels.data import export, load_packed, pack
 from genmodels.data.batches import BatchReader
-from genmodels.data.directory import TEXT, save_labels
+from genmodels.data.directory import save_labels
 from genmodels.data.folder import folder_source
 from genmodels.data.packed import COLUMNS, Packed
 from genmodels.types import Text
@@ -108,7 +108,10 @@ def test_captions_of_a_folder_are_packed_exported_and_read_again(tmp_path: Path)
     assert first.text is not None
     assert list(first.text) == [expected_captions(name) for name in first.names]
     assert first.describe().endswith("0 attributes, 17 captions")
-    assert set(first.manifest["checksums"]) == {"images.npy", "labels.npz", "names.json", TEXT}
+    assert set(first.manifest["checksums"]) == {
+        *("images.npy", "attributes.npy", "splits.npy", "names.bin", "names.offsets.npy"),
+        *("text.bin", "text.offsets.npy", "text.rows.npy"),
+    }
     again = load_packed(pack("folder", export(first, tmp_path / "small.zip"), tmp_path / "b", 16))
     assert again.text is not None
     assert list(again.text) == list(first.text)
@@ -127,18 +130,18 @@ def test_a_pack_without_captions_has_no_text_file(tmp_path: Path) -> None:
     (tree / "captions.csv").unlink()
     packed = load_packed(pack("folder", tree, tmp_path / "a", 16))
     assert packed.text is None
-    assert not (tmp_path / "a" / TEXT).exists()
+    assert not list((tmp_path / "a").glob("text*"))
     assert packed.describe().endswith("0 attributes")
 
 
 def test_damaged_or_missing_text_is_refused(tmp_path: Path) -> None:
     folder = pack("folder", write_tree(tmp_path / "tree"), tmp_path / "a", 16)
-    content = (folder / TEXT).read_text()
-    (folder / TEXT).write_text(content.replace("number 5", "number 6"))
-    with pytest.raises(ValueError, match=r"text\.json is missing or does not match the manifest.*pack again"):
+    content = (folder / "text.bin").read_bytes()
+    (folder / "text.bin").write_bytes(content.replace(b"number 5", b"number 6"))
+    with pytest.raises(ValueError, match=r"text\.bin is missing or does not match the manifest.*pack again"):
         load_packed(folder)
-    (folder / TEXT).unlink()
-    with pytest.raises(ValueError, match=r"text\.json is missing"):
+    (folder / "text.bin").unlink()
+    with pytest.raises(ValueError, match=r"text\.bin is missing"):
         load_packed(folder)
 
 

@@ -36,11 +36,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 DATA_COMMANDS: dict[str, Callable[..., None]] = {
     "pack": data.pack,
+    "join": data.join,
     "show": data.show,
     "export": data.export,
     "download": data.download,
 }
-DATA_HELP = "Pack, show, export and download data sets."
+DATA_HELP = "Pack, join, show, export and download data sets."
 DESCRIPTION = (
     "Train, sample and evaluate generative models of faces. Start with: genmodels demo. "
     "After an error, add --debug to the same command to see the traceback."

@@ -22,6 +22,10 @@ def pack(
     out: Path,
     size: int | Literal["native"] | None = None,
     crop: str | None = None,
+    store: Literal["raw", "jpeg", "webp"] = "raw",
+    quality: int = 95,
+    part: str | None = None,
+    workers: int | None = None,
     allow_unmatched: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -43,6 +47,12 @@ def pack(
             32 for mnist ... cifar100, and 64 for others.
         crop: celeba: 178 (default), 148, 140 or 128. Others: centre (default), a number of pixels,
             or pad for a black border.
+        store: raw stores pixels. jpeg and webp store the cropped images encoded, in less space;
+            training decodes them.
+        quality: quality of encoded images, 1 to 100.
+        part: pack only a part of the images, such as 2/8 for the second of eight, each of which
+            another machine may pack. data join puts them together.
+        workers: number of processes that decode. By default, one process with a thread per core.
         allow_unmatched: pack even if most rows of the labels belong to no image.
         image_column: huggingface: column of the images. By default, the only one of type Image.
         label_column: huggingface: column of the labels. By default, label, if there is one.
@@ -50,16 +60,51 @@ def pack(
     """
     from genmodels import data as sets
     from genmodels.data.huggingface import Columns
+    from genmodels.data.parts import parse_part
+
+    columns, chosen = Columns(image_column, label_column, text_column), None if part is None else parse_part(part)
+    out = sets.pack(data, root, out, size, crop, workers, allow_unmatched, columns, store, quality, chosen)
+    packed = sets.load_packed(out)
+        allow_unmatched: pack even if most rows of the labels belong to no image.
+        image_column: huggingface: column of the images. By default, the only one of type Image.
+        label_column: huggingface: column of the labels. By default, label, if there is one.
+        text_column: huggingface: column of the captions. By default, none is read.
+    """
+    from genmodels import data as sets
+<<<<<<< HEAD
+    from genmodels.data.huggingface import Columns
 
     columns = Columns(image_column, label_column, text_column)
     out = sets.pack(data, root, out, size, crop, allow_unmatched=allow_unmatched, columns=columns)
     packed = sets.load_packed(out)
+=======
+    from genmodels.data.parts import parse_part
+
+    chosen = None if part is None else parse_part(part)
+    packed = sets.load_packed(
+        sets.pack(data, root, out, size, crop, workers, allow_unmatched, store, quality, chosen)
+    )
     print(packed.describe())
     skipped = packed.manifest.get("skipped", [])
     for name, reason in skipped[:20]:
         print(f"skipped {name}: {reason}")
     if len(skipped) > 20:
         print(f"... and {len(skipped) - 20:,} more, listed in {out / 'manifest.json'}")
+
+
+def join(out: Positional[Path], parts: Positional[tuple[Path, ...]]) -> None:
+    """Join the parts of a data set that data pack --part wrote, on one or several machines.
+
+    The result is the same as that of packing all at once. The parts are checked and stay as they
+    are.
+
+    Args:
+        out: packed directory to write.
+        parts: packed directories of all parts, in any order.
+    """
+    from genmodels import data as sets
+
+    print(sets.load_packed(sets.join(out, parts)).describe())
 
 
 def show(data: Positional[str], out: Path = Path("sheet.png"), n: int = 32, seed: int = 0, force: bool = False) -> None:

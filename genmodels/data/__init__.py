@@ -17,12 +17,15 @@ import numpy as np
 from genmodels.data.celeba import celeba_source, download_celeba
 from genmodels.data.decode import PAD, check_crop
 from genmodels.data.directory import IMAGES, is_packed, load_packed, packed_size, save_labels
+from genmodels.data.encoded import QUALITY, STORES, Store
 from genmodels.data.exporting import export
 from genmodels.data.folder import folder_source
 from genmodels.data.huggingface import Columns, huggingface_source
 from genmodels.data.native import NATIVE, native_size
 from genmodels.data.packed import Origin, Packed
+from genmodels.data.joining import join
 from genmodels.data.packing import lock, progress_bar, write_pack
+from genmodels.data.parts import Part
 from genmodels.data.sheet import save_sheet
 from genmodels.data.source import Source
 from genmodels.data.torchvision_sets import SETS, torchvision_source
@@ -30,7 +33,7 @@ from genmodels.data.webdataset import webdataset_source
 from genmodels.usage import say
 from genmodels.writing import create_array, replacing
 
-__all__ = ["Packed", "cache_folder", "download_celeba", "export", "load_packed", "open_data", "pack", "save_sheet"]
+__all__ = ["Packed", "cache_folder", "download_celeba", "export", "join", "load_packed", "open_data", "pack", "save_sheet"]
 
 SOURCES = ("toyfaces", "celeba", "folder", *SETS, "huggingface", "webdataset")
 """Names of data sets that are not paths of packed directories."""
@@ -102,6 +105,9 @@ def pack(
     workers: int | None = None,
     allow_unmatched: bool = False,
     columns: Columns | None = None,
+    store: Store = "raw",
+    quality: int = QUALITY,
+    part: Part | None = None,
 ) -> Path:
     """Decode the images of a source into a packed directory, on all cores, and return that directory.
 
@@ -114,14 +120,22 @@ def pack(
         size: side of the packed images in pixels. Images are never enlarged. "native" keeps the
             size that the images have, see `native_size`; None: see `default_size`.
         crop: see `open_data`.
-        workers: number of threads; None means one per core.
+        workers: number of processes; None means one thread per core of this process.
         allow_unmatched: accept labels most of which belong to no image.
         columns: columns of a data set of huggingface.
+        store: store pixels ("raw"), or encode the images again ("jpeg", "webp"), which takes less
+            space; they are then decoded in training.
+        quality: quality of encoded images, 1 to 100.
+        part: pack only this part of the images, for `join`.
 
     Raises:
         ValueError, OSError: with one line that says what is wrong, where, and what to do.
     """
     aligned = data == "celeba"
+    if store not in STORES:
+        raise ValueError(f"cannot store images as {store!r}: expected {', '.join(STORES)}")
+    if not 1 <= quality <= 100 or (workers is not None and workers < 1):
+        raise ValueError(f"quality is from 1 to 100 and workers from 1: got {quality} and {workers}")
     crop = crop or ("178" if aligned else "centre")
     size = default_size(data) if size is None else size
     if size != NATIVE:
@@ -133,11 +147,13 @@ def pack(
         size = native_size(source, crop, aligned)
         check_crop(crop, size, aligned)
     if out is None:
-        out = cache_folder() / f"{data}-{crop}-{size}-{source.stamp[:12]}"
+        stored = "" if store == "raw" else f"-{store}{quality}"
+        piece = "" if part is None else f"-part-{part.number}-of-{part.of}"
+        out = cache_folder() / f"{data}-{crop}-{size}{stored}-{source.stamp[:12]}{piece}"
         if is_packed(out):  # before locking, so that a complete cache may be read-only
             return out
     fresh = not is_packed(out)
-    write_pack(source, out, size, crop, aligned, workers)
+    write_pack(source, out, size, crop, aligned, workers, store, quality, part)
     if fresh:
         say(f"packed {load_packed(out).describe()} into {out}")
     return out

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genmodels.data.encoded import EncodedImages, read_ahead
+from genmodels.data.order import Order
 from genmodels.data.packed import Packed
 from genmodels.data.rows import spread_rows
 from genmodels.pictures import to_float
@@ -76,8 +78,9 @@ class BatchReader:
         share = batch_size // world_size
         micro = share // accumulate
         self._rows = [np.arange(micro) + rank * share + part * micro for part in range(accumulate)]
-        self._images = np.asarray(data.images)  # (N, H, W, 3), without memmap's cost per access
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        keyed = data.manifest.get("format", 1) > 1  # runs on older packs keep their order
+        self._order = Order(len(data), seed, flip, keyed)
+        self._read = read_ahead(data.images, self._read_images)
 
     def read(self, step: int, progress: float) -> list[Batch]:
         """Return this rank's micro-batches of optimiser step `step`.
@@ -86,12 +89,19 @@ class BatchReader:
             step: optimiser step, from 0.
             progress: fraction of training completed, in [0, 1]; stored in the batches.
         """
-        return [self._micro_batch(rows, step, progress) for rows in self._rows]
+        read = zip(self._rows, self._read(step), strict=True)
+        return [self._micro_batch(rows, *images, step, progress) for rows, images in read]
 
-    def _micro_batch(self, rows: np.ndarray, step: int, progress: float) -> Batch:
-        index, flips = self._lookup(step * self.batch_size + rows)
+    def _read_images(self, step: int) -> list[tuple[np.ndarray, np.ndarray, Tensor]]:
+        """Return indices, flips and pixels of the images of each micro-batch."""
+        places = (self._order.at(step * self.batch_size + rows) for rows in self._rows)
+        return [(index, flips, _gather(self.data.images, index, np.flatnonzero(flips))) for index, flips in places]
+
+    def _micro_batch(
+        self, rows: np.ndarray, index: np.ndarray, flips: np.ndarray, pixels: Tensor, step: int, progress: float
+    ) -> Batch:
         noise = Noise([mix_seed(self.seed, step, int(j)) for j in rows], self.device)
-        images = to_float(_gather(self._images, index, np.flatnonzero(flips)), self.device)
+        images = to_float(pixels, self.device)
         attributes = labels = text = latents = features = None
         if self.data.attributes.shape[1]:
             attributes = torch.from_numpy(self.data.attributes[index]).to(self.device).float()  # (n, K)
@@ -113,26 +123,6 @@ class BatchReader:
         captions = [row[mix_seed(seed) % len(row)] for row, seed in zip(rows, seeds, strict=True)]
         return tokenize(captions).map(lambda tensor: tensor.to(self.device))
 
-    def _lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the image at each position of the stream, and whether it is mirrored."""
-        epochs, offsets = np.divmod(positions, len(self.data))
-        index, flips = np.empty(len(positions), np.int64), np.empty(len(positions), bool)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            order, mirrored = self._epoch(epoch)
-            index[here], flips[here] = order[offsets[here]], mirrored[offsets[here]]
-        return index, flips
-
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        if epoch not in self._epochs:
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-            order = torch.randperm(len(self.data), generator=generator).numpy()
-            flips = (torch.rand(len(self.data), generator=generator) < 0.5).numpy() & self.flip
-            # Keep the previous epoch: a batch rarely spans more than two. Older ones can be
-            # recomputed.
-            self._epochs = {e: kept for e, kept in self._epochs.items() if e == epoch - 1} | {epoch: (order, flips)}
-        return self._epochs[epoch]
-
 
 def image_batches(
     data: Packed,
@@ -153,11 +143,12 @@ def image_batches(
     """
     count = len(data) if limit is None else min(limit, len(data))
     rows = spread_rows(len(data), count) if spread else np.arange(count)
-    for start in range(0, count, batch_size):
-        yield to_float(np.asarray(data.images)[rows[start : start + batch_size]], device)
+    read = read_ahead(data.images, lambda n: data.images[rows[n * batch_size : (n + 1) * batch_size]])
+    for number in range(-(-count // batch_size)):
+        yield to_float(read(number), device)
 
 
-def _gather(images: np.ndarray, index: np.ndarray, mirrored: np.ndarray) -> Tensor:
+def _gather(images: np.ndarray | EncodedImages, index: np.ndarray, mirrored: np.ndarray) -> Tensor:
     """Return rows `index` of uint8 (N, H, W, 3); rows `mirrored` of the result are flipped."""
     # numpy copies whole rows quickly and torch flips channels_last bytes quickly: together they are
     # 5 times as fast as either alone.

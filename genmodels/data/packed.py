@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from genmodels.data.columns import count_captions, json_parts, parts
+from genmodels.data.encoded import EncodedImages
 from genmodels.data.rows import take_rows
 
 if TYPE_CHECKING:
@@ -49,7 +52,8 @@ class Packed:
     absent.
 
     Attributes:
-        images: uint8 (N, H, W, 3), H = W; memory-mapped if loaded from disk.
+        images: uint8 (N, H, W, 3), H = W. Loaded from disk, they are memory-mapped, or
+            decoded when they are read (`EncodedImages`).
         attributes: int8 (N, K) in {-1, 0, +1}: no, unknown, yes. K may be 0.
         attribute_names: K names, in order.
         labels: int32 (N,), the class of each image, -1 if unknown.
@@ -66,7 +70,7 @@ class Packed:
         origin: how to open the data again, or None if they were made in memory.
     """
 
-    images: np.ndarray
+    images: np.ndarray | EncodedImages
     attributes: np.ndarray
     attribute_names: tuple[str, ...]
     names: Sequence[str]
@@ -104,11 +108,11 @@ class Packed:
         digest = hashlib.sha256()
         checksums = self.manifest.get("checksums")
         digest.update(json.dumps(checksums, sort_keys=True).encode())
-        for part in (self.attributes, self.splits) if checksums else (self.attributes, self.splits, self.images):
-            digest.update(np.ascontiguousarray(part).data)
-        digest.update(json.dumps([*self.attribute_names, *self.names]).encode())
-        if self.text is not None:
-            digest.update(json.dumps(list(self.text)).encode())
+        for column in (self.attributes, self.splits) if checksums else (self.attributes, self.splits, self.images):
+            digest.update(np.ascontiguousarray(column).data)
+        for values in (chain(self.attribute_names, self.names), *([] if self.text is None else [self.text])):
+            for text in json_parts(values):  # of `json.dumps(list(values))`
+                digest.update(text.encode())
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels).data)
             digest.update(json.dumps(self.class_names).encode())
@@ -124,13 +128,16 @@ class Packed:
             return self
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}; known: {', '.join(SPLITS)}, all")
-        rows = np.flatnonzero(self.splits == SPLITS.index(name))
-        if len(rows) == 0:
-            held = ", ".join(f"{count:,} {split}" for split, count in self.counts().items())
+        count = (counts := self.counts()).get(name, 0)
+        if not count:
+            held = ", ".join(f"{count:,} {split}" for split, count in counts.items())
             remedy = "put images into folders called train, valid and test, and pack them again"
             raise ValueError(f"the {name!r} split of {self.source} is empty: it holds {held or 'no images'}; {remedy}")
-        contiguous = rows[-1] - rows[0] + 1 == len(rows)
-        return self.take(slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows)
+        number = SPLITS.index(name)
+        first = next(at + int((part == number).argmax()) for at, part in parts(self.splits) if number in part)
+        rows = slice(first, first + count)
+        together = all((part == number).all() for _, part in parts(self.splits[rows]))
+        return self.take(rows if together else np.flatnonzero(self.splits == number))
 
     def take(self, rows: slice | np.ndarray) -> Packed:
         """Return some of the images: a view for a slice, a copy for an array of indices."""
@@ -147,7 +154,11 @@ class Packed:
             known = ", ".join(self.attribute_names) or "none"
             raise ValueError(f"{self.source} has no attribute {unknown[0]!r}; known: {known}")
         columns = [self.attribute_names.index(name) for name in names]
-        return replace(self, attributes=self.attributes[:, columns], attribute_names=tuple(names))
+        # A slice is a view, also of attributes on disk.
+        chosen = slice(0) if not columns else slice(columns[0], columns[-1] + 1)
+        together = columns == list(range(len(self.attribute_names)))[chosen]
+        attributes = self.attributes[:, chosen if together else columns]
+        return replace(self, attributes=attributes, attribute_names=tuple(names))
 
     def dataset(self, transform: Callable[[Tensor], Any] | None = None) -> PackedDataset:
         """Return a view for `torch.utils.data.DataLoader`, for use outside genmodels.
@@ -161,7 +172,7 @@ class Packed:
 
     def counts(self) -> dict[str, int]:
         """Return the number of images in each split that is not empty."""
-        counts = np.bincount(self.splits, minlength=len(SPLITS))
+        counts = sum(np.bincount(part, minlength=len(SPLITS)) for _, part in parts(self.splits))
         return {name: int(count) for name, count in zip(SPLITS, counts, strict=True) if count}
 
     @property
@@ -174,7 +185,7 @@ class Packed:
         splits = ", ".join(f"{count:,} {name}" for name, count in self.counts().items())
         crop = f", crop {self.crop}" if self.crop else ""
         skipped = f", {n:,} files skipped" if (n := len(self.manifest.get("skipped", []))) else ""
-        captions = f", {sum(map(len, self.text)):,} captions" if self.text is not None else ""
+        captions = f", {count_captions(self.text):,} captions" if self.text is not None else ""
         classes = f"{len(self.class_names):,} classes, " if self.labels is not None else ""
         attributes = f"{classes}{len(self.attribute_names)} attributes{captions}"
         return f"{self.source}: {splits}; {self.size} px{crop}, {attributes}{skipped}"

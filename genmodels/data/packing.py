@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import warnings
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from numpy.lib.format import open_memmap
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from genmodels.array_files import map_array
 from genmodels.data.decode import FILTER, check_crop, decode
-from genmodels.data.directory import IMAGES, JOURNAL, PARTIAL, is_packed, load_packed, save_labels
+from genmodels.data.directory import JOURNAL, PARTIAL, is_packed, load_packed, save_columns
+from genmodels.data.encoded import QUALITY, Store, encode
 from genmodels.data.packed import LABEL_COLUMNS
+from genmodels.data.partial import Chunk, Partial, PartialFiles, PartialPixels
+from genmodels.data.parts import Part, part_of
 from genmodels.data.rows import take_rows
-from genmodels.data.source import LARGEST_TABLE, Source
+from genmodels.data.source import LARGEST_TABLE, Reader, Source
+from genmodels.data.workers import completed
 from genmodels.image_files import RefusedError, may_pass
 from genmodels.reading import parse_json, read_text
 from genmodels.usage import console, say
-from genmodels.writing import check_space, create_array, explained, is_leftover, write_text
+from genmodels.writing import explained, is_leftover, write_text
 
 CHUNK = 128
 """Images per unit of work and per line of the journal."""
@@ -39,26 +38,79 @@ LOCK = ".lock"
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Journal entry of images start ... start + CHUNK.
+class Decoding:
+    """How the images of a source are decoded. It is sent to the processes that do it.
 
     Attributes:
-        start: index of the first image in the source.
-        checksum: CRC-32 of the pixels, to detect pixels that did not reach the disk before a crash.
-        converted: number of images per kind of conversion.
-        skipped: (index, reason) of images that were refused; their pixels are 0.
+        reader: opens the images.
+        count: number of images.
+        size, crop, aligned, store, quality: see `write_pack`.
+        chunk: number of images that are decoded together.
+    """
+
+    reader: Reader
+    count: int
+    size: int
+    crop: str
+    aligned: bool
+    store: Store
+    quality: int
+    chunk: int
+
+    def __call__(self, start: int) -> Decoded:
+        """Decode images start, start + 1, ..., as many as a chunk has."""
+        indices = range(start, min(start + self.chunk, self.count))
+        images = np.zeros((len(indices), self.size, self.size, 3), np.uint8)  # (n, S, S, 3)
+        converted: Counter[str] = Counter()
+        skipped: list[tuple[int, str]] = []
+        for i, place in zip(indices, images, strict=True):
+            try:
+                with self.reader.open(i) as file:
+                    place[:], kinds = decode(file, self.crop, self.size, self.aligned)
+                converted.update(kinds)
+            except (RefusedError, OSError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+                if may_pass(error):  # a later attempt may succeed
+                    return Decoded(start, images, unreadable=(i, str(error)))
+                skipped.append((i, str(error) if isinstance(error, RefusedError) else f"cannot be read: {error}"))
+        if self.store == "raw":
+            return Decoded(start, images, dict(converted), skipped)
+        left_out = {i for i, _ in skipped}
+        files = [
+            b"" if i in left_out else encode(pixels, self.store, self.quality)
+            for i, pixels in zip(indices, images, strict=True)
+        ]
+        return Decoded(start, files, dict(converted), skipped)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Consecutive images: pixels uint8 (n, S, S, 3), or n files. See `Chunk`.
+
+    Attributes:
+        unreadable: (index, reason) of an image that could not be read now.
     """
 
     start: int
-    checksum: int
-    converted: dict[str, int] = field(default_factory=dict)
-    skipped: list[tuple[int, str]] = field(default_factory=list)
+    images: np.ndarray | list[bytes]
+    converted: dict[str, int] | None = None
+    skipped: list[tuple[int, str]] | None = None
+    unreadable: tuple[int, str] | None = None
 
 
-def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, workers: int | None = None) -> Path:
+def write_pack(
+    source: Source,
+    out: Path,
+    size: int,
+    crop: str,
+    aligned: bool,
+    workers: int | None = None,
+    store: Store = "raw",
+    quality: int = QUALITY,
+    part: Part | None = None,
+) -> Path:
     """Pack `source` into directory `out`, or complete a partial pack there, and return `out`.
 
-    Pixels are written in chunks with a journal, and the manifest is written last. After an
+    Images are written in chunks with a journal, and the manifest is written last. After an
     interruption, the same call continues where the previous one stopped. If two processes call this
     at the same time, the second one waits for the first.
 
@@ -68,8 +120,11 @@ def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, w
         size: side of the packed images in pixels.
         crop: name of the crop.
         aligned: whether the images are aligned CelebA images.
-        workers: number of threads; None means one per core. (Decoding and resizing release the
-            GIL.)
+        workers: number of processes; None means one thread per core of this process. (Decoding and
+            resizing release the GIL.)
+        store: store pixels ("raw"), or encode the images again ("jpeg", "webp").
+        quality: quality of encoded images, 1 to 100.
+        part: pack only this part of the source, for `join`.
 
     Raises:
         ValueError: if no image can be read, or if `out` holds something else.
@@ -77,6 +132,11 @@ def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, w
     """
     check_crop(crop, size, aligned)
     header = {"stamp": source.stamp, "count": len(source.names), "size": size, "crop": crop, "filter": FILTER}
+    if store != "raw":
+        header |= {"store": store, "quality": quality}
+    if part is not None:
+        source = part_of(source, part)
+        header |= {"part": [part.number, part.of], "rows": len(source.names)}
     with lock(out), explained(out):
         if is_packed(out):
             if load_packed(out).manifest.get("request") != header:
@@ -86,9 +146,10 @@ def write_pack(source: Source, out: Path, size: int, crop: str, aligned: bool, w
         images, done = _resume(out, header)
         for note in source.notes:
             say(note)
+        decoding = Decoding(source.reader, len(source.names), size, crop, aligned, store, quality, CHUNK)
         with open(out / JOURNAL, "a") as journal:
             journal.write("\n")  # ends a line that was cut off by an interruption
-            for chunk in _fill(source, images, crop, aligned, set(done), workers):
+            for chunk in _fill(source, images, decoding, set(done), workers):
                 journal.write(json.dumps(asdict(chunk)) + "\n")
                 journal.flush()
                 done[chunk.start] = chunk
@@ -134,29 +195,20 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} images/s" if speed else "")
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _resume(out: Path, header: dict[str, Any]) -> tuple[np.memmap, dict[int, Chunk]]:
-    """Return the pixels and chunks of a partial pack in `out`, or new ones."""
-    partial, journal, shape = out / PARTIAL, out / JOURNAL, (header["count"], header["size"], header["size"], 3)
+def _resume(out: Path, header: dict[str, Any]) -> tuple[Partial, dict[int, Chunk]]:
+    """Return the images and chunks of a partial pack in `out`, or a new one."""
+    journal, count = out / JOURNAL, header.get("rows", header["count"])
+    images = (PartialFiles if "store" in header else PartialPixels)(out, count, header["size"])
     recorded, *lines = (read_text(journal, LARGEST_TABLE) if journal.exists() else "").splitlines() or [""]
     if recorded and recorded != json.dumps(header):
         raise ValueError(f"{out} holds a partial pack of something else or of changed files: delete it and pack again")
-    if recorded and not partial.exists() and (out / IMAGES).exists():
-        (out / IMAGES).rename(partial)  # interrupted in _finish
-    chunks = [chunk for line in lines if (chunk := _read_chunk(line, header["count"])) is not None]
-    if chunks and _is_whole(partial, shape):
-        images = open_memmap(partial, "r+")  # (N, H, W, 3)
-        return images, {c.start: c for c in chunks if _checksum(images, c.start) == c.checksum}
+    chunks = [chunk for line in lines if (chunk := _read_chunk(line, count)) is not None]
+    if chunks and (intact := images.reopen(chunks, CHUNK)) is not None:
+        return images, {chunk.start: chunk for chunk in intact}
     names = (item.name for item in out.iterdir() if not is_leftover(item.name))
     if others := sorted(name for name in names if name not in (LOCK, PARTIAL, JOURNAL)):
         raise ValueError(f"{out} is not empty ({others[0]}): choose a new directory for the pack")
-    # Twice the size: dropping rows or sorting them by split needs a second file.
-    check_space(out, 2 * header["count"] * header["size"] ** 2 * 3)
-    images = create_array(partial, np.uint8, shape)  # (N, H, W, 3)
+    images.create()
     write_text(journal, json.dumps(header))
     return images, {}
 
@@ -167,21 +219,13 @@ def _read_chunk(line: str, count: int) -> Chunk | None:
         chunk = Chunk(**parse_json(line))
         converted = {str(kind): int(number) for kind, number in chunk.converted.items()}
         skipped = [(int(i), str(reason)) for i, reason in chunk.skipped]
+        numbers = [chunk.start, chunk.place, *chunk.lengths]
     except (ValueError, TypeError, AttributeError, OverflowError):
         return None
-    if type(chunk.start) is not int or chunk.start not in range(0, count, CHUNK):
+    if any(type(number) is not int for number in numbers) or chunk.start not in range(0, count, CHUNK):
         return None
     own = range(chunk.start, min(chunk.start + CHUNK, count))
     return replace(chunk, converted=converted, skipped=skipped) if all(i in own for i, _ in skipped) else None
-
-
-def _is_whole(partial: Path, shape: tuple[int, ...]) -> bool:
-    """Return whether the pixels of a partial pack are there. If not, they are decoded again."""
-    try:
-        images = map_array(partial)
-    except ValueError:
-        return False
-    return images.shape == shape and images.dtype == np.uint8 and not partial.is_symlink()
 
 
 def _tidy(out: Path) -> None:
@@ -190,51 +234,30 @@ def _tidy(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _checksum(images: np.ndarray, start: int) -> int:
-    return zlib.crc32(np.ascontiguousarray(images[start : start + CHUNK]).data)
-
-
 def _fill(
-    source: Source, images: np.ndarray, crop: str, aligned: bool, done: set[int], workers: int | None
+    source: Source, images: Partial, decoding: Decoding, done: set[int], workers: int | None
 ) -> Iterator[Chunk]:
     """Decode the remaining chunks into `images` and yield each one when it is complete."""
-    size = images.shape[1]
-    images = np.asarray(images)
-
-    def work(start: int) -> Chunk:
-        converted: Counter[str] = Counter()
-        skipped = []
-        for i in range(start, min(start + CHUNK, len(images))):
-            try:
-                with source.reader.open(i) as file:
-                    images[i], kinds = decode(file, crop, size, aligned)
-                converted.update(kinds)
-            except (RefusedError, OSError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-                if may_pass(error):  # a later attempt may succeed
-                    what = f"{source.names[i]} cannot be read ({error})"
-                    raise ValueError(f"{source.where}: {what}: make it readable or remove it, and pack again") from None
-                images[i] = 0
-                skipped.append((i, str(error) if isinstance(error, RefusedError) else f"cannot be read: {error}"))
-        return Chunk(start, _checksum(images, start), dict(converted), skipped)
-
-    starts = [start for start in range(0, len(images), CHUNK) if start not in done]
-    pool = ThreadPoolExecutor(workers or cores())
+    count = decoding.count
+    starts = [start for start in range(0, count, CHUNK) if start not in done]
     # Images with too many pixels are refused; Pillow's warning about them adds nothing.
     with warnings.catch_warnings(), progress_bar("packing") as progress:
         warnings.simplefilter("ignore")
-        bar = progress.add_task("", total=len(images), completed=sum(min(CHUNK, len(images) - start) for start in done))
-        try:
-            for future in as_completed([pool.submit(work, start) for start in starts]):
-                progress.advance(bar, min(CHUNK, len(images) - future.result().start))
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        bar = progress.add_task("", total=count, completed=sum(min(CHUNK, count - start) for start in done))
+        for decoded in completed(decoding, starts, workers):
+            if decoded.unreadable is not None:
+                i, reason = decoded.unreadable
+                what = f"{source.names[i]} cannot be read ({reason})"
+                raise ValueError(f"{source.where}: {what}: make it readable or remove it, and pack again")
+            written = images.write(decoded.start, decoded.images)
+            progress.advance(bar, len(decoded.images))
+            yield Chunk(decoded.start, converted=decoded.converted or {}, skipped=decoded.skipped or [], **written)
 
 
-def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any], chunks: list[Chunk]) -> None:
-    """Complete a pack: drop skipped rows, sort by split, write labels and manifest."""
+def _finish(source: Source, out: Path, images: Partial, header: dict[str, Any], chunks: list[Chunk]) -> None:
+    """Complete a pack: drop skipped rows, sort by split, write columns and manifest."""
     skipped = [(source.names[i], reason) for chunk in chunks for i, reason in chunk.skipped]
-    kept = np.ones(len(images), bool)
+    kept = np.ones(images.count, bool)
     kept[[i for chunk in chunks for i, _ in chunk.skipped]] = False
     if not kept.any():
         name, reason = skipped[0]
@@ -251,19 +274,13 @@ def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any]
             )
     order = np.flatnonzero(kept)
     order = order[np.argsort(source.splits[order], kind="stable")]  # each split becomes one slice of the file
-    images.flush()
-    if np.array_equal(order, np.arange(len(images))):
-        (out / PARTIAL).rename(out / IMAGES)
-    else:
-        ordered = create_array(out / IMAGES, np.uint8, (len(order), *images.shape[1:]))
-        for start in range(0, len(order), 1024):
-            ordered[start : start + 1024] = images[order[start : start + 1024]]
-        ordered.flush()
+    images.finish(order)
     manifest = {
         "source": source.title,
         "crop": header["crop"],
         "size": header["size"],
         "filter": FILTER,
+        **{name: header[name] for name in ("store", "quality") if name in header},
         "attributes": list(source.attribute_names),
         "classes": list(source.class_names),
         "converted": dict(sum((Counter(chunk.converted) for chunk in chunks), Counter())),
@@ -272,6 +289,7 @@ def _finish(source: Source, out: Path, images: np.memmap, header: dict[str, Any]
         "origin": source.origin,
         "request": header,
     }
-    columns = {name: getattr(source, name) for name in LABEL_COLUMNS}
-    save_labels(out, manifest, **{name: take_rows(column, order) for name, column in columns.items()})
+    if "part" in header:
+        manifest["part"] = {"left_out": len(source.left_out)}
+    save_columns(out, manifest, [{name: take_rows(getattr(source, name), order) for name in LABEL_COLUMNS}])
     _tidy(out)

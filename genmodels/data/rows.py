@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from genmodels.data.columns import Column
+
 
 def take_rows(column: Any, rows: slice | np.ndarray) -> Any:
     """Return some rows of a column: an array, a sequence, or None if the column is absent."""
     if column is None:
         return None
+    if isinstance(column, Column):
+        return column.take(rows)
     if isinstance(column, np.ndarray) or isinstance(rows, slice):
         return column[rows]
     return [column[row] for row in rows]

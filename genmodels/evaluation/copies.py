@@ -29,8 +29,8 @@ def part(context: Context) -> Part:
         )
         result = memorisation(fake, train, unseen)
         closest = result.order[:PAIRS]
-        context.pictures["nearest samples"] = np.asarray(images.pixels)[closest]
-        context.pictures["nearest train"] = np.asarray(reference.train.pixels)[result.partner[closest]]
+        context.pictures["nearest samples"] = images.pixels[closest]
+        context.pictures["nearest train"] = reference.train.pixels[result.partner[closest]]
         protocol = replace(extractor.protocol(context.protocol), train=reference.train.identity)
         ratio = (
             "median distance to the nearest training image, divided by that of held-out real images; "

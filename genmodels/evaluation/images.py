@@ -22,9 +22,11 @@ from tqdm import tqdm
 
 from genmodels.array_files import archived_names, free_memory, map_array, read_archived
 from genmodels.data.decode import check_crop, decode
-from genmodels.data.directory import IMAGES, is_packed, load_packed
-from genmodels.data.packing import cores
+from genmodels.data.directory import is_pack_of_images, load_packed
+from genmodels.data.encoded import EncodedImages
+from genmodels.data.rows import take_rows
 from genmodels.data.source import Files, readable
+from genmodels.data.threads import cores
 from genmodels.image_files import RefusedError, image_size
 
 ARRAYS = (".npy", ".npz")
@@ -46,7 +48,7 @@ class Images:
     """Square images of one size.
 
     Attributes:
-        pixels: uint8 (N, S, S, 3), which may be memory-mapped.
+        pixels: uint8 (N, S, S, 3), which may be memory-mapped, or decoded when they are read.
         name: display name, such as "samples.npy".
         notes: how the images were converted, one sentence each.
 
@@ -54,7 +56,7 @@ class Images:
         ValueError: if the pixels have another type or layout. The message says how to convert them.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | EncodedImages
     name: str
     notes: tuple[str, ...] = ()
 
@@ -84,8 +86,8 @@ class Images:
 
     def take(self, rows: slice | np.ndarray) -> Images:
         """Return some of the images: a view for a slice, a copy in memory for an array of
-        indices."""
-        return replace(self, pixels=self.pixels[rows])
+        indices, except of images that are decoded when they are read."""
+        return replace(self, pixels=take_rows(self.pixels, rows))
 
 
 def read_images(path: Path, size: int | None = None) -> Images:
@@ -113,7 +115,7 @@ def read_images(path: Path, size: int | None = None) -> Images:
     if path.suffix.lower() in ARRAYS and path.is_file():
         return _resized(Images(_load_array(path), path.name), size)
     # A folder of images may contain a manifest.json too.
-    if is_packed(path) and (path / IMAGES).exists():
+    if is_pack_of_images(path):
         packed = load_packed(path)
         return _resized(Images(packed.images, f"{readable(path.resolve().name)} (packed, all splits)"), size)
     if path.is_file() and path.suffix.lower() != ".zip":
@@ -238,7 +240,7 @@ def _room(name: str, count: int, side: int) -> np.ndarray:
     return np.empty((count, side, side, 3), np.uint8)
 
 
-def _check_layout(pixels: np.ndarray, name: str) -> None:
+def _check_layout(pixels: np.ndarray | EncodedImages, name: str) -> None:
     """Check that `pixels` are uint8 (N, S, S, 3). The error contains the numpy expression that
     converts them."""
     shape, kind = pixels.shape, pixels.dtype.kind

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from genmodels.data.packing import cores
+from genmodels.data.threads import cores
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Environment variables in which torchrun and the MPI launchers store the number of processes."""

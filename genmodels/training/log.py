@@ -23,7 +23,7 @@ from genmodels.training.folder import METRICS
 from genmodels.training.recipe import Recipe
 from genmodels.training.tracking import Tracking
 from genmodels.usage import console
-from genmodels.writing import explained, is_full, write_lines
+from genmodels.writing import explained, is_full, write_parts
 
 STATUS = "{task.fields[status]}"
 QUIET_SECONDS = 30.0
@@ -165,7 +165,7 @@ class RunLog:
                     yield json.dumps(line) + "\n"
 
         if self.path.exists():
-            write_lines(self.path, kept())
+            write_parts(self.path, (line.encode() for line in kept()))
 
 
 def _step_in(line: dict[str, Any]) -> float:

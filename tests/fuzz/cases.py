@@ -102,7 +102,7 @@ KINDS: dict[str, Kind] = {
         500,
         ("pack",),
         "pack",
-        ("*.json", "*.npz", "images.npy", "checked"),
+        ("manifest.json", "*.npy", "*.bin", "checked"),
         ("data show pack --out o.png", "data export pack --out o.zip", PACKED, f"{PACK} --root faces --out pack"),
         {"faces": "faces"},
     ),
