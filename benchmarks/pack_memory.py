@@ -41,11 +41,11 @@ class Made(Sequence[Any]):
     """
 
     def __init__(self, count: int, make: Callable[[int], Any]):
-        self.count = count
+        self.rows = range(count)
         self.make = make
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.rows)
 
     @overload
     def __getitem__(self, row: int) -> Any: ...
@@ -55,10 +55,8 @@ class Made(Sequence[Any]):
 
     def __getitem__(self, row: int | slice) -> Any:
         if isinstance(row, slice):
-            return [self.make(i) for i in range(*row.indices(self.count))]
-        if not 0 <= row < self.count:
-            raise IndexError(row)
-        return self.make(row)
+            return [self.make(i) for i in self.rows[row]]
+        return self.make(self.rows[row])
 
 
 def write(folder: Path, count: int) -> None:

@@ -84,6 +84,19 @@ def open_image(file: BinaryIO) -> tuple[Image.Image, list[str]]:
         return (image, kinds) if turn is None else (image.transpose(turn), [*kinds, "orientation"])
 
 
+def stored_pixels(content: bytes) -> np.ndarray:
+    """Decode an RGB image that this package has encoded, as it is: uint8 (H, W, 3).
+
+    Raises:
+        RefusedError: if it is damaged.
+    """
+    with _header(io.BytesIO(content)) as image:
+        pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise RefusedError(f"it has the mode {image.mode} instead of RGB")
+    return pixels
+
+
 def image_size(file: BinaryIO) -> tuple[int, int]:
     """Return width and height of an image as they are stored, without decoding its pixels.
 

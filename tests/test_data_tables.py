@@ -18,8 +18,8 @@ from genmodels.cli import main
 from genmodels.data import download_celeba, export, load_packed, pack, packing
 from genmodels.data.celeba import celeba_source
 from genmodels.data.directory import IMAGES, JOURNAL, packed_size
-from genmodels.data.format1 import LABELS, NAMES
 from genmodels.data.folder import folder_source
+from genmodels.data.format1 import LABELS, NAMES
 from genmodels.data.packed import Packed
 from genmodels.data.source import Files, Source
 

@@ -65,25 +65,6 @@ def pack(
     columns, chosen = Columns(image_column, label_column, text_column), None if part is None else parse_part(part)
     out = sets.pack(data, root, out, size, crop, workers, allow_unmatched, columns, store, quality, chosen)
     packed = sets.load_packed(out)
-        allow_unmatched: pack even if most rows of the labels belong to no image.
-        image_column: huggingface: column of the images. By default, the only one of type Image.
-        label_column: huggingface: column of the labels. By default, label, if there is one.
-        text_column: huggingface: column of the captions. By default, none is read.
-    """
-    from genmodels import data as sets
-<<<<<<< HEAD
-    from genmodels.data.huggingface import Columns
-
-    columns = Columns(image_column, label_column, text_column)
-    out = sets.pack(data, root, out, size, crop, allow_unmatched=allow_unmatched, columns=columns)
-    packed = sets.load_packed(out)
-=======
-    from genmodels.data.parts import parse_part
-
-    chosen = None if part is None else parse_part(part)
-    packed = sets.load_packed(
-        sets.pack(data, root, out, size, crop, workers, allow_unmatched, store, quality, chosen)
-    )
     print(packed.describe())
     skipped = packed.manifest.get("skipped", [])
     for name, reason in skipped[:20]:

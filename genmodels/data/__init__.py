@@ -21,9 +21,9 @@ from genmodels.data.encoded import QUALITY, STORES, Store
 from genmodels.data.exporting import export
 from genmodels.data.folder import folder_source
 from genmodels.data.huggingface import Columns, huggingface_source
+from genmodels.data.joining import join
 from genmodels.data.native import NATIVE, native_size
 from genmodels.data.packed import Origin, Packed
-from genmodels.data.joining import join
 from genmodels.data.packing import lock, progress_bar, write_pack
 from genmodels.data.parts import Part
 from genmodels.data.sheet import save_sheet
@@ -33,7 +33,17 @@ from genmodels.data.webdataset import webdataset_source
 from genmodels.usage import say
 from genmodels.writing import create_array, replacing
 
-__all__ = ["Packed", "cache_folder", "download_celeba", "export", "join", "load_packed", "open_data", "pack", "save_sheet"]
+__all__ = [
+    "Packed",
+    "cache_folder",
+    "download_celeba",
+    "export",
+    "join",
+    "load_packed",
+    "open_data",
+    "pack",
+    "save_sheet",
+]
 
 SOURCES = ("toyfaces", "celeba", "folder", *SETS, "huggingface", "webdataset")
 """Names of data sets that are not paths of packed directories."""

@@ -14,7 +14,7 @@ import numpy as np
 from genmodels.array_files import map_array
 from genmodels.writing import create_array, replacing, write_parts
 
-ROWS = 1 << 16
+ROWS = 1 << 14
 """Rows of a column that are handled at a time."""
 
 
@@ -35,12 +35,19 @@ class Column:
         """Return some of the rows, as a column that is read from disk too."""
         return replace(self, rows=choose(self.rows, rows))
 
+    def row_numbers(self) -> Iterator[np.ndarray]:
+        """Yield the numbers of the rows on disk, int64, in parts."""
+        for start in range(0, len(self.rows), ROWS):
+            yield np.asarray(self.rows[start : start + ROWS], np.int64)
+
 
 def choose(rows: range | np.ndarray, chosen: slice | np.ndarray) -> range | np.ndarray:
     """Return the numbers `rows[chosen]`."""
-    if isinstance(chosen, slice) or isinstance(rows, np.ndarray):
+    if isinstance(chosen, slice):
         return rows[chosen]
     chosen = np.asarray(chosen)
+    if isinstance(rows, np.ndarray):
+        return rows[chosen]
     if chosen.dtype == bool:
         chosen = np.flatnonzero(chosen)
     if chosen.size and not -len(rows) <= chosen.min() <= chosen.max() < len(rows):
@@ -76,9 +83,9 @@ class Texts(Column, Sequence[str]):
         return _decoded(self.content[self.offsets[row] : self.offsets[row + 1]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        for rows in pieces(self.rows):
-            for row in rows:
-                yield self.text(row)
+        for rows in self.row_numbers():
+            for start, end in zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True):
+                yield _decoded(self.content[start:end].tobytes())
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +113,9 @@ class Captions(Column, Sequence[tuple[str, ...]]):
         return tuple(map(self.texts.text, range(self.offsets[number], self.offsets[number + 1])))
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
-        return (self[i] for i in range(len(self)))
-
-
-def pieces(rows: range | np.ndarray) -> Iterator[list[int]]:
-    """Yield the numbers of rows in lists of at most `ROWS`."""
-    for start in range(0, len(rows), ROWS):
-        piece = rows[start : start + ROWS]
-        yield list(piece) if isinstance(piece, range) else piece.tolist()
+        for rows in self.row_numbers():
+            for start, end in zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True):
+                yield tuple(map(self.texts.text, range(start, end)))
 
 
 def parts(column: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -126,18 +128,24 @@ def count_captions(text: Sequence[tuple[str, ...]]) -> int:
     """Return the number of captions of all rows."""
     if not isinstance(text, Captions):
         return sum(map(len, text))
-    rows = (np.asarray(part) for part in pieces(text.rows))
-    return sum(int((text.offsets[part + 1] - text.offsets[part]).sum()) for part in rows)
+    return sum(int((text.offsets[rows + 1] - text.offsets[rows]).sum()) for rows in text.row_numbers())
 
 
-def json_parts(values: Iterable[Any]) -> Iterator[str]:
-    """Yield `json.dumps(list(values))` in parts, without holding all values in memory."""
-    remaining = iter(values)
-    start = "["
+def digested(column: Sequence[Any], first: Sequence[str] = ()) -> Iterator[bytes]:
+    """Yield bytes that identify strings or captions.
+
+    They are `json.dumps([*first, *column])`, but only the numbers of the rows for a column on disk,
+    whose content is known by the checksums of its files.
+    """
+    if isinstance(column, Column):
+        yield json.dumps(list(first)).encode()
+        yield from (rows.tobytes() for rows in column.row_numbers())
+        return
+    remaining, start = chain(first, column), "["
     while batch := list(islice(remaining, ROWS)):
-        yield start + json.dumps(batch)[1:-1]
+        yield (start + json.dumps(batch)[1:-1]).encode()
         start = ", "
-    yield "[]" if start == "[" else "]"
+    yield b"[]" if start == "[" else b"]"
 
 
 def write_array(path: Path, parts: Iterable[np.ndarray], kind: Any, shape: tuple[int, ...]) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from PIL import Image
 
-from genmodels.data.columns import Column, pieces
+from genmodels.data.columns import Column
 from genmodels.data.threads import ahead, cores, shared_pool
-from genmodels.reading import in_one_line
+from genmodels.image_files import RefusedError, stored_pixels
 
 T = TypeVar("T")
 Store = Literal["raw", "jpeg", "webp"]
@@ -74,8 +73,8 @@ class EncodedImages(Column):
 
     def files(self) -> Iterator[bytes]:
         """Yield the encoded files."""
-        for rows in pieces(self.rows):
-            for row in rows:
+        for rows in self.row_numbers():
+            for row in rows.tolist():
                 yield self.content[self.offsets[row] : self.offsets[row + 1]].tobytes()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -85,16 +84,17 @@ class EncodedImages(Column):
 
     def _decode(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Decode the images in `rows` on disk into `out`, uint8 (n, S, S, 3)."""
-        decode = _decoder(self.store)
         for row, place in zip(rows.tolist(), out, strict=True):
             try:
-                place[:] = decode(self.content[self.offsets[row] : self.offsets[row + 1]], self.size)
-            except (RuntimeError, ValueError) as error:  # of torchvision
-                reason = in_one_line(error, 120)
+                pixels = stored_pixels(self.content[self.offsets[row] : self.offsets[row + 1]].tobytes())
+                if pixels.shape != place.shape:  # which NumPy might broadcast
+                    raise RefusedError(f"it has the shape {pixels.shape}")
+            except RefusedError as reason:
                 raise ValueError(
                     f"image {row:,} of {self.where} cannot be decoded ({reason}); "
                     "the pack is damaged: delete it and pack again"
                 ) from None
+            place[:] = pixels
 
 
 def read_ahead(images: np.ndarray | EncodedImages, function: Callable[[int], T]) -> Callable[[int], T]:
@@ -112,24 +112,3 @@ def encode(pixels: np.ndarray, store: Store, quality: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, store.upper(), quality=quality)
     return file.getvalue()
-
-
-@cache
-def _decoder(store: Store) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Return a function that decodes a file to uint8 (S, S, 3).
-
-    torchvision's decoders give the pixels of Pillow's in less time, most of it without Python's
-    lock.
-    """
-    import torch
-    from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
-
-    read = {"jpeg": decode_jpeg, "webp": decode_webp}[store]
-
-    def decode(content: np.ndarray, size: int) -> np.ndarray:
-        pixels = read(torch.from_numpy(content), mode=ImageReadMode.RGB)  # (3, H, W)
-        if pixels.shape[1:] != (size, size):  # which NumPy might broadcast
-            raise ValueError(f"it has {pixels.shape[2]} x {pixels.shape[1]} pixels instead of {size} x {size}")
-        return pixels.permute(1, 2, 0).numpy()
-
-    return decode

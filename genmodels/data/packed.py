@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from genmodels.data.columns import count_captions, json_parts, parts
+from genmodels.data.columns import count_captions, digested, parts
 from genmodels.data.encoded import EncodedImages
 from genmodels.data.rows import take_rows
 
@@ -110,9 +109,10 @@ class Packed:
         digest.update(json.dumps(checksums, sort_keys=True).encode())
         for column in (self.attributes, self.splits) if checksums else (self.attributes, self.splits, self.images):
             digest.update(np.ascontiguousarray(column).data)
-        for values in (chain(self.attribute_names, self.names), *([] if self.text is None else [self.text])):
-            for text in json_parts(values):  # of `json.dumps(list(values))`
-                digest.update(text.encode())
+        for part in digested(self.names, self.attribute_names):
+            digest.update(part)
+        for part in digested(self.text) if self.text is not None else ():
+            digest.update(part)
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels).data)
             digest.update(json.dumps(self.class_names).encode())
@@ -172,7 +172,9 @@ class Packed:
 
     def counts(self) -> dict[str, int]:
         """Return the number of images in each split that is not empty."""
-        counts = sum(np.bincount(part, minlength=len(SPLITS)) for _, part in parts(self.splits))
+        counts = np.zeros(len(SPLITS), np.int64)
+        for _, part in parts(self.splits):
+            counts += np.bincount(part, minlength=len(SPLITS))
         return {name: int(count) for name, count in zip(SPLITS, counts, strict=True) if count}
 
     @property

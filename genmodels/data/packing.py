@@ -234,9 +234,7 @@ def _tidy(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _fill(
-    source: Source, images: Partial, decoding: Decoding, done: set[int], workers: int | None
-) -> Iterator[Chunk]:
+def _fill(source: Source, images: Partial, decoding: Decoding, done: set[int], workers: int | None) -> Iterator[Chunk]:
     """Decode the remaining chunks into `images` and yield each one when it is complete."""
     count = decoding.count
     starts = [start for start in range(0, count, CHUNK) if start not in done]
@@ -275,7 +273,7 @@ def _finish(source: Source, out: Path, images: Partial, header: dict[str, Any], 
     order = np.flatnonzero(kept)
     order = order[np.argsort(source.splits[order], kind="stable")]  # each split becomes one slice of the file
     images.finish(order)
-    manifest = {
+    manifest: dict[str, Any] = {
         "source": source.title,
         "crop": header["crop"],
         "size": header["size"],

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from genmodels.data.packed import LABEL_COLUMNS
+from genmodels.data.rows import take_rows
 from genmodels.data.source import Reader, Source
 
 
@@ -57,9 +59,5 @@ def part_of(source: Source, part: Part) -> Source:
     rows = part.rows(len(source.names))
     if rows.start == rows.stop:
         raise ValueError(f"part {part} of {source.title} has no images: choose at most {len(source.names):,} parts")
-    columns = {"names": source.names[rows], "attributes": source.attributes[rows], "splits": source.splits[rows]}
-    optional = {
-        name: None if (column := getattr(source, name)) is None else column[rows]
-        for name in ("identities", "text", "labels")
-    }
-    return replace(source, reader=_Shifted(source.reader, rows.start), **columns, **optional)
+    columns: dict[str, Any] = {name: take_rows(getattr(source, name), rows) for name in LABEL_COLUMNS}
+    return replace(source, reader=_Shifted(source.reader, rows.start), **columns)

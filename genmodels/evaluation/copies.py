@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.neighbours import memorisation
 from genmodels.evaluation.results import Score
