@@ -157,6 +157,20 @@ def test_a_damaged_part_is_refused_even_if_it_was_checked_before(tree: Path, nam
         join(tree.parent / "joined", parts)
 
 
+def test_a_class_may_lack_images_in_a_part_but_not_in_all(tree: Path) -> None:
+    for path in (tree / "test").rglob("dog/*.png"):  # the only dogs of the first part
+        path.write_bytes(b"nothing")
+    parts, whole = pack_parts(tree, 3), pack("folder", tree, tree.parent / "whole", SIZE)
+    assert contents(join(tree.parent / "joined", parts)) == contents(whole)
+    for path in tree.rglob("dog/*.png"):
+        path.write_bytes(b"nothing")
+    for path in parts:
+        shutil.rmtree(path)
+    parts = pack_parts(tree, 2)
+    with pytest.raises(ValueError, match="no image of the class 'dog' could be read in any part: add images"):
+        join(tree.parent / "other", parts)
+
+
 def test_an_interrupted_join_can_be_repeated(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts, out = pack_parts(tree, 2), tree.parent / "joined"
     with monkeypatch.context() as patch:

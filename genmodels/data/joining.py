@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from genmodels.data.columns import parts as rows_at_a_time
 from genmodels.data.directory import JOURNAL, is_packed, load_packed, save_columns, save_images
 from genmodels.data.packed import LABEL_COLUMNS, SPLITS, Packed
 from genmodels.data.packing import LOCK, lock
@@ -42,6 +45,7 @@ def join(out: Path, parts: Sequence[Path]) -> Path:
         OSError: if `out` cannot be written.
     """
     packs = _in_order(parts)
+    _check_classes(packs)
     request = {name: value for name, value in packs[0].manifest["request"].items() if name not in ("part", "rows")}
     with lock(out), explained(out):
         if is_packed(out) and load_packed(out).manifest.get("request") == request:
@@ -91,6 +95,18 @@ def _in_order(paths: Sequence[Path]) -> list[Packed]:
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise ValueError(f"part {missing[0]}/{of}{more} is missing: pack it with --part {missing[0]}/{of}, or name it")
     return [found[number][1] for number in sorted(found)]
+
+
+def _check_classes(packs: Sequence[Packed]) -> None:
+    """Check that no class has lost all its images, as `pack` does for a whole."""
+    named, left = set[int](), set[int]()
+    for pack in packs:
+        named.update(pack.manifest["part"].get("classes", []))
+        for _, labels in rows_at_a_time(pack.labels if pack.labels is not None else np.empty(0, np.int32)):
+            left.update(np.unique(labels).tolist())
+    if lost := sorted(named - left - {-1}):
+        name = packs[0].class_names[lost[0]]
+        raise ValueError(f"no image of the class {name!r} could be read in any part: add images to it, or remove it")
 
 
 def _check_same(path: Path, request: dict[str, Any], other: Path, first: dict[str, Any]) -> None:

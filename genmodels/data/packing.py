@@ -261,7 +261,7 @@ def _finish(source: Source, out: Path, images: Partial, header: dict[str, Any], 
         name, reason = skipped[0]
         _tidy(out)
         raise ValueError(f"no usable image in {source.where}: {len(skipped):,} files, none readable; {name}: {reason}")
-    if source.labels is not None:
+    if source.labels is not None and "part" not in header:
         # A source may also name classes of which it has no image, such as a part of a larger data set.
         lost = np.setdiff1d(source.labels, source.labels[kept])
         if len(empty := lost[lost >= 0]):
@@ -288,6 +288,7 @@ def _finish(source: Source, out: Path, images: Partial, header: dict[str, Any], 
         "request": header,
     }
     if "part" in header:
-        manifest["part"] = {"left_out": len(source.left_out)}
+        classes = [] if source.labels is None else np.unique(source.labels).tolist()
+        manifest["part"] = {"left_out": len(source.left_out), "classes": classes}
     save_columns(out, manifest, [{name: take_rows(getattr(source, name), order) for name in LABEL_COLUMNS}])
     _tidy(out)
