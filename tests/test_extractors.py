@@ -91,6 +91,8 @@ def test_measures_are_named_after_the_extractor() -> None:
     assert [official.measure(what) for what in ("fd", "kd", "rfd", "precision")] == [
         "fid", "kid", "rfid", "precision-inception"
     ]  # fmt: skip
+    assert [official.measure(what) for what in ("fd-by-class", "labels")] == ["fid-by-class", "labels-inception"]
+    assert mine.measure("fd-by-class") == "fd-by-class-mine"
 
 
 def test_unknown_extractors_are_refused() -> None:

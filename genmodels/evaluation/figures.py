@@ -181,7 +181,8 @@ def class_caption(name: str, score: Score | None) -> str:
     """Return the name of a class, and how often it was found if `score` measured that."""
     if score is None or name not in score.each:
         return name
-    return f"{name}: found in {score.each[name]:.0%} of the samples, and in {score.each_floor[name]:.0%} of real images"
+    real = f", and in {score.each_floor[name]:.0%} of real images" if name in score.each_floor else ""
+    return f"{name}: found in {score.each[name]:.0%} of the samples{real}"
 
 
 def write_figures(evaluations: Sequence[Evaluation], metrics: Sequence[Column], folder: Path) -> None:
