@@ -18,7 +18,7 @@ from genmodels import sampling
 from genmodels.base import Generator
 from genmodels.data.packed import Packed
 from genmodels.data.rows import spread_rows
-from genmodels.evaluation.classes import known_classes, label_accuracy, part
+from genmodels.evaluation.classes import Classes, known_classes, label_accuracy, part
 from genmodels.evaluation.columns import terminal_table
 from genmodels.evaluation.compare import write_report
 from genmodels.evaluation.context import Context, Part
@@ -27,6 +27,7 @@ from genmodels.evaluation.evaluate import evaluate
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.probe import standardised
+from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.reference import Reference, reference_from
 from genmodels.evaluation.results import OF_CLASS, Evaluation, Score, read_evaluation
 from genmodels.types import Condition, ConditionConfig
@@ -253,6 +254,19 @@ def test_what_is_missing_is_said() -> None:
     assert set(found.scores) == {"fd-conditional-colours"}
     why = "256 samples of 30 classes are 8 of each, 20 are needed: choose --n 600"
     assert found.absent == {"labels-colours, fd-by-class-colours": why}
+
+
+def test_many_classes_are_not_listed_one_by_one() -> None:
+    many = Classes(np.zeros(0), None, tuple(f"kind {i}" for i in range(60)))
+    values, left_out = {c: c / 100 for c in range(25)}, {c: f"{c} images" for c in range(25, 60)}
+    found = many.part("labels-x", "higher", "how", Protocol(), values, {0: 0.5}, left_out)
+    score = found.scores["labels-x"]
+    assert score.value == pytest.approx(0.12) and len(score.each) == 25
+    assert score.floor is None and score.each_floor == {"kind 0": 0.5}  # not the mean of other classes
+    assert found.absent == {"labels-x of 35 classes": "kind 25: 25 images, and so on"}
+    fewer = many.part("labels-x", "higher", "how", Protocol(), dict.fromkeys(range(24), 0.5), {}, {})
+    assert str(score.protocol.classes).startswith("25 classes (")
+    assert score.protocol.classes != fewer.scores["labels-x"].protocol.classes
 
 
 # ---- the report ----
