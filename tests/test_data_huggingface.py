@@ -87,7 +87,7 @@ def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
     refused(
         path,
         r"x.parquet has several columns of images \(a, b\); its columns are a \(Image\), b \(Image\), "
-        r"kind \(string\), texts \(List\): choose one by --image-column",
+        r"kind \(string\), texts \(List\); --image-column chooses one",
     )
     refused(path, r"x.parquet has no column 'c'; its columns are a \(Image\)", "c")
     refused(path, r"has no column 'label'", "a", "label")
@@ -111,8 +111,8 @@ def test_integers_strings_and_plain_bytes_of_other_programs(tmp_path: Path) -> N
     )
     refused(
         tmp_path / "b.parquet",
-        r"b.parquet has no column of images; its columns are img \(binary\), label \(.*\): "
-        "choose one by --image-column",
+        r"b.parquet has no column of images; its columns are img \(binary\), label \(.*\); "
+        "--image-column chooses one",
     )
     source = huggingface_source(tmp_path / "b.parquet", Columns("img"))
     assert source.class_names == ("a", "b")

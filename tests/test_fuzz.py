@@ -24,10 +24,11 @@ import genmodels
 from genmodels.reading import parse_json, read_json, read_json_lines, read_yaml
 from genmodels.saving import from_dict, to_dict
 
+SOURCES = ("cifar", "mnist", "columns", "save_to_disk", "shard")
 GROUPS = {
     "models": (("model config", "model weights", "model used"), 80),
     "runs": (("recipe", "checkpoint", "metrics", "results"), 24),
-    "data": (("pack", "journal", "table", "celeba", "zip", "array", "picture", "pictures"), 60),
+    "data": (("pack", "journal", "table", "celeba", "zip", "array", "picture", "pictures", *SOURCES), 90),
     "exchange": (("diffusers", "diffusers codec", "cache"), 36),
 }
 """Kinds of input that are tested together, and the number of their cases."""
@@ -67,7 +68,7 @@ def test_malformed_inputs_end_in_one_line(group: str, tmp_path: Path) -> None:
 
 
 def test_cases_are_a_function_of_the_seed(tmp_path: Path) -> None:
-    originals, numbers = Originals(tmp_path / "originals"), [n for n in range(60) if kind_of(5, n) == "table"]
+    originals, numbers = Originals(tmp_path / "originals"), [n for n in range(90) if kind_of(5, n) == "table"]
     assert len(numbers) > 2
     for number in numbers:
         made = []
@@ -120,7 +121,7 @@ def test_the_fuzzer_sees(end: str, command: Any, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(fuzzer, "command", command)
     monkeypatch.setattr(fuzzer, "import_everything", lambda: None)
     monkeypatch.setattr(fuzzer, "LIMIT", 1.0)
-    numbers = [number for number in range(40) if kind_of(0, number) == "table"][:1]
+    numbers = [number for number in range(200) if kind_of(0, number) == "table"][:1]
     found = list(fuzzer.run(numbers, 0, tmp_path))
     assert [result.end for result in found] == [end], found
 

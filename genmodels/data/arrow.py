@@ -4,6 +4,7 @@ files one group of rows at a time, so that memory does not grow with the data.""
 from __future__ import annotations
 
 import io
+import re
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,7 @@ class Block:
         Raises:
             ValueError: if the file is damaged.
         """
+        import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
@@ -54,6 +56,9 @@ class Block:
                 with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
                     path = column if part is None else f"{column}.{part}"
                     values = file.read_row_group(self.group, columns=[path]).column(column)
+            values.validate(full=True)  # lengths and texts of a damaged file may point anywhere in memory
+            if len(values) != self.rows:
+                raise pa.ArrowInvalid(f"{len(values):,} of {self.rows:,} rows")
             return values if part is None else pc.struct_field(values, part)
 
 
@@ -142,5 +147,5 @@ def _explained(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, such as a network disk
             raise
-        reason = in_one_line(error, 160) or type(error).__name__
+        reason = re.sub(r"\w+(Error|Exception): ", "", in_one_line(error, 160)).rstrip(".")
         raise ValueError(f"{path} is damaged ({reason}): download or write it again") from None

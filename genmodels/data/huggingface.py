@@ -128,6 +128,10 @@ def _find_files(root: Path) -> list[_File]:
 def _load_from_disk(root: Path) -> Mapping[str, Any]:
     import datasets
 
+    files = Files(root)
+    list(files.entries())
+    for name, reason in files.left_out:  # such as a pipe, for which datasets would wait
+        raise ValueError(f"{root / name} cannot be read: {reason}")
     try:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:  # damaged JSON or arrow files raise errors of many kinds
@@ -178,8 +182,10 @@ def _choose(features: Mapping[str, Any], columns: Columns, path: Path) -> Column
     """
     images = [name for name, feature in features.items() if _is_image(feature)]
     if columns.image is None and len(images) != 1:
-        problem = f"has several columns of images ({', '.join(images)})" if images else "has no column of images"
-        raise ValueError(f"{path} {problem}; its columns are {_listed(features)}: choose one by --image-column")
+        problem = "has no column of images"
+        if images:
+            problem = f"has several columns of images ({', '.join(images)})"
+        raise ValueError(f"{path} {problem}; its columns are {_listed(features)}; --image-column chooses one")
     label = LABEL if columns.label is None and LABEL in features else columns.label
     return Columns(columns.image or images[0], label, columns.text)
 

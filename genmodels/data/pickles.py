@@ -39,7 +39,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # a damaged pickle raises errors of every kind
-        reason = in_one_line(error, 120) or type(error).__name__
+        reason = in_one_line(error, 120) or "it ends too early"
         raise ValueError(f"{path} is not a file of CIFAR ({reason}): it is damaged; download it again") from None
 
 

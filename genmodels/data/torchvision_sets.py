@@ -148,7 +148,7 @@ def _read_mnist(kind: Any, paths: list[Path]) -> tuple[list[tuple[np.ndarray, np
         try:
             pixels, numbers = read_image_file(str(images)).numpy(), read_label_file(str(labels)).numpy()
         except Exception as error:  # torchvision raises errors of every kind on damaged files
-            reason = in_one_line(error, 120) or type(error).__name__
+            reason = in_one_line(error, 120) or "the header is not that of MNIST"
             raise ValueError(f"{images} or {labels.name} is damaged ({reason}); download both again") from None
         parts.append((pixels, _fitting(numbers, pixels, labels)))
     return parts, tuple(kind.classes)

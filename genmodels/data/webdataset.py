@@ -201,7 +201,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
             archive.fileobj.seek(archive.offset)  # tarfile takes a damaged header for the end
             if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it has no mark at its end")
-    except (tarfile.TarError, EOFError, OverflowError, UnicodeError) as error:
+    except (tarfile.TarError, EOFError, OverflowError, ValueError) as error:
         with open(path, "rb") as file:
             start = file.read(4)
         if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")):
@@ -222,7 +222,7 @@ def _check_pairs(shard: _Shard) -> None:
             )
         if alone := next((key for key in shard.images if key not in contents), None):
             name = shard.images[alone][0]
-            raise ValueError(f"{shard.path}: {name} has no .{ending}, which {len(contents):,} other images of it have")
+            raise ValueError(f"{shard.path}: {name} has no .{ending}, and other images of the shard have one")
 
 
 def _label_of(shard: _Shard, key: str) -> str | None:

@@ -98,6 +98,27 @@ def as_zip(rng: random.Random, data: bytes) -> bytes:
     return bytes(written)
 
 
+def as_tar(rng: random.Random, data: bytes) -> bytes:
+    """Damage a tar archive: its bytes, or a field of the header of a member, with a correct checksum."""
+    if rng.random() < 0.3:
+        return bytewise(rng, data)
+    starts = [at - 257 for at in _all(data, b"ustar") if (at - 257) % 512 == 0]
+    at, written = rng.choice(starts), bytearray(data)
+    start, size, new = rng.choice(
+        (
+            (0, 100, rng.choice(("../../x.png", "/x.png", "x/0.png", "x/0.jpg", "", "x/9.cls", "a" * 100)).encode()),
+            (0, 100, rng.randbytes(100)),
+            (124, 12, rng.choice((b"77777777777", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"-1", b"x", b"00000000001"))),
+            (156, 1, rng.choice((b"0", b"1", b"2", b"3", b"5", b"6", b"S", b"L", b"K", b"x", b"g", b"V", b"M"))),
+            (345, 155, rng.choice((b"..", b"/" * 155, b".hidden"))),
+        )
+    )
+    written[at + start : at + start + size] = new[:size].ljust(size, b"\0")
+    written[at + 148 : at + 156] = b" " * 8
+    written[at + 148 : at + 156] = b"%06o\0 " % sum(written[at : at + 512])
+    return bytes(written)
+
+
 def _all(data: bytes, pattern: bytes) -> Iterator[int]:
     at = data.find(pattern)
     while at >= 0:
@@ -216,7 +237,7 @@ def as_picture(rng: random.Random, data: bytes) -> bytes:
 
 MUTATIONS: dict[str, Mutation] = {
     ".json": as_json, ".jsonl": as_json_lines, ".yaml": as_yaml, ".csv": as_text, ".txt": as_text,
-    ".npy": as_npy, ".npz": as_zip, ".zip": as_zip, ".safetensors": as_safetensors,
+    ".npy": as_npy, ".npz": as_zip, ".zip": as_zip, ".tar": as_tar, ".safetensors": as_safetensors,
     ".png": as_picture, ".jpg": as_picture, ".webp": as_picture,
     ".tif": as_picture, ".gif": as_picture, ".bmp": as_picture,
 }  # fmt: skip

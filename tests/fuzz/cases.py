@@ -14,6 +14,7 @@ from fuzz.text import bytewise
 
 TINY = "--n 1 --batch-size 1"
 PACK = "data pack folder --size 16"
+COLUMNS = "data pack huggingface --size 16 --text-column text --out out"
 PACKED = (
     f"train vae --data pack --size 16 --output new {FAST} "
     "--model.channels 8 --model.encoder-blocks 1 --model.decoder-blocks 1"
@@ -144,6 +145,17 @@ KINDS: dict[str, Kind] = {
         ),
         {"models/vae": "model", "models/unet": "prior", "pictures/g.png": "ok.png"},
     ),
+    "cifar": Kind(150, ("cifar",), "cifar", ("*/*",), ("data pack cifar10 --root cifar --out out",)),
+    "mnist": Kind(100, ("mnist",), "mnist", ("*/*/*",), ("data pack mnist --root mnist --out out",)),
+    "columns": Kind(
+        200,
+        _named("columns", "a.parquet", "a.arrow"),
+        "",
+        ("",),
+        (f"{COLUMNS} --root {{input}}",),
+    ),
+    "save_to_disk": Kind(100, ("saved",), "saved", ("*.json", "*/*"), (f"{COLUMNS} --root saved",)),
+    "shard": Kind(250, ("shards/a.tar",), "", ("",), ("data pack webdataset --root {input} --out out --size 16",)),
     "pictures": Kind(150, ("faces",), "faces", ("*.png", "*.jpg", "*.webp"), (f"{PACK} --root faces --out out",)),
     "results": Kind(
         200,

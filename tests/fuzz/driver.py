@@ -52,7 +52,15 @@ def import_everything() -> None:
     for module in pkgutil.walk_packages(genmodels.__path__, "genmodels."):
         if not module.name.startswith("genmodels.recipes") and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in ("matplotlib.pyplot", "scipy.linalg", "sklearn.neighbors", "torch._dynamo", "yaml", "zipfile"):
+    for name in (
+        "matplotlib.pyplot",
+        "scipy.linalg",
+        "sklearn.neighbors",
+        "torch._dynamo",
+        "yaml",
+        "zipfile",
+        "datasets",
+    ):
         importlib.import_module(name)
     for name in ("AutoencoderKL", "VQModel", "UNet2DModel", "DDPMPipeline", "LDMPipeline", "DiTPipeline"):
         getattr(importlib.import_module("diffusers"), name)

@@ -9,11 +9,16 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from sources import pictures, to_json, write_cifar10, write_mnist, write_parquet, write_shard
 from test_contract import MAP, SMALL, faces, make
 from test_exchange import KL, VQ, dit_over_kl, latent_vq, pipeline_folder, unet
 from test_results import result
@@ -28,6 +33,16 @@ from genmodels.saving import from_dict
 
 MODELS = {name.replace(":", "-").replace(" ", "-"): name for name in SMALL}
 """Names of folders of models, and of their settings in the contract suite."""
+ROWS: dict[str, list[Any]] = {
+    "image": [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(pictures(10))],
+    "label": [i % 2 for i in range(10)],
+    "text": [f"picture {i}" for i in range(10)],
+}
+FEATURES = {
+    "image": datasets.Image(),
+    "label": datasets.ClassLabel(names=["a", "b"]),
+    "text": datasets.Value("string"),
+}
 FAST = "--mixed-precision no --track none --batch-size 8 --steps 1"
 """Arguments of `genmodels train` that make it fast and the same everywhere."""
 
@@ -190,10 +205,40 @@ def diffusers(_: Originals, path: Path, name: str) -> None:
         family(PretrainedConfig(16, settings)).network.save_pretrained(path)
 
 
+def cifar(_: Originals, path: Path, __: str) -> None:
+    write_cifar10(path, 4)
+
+
+def mnist(_: Originals, path: Path, __: str) -> None:
+    write_mnist(path, counts=(6, 4))
+
+
+def columns(_: Originals, path: Path, name: str) -> None:
+    """Write images, labels and captions as a parquet file or an arrow file."""
+    write_parquet(path.with_suffix(".parquet"), ROWS, FEATURES)
+    if name.endswith(".arrow"):
+        table = pq.read_table(path.with_suffix(".parquet"))
+        with pa.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=5)
+
+
+def saved(_: Originals, path: Path, __: str) -> None:
+    own = datasets.Dataset.from_dict(ROWS, datasets.Features(FEATURES))
+    datasets.DatasetDict(train=own, test=own).save_to_disk(str(path))
+
+
+def shards(_: Originals, path: Path, __: str) -> None:
+    members: dict[str, bytes | str] = {}
+    for i, image in enumerate(pictures(6)):
+        record = to_json(caption=[f"picture {i}"], label=i % 2)
+        members |= {f"x/{i}.png": image, f"x/{i}.cls": str(i % 2), f"x/{i}.json": record}
+    write_shard(path, members)
+
+
 MAKERS: dict[str, Callable[[Originals, Path, str], None]] = {
     "models": model, "codec": codec, "faces": folder, "faces.zip": archive, "celeba": celeba, "pack": pack,
     "partial": partial, "runs": run, "images": images, "pictures": picture, "results": results, "cache": cache,
-    "diffusers": diffusers,
+    "diffusers": diffusers, "cifar": cifar, "mnist": mnist, "columns": columns, "saved": saved, "shards": shards,
 }  # fmt: skip
 """Functions that make inputs, by the first part of their names."""
 
