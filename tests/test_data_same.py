@@ -17,6 +17,8 @@ from test_cli import fails
 from genmodels.cli import main
 from genmodels.data import SOURCES, Packed, default_size, load_packed, open_data, pack
 from genmodels.data.huggingface import Columns
+from genmodels.data.joining import join
+from genmodels.data.parts import Part
 
 CLASSES = ["cat", "dog", "sea lion"]
 SPLITS = {"train": range(0, 12), "valid": range(12, 16), "test": range(16, 18)}
@@ -64,7 +66,7 @@ def test_the_same_images_give_the_same_pack(tmp_path: Path, size: int | str | No
     for name, root in write_all(tmp_path).values():
         columns = Columns(text="text") if name == "huggingface" else None
         asked = 16 if size is None else size
-        packs[name] = load_packed(pack(name, root, tmp_path / name / "out", asked, crop, columns=columns))
+        packs[name] = load_packed(pack(name, root, tmp_path / "out" / name, asked, crop, columns=columns))
     folder, *others = packs.values()
     assert folder.class_names == tuple(CLASSES) and folder.size == {"native": 24, None: 16}.get(size, size)
     assert folder.counts() == {"train": 12, "valid": 4, "test": 2}
@@ -105,6 +107,15 @@ def test_a_second_call_uses_the_cache_until_a_file_changes(tmp_path: Path, capsy
     before = pack("webdataset", root, size=8)
     write_shard(root / "test-000.tar", {"16.png": png(np.zeros((24, 24, 3), np.uint8))})
     assert pack("webdataset", root, size=8) != before
+
+
+def test_parts_of_every_source_are_joined_to_the_whole(tmp_path: Path) -> None:
+    for name, root in write_all(tmp_path).values():
+        whole = pack(name, root, tmp_path / "out" / name / "whole", 16)
+        parts = [pack(name, root, tmp_path / "out" / name / str(i), 16, part=Part(i, 2)) for i in (1, 2)]
+        joined = join(tmp_path / "out" / name / "joined", parts)
+        for file in whole.iterdir():
+            assert file.name == "checked" or file.read_bytes() == (joined / file.name).read_bytes(), file
 
 
 def test_images_are_padded_or_made_smaller_but_never_larger(tmp_path: Path) -> None:
