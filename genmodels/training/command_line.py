@@ -25,6 +25,7 @@ from genmodels.saving import from_dict, reset_derived, to_dict
 from genmodels.training.flags import show_common_flags
 from genmodels.training.folder import CHECKPOINTS, METRICS, check_output, check_unlocked
 from genmodels.training.launch import spread_over_cpu, use_every_core
+from genmodels.training.presets import find_config
 from genmodels.training.recipe import NOT_SAVED, R, Recipe, check_recipe, defaults
 from genmodels.usage import UsageError, expand_home, one_line_refusals, printing, say
 
@@ -107,7 +108,7 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
     args = expand_home(sys.argv[1:] if args is None else args)
     prog = f"genmodels train {family}"
     config, rest = _pop_flag("--config", args)
-    file = None if config is None else Path(config)
+    file = None if config is None else find_config(config)
     if file is None and "--resume" in rest:
         # A run continues with the settings it started with, even if the defaults have changed.
         saved = Path(_pop_flag("--output", rest)[0] or Path("runs") / family) / "config.yaml"
@@ -129,7 +130,7 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
         base = replace(base, steps=None)
     elif "--steps" in given and "--minutes" not in given:
         base = replace(base, minutes=None)
-    text = f"Train a {family} model. --config FILE reads settings from config.yaml of a run; flags take precedence."
+    text = f"Train a {family} model. --config FILE reads settings from config.yaml of a run or from a preset."
     if given & {"--help", "-h"}:
         show_common_flags(base, prog, text)
         raise SystemExit(0)

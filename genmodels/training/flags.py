@@ -24,7 +24,10 @@ COMMON = {
     "logging": ("sample_every", "evaluate_every"),
 }
 """Flags that --help shows, by group. Those of `Recipe.shown` are added under "model"."""
-CONFIG = "File to read settings from, such as config.yaml of an earlier run. Flags take precedence."
+CONFIG = (
+    "File to read settings from, such as config.yaml of an earlier run, or the name of a preset, such as "
+    "cifar10-32. Flags take precedence."
+)
 
 
 def show_common_flags(recipe: Any, prog: str, description: str) -> None:
