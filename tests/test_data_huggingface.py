@@ -18,6 +18,7 @@ from sources import pictures, write_parquet
 
 from genmodels.data import load_packed, open_data, pack
 from genmodels.data.huggingface import Columns, huggingface_source
+from genmodels.image_files import RefusedError
 
 IMAGES = pictures(12)
 FEATURES = {"image": ImageType(), "label": ClassLabel(names=["dog", "Sea lion"]), "text": Value("string")}
@@ -235,6 +236,30 @@ def test_a_data_set_of_the_hub_is_loaded_by_datasets(tmp_path: Path, monkeypatch
     assert packed.counts() == {"train": 8, "valid": 4} and packed.class_names == ("dog", "Sea lion")
     assert asked == ["user/name"]
     assert packed.origin is not None and len(open_data(packed.origin.data)) == 12  # what a run records
+
+
+def test_images_that_are_files_of_the_hub_are_read_from_its_cache_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set of image files is loaded as paths in the cache."""
+    for i in range(4):
+        path = tmp_path / "cache" / "hub" / ("cat" if i % 2 else "dog") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(IMAGES[i])
+    loaded = load_dataset("imagefolder", data_dir=str(tmp_path / "cache" / "hub"), cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.load_dataset", lambda _: loaded)
+    monkeypatch.setattr("datasets.config.HF_CACHE_HOME", str(tmp_path / "cache"))
+    source = huggingface_source(Path("user/name"))
+    assert source.class_names == ("cat", "dog")
+    assert sorted(source.names) == ["cat/1.png", "cat/3.png", "dog/0.png", "dog/2.png"]
+    contents = []
+    for i in range(4):
+        with source.reader.open(i) as file:
+            contents.append(file.read())
+    assert sorted(contents) == sorted(IMAGES[:4])
+    monkeypatch.setattr("datasets.config.HF_CACHE_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(RefusedError, match="path of an image"), huggingface_source(Path("user/name")).reader.open(0):
+        pass
 
 
 def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from genmodels.data.cells import captions_of, class_of
 from genmodels.data.classes import check_classes, number_classes
 from genmodels.data.shards import file_entry, split_of, splits_of
 from genmodels.data.source import Files, Source, fingerprint, name_parts, readable
+from genmodels.data.tables import common_folder
 from genmodels.hub import TIMEOUT, is_hub_id
 from genmodels.reading import in_one_line
 
@@ -242,7 +243,9 @@ def _names(blocks: Sequence[Block], column: str, has_paths: bool) -> list[str]:
     paths = [path for block in blocks for path in block.read(column, "path").to_pylist()] if has_paths else [None]
     names = ["/".join(part for part in name_parts(path or "") if part != "..") for path in paths]
     if all(names) and len(set(names)) == len(names):
-        return names
+        # Absolute paths hold folders of the computer that wrote them, which say nothing about the images.
+        common = common_folder(names) if any(Path(str(path)).is_absolute() for path in paths) else ""
+        return [name.removeprefix(common) for name in names]
     return [f"{i:08d}" for i in range(sum(block.rows for block in blocks))]
 
 
