@@ -57,6 +57,7 @@ SPACE = 64
 INPUTS = "../inputs"
 QUICK = ["--data", f"{INPUTS}/pack", "--size", str(SIZE), "--batch-size", "8", "--mixed-precision", "no"]
 QUICK += ["--steps", "12", "--save-every", "2", "--sample-every", "6", "--log-every", "3", "--output", "run"]
+PACK = ["data", "pack", "folder", "--root", f"{INPUTS}/faces", "--size", str(SIZE)]
 LEVELS = ["--model.channels", "16", "16", "--model.patch", "2"]
 CODEC = [*LEVELS, "--model.encoder-blocks", "1", "0", "--model.decoder-blocks", "1", "0"]
 CODES = ["--model.codebook-size", "16", "--model.code-dim", "4"]
@@ -97,7 +98,9 @@ KILLED = {
     "dit over a vae": train("dit", *PRIOR),
     "latents cache": train("dit", *PRIOR, "--steps", "2"),
     "toyfaces cache": Subject(["data", "show", "toyfaces", "--force"]),
-    "data pack": Subject(["data", "pack", "folder", "--root", f"{INPUTS}/faces", "--out", "pack", "--size", str(SIZE)]),
+    "data pack": Subject([*PACK, "--out", "pack"]),
+    "data pack, encoded": Subject([*PACK, "--out", "pack", "--store", "jpeg"]),
+    "data join": Subject(["data", "join", "pack", f"{INPUTS}/part1", f"{INPUTS}/part2"]),
     "evaluate": Subject(
         ["evaluate", f"{INPUTS}/codec", "--data", f"{INPUTS}/pack", "--n", "256", "--json", "scores.json", "--force"]
     ),
@@ -113,6 +116,8 @@ FILLED = {
     "latents cache": KILLED["latents cache"],
     "toyfaces cache": KILLED["toyfaces cache"],
     "data pack": KILLED["data pack"],
+    "data pack, encoded": KILLED["data pack, encoded"],
+    "data join": KILLED["data join"],
     "data export": Subject(["data", "export", f"{INPUTS}/pack", "--out", "a.zip"]),
     "evaluate --json": Subject(KILLED["evaluate"].command, keeps="scores.json"),
     "sample --force, a picture": Subject([*SAMPLE, "a.png", "--force"], keeps="a.png"),
@@ -469,8 +474,8 @@ def load_everything() -> None:
 
 
 def make_inputs(work: Path, upto: int = 4) -> None:
-    """Write what the commands read into work/inputs: images, and the first `upto` of a pack, a VAE, a
-    U-Net and scores."""
+    """Write what the commands read into work/inputs: images, and the first `upto` of a pack and its
+    parts, a VAE, a U-Net and scores."""
     from genmodels.data import toyfaces
 
     inputs, place, log = fresh(work / "inputs"), fresh(work / "setup"), work / "setup.log"
@@ -482,11 +487,12 @@ def make_inputs(work: Path, upto: int = 4) -> None:
         Image.fromarray(image).save(inputs / "faces" / f"{i:04d}.png")
         rows.append(f"{i:04d}.png,{'train' if i < IMAGES // 2 else 'valid'},{smiling[i]}")
     (inputs / "faces" / "attributes.csv").write_text("\n".join(rows) + "\n")
-    pack = [*KILLED["data pack"].command, "--out", f"{INPUTS}/pack"]
+    pack = [*PACK, "--out", f"{INPUTS}/pack"]
+    parts = [[*PACK, "--out", f"{INPUTS}/part{number}", "--part", f"{number}/2"] for number in (1, 2)]
     codec = ["train", "vae", *QUICK, *MAP, "--steps", "40", "--ema-snapshots", "8", "--output", f"{INPUTS}/codec"]
     unet = [*KILLED["unet"].command, "--output", f"{INPUTS}/unet"]
     scores = [*KILLED["evaluate"].command, "--json", f"{INPUTS}/scores.json"]
-    for command in (pack, codec, unet, scores)[:upto]:
+    for command in (pack, *parts, codec, unet, scores)[: upto + 2]:
         must(command, place, log)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,18 @@ def mix_seed(*parts: int) -> int:
 
     Neighbouring (seed, step, index) triples give unrelated seeds.
     """
-    state = 0
+    return int(_mixed(*parts))
+
+
+def mix_seeds(parts: Sequence[int], last: np.ndarray) -> list[int]:
+    """Return `mix_seed(*parts, number)` of each number of `last`, computed together."""
+    seeds: list[int] = _mixed(*parts, last.astype(np.uint64)).tolist()
+    return seeds
+
+
+def _mixed(*parts: Any) -> Any:
+    """Combine integers, of which the last may be an array of uint64."""
+    state: Any = 0
     for part in parts:
         state = (state + (part & _MASK) + 0x9E3779B97F4A7C15) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK

@@ -28,7 +28,7 @@ SOURCES = ("cifar", "mnist", "columns", "save_to_disk", "shard")
 GROUPS = {
     "models": (("model config", "model weights", "model used"), 80),
     "runs": (("recipe", "checkpoint", "metrics", "results"), 24),
-    "data": (("pack", "journal", "table", "celeba", "zip", "array", "picture", "pictures", *SOURCES), 90),
+    "data": (("pack", "part", "journal", "table", "celeba", "zip", "array", "picture", "pictures", *SOURCES), 90),
     "exchange": (("diffusers", "diffusers codec", "cache"), 36),
 }
 """Kinds of input that are tested together, and the number of their cases."""

@@ -13,7 +13,7 @@ from genmodels.data.order import Order
 from genmodels.data.packed import Packed
 from genmodels.data.rows import spread_rows
 from genmodels.pictures import to_float
-from genmodels.types import Batch, Condition, Noise, Text, mix_seed
+from genmodels.types import Batch, Condition, Noise, Text, mix_seed, mix_seeds
 
 Tokenize = Callable[[Sequence[str]], Text]
 """Turns N captions into token ids (N, L)."""
@@ -42,10 +42,12 @@ class BatchReader:
         tokenize: converts captions to token ids, all padded to one length. If it is given and the
             data have captions, each batch has one caption per image, drawn from its seed, in
             `condition.text`.
+        attributes: names of the attributes in `condition.attributes`; None: all of the data.
 
     Raises:
         ValueError: if batch_size is not divisible by world_size * accumulate, if there are no
-            images, or if `flip` is set and the data have no latents of mirrored images.
+            images, if the data lack one of the attributes, or if `flip` is set and the data have no
+            latents of mirrored images.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class BatchReader:
         flip: bool = True,
         device: torch.device | str = "cpu",
         tokenize: Tokenize | None = None,
+        attributes: Sequence[str] | None = None,
     ):
         if batch_size < 1 or accumulate < 1 or batch_size % (world_size * accumulate):
             raise ValueError(
@@ -75,6 +78,7 @@ class BatchReader:
         self.flip = flip
         self.device = torch.device(device)
         self.tokenize = tokenize
+        self._attributes = data.attribute_columns(data.attribute_names if attributes is None else attributes)
         share = batch_size // world_size
         micro = share // accumulate
         self._rows = [np.arange(micro) + rank * share + part * micro for part in range(accumulate)]
@@ -100,11 +104,12 @@ class BatchReader:
     def _micro_batch(
         self, rows: np.ndarray, index: np.ndarray, flips: np.ndarray, pixels: Tensor, step: int, progress: float
     ) -> Batch:
-        noise = Noise([mix_seed(self.seed, step, int(j)) for j in rows], self.device)
+        noise = Noise(mix_seeds((self.seed, step), rows), self.device)
         images = to_float(pixels, self.device)
         attributes = labels = text = latents = features = None
-        if self.data.attributes.shape[1]:
-            attributes = torch.from_numpy(self.data.attributes[index]).to(self.device).float()  # (n, K)
+        if self._attributes:
+            values = self.data.attributes[index][:, self._attributes]
+            attributes = torch.from_numpy(values).to(self.device).float()  # (n, K)
         if self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[index]).to(self.device).long()  # (n,)
         if self.data.text is not None and self.tokenize is not None:

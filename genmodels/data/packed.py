@@ -149,16 +149,20 @@ class Packed:
         Raises:
             ValueError: if the data have no attribute of that name.
         """
+        attributes = self.attributes[:, self.attribute_columns(names)]
+        return replace(self, attributes=attributes, attribute_names=tuple(names))
+
+    def attribute_columns(self, names: Sequence[str]) -> list[int]:
+        """Return the indices of the attributes `names`.
+
+        Raises:
+            ValueError: if the data have no attribute of that name.
+        """
         unknown = [name for name in names if name not in self.attribute_names]
         if unknown:
             known = ", ".join(self.attribute_names) or "none"
             raise ValueError(f"{self.source} has no attribute {unknown[0]!r}; known: {known}")
-        columns = [self.attribute_names.index(name) for name in names]
-        # A slice is a view, also of attributes on disk.
-        chosen = slice(0) if not columns else slice(columns[0], columns[-1] + 1)
-        together = columns == list(range(len(self.attribute_names)))[chosen]
-        attributes = self.attributes[:, chosen if together else columns]
-        return replace(self, attributes=attributes, attribute_names=tuple(names))
+        return [self.attribute_names.index(name) for name in names]
 
     def dataset(self, transform: Callable[[Tensor], Any] | None = None) -> PackedDataset:
         """Return a view for `torch.utils.data.DataLoader`, for use outside genmodels.

@@ -225,9 +225,8 @@ def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accel
     It returns only the attributes and the labels that `model` is conditioned on.
     """
     conditions = model.conditions
-    data = train.with_attributes(conditions.attributes)
     return BatchReader(
-        data if conditions.classes else replace(data, labels=None, class_names=()),
+        train if conditions.classes else replace(train, labels=None, class_names=()),
         recipe.batch_size,
         recipe.seed,
         rank=accelerator.process_index,
@@ -235,6 +234,7 @@ def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accel
         accumulate=recipe.accumulate,
         flip=recipe.flip,
         device=accelerator.device,
+        attributes=conditions.attributes,
     )
 
 

@@ -101,11 +101,19 @@ KINDS: dict[str, Kind] = {
     "metrics": Kind(200, ("runs/vae",), "run", ("metrics.jsonl",), ("info run", CONTINUE)),
     "pack": Kind(
         500,
-        ("pack",),
+        ("pack", "encoded"),
         "pack",
         ("manifest.json", "*.npy", "*.bin", "checked"),
         ("data show pack --out o.png", "data export pack --out o.zip", PACKED, f"{PACK} --root faces --out pack"),
         {"faces": "faces"},
+    ),
+    "part": Kind(
+        100,
+        ("parts/1",),
+        "part",
+        ("manifest.json", "*.npy", "*.bin"),
+        ("data join out part other", "data join out other part"),
+        {"parts/2": "other"},
     ),
     "journal": Kind(
         150,

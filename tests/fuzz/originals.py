@@ -127,6 +127,17 @@ def pack(originals: Originals, path: Path, _: str) -> None:
     genmodels_main("data", "pack", "folder", "--root", originals.get("faces"), "--out", path, "--size", 16)
 
 
+def encoded(originals: Originals, path: Path, _: str) -> None:
+    faces = originals.get("faces")
+    genmodels_main("data", "pack", "folder", "--root", faces, "--out", path, "--size", 16, "--store", "webp")
+
+
+def part(originals: Originals, path: Path, name: str) -> None:
+    """Write one of two parts of a pack: "1" or "2"."""
+    faces, of = originals.get("faces"), f"{name}/2"
+    genmodels_main("data", "pack", "folder", "--root", faces, "--out", path, "--size", 16, "--part", of)
+
+
 def partial(originals: Originals, path: Path, _: str) -> None:
     """Write a pack that was interrupted before its last step."""
     with mock.patch.object(packing, "_finish", side_effect=ValueError("interrupted")):
@@ -237,8 +248,9 @@ def shards(_: Originals, path: Path, __: str) -> None:
 
 MAKERS: dict[str, Callable[[Originals, Path, str], None]] = {
     "models": model, "codec": codec, "faces": folder, "faces.zip": archive, "celeba": celeba, "pack": pack,
-    "partial": partial, "runs": run, "images": images, "pictures": picture, "results": results, "cache": cache,
-    "diffusers": diffusers, "cifar": cifar, "mnist": mnist, "columns": columns, "saved": saved, "shards": shards,
+    "encoded": encoded, "parts": part, "partial": partial, "runs": run, "images": images, "pictures": picture,
+    "results": results, "cache": cache, "diffusers": diffusers, "cifar": cifar, "mnist": mnist, "columns": columns,
+    "saved": saved, "shards": shards,
 }  # fmt: skip
 """Functions that make inputs, by the first part of their names."""
 
