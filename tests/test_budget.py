@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,9 +16,8 @@ from torch import Tensor
 from genmodels.data.packed import Packed
 from genmodels.training import limits, pipeline, setup
 from genmodels.training.fit import fit
-from genmodels.training.limits import most_images, timed_batches
+from genmodels.training.limits import AT_THE_END, ON_THE_WAY, most_images, timed_batches
 from genmodels.training.pipeline import with_cached_latents
-from genmodels.training.show import AT_THE_END, ON_THE_WAY
 from genmodels.types import Batch
 
 
@@ -108,6 +107,21 @@ def test_slow_images_limit_initialisation_and_calibration(tmp_path: Path, clock:
     model = large(image=0.02)
     fit(model, data, recipe(tmp_path / "steps", steps=2))
     assert type(model).images_seen == 3000
+
+
+def test_calibration_ends_when_it_becomes_slow(tmp_path: Path, clock: FakeTime) -> None:
+    class Slowing(Large):
+        seen: ClassVar[list[int]] = []
+
+        def calibrate(self, images: Iterable[Tensor]) -> None:
+            self.image = 0.001 if clock.now < 250 else 0.1  # after 150 s of 180
+            self.seen.append(sum(map(len, self.slowly(images))))
+
+    began = clock.now
+    fit(tiny(Slowing), faces(4000), recipe(tmp_path / "run", steps=None, minutes=3))
+    # The rest is estimated at 3 s for the 3,000 images, and stops after 1.5 times a tenth of the time.
+    assert Slowing.seen[:4] == [64, 1800, 1800, 1800] and 270 <= Slowing.seen[4] <= 270 + 66
+    assert clock.now - began < 180 + 30
 
 
 def test_images_within_a_time_are_spread_over_the_data(clock: FakeTime) -> None:

@@ -22,6 +22,7 @@ from genmodels.sampling import sample
 from genmodels.stopping import StoppedError
 from genmodels.training import show
 from genmodels.training.fit import fit
+from genmodels.training.limits import AT_THE_END, ON_THE_WAY, STOPPED
 from genmodels.types import UNCONDITIONAL, Condition, ConditionConfig, Noise
 
 
@@ -207,7 +208,7 @@ def test_all_ranks_remember_the_same_cost_of_an_image(monkeypatch: pytest.Monkey
             recipe=SimpleNamespace(seed=0, output="run"),
             ema=SimpleNamespace(conditions=UNCONDITIONAL),
         )
-        assert show.sample_grid(run, show.ON_THE_WAY) is None
+        assert show.sample_grid(run, ON_THE_WAY) is None
         costs.append(run.state.costs)
     assert costs == 2 * [{} if signalled else {"draw": 3.0}]
 
@@ -215,8 +216,8 @@ def test_all_ranks_remember_the_same_cost_of_an_image(monkeypatch: pytest.Monkey
 def test_a_stopped_run_draws_only_what_is_quick() -> None:
     for seconds, count in ((0.01, 64), (0.2, 9), (1.5, 1), (2.5, 0)):
         run: Any = SimpleNamespace(state=SimpleNamespace(costs={"draw": seconds}), clock=SimpleNamespace(budget=None))
-        assert show.images_to_draw(run, show.STOPPED, 0.0) == count
-        assert show.images_to_draw(run, show.AT_THE_END, 0.0) == 64
+        assert show.images_to_draw(run, STOPPED, 0.0) == count
+        assert show.images_to_draw(run, AT_THE_END, 0.0) == 64
 
 
 def test_sampling_that_is_stopped_leaves_nothing_behind() -> None:

@@ -133,7 +133,7 @@ def average(run: Positional[Path], out: Positional[Path], ema: float = 0.1, at: 
     from genmodels.data import open_data
     from genmodels.data.batches import image_batches
     from genmodels.training.ema import SNAPSHOTS, average_of
-    from genmodels.training.show import AT_THE_END
+    from genmodels.training.limits import AT_THE_END
 
     check_empty(out)
     trained = read_trained(str(run))

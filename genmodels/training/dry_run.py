@@ -20,11 +20,12 @@ from genmodels.evaluation.cost import FEW, OPERATIONS, counting, machine, peak_m
 from genmodels.sampling import processes
 from genmodels.training.clock import Clock
 from genmodels.training.fit import SAVE_SECONDS, SHOWN_AT, release, save, train_step
+from genmodels.training.limits import ON_THE_WAY, Limits
 from genmodels.training.log import in_words
 from genmodels.training.recipe import MAX_STEPS, Recipe
 from genmodels.training.setup import Run, start
 from genmodels.training.shard import sharding_wanted
-from genmodels.training.show import GRID, ON_THE_WAY, Limits, cost_of, cost_of_end, images_to_draw, show
+from genmodels.training.show import GRID, cost_of, cost_of_end, images_to_draw, show
 
 HALF_WAY = 0.5
 """Fraction of the run at which the steps are measured. Some losses begin only after the start."""

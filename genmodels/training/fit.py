@@ -20,12 +20,13 @@ from genmodels.training.checkpoint import save_checkpoint, training_tensors
 from genmodels.training.clock import stop_on_signal, too_short
 from genmodels.training.ema import SNAPSHOTS, ema_decay, restore_buffers, save_snapshot, update_ema
 from genmodels.training.folder import CHECKPOINTS, check_output, claimed
+from genmodels.training.limits import AT_THE_END, ON_THE_WAY, STOPPED
 from genmodels.training.log import in_words, reporting_full_disk
 from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
 from genmodels.training.setup import Run, start
 from genmodels.training.shard import gather_into, whole
-from genmodels.training.show import AT_THE_END, ON_THE_WAY, STOPPED, account, cost_of_end, measure, show
+from genmodels.training.show import account, cost_of_end, measure, show
 from genmodels.training.steps import step_name
 from genmodels.types import Batch, mix_seed
 

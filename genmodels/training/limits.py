@@ -1,9 +1,11 @@
-"""Work that is limited in images and in time, so that a --minutes budget is kept."""
+"""Limits of images and time on the work before, between and after the steps, so that --minutes are kept."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils import reduce
@@ -19,6 +21,41 @@ FEWEST = 256
 also if they take more time than there is."""
 ROUND = 64
 """Number of images after which the time is looked at."""
+CALIBRATION_PIXELS = 20_000 * 128**2
+"""Largest number of pixels of the images that calibrate() uses: 20,000 images of 128 px, 5,000 of
+256 px."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on what `show` does, so that a --minutes budget is kept. Without one, `share` and
+    `drawing` do not apply."""
+
+    fewest: int
+    """Smallest number of training images that calibrate() uses, also if they take more time. It is
+    used until the time per image is known."""
+    most: int
+    """Largest number of training images that calibrate() uses."""
+    share: float
+    """Largest fraction of the budget to spend on calibrate()."""
+    drawing: float
+    """Largest fraction of the budget to spend on a sample grid."""
+    seconds: float = math.inf
+    """Largest number of seconds to spend on each of the two."""
+
+    def images(self, size: int) -> int:
+        """Return the largest number of images of `size` pixels a side that calibrate() uses."""
+        return most_images(self.most, CALIBRATION_PIXELS, size)
+
+    def time(self, share: float, budget: float | None) -> float:
+        """Return the seconds that `share` of `budget` allows, at most `seconds`."""
+        return min(self.seconds, math.inf if budget is None else share * budget)
+
+
+ON_THE_WAY = Limits(fewest=64, most=2_048, share=0.01, drawing=0.02)
+AT_THE_END = Limits(fewest=FEWEST, most=20_000, share=0.1, drawing=0.05)
+STOPPED = Limits(fewest=64, most=2_048, share=0.01, drawing=0.02, seconds=2.0)
+"""For a run that was stopped by a signal and should end soon."""
 
 
 def most_images(count: int, pixels: int, size: int) -> int:

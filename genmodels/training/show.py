@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
@@ -19,7 +20,7 @@ from genmodels.sampling import sample
 from genmodels.stopping import StoppedError
 from genmodels.training.ema import restore_buffers
 from genmodels.training.export import export_model, training_card
-from genmodels.training.limits import FEWEST, most_images
+from genmodels.training.limits import AT_THE_END, ON_THE_WAY, STOPPED, Limits, timed_batches
 from genmodels.training.log import QUIET_SECONDS, in_words
 from genmodels.training.setup import Run
 from genmodels.training.shard import gather_into
@@ -29,42 +30,8 @@ from genmodels.writing import write_text
 if TYPE_CHECKING:
     from genmodels.evaluation.monitor import Monitor
 
-
-CALIBRATION_PIXELS = 20_000 * 128**2
-"""Largest number of pixels of the images that calibrate() uses: 20,000 images of 128 px, 5,000 of
-256 px."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits on what `show` does, so that a --minutes budget is kept. Without one, `share` and
-    `drawing` do not apply."""
-
-    fewest: int
-    """Smallest number of training images that calibrate() uses, also if they take more time. It is
-    used until the time per image is known."""
-    most: int
-    """Largest number of training images that calibrate() uses."""
-    share: float
-    """Largest fraction of the budget to spend on calibrate()."""
-    drawing: float
-    """Largest fraction of the budget to spend on a sample grid."""
-    seconds: float = math.inf
-    """Largest number of seconds to spend on each of the two."""
-
-    def images(self, size: int) -> int:
-        """Return the largest number of images of `size` pixels a side that calibrate() uses."""
-        return most_images(self.most, CALIBRATION_PIXELS, size)
-
-    def time(self, share: float, budget: float | None) -> float:
-        """Return the seconds that `share` of `budget` allows, at most `seconds`."""
-        return min(self.seconds, math.inf if budget is None else share * budget)
-
-
-ON_THE_WAY = Limits(fewest=64, most=2_048, share=0.01, drawing=0.02)
-AT_THE_END = Limits(fewest=FEWEST, most=20_000, share=0.1, drawing=0.05)
-STOPPED = Limits(fewest=64, most=2_048, share=0.01, drawing=0.02, seconds=2.0)
-"""For a run that was stopped by a signal and should end soon."""
+SLOWER = 1.5
+"""Factor by which calibrate() may take longer than its share before it uses fewer images."""
 GRID = 64
 """Largest number of images in a sample grid, 8 x 8."""
 FIRST = 0.05
@@ -278,11 +245,20 @@ def calibrate(run: Run, limits: Limits) -> None:
     """
     gather_into(run.ema, run.average)
     began = time.monotonic()
-    images = int(run.clock.agree(images_for(run, limits))[0])
+    images, read = int(run.clock.agree(images_for(run, limits))[0]), 0
+    allowed = SLOWER * limits.time(limits.share, run.clock.budget)
+
+    def batches() -> Iterator[Tensor]:
+        nonlocal read
+        seconds = None if allowed == math.inf else allowed
+        for batch in timed_batches(run.data, images, seconds, run.accelerator.device, limits.fewest):
+            read += len(batch)
+            yield batch
+
     with torch.no_grad():
-        run.ema.calibrate(image_batches(run.data, limit=images, device=run.accelerator.device, spread=True))
+        run.ema.calibrate(batches())
     seconds = time.monotonic() - began
-    run.state.costs["calibrate"] = seconds / images
+    run.state.costs["calibrate"] = seconds / (read or images)
     run.log.pause(seconds)
 
 
