@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import FakeTime, Tiny, TinyConfig, faces, recipe, tiny
 from torch import Tensor
 
@@ -89,6 +90,19 @@ def test_no_image_is_drawn_that_takes_too_long(tmp_path: Path, capsys: pytest.Ca
     assert said.count(line) == 1
     assert "](samples/" not in (tmp_path / "run" / "README.md").read_text()
     assert Costly.from_pretrained(str(tmp_path / "run"))
+
+
+def test_an_image_that_takes_a_little_longer_than_the_first_is_still_drawn(tmp_path: Path) -> None:
+    class Slowing(Costly):
+        seconds = 0.058  # 2.9 s for an image, of which 5 % of a minute allow one
+
+        def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
+            images = super().sample(noise, condition, options)
+            type(self).seconds = 0.07
+            return images
+
+    fit(tiny(Slowing), faces(), recipe(tmp_path / "run", steps=None, minutes=1))
+    assert [Image.open(path).size for path in grids(tmp_path / "run")] == [(8, 8), (8, 8)]  # at 5 % and at the end
 
 
 def test_with_steps_the_grid_is_whole_and_goes_on_with_words(

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from genmodels.evaluation.monitor import Monitor
 
 SLOWER = 1.5
-"""Factor by which calibrate() may take longer than its share before it uses fewer images."""
+"""Factor by which calibrate() may take longer than its share before it uses fewer images, and a
+sample grid longer than was estimated before it is given up."""
 GRID = 64
 """Largest number of images in a sample grid, 8 x 8."""
 FIRST = 0.05
@@ -135,8 +136,8 @@ def watch(run: Run, limits: Limits, count: int, stopping: Callable[[], bool]) ->
     """
     began = time.monotonic()
     said = began + QUIET - QUIET_SECONDS
-    end = began + limits.time(FIRST, run.clock.budget)
     cost = run.state.costs.get("draw")
+    end = began + max(limits.time(FIRST, run.clock.budget), 0.0 if cost is None else SLOWER * count * cost)
     whole = "" if cost is None else f" of about {in_words(count * cost)}"
 
     def until() -> bool:
