@@ -4,8 +4,8 @@
     genmodels data pack folder --root celeba-classes --size 64 --out packed/classes
 
 PATH is CelebA in its official layout. The folder that this writes holds labels.csv, attributes.csv
-(only the column `split`) and a link to the images; none is copied. Images with no hair colour, or
-with several, have no label.
+(only the column `split`) and links to the images; none is copied. Images of which no hair colour is
+known, or several, are left out.
 """
 
 from __future__ import annotations
@@ -40,24 +40,22 @@ def main(settings: Settings) -> None:
     if not is_free(settings.out):
         raise SystemExit(f"{settings.out} is not an empty folder: choose another")
     column = {name: source.attributes[:, k] for k, name in enumerate(source.attribute_names)}
-    rows, counts = [], Counter[str]()
+    labels, splits = [("file", "label")], [("file", "split")]
     for i, name in enumerate(source.names):
         colours = [colour for attribute, colour in COLOURS.items() if column[attribute][i] > 0]
         if len(colours) == 1:
-            label = f"{colours[0]}-haired {'man' if column['Male'][i] > 0 else 'woman'}"
-            rows.append((name, label))
-            counts[label] += 1
+            labels.append((name, f"{colours[0]}-haired {'man' if column['Male'][i] > 0 else 'woman'}"))
+            splits.append((name, SPLITS[source.splits[i]]))
     with replacing_folder(settings.out) as draft:
-        (draft / source.where.name).symlink_to(source.where.absolute())
-        for file, header, lines in (
-            ("labels.csv", ("file", "label"), rows),
-            ("attributes.csv", ("file", "split"), zip(source.names, (SPLITS[s] for s in source.splits), strict=True)),
-        ):
+        (draft / "images").mkdir()
+        for name, _ in labels[1:]:
+            (draft / "images" / name).symlink_to((source.where / name).absolute())
+        for file, rows in (("labels.csv", labels), ("attributes.csv", splits)):
             with open(draft / file, "w", newline="") as table:
-                csv.writer(table).writerows([header, *lines])
-    for label, count in sorted(counts.items()):
+                csv.writer(table).writerows(rows)
+    for label, count in sorted(Counter(label for _, label in labels[1:]).items()):
         print(f"{count:7,} {label}")
-    print(f"{len(source.names) - len(rows):7,} without a label")
+    print(f"{len(source.names) + 1 - len(labels):7,} left out")
 
 
 if __name__ == "__main__":
