@@ -40,8 +40,10 @@ class Limits:
     """Largest fraction of the budget to spend on calibrate()."""
     drawing: float
     """Largest fraction of the budget to spend on a sample grid."""
+    alone: float = 0.0
+    """Largest fraction of the budget to spend on a grid of one image."""
     seconds: float = math.inf
-    """Largest number of seconds to spend on each of the two."""
+    """Largest number of seconds to spend on calibrate(), and on a grid."""
 
     def images(self, size: int) -> int:
         """Return the largest number of images of `size` pixels a side that calibrate() uses."""
@@ -53,7 +55,7 @@ class Limits:
 
 
 ON_THE_WAY = Limits(fewest=64, most=2_048, share=0.01, drawing=0.02)
-AT_THE_END = Limits(fewest=FEWEST, most=20_000, share=0.1, drawing=0.05)
+AT_THE_END = Limits(fewest=FEWEST, most=20_000, share=0.1, drawing=0.05, alone=0.1)
 STOPPED = Limits(fewest=64, most=2_048, share=0.01, drawing=0.02, seconds=2.0)
 """For a run that was stopped by a signal and should end soon."""
 

@@ -108,13 +108,13 @@ def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
             images = sample(run.ema, count, run.recipe.seed, shown, batch_size=batch, progress=False, until=until)
         except StoppedError:
             spent, stops = run.clock.agree(time.monotonic() - started, any_rank=stopping())
-            if not stops and "draw" not in costs:  # there was no time for one image
-                costs["draw"] = spent
-                if limits is not STOPPED:
-                    run.log.say(
-                        f"no samples are drawn during this run, because one image takes more than {FIRST:.0%} of it; "
-                        f"draw one afterwards: genmodels sample {run.recipe.output} --n 1"
-                    )
+            if not stops:
+                costs.setdefault("draw", spent)  # at least
+            if not stops and images is None and limits is not STOPPED:
+                after = "another is tried at the end"
+                if limits is AT_THE_END:
+                    after = f"draw one afterwards: genmodels sample {run.recipe.output} --n 1"
+                run.log.say(f"no samples are drawn: one image takes more than {FIRST:.0%} of the run; {after}")
             return images
         costs["draw"] = run.clock.agree(time.monotonic() - started)[0] / count
 
@@ -126,7 +126,9 @@ def images_to_draw(run: Run, limits: Limits, spent: float) -> int:
     seconds = limits.time(limits.drawing, run.clock.budget) - spent
     if cost is None:
         return int(seconds > 0)
-    return min(GRID, math.isqrt(int(min(GRID, max(0.0, seconds) / max(cost, 1e-9)))) ** 2)
+    count = min(GRID, math.isqrt(int(min(GRID, max(0.0, seconds) / max(cost, 1e-9)))) ** 2)
+    alone = limits.alone > 0 and cost <= limits.time(limits.alone, run.clock.budget) - spent
+    return max(count, int(alone))
 
 
 def watch(run: Run, limits: Limits, count: int, stopping: Callable[[], bool]) -> Callable[[], bool]:
