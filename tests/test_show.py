@@ -83,7 +83,7 @@ def test_the_grid_is_as_large_as_its_measured_cost_allows(tmp_path: Path) -> Non
 def test_no_image_is_drawn_that_takes_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     began = Costly.clock.now
     fit(costly(seconds=0.5), faces(), recipe(tmp_path / "run", steps=None, minutes=1))  # 25 s for an image
-    assert 54 < Costly.clock.now - began < 61.5  # it ends within one step
+    assert 54 < Costly.clock.now - began < 64  # it is given up at 63 s
     assert not grids(tmp_path / "run")
     said = capsys.readouterr().err
     line = "no samples are drawn: one image takes more than 5% of the run; "
@@ -109,9 +109,9 @@ def test_an_image_that_takes_a_little_longer_than_the_first_is_still_drawn(tmp_p
 
 def test_a_first_image_that_was_too_slow_is_tried_again_at_the_end(tmp_path: Path) -> None:
     began = Costly.clock.now
-    fit(costly(seconds=0.08), faces(), recipe(tmp_path / "run", steps=None, minutes=1))  # 4 s: 6.7 % of the time
+    fit(costly(seconds=0.14), faces(), recipe(tmp_path / "run", steps=None, minutes=1))  # 7 s: 12 % of the time
     assert [Image.open(path).size for path in grids(tmp_path / "run")] == [(8, 8)]
-    assert 50 < Costly.clock.now - began < 61.5
+    assert 60 < Costly.clock.now - began < 63.5
 
 
 def test_with_steps_the_grid_is_whole_and_goes_on_with_words(

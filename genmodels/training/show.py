@@ -38,6 +38,9 @@ GRID = 64
 FIRST = 0.05
 """Largest fraction of a --minutes budget to spend on the first sample grid, which is one image
 until the time per image is known."""
+LATE = 1.05
+"""Fraction of a --minutes budget after which the last sample grid, if it is a single image, is given
+up."""
 QUIET = 10.0
 """Seconds of sampling after which a line says that it is going on."""
 BATCH = 60.0
@@ -140,6 +143,8 @@ def watch(run: Run, limits: Limits, count: int, stopping: Callable[[], bool]) ->
     said = began + QUIET - QUIET_SECONDS
     cost = run.state.costs.get("draw")
     end = began + max(limits.time(FIRST, run.clock.budget), 0.0 if cost is None else SLOWER * count * cost)
+    if limits is AT_THE_END and count == 1 and run.clock.budget is not None:  # better a little late than without a grid
+        end = max(end, began + LATE * run.clock.budget - run.clock.now())
     whole = "" if cost is None else f" of about {in_words(count * cost)}"
 
     def until() -> bool:
