@@ -298,7 +298,8 @@ class Batch:
     """Everything a loss may depend on. It uses no other random numbers and no other clock.
 
     Attributes:
-        images: float (N, 3, H, W) in [-1, 1].
+        images: float (N, 3, H, W) in [-1, 1]. If `latents` are given, they need not be: they may
+            then have no rows.
         condition: labels of the images.
         noise: one stream per image, seeded by run seed, step and global index.
         step: optimiser step, from 0.

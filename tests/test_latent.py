@@ -296,8 +296,10 @@ def test_codes_are_those_of_each_image_and_of_its_mirror_image(tmp_path: Path) -
     assert torch.equal(torch.from_numpy(data.latents[:, 0]).long(), codec.encode(images))
     assert torch.equal(torch.from_numpy(data.latents[:, 1]).long(), codec.encode(images.flip(3)))
     assert np.array_equal(data.split("valid").latents, data.latents[30:])
-    for b in BatchReader(data.split("train"), 8, 0).read(5, 0.0):
-        assert torch.equal(b.latents.long(), codec.encode(b.images))
+    train = data.split("train")
+    (b,), (pixels,) = (BatchReader(d, 8, 0).read(5, 0.0) for d in (train, replace(train, latents=None)))
+    assert torch.equal(b.latents.long(), codec.encode(pixels.images))
+    assert b.images.shape == (0, 3, 16, 16)  # pixels that nobody looks at are not read
     assert encoded(tmp_path, codec, flip=False).latents.shape == (40, 1, 4, 4)
     with pytest.raises(ValueError, match="compute them too, or use --no-flip"):
         BatchReader(encoded(tmp_path, codec, flip=False), 8, 0, flip=True)

@@ -32,7 +32,7 @@ class BatchReader:
     Image j of step s has position s * batch_size + j in an endless stream. Epoch e of the stream is
     a permutation of the data seeded by (seed, e), so each image occurs once per epoch. Rank r reads
     rows [r * share, (r + 1) * share) of each global batch, share = batch_size / world_size, in
-    `accumulate` micro-batches of equal size.
+    `accumulate` micro-batches of equal size. If the data have latents, no image is read.
 
     Args:
         data: data to read, usually one split.
@@ -102,8 +102,12 @@ class BatchReader:
 
     def _read_images(self, step: int) -> list[tuple[np.ndarray, np.ndarray, Tensor]]:
         """Return indices, flips and pixels of the images of each micro-batch."""
-        places = (self._order.at(step * self.batch_size + rows) for rows in self._rows)
-        return [(index, flips, _gather(self.data.images, index, np.flatnonzero(flips))) for index, flips in places]
+        return [self._with_pixels(*self._order.at(step * self.batch_size + rows)) for rows in self._rows]
+
+    def _with_pixels(self, index: np.ndarray, flips: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        if self.data.latents is not None:  # they take the place of the images, which need not be decoded
+            return index, flips, _gather(self.data.images, index[:0], index[:0])
+        return index, flips, _gather(self.data.images, index, np.flatnonzero(flips))
 
     def _micro_batch(
         self, rows: np.ndarray, index: np.ndarray, flips: np.ndarray, pixels: Tensor, step: int, progress: float
