@@ -12,14 +12,17 @@ import yaml
 from PIL import Image
 from test_contract import faces
 from test_two_commands import CODEC, QUICK, train
+from tiny import faces as noise
 
 import genmodels
 from genmodels.cli import main
 from genmodels.codecs import load_codec, prior_shape
+from genmodels.data.packed import Packed
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 from genmodels.pretrained import PretrainedConfig, PretrainedKL
+from genmodels.training import pipeline
 from genmodels.types import Condition, Noise
 from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
@@ -147,6 +150,27 @@ def test_a_folder_of_diffusers_is_a_codec_of_the_recipe(kind: str, data: list[st
     assert train("ldm", *data, *QUICK, *UNET, "--codec", "codec", "--steps", "3", "--output", "runs/ldm") == 0
     assert main(["sample", "runs/ldm", "--n", "2", "--steps", "2"]) == 0
     assert main(["export", "runs/ldm", "out"]) == 0 and Path("out/sample.py").is_file()
+
+
+def test_statistics_of_a_codec_depend_on_the_images_and_not_on_the_time(
+    data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is resumed with the same weights only, also on a slower machine or for longer."""
+    import diffusers
+
+    torch.manual_seed(0)
+    diffusers.AutoencoderKL(**KL).save_pretrained("codec")
+    found = []
+
+    def fit(model: Latent, data: Packed, recipe: Any) -> Path:
+        found.append(model.config.codec_weights)
+        return recipe.output
+
+    monkeypatch.setattr(pipeline, "fit", fit)
+    monkeypatch.setattr(pipeline, "open_data", lambda *_: noise(400, 16))
+    for length in (["--minutes", "0.001"], ["--minutes", "60"], ["--steps", "3"]):
+        assert train("ldm", *data, *QUICK, *UNET, "--codec", "codec", "--no-cache", *length, "--output", "runs/r") == 0
+    assert len(found) == 3 and len(set(found)) == 1
 
 
 # ---- recipes and commands ----

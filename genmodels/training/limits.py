@@ -60,16 +60,17 @@ STOPPED = Limits(fewest=64, most=2_048, share=0.01, drawing=0.02, seconds=2.0)
 """For a run that was stopped by a signal and should end soon."""
 
 
-def most_images(count: int, pixels: int, size: int) -> int:
+def most_images(count: int, pixels: int, size: int, least: int = FEWEST) -> int:
     """Return the largest number of images to use: `count`, or fewer if they have more than `pixels`
-    in all, but at least `FEWEST`.
+    in all, but at least `least`.
 
     Args:
         count: largest number of small images.
         pixels: largest number of pixels.
         size: side of the images.
+        least: smallest number of large images.
     """
-    return min(count, max(FEWEST, pixels // size**2))
+    return min(count, max(least, pixels // size**2))
 
 
 def timed_batches(

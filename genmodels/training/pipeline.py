@@ -22,21 +22,19 @@ from genmodels.sampling import processes
 from genmodels.saving import read_last_line, reset_derived
 from genmodels.training.dry_run import dry_run
 from genmodels.training.fit import fit
-from genmodels.training.limits import most_images, timed_batches
+from genmodels.training.limits import most_images
 from genmodels.training.log import in_words
 from genmodels.training.recipe import PriorRecipe, Recipe, check_recipe
 from genmodels.training.tracking import check_tracker
 from genmodels.usage import say
 from genmodels.weights import build
 
-PREPARED = 2_048
-"""Largest number of training images that an imported codec is measured on."""
-PREPARED_PIXELS = 2_048 * 128**2
-"""Largest number of their pixels: 512 images of 256 px."""
-PREPARED_SHARE = 0.05
-"""Largest fraction of a --minutes budget for measuring it, after the first `PREPARED_AT_LEAST`
-images."""
-PREPARED_AT_LEAST = 64
+PREPARED, PREPARED_AT_LEAST = 2_048, 64
+"""Largest and smallest number of training images that an imported codec is measured on. The number
+depends on nothing but their size: the hash of the codec's weights is that of the latents, and a run
+is resumed with the same ones only."""
+PREPARED_PIXELS = 2**22
+"""Largest number of their pixels: 1,024 images of 64 px, 64 of 256 px."""
 CACHE_SHARE = 0.25
 """Largest fraction of a --minutes budget for encoding all images before training. Otherwise every
 step encodes its batch."""
@@ -80,9 +78,8 @@ def train(kind: type[Model], recipe: Any) -> Path:
         model = build(lambda: kind(config), "model")
     encoding = 0.0
     if codec is not None:
-        count = most_images(PREPARED, PREPARED_PIXELS, recipe.size)
-        seconds = None if recipe.minutes is None else PREPARED_SHARE * 60 * recipe.minutes
-        images = timed_batches(data.split("train"), count, seconds, device, least=PREPARED_AT_LEAST)
+        count = most_images(PREPARED, PREPARED_PIXELS, recipe.size, PREPARED_AT_LEAST)
+        images = image_batches(data.split("train"), limit=count, device=device, spread=True)
         model = combined = over_codec(codec.to(device), model, images).to(device)
         data, encoding = with_cached_latents(data, combined, recipe, device)
         recipe = replace(recipe, codec_minutes=minutes_of(recipe.codec))
