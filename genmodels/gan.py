@@ -226,7 +226,13 @@ class GAN(Prior):
         return self._bounded(self.synthesise(self.draw_latents(noise, options), condition, options.guidance))
 
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: GANOptions) -> Tensor:
-        """Interpolate spherically from the sample of `first` (weight 0) to that of `second`."""
+        """Interpolate spherically from the sample of `first` (weight 0) to that of `second`.
+
+        Raises:
+            ValueError: if the options ask for guidance: these samples have no condition.
+        """
+        if options.guidance != 1:
+            raise ValueError(f"guidance {options.guidance:g} has no effect on an interpolation: leave it out")
         ends = self.draw_latents(first, options), self.draw_latents(second, options)
         return self.from_latents(slerp(*ends, weights.to(ends[0])))
 

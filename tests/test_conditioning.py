@@ -264,3 +264,11 @@ def test_a_class_is_known_by_its_name_or_its_number() -> None:
         many.condition({"label": "sea lyon"}, 1)
     with pytest.raises(ValueError, match="class_names must name all 3 classes, or none, got 2"):
         ConditionConfig(classes=3, class_names=("cat", "dog"))
+
+
+def test_an_interpolation_of_a_gan_has_no_guidance() -> None:
+    """It has no condition either, so that guidance would change nothing."""
+    model = GAN(GANConfig(size=32, condition=ConditionConfig(classes=2))).eval()
+    assert sampling.interpolate(model, [1, 2], 3, truncation=0.7).shape == (1, 3, 32, 32, 3)
+    with pytest.raises(ValueError, match="guidance 2 has no effect on an interpolation: leave it out"):
+        sampling.interpolate(model, [1, 2], 3, guidance=2.0)

@@ -190,6 +190,8 @@ def test_another_store_or_quality_is_another_pack(tree: Path) -> None:
             ValueError, match="cannot store images as 'png'|quality is from 1 to 100 and workers from 1"
         ):
             pack("folder", tree, out, SIZE, **settings)
+    with pytest.raises(ValueError, match="pixels have no --quality 80: leave it out, or choose --store jpeg"):
+        pack("folder", tree, tree.parent / "pixels", SIZE, quality=80)
 
 
 def rewrite(path: Path, content: bytes | bytearray) -> None:

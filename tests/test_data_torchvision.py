@@ -146,6 +146,11 @@ def test_truncated_and_inconsistent_files_are_named(tmp_path: Path) -> None:
     batch.write_bytes(pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}))
     with pytest.raises(ValueError, match=r"cifar10 has 10 classes, and a label is 10"):
         open_data("cifar10", tmp_path / "cifar")
+    batch.write_bytes(pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [-3]}))
+    with pytest.raises(ValueError, match=r"cifar10 has 10 classes, and a label is -3; download it again"):
+        open_data("cifar10", tmp_path / "cifar")
+    with pytest.raises(ValueError, match=r"cifar10 has no tables of labels: leave out --allow-unmatched"):
+        pack("cifar10", tmp_path / "cifar", tmp_path / "out", allow_unmatched=True)
 
     write_mnist(tmp_path / "mnist")
     images = tmp_path / "mnist" / "MNIST" / "raw" / "train-images-idx3-ubyte"

@@ -146,6 +146,8 @@ def pack(
         raise ValueError(f"cannot store images as {store!r}: expected {', '.join(STORES)}")
     if not 1 <= quality <= 100 or (workers is not None and workers < 1):
         raise ValueError(f"quality is from 1 to 100 and workers from 1: got {quality} and {workers}")
+    if store == "raw" and quality != QUALITY:
+        raise ValueError(f"pixels have no --quality {quality}: leave it out, or choose --store jpeg or --store webp")
     crop = crop or ("178" if aligned else "centre")
     size = default_size(data) if size is None else size
     if size != NATIVE:
@@ -175,6 +177,8 @@ def _open_source(data: str, root: Path | None, allow_unmatched: bool, columns: C
         raise ValueError(f"cannot pack {data!r}: expected {', '.join(SOURCES[1:])}")
     if root is None:
         raise ValueError(f"--data {data} needs --root, the folder of its files")
+    if allow_unmatched and data not in ("celeba", "folder"):
+        raise ValueError(f"{data} has no tables of labels: leave out --allow-unmatched")
     if columns not in (None, Columns()) and data != "huggingface":
         raise ValueError(f"{data} has no columns: leave out --image-column, --label-column and --text-column")
     if data in SETS:

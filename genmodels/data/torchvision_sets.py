@@ -75,9 +75,8 @@ def torchvision_source(data: str, root: Path) -> Source:
     splits = np.repeat(np.array([0, 1], np.uint8), [len(part[0]) for part in parts])
     check_classes(class_names, str(root))
     if labels.size and (labels.min() < 0 or labels.max() >= len(class_names)):
-        raise ValueError(
-            f"{root}: {data} has {len(class_names)} classes, and a label is {labels.max()}; download it again"
-        )
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise ValueError(f"{root}: {data} has {len(class_names)} classes, and a label is {wrong}; download it again")
     entries = [Entry(path.name, str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return Source(
         title=f"{data} ({len(names):,} images)",
