@@ -7,8 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.repocard import metadata_load
@@ -251,6 +253,9 @@ def test_refuses_what_does_not_fit(tmp_path: Path) -> None:
         fit(tiny(TinyPair), faces(), again)
     with pytest.raises(ValueError, match="8 px a side and the model 16"):
         fit(tiny(size=16), faces(), recipe(tmp_path / "other"))
+    encoded = replace(faces(), latents=np.zeros((96, 2, 4), np.float32))
+    with pytest.raises(ValueError, match="the data have latents of a codec, and this tiny is trained on images"):
+        fit(tiny(), encoded, recipe(tmp_path / "other"))
     with pytest.raises(ValueError, match="start-up alone took 60 seconds"):
         fit(tiny(), faces(), recipe(tmp_path / "other", steps=None, minutes=1, startup=60.0))
     with pytest.raises(ValueError, match="is not divisible by"):

@@ -118,7 +118,7 @@ class Captions(Column, Sequence[tuple[str, ...]]):
                 yield tuple(map(self.texts.text, range(start, end)))
 
 
-def parts(column: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def rows_at_a_time(column: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the rows of an array in parts of at most `ROWS`, each with the number of its first row."""
     for start in range(0, len(column), ROWS):
         yield start, column[start : start + ROWS]

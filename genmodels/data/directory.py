@@ -170,7 +170,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such packed directory")
     if not is_packed(path):
         if (path / JOURNAL).exists():
-            raise ValueError(f"{path} is a partial pack: run the same `genmodels data pack` again to finish it")
+            command = "`genmodels data pack` or `data join`"
+            raise ValueError(f"{path} is a partial pack: run the same {command} again to finish it")
         raise ValueError(
             f"{path} is not a packed directory (no {MANIFEST}); for a tree of images use --data folder --root {path}"
         )

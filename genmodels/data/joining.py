@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from genmodels.data.columns import parts as rows_at_a_time
+from genmodels.data.columns import rows_at_a_time
 from genmodels.data.directory import JOURNAL, is_packed, load_packed, save_columns, save_images
 from genmodels.data.packed import LABEL_COLUMNS, SPLITS, Packed
 from genmodels.data.packing import LOCK, lock

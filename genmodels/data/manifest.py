@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from genmodels.data.columns import parts
+from genmodels.data.columns import rows_at_a_time
 from genmodels.data.encoded import STORES
 
 _OPTIONAL = (str, type(None))
@@ -99,7 +99,7 @@ def check_column(path: Path, name: str, column: np.ndarray, limit: Limit, values
     kind, shape, low, high = limit
     fits = column.dtype == kind and column.shape == shape
     if fits and values and column.size:
-        fits = all(low <= part.min() and part.max() <= high for _, part in parts(column))
+        fits = all(low <= part.min() and part.max() <= high for _, part in rows_at_a_time(column))
     if not fits:
         raise ValueError(f"{name!r} of {path} do not fit its {shape[0]:,} images")
 

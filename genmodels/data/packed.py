@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from genmodels.data.columns import count_captions, digested, parts
+from genmodels.data.columns import count_captions, digested, rows_at_a_time
 from genmodels.data.encoded import EncodedImages
 from genmodels.data.rows import take_rows
 
@@ -134,9 +134,9 @@ class Packed:
             remedy = "put images into folders called train, valid and test, and pack them again"
             raise ValueError(f"the {name!r} split of {self.source} is empty: it holds {held or 'no images'}; {remedy}")
         number = SPLITS.index(name)
-        first = next(at + int((part == number).argmax()) for at, part in parts(self.splits) if number in part)
+        first = next(at + int((part == number).argmax()) for at, part in rows_at_a_time(self.splits) if number in part)
         rows = slice(first, first + count)
-        together = all((part == number).all() for _, part in parts(self.splits[rows]))
+        together = all((part == number).all() for _, part in rows_at_a_time(self.splits[rows]))
         return self.take(rows if together else np.flatnonzero(self.splits == number))
 
     def take(self, rows: slice | np.ndarray) -> Packed:
@@ -177,7 +177,7 @@ class Packed:
     def counts(self) -> dict[str, int]:
         """Return the number of images in each split that is not empty."""
         counts = np.zeros(len(SPLITS), np.int64)
-        for _, part in parts(self.splits):
+        for _, part in rows_at_a_time(self.splits):
             counts += np.bincount(part, minlength=len(SPLITS))
         return {name: int(count) for name, count in zip(SPLITS, counts, strict=True) if count}
 

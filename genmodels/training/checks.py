@@ -33,6 +33,11 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
         raise ValueError(
             f"the images have {data.size} px a side and the model {model.config.size}: set --size to match the images"
         )
+    if data.latents is not None and model.trained is model:
+        raise ValueError(
+            f"the data have latents of a codec, and this {model.family} is trained on images: give fit() the data "
+            "without them"
+        )
     check_classes(model.conditions, data)
     if model.conditions.text.vocabulary:
         raise ValueError(
