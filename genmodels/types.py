@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -237,16 +238,17 @@ class ConditionConfig:
     def class_number(self, label: Any) -> int:
         """Return the number of a class, given its name or its number (an integer or its digits).
 
-        A name takes precedence, and upper and lower case make no difference.
+        A name takes precedence. Upper and lower case, and composed and decomposed characters,
+        make no difference.
 
         Raises:
             ValueError: if the model does not know the class; lists the classes, or the most
                 similar ones.
         """
         if isinstance(label, str):
-            folded = [name.casefold() for name in self.class_names]
-            if label.casefold() in folded:
-                return folded.index(label.casefold())
+            folded = [normalize("NFC", name).casefold() for name in [*self.class_names, label]]
+            if (number := folded.index(folded[-1])) < len(self.class_names):
+                return number
             number = int(label) if label.isdecimal() and len(label) < 10 else -1
         else:
             number = label if isinstance(label, int) and not isinstance(label, bool) else -1

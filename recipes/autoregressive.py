@@ -24,6 +24,7 @@ class AutoregressiveRecipe(PriorRecipe):
     shown = (
         "codec",
         "model.condition.attributes",
+        "model.condition.classes",
         "model.levels",
         "model.transformer.width",
         "model.transformer.depth",

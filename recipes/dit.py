@@ -21,7 +21,7 @@ class DiTRecipe(PriorRecipe):
     """Settings of the training of a diffusion transformer."""
 
     shown = (
-        *("codec", "align", "model.process", "model.condition.attributes", "model.patch"),
+        *("codec", "align", "model.process", "model.condition.attributes", "model.condition.classes", "model.patch"),
         *("model.transformer.width", "model.transformer.depth"),
     )
 

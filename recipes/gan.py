@@ -23,6 +23,7 @@ class GANRecipe(PriorRecipe):
         "codec",
         "model.network",
         "model.condition.attributes",
+        "model.condition.classes",
         "model.channels",
         "model.latent_dim",
         "model.r1",

@@ -21,7 +21,10 @@ class LDMRecipe(PriorRecipe):
     """Settings of the training of a U-Net on the latents of a codec: the defaults of `unet
     --codec`."""
 
-    shown = ("codec", "model.process", "model.condition.attributes", "model.channels", "model.blocks", "model.patch")
+    shown = (
+        *("codec", "model.process", "model.condition.attributes", "model.condition.classes"),
+        *("model.channels", "model.blocks", "model.patch"),
+    )
 
     codec: Path = Path("runs/vqvae")
     """Run folder of a trained VQ-VAE or VAE, or folder of a diffusers AutoencoderKL or VQModel,

@@ -23,7 +23,10 @@ PIXELS = UNetConfig(patch=2, channels=(48, 96, 192), blocks=1, attention=(False,
 class UNetRecipe(PriorRecipe):
     """Settings of the training of a U-Net."""
 
-    shown = ("codec", "model.process", "model.condition.attributes", "model.channels", "model.blocks", "model.patch")
+    shown = (
+        *("codec", "model.process", "model.condition.attributes", "model.condition.classes"),
+        *("model.channels", "model.blocks", "model.patch"),
+    )
     codec_defaults = MappingProxyType(
         {"model": UNetConfig(channels=(80, 160), blocks=1, gaussian=512), "batch_size": 64}
     )

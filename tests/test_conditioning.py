@@ -50,6 +50,7 @@ def test_weights_keep_their_names_and_initial_values() -> None:
     ("condition", "message"),
     [
         (Condition(torch.ones(2, 4)), r"attributes of shape \(2, 4\), and this model takes \(2, 3\)"),
+        (Condition(labels=torch.tensor([0.0, 1.0])), "labels of type torch.float32, and labels are integers"),
         (Condition(labels=torch.tensor([0, 4])), "label 4 is not one of the 4 classes"),
         (Condition(text=Text(IDS[:2], MASK[:2])), "this model was built without text"),
     ],
@@ -259,6 +260,8 @@ def test_a_class_is_known_by_its_name_or_its_number() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             zoo.condition({"label": label}, 2)
+    for stored, typed in (("caf\u00e9", "CAFE\u0301"), ("cafe\u0301", "caf\u00e9")):  # as macOS and others type it
+        assert ConditionConfig(classes=2, class_names=("bar", stored)).class_number(typed) == 1
     many = ConditionConfig(classes=30, class_names=("sea lion", *map(str, range(29))))
     with pytest.raises(ValueError, match="it has 30 classes .* did you mean sea lion"):
         many.condition({"label": "sea lyon"}, 1)

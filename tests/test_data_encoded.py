@@ -186,9 +186,8 @@ def test_another_store_or_quality_is_another_pack(tree: Path) -> None:
             pack("folder", tree, out, SIZE, **settings)
     assert packed(tree, quality=20).images.content.size < load_packed(out).images.content.size  # type: ignore[union-attr]
     for settings in ({"store": "png"}, {"quality": 0}, {"quality": 101}, {"workers": 0}):
-        with pytest.raises(
-            ValueError, match="cannot store images as 'png'|quality is from 1 to 100 and workers from 1"
-        ):
+        why = "images as 'png'|quality (0|101): expected 1 to 100|workers 0: expected"
+        with pytest.raises(ValueError, match=why):
             pack("folder", tree, out, SIZE, **settings)
     with pytest.raises(ValueError, match="pixels have no --quality 80: leave it out, or choose --store jpeg"):
         pack("folder", tree, tree.parent / "pixels", SIZE, quality=80)

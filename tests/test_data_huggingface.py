@@ -216,7 +216,9 @@ def test_files_of_one_set_have_the_same_columns_and_classes(tmp_path: Path) -> N
 def test_a_hub_id_while_offline_is_one_line_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
-    refused(Path("user/name"), r"user/name: no such folder here, and no such data set on the Hub \(.*Offline.*\)$")
+    refused(
+        Path("user/name"), r"user/name: no such folder here.*cannot be reached \(.*Offline.*\); .*give their folder$"
+    )
     assert time.monotonic() - start < 10
     refused(Path("one/two/three"), r"one/two/three: no such folder or file")
     (tmp_path / "user").mkdir()

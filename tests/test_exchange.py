@@ -201,6 +201,7 @@ def test_the_script_takes_the_name_or_the_number_of_a_class(tmp_path, monkeypatc
     numbers = [loaded.class_number(label, 4, list(names)) for label in ("SEA LION", "2", "0", "7", "4", "-1", "dog")]
     assert numbers == [1, 2, 3, 2, None, None, None]  # names come before numbers
     assert [loaded.class_number(label, 4, []) for label in ("cat", "3", "4")] == [None, 3, None]
+    assert loaded.class_number("CAFE\u0301", 2, ["bar", "caf\u00e9"]) == 1
     given = ["sample.py", "--n", "2", "--steps", "4", "--out", str(tmp_path / "a.png"), "--label"]
     monkeypatch.setattr("sys.argv", [*given, "sea lion"])
     loaded.main()

@@ -16,7 +16,7 @@ import genmodels
 from genmodels.cli import main
 from genmodels.data import export, load_packed, pack
 from genmodels.data.batches import BatchReader
-from genmodels.data.classes import number_classes
+from genmodels.data.classes import check_classes, number_classes
 from genmodels.data.packed import Packed
 
 ZOO = ("cat", "dog", "sea lion")
@@ -108,6 +108,30 @@ def test_a_class_folder_without_images_is_refused(tmp_path: Path) -> None:
         pack("folder", root, tmp_path / "out", 16)
 
 
+def test_one_class_beside_empty_folders_says_why_there_are_no_classes(tmp_path: Path) -> None:
+    root = write_zoo(tmp_path / "zoo", ("cat",))
+    for number, name in enumerate(("val", "dog", "bird")):
+        (root / name).mkdir()
+        data = load_packed(pack("folder", root, tmp_path / f"out{number}", 16))
+        assert data.labels is None
+        others = ("", "dog", "bird, dog")[number]
+        notes = [f"folders are not read as classes, because no image is in {others}"] if others else []
+        assert [note for note in data.manifest["notes"] if "classes" in note] == notes
+    (root / "1.png").write_bytes((root / "cat" / "0-1.png").read_bytes())
+    data = load_packed(pack("folder", root, tmp_path / "all", 16))
+    assert not any("classes" in note for note in data.manifest["notes"])
+
+
+def test_composed_and_decomposed_characters_are_the_same_class() -> None:
+    names, numbers = number_classes(["caf\u00e9", "cafe\u0301", "bar"], "zoo")
+    assert names == ("bar", "caf\u00e9")
+    assert numbers.tolist() == [1, 1, 0]
+    with pytest.raises(ValueError, match="have the same name: rename one"):
+        check_classes(["caf\u00e9", "cafe\u0301"], "zoo")
+    with pytest.raises(ValueError, match="differ only in upper and lower case"):
+        check_classes(["CAF\u00c9", "cafe\u0301"], "zoo")
+
+
 def test_classes_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the classes 'Cat' and 'cat' differ only in upper and lower case"):
         number_classes(["cat", "dog", None, "Cat"], "zoo")
@@ -187,6 +211,9 @@ def test_families_are_trained_and_sampled_by_class(
     guided = [model.generate(2, condition={"label": 2}, guidance=scale) for scale in (0.0, 1.0, 2.0)]
     torch.testing.assert_close(guided[0], null, atol=1e-4, rtol=0)
     torch.testing.assert_close(guided[1], lion, atol=1e-4, rtol=0)
+    capsys.readouterr()
+    assert main(["train", family, "--help"]) == 0
+    assert "--model.condition.classes INT" in capsys.readouterr().out
     assert main(["sample", "run", "--n", "2", "--label", "sea lion", "--out", "a.png"]) == 0
     assert main(["sample", "run", "--n", "2", "--label", "seal", "--out", "b.png"]) == 2
     assert "its classes are cat, dog, sea lion" in " ".join(capsys.readouterr().err.split())

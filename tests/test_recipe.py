@@ -75,6 +75,7 @@ def test_a_file_gives_values_and_flags_override_them(tmp_path: Path) -> None:
     assert second.model == first.model
     assert "resume" not in to_yaml(second, "net")
     path.write_text(to_yaml(second, "net"))
+    assert "data: Bl\u00e5haj" in to_yaml(second, "net", data="Bl\u00e5haj")  # readable, not escaped
     assert net("--config", str(path), "--steps", "7").minutes is None
 
 

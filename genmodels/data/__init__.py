@@ -144,8 +144,10 @@ def pack(
     aligned = data == "celeba"
     if store not in STORES:
         raise ValueError(f"cannot store images as {store!r}: expected {', '.join(STORES)}")
-    if not 1 <= quality <= 100 or (workers is not None and workers < 1):
-        raise ValueError(f"quality is from 1 to 100 and workers from 1: got {quality} and {workers}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality {quality}: expected 1 to 100")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers {workers}: expected at least 1")
     if store == "raw" and quality != QUALITY:
         raise ValueError(f"pixels have no --quality {quality}: leave it out, or choose --store jpeg or --store webp")
     crop = crop or ("178" if aligned else "centre")

@@ -14,6 +14,8 @@ from genmodels.image_files import SUFFIXES
 def number_classes(labels: Sequence[str | None], where: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Number the classes in the order of their names, or of their values if all are integers.
 
+    Names of which one has composed characters and the other decomposed ones are the same.
+
     Args:
         labels: name of the class of each image; None if it is unknown.
         where: file or folder that they were read from, for messages.
@@ -24,6 +26,7 @@ def number_classes(labels: Sequence[str | None], where: str) -> tuple[tuple[str,
     Raises:
         ValueError: if two names differ only in upper and lower case.
     """
+    labels = [None if label is None else fold(label) for label in labels]
     found = {label for label in labels if label is not None}
     numeric = all(label.removeprefix("-").isdecimal() and len(label) < 19 for label in found)
     names = sorted(found, key=(lambda label: (int(label), label)) if numeric else None)
@@ -40,8 +43,9 @@ def check_classes(names: Sequence[str], where: str) -> None:
     """
     first: dict[str, str] = {}
     for name in names:
-        if (other := first.setdefault(name.casefold(), name)) is not name:
-            why = "differ only in upper and lower case" if other != name else "have the same name"
+        if (other := first.setdefault(fold(name).casefold(), name)) is not name:
+            same = fold(other) == fold(name)
+            why = "have the same name" if same else "differ only in upper and lower case"
             raise ValueError(f"{where}: the classes {other!r} and {name!r} {why}: rename one, or merge them")
 
 
@@ -69,6 +73,11 @@ def classes_of_folders(
     of_images = [label for label, image in zip(labels, is_image, strict=True) if image]
     found = {label for label in of_images if label is not None}
     if len(found) < 2:
+        holders = {name.split("/")[0] for name, image in zip(names, is_image, strict=True) if image}
+        alone = sorted(folder for folder in set(folders) - holders if "/" not in folder)
+        alone = [folder for folder in alone if folder.casefold() not in SPLIT_FOLDERS]
+        if alone and not holders & set(names):  # no image is directly in the root
+            notes.append(f"folders are not read as classes, because no image is in {some(alone)}")
         return None
     if outside := of_images.count(None):
         notes.append(f"folders are not read as classes, because {outside:,} images are in none of them")

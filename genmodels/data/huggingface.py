@@ -159,7 +159,10 @@ def _load_from_hub(name: str) -> Mapping[str, Any]:
         loaded: Mapping[str, Any] = datasets.load_dataset(name)
     except Exception as error:  # the Hub client raises many types, which mean the same to the caller
         reason = in_one_line(error, 160) or type(error).__name__
-        raise FileNotFoundError(f"{name}: no such folder here, and no such data set on the Hub ({reason})") from None
+        raise FileNotFoundError(
+            f"{name}: no such folder here, and the Hub has no such data set or cannot be reached ({reason}); without a "
+            "network, copy its parquet files here and give their folder"
+        ) from None
     return loaded
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,9 @@ class Model:
 
 def class_number(label: str, classes: int, names: list[str]) -> int | None:
     """The number of a class, given its name, in any case, or its number; None if there is none."""
-    folded = [name.casefold() for name in names]
-    if label.casefold() in folded:
-        return folded.index(label.casefold())
+    folded = [unicodedata.normalize("NFC", name).casefold() for name in [*names, label]]
+    if (position := folded.index(folded[-1])) < len(names):
+        return position
     number = int(label) if label.isdecimal() and len(label) < 10 else classes
     return number if number < classes else None
 

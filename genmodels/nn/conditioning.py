@@ -112,6 +112,8 @@ class Conditioner(nn.Module):
             raise ValueError("the condition has labels, and this model was built without classes")
         if labels.shape != (n,):
             raise ValueError(f"the condition has labels of shape {tuple(labels.shape)}, not ({n},)")
+        if labels.is_floating_point():
+            raise ValueError(f"the condition has labels of type {labels.dtype}, and labels are integers")
         if labels.max() >= self.labels.num_embeddings:
             raise ValueError(f"label {labels.max().item()} is not one of the {self.labels.num_embeddings} classes")
         known = (labels >= 0).unsqueeze(1)  # (N, 1)

@@ -48,7 +48,7 @@ def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = (), **actual
         return str(value) if isinstance(value, Path) else value
 
     settings = {k: v for k, v in to_dict(recipe).items() if k not in NOT_SAVED + without}
-    return yaml.safe_dump({"family": family} | plain(settings | actual), sort_keys=False)
+    return yaml.safe_dump({"family": family} | plain(settings | actual), sort_keys=False, allow_unicode=True)
 
 
 def actual_settings(model: Model, recipe: Recipe) -> dict[str, Any]:
