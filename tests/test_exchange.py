@@ -374,7 +374,7 @@ def test_a_named_part_of_the_classes_does_not_hide_the_others(tmp_path):
     edit_json(tmp_path / "out" / "model_index.json", id2label={"0": "sea lion", "5": "cat"})
     assert genmodels.load(tmp_path / "out").conditions == ConditionConfig(classes=1000)
     edit_json(tmp_path / "out" / "model_index.json", id2label={"0": 5})
-    with pytest.raises(ValueError, match="id2label.*expected a string, got 5"):
+    with pytest.raises(ValueError, match="id2label.*expected text, got 5"):
         genmodels.load(tmp_path / "out")
 
 
