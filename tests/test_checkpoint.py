@@ -148,6 +148,17 @@ def test_differences_are_named(tmp_path: Path) -> None:
         load_optimizers(path, {"model": build_optimizer(wider.parameters(), OptimConfig(), wider)})
 
 
+def test_a_run_of_an_earlier_version_has_no_settings_that_were_added_since(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    model, _ = net()
+    newer = IDENTITY | {"model": IDENTITY["model"] | {"class_names": (), "dropout": 0.0, "extra": False}}
+    assert load_checkpoint(path, newer, model, model).step == 1
+    with pytest.raises(ValueError, match="model.classes is 3 here and None in the checkpoint; use"):
+        load_checkpoint(path, newer | {"model": newer["model"] | {"classes": 3}}, model, model)
+    with pytest.raises(ValueError, match="model.width is 0 here and 4 in the checkpoint; use"):
+        load_checkpoint(path, newer | {"model": newer["model"] | {"width": 0}}, model, model)
+
+
 def test_no_pickle_is_written(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}

@@ -252,11 +252,14 @@ def _not_of_this_version(path: Path, error: Exception) -> ValueError:
 def _differences(saved: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
     """Describe where two nested dicts differ.
 
-    An entry reads "model.latent_dim is 64 here and 128 in the checkpoint".
+    An entry reads "model.latent_dim is 64 here and 128 in the checkpoint". A setting that an earlier
+    version did not have, and that is 0, empty or off, is no difference.
     """
     differences = []
     for name in saved | ours:
         then, now = saved.get(name), ours.get(name)
+        if name not in saved and not now:
+            continue
         if isinstance(then, dict) and isinstance(now, dict):
             differences += _differences(then, now, f"{prefix}{name}.")
         elif then != now:
