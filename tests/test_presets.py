@@ -61,6 +61,8 @@ def test_presets_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder-256-dit").write_text("family: vae\nbatch_size: 3\n")  # a file comes first
     assert parse(vae, "vae", ["--config", "folder-256-dit"]).batch_size == 3
+    (tmp_path / "celeba-64").mkdir()  # a folder of this name, such as a packed directory, is not a file
+    assert parse(recipe_class("dit"), "dit", ["--config", "celeba-64"]).minutes == 21
 
 
 @pytest.mark.parametrize("name", NAMES)

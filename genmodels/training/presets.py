@@ -15,13 +15,13 @@ def presets() -> dict[str, Path]:
 
 
 def find_config(name: str) -> Path:
-    """Return the file that --config names: a path or, if there is no such file, a preset.
+    """Return the file that --config names: a path or, if no file has it, a preset.
 
     Raises:
         ValueError: if there is neither.
     """
     path = Path(name)
-    if path.exists() or path.suffix or path.name != name:
+    if path.is_file() or path.suffix or path.name != name:
         return path
     known = presets()
     if name not in known:
