@@ -219,3 +219,11 @@ def test_from_files_to_samples_of_a_class(name: str, tmp_path: Path, capfd: pyte
     assert Image.open(grid).size[0] >= 32
     with pytest.raises(ValueError, match="does not know it"):
         model.generate(1, condition={"label": "sea lion"})
+
+
+def test_a_file_of_cifar_without_images_is_named(tmp_path: Path) -> None:
+    write_cifar10(tmp_path, each=1)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    batch.write_bytes(pickle.dumps({"data": np.zeros((0, 3072), np.uint8), "labels": []}))
+    with pytest.raises(ValueError, match=r"data_batch_2 does not hold images of 32 x 32 pixels"):
+        open_data("cifar10", tmp_path)

@@ -155,3 +155,15 @@ def test_an_image_that_cannot_be_decoded_is_skipped(tmp_path: Path) -> None:
     packed = load_packed(pack("webdataset", shard, tmp_path / "out", 16))
     assert [name for name, _ in packed.manifest["skipped"]] == ["../c.png", "a/a.png"]
     assert list(packed.names) == ["a/b.png"]
+
+
+def test_shards_that_are_all_for_training_get_splits_by_a_hash(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train-000.tar", {f"{i:04d}.png": image for i, image in enumerate(pictures(60))})
+    source = webdataset_source(tmp_path)
+    assert set(source.splits.tolist()) == {0, 1, 2}
+    assert "there is only a train split: images get a split by a hash of their names" in source.notes
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", {"1.png": pictures(1)[0], "1.cls": "\ufeffcat"})
+    assert webdataset_source(tmp_path).class_names == ("cat",)

@@ -65,8 +65,6 @@ def huggingface_source(root: Path, columns: Columns = Columns()) -> Source:
         raise ValueError("data huggingface needs the library datasets: pip install 'genmodels[datasets]'") from None
     files = _find_files(root)
     notes, blocks, of_file = list[str](), list[Block](), list[int | None]()
-    if alone := {file.split for file in files} == {0}:
-        notes.append("there is only a train split: images get a split by a hash of their names")
     first, _ = _read_features(files[0].path)
     columns = _choose(first, columns, files[0].path)
     class_names = _class_names(first, columns)
@@ -74,7 +72,7 @@ def huggingface_source(root: Path, columns: Columns = Columns()) -> Source:
         features, own = _read_features(file.path)
         _check_columns(features, columns, class_names, file.path)
         blocks += own
-        of_file += [None if alone else file.split] * sum(block.rows for block in own)
+        of_file += [file.split] * sum(block.rows for block in own)
     if not of_file:
         raise ValueError(f"{root} holds no images: its files have no rows")
     image = str(columns.image)

@@ -131,7 +131,7 @@ class Packed:
         count = (counts := self.counts()).get(name, 0)
         if not count:
             held = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-            remedy = "put images into folders called train, valid and test, and pack them again"
+            remedy = "put images into folders (or shards) called train, valid and test, and pack them again"
             raise ValueError(f"the {name!r} split of {self.source} is empty: it holds {held or 'no images'}; {remedy}")
         number = SPLITS.index(name)
         first = next(at + int((part == number).argmax()) for at, part in rows_at_a_time(self.splits) if number in part)

@@ -57,7 +57,13 @@ def splits_of(names: Sequence[str], known: Sequence[int | None], notes: list[str
         known: the code of the split of the file that holds each image; None if it names none, and
             the split is that of a hash of the image's name, as in a folder.
         notes: receives a line that says which of these it is.
+
+    If all images are of a train split, which is also the name of data without splits, there would
+    be none to evaluate with. The splits are then those of the hash.
     """
+    if set(known) == {0}:
+        notes.append("there is only a train split: images get a split by a hash of their names")
+        known = [None] * len(names)
     rest = [name for name, split in zip(names, known, strict=True) if split is None]
     if len(rest) < len(names):
         others = f"; {len(rest):,} images of other files get a split by a hash of their names" if rest else ""

@@ -172,7 +172,7 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return images (N, 32, 32, 3) and labels (N,) of a file of CIFAR."""
     content = read_pickle(path)
     pixels, labels = content.get("data"), content.get("labels", content.get("fine_labels"))
-    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3 * 32 * 32:
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or not pixels.size or pixels.shape[1] != 3072:
         raise ValueError(f"{path} does not hold images of 32 x 32 pixels: it is damaged; download it again")
     if not isinstance(labels, list) or not all(type(label) is int and abs(label) < 1 << 31 for label in labels):
         raise ValueError(f"{path} does not hold labels: it is damaged; download it again")

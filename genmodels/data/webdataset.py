@@ -228,13 +228,13 @@ def _check_pairs(shard: _Shard) -> None:
 def _label_of(shard: _Shard, key: str) -> str | None:
     """Return the name or number of the class of a sample, or None if it is unknown."""
     if LABEL in shard.others:
-        return class_of(shard.others[LABEL][key].decode())
+        return class_of(shard.others[LABEL][key].decode("utf-8-sig"))
     return class_of(_record(shard, key).get("label"))
 
 
 def _captions_of(shard: _Shard, key: str) -> tuple[str, ...]:
     if CAPTION in shard.others:
-        return captions_of(shard.others[CAPTION][key].decode().strip())
+        return captions_of(shard.others[CAPTION][key].decode("utf-8-sig").strip())
     record = _record(shard, key)
     return captions_of(record.get("caption", record.get("text")))
 

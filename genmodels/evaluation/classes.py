@@ -261,13 +261,17 @@ def _distances(
             if min(len(of_class), len(like)) < LEAST_N:
                 left_out[c] = f"{len(of_class)} samples and {len(like)} held-out images of it, {LEAST_N} are needed"
                 continue
-            check_varied(of_class, f"{OF_CLASS}{classes.names[c]}")
+            with reasons(unvaried := dict[str, str](), measure):
+                check_varied(of_class, f"{OF_CLASS}{classes.names[c]}")
+            if unvaried:
+                left_out[c] = unvaried[measure]
+                continue
             values[c] = frechet_distance(of_class, like)
             if reference.train is not None and classes.train is not None:
                 others = np.flatnonzero(classes.train == c)
                 if len(others) >= len(of_class):
                     chosen = others[spread_rows(len(others), len(of_class))]
-                    floors[c] = frechet_distance(context.features(reference.train, extractor)[chosen], like)
+                    floors[c] = frechet_distance(context.features(reference.train.take(chosen), extractor), like)
         if not values:
             enough = f"--n {LEAST_N * len(classes.names)} gives as many samples"
             raise ValueError(f"no class has {LEAST_N} samples and {LEAST_N} held-out images; {enough}")
