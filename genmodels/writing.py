@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.lib.format import open_memmap
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def _host() -> str:
@@ -222,8 +222,7 @@ def _flush_all(folder: Path) -> None:
 def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
     """Create an .npy file of zeros and map it into memory for writing.
 
-    The space is reserved first. Without that, a disk that becomes full kills the process at the
-    first write to a page (SIGBUS).
+    The space is reserved first: a disk that becomes full later kills the process (SIGBUS).
 
     Args:
         path: the file. An existing one is replaced.
@@ -233,11 +232,13 @@ def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
     Raises:
         OSError: if the disk has too little space.
     """
+    import numpy as np  # slow: commands that write no array do not wait for it
+
     remove(path)
     check_space(path, math.prod(shape) * np.dtype(kind).itemsize)
     try:
         with explained(path):
-            array = open_memmap(path, "w+", kind, shape)
+            array = np.lib.format.open_memmap(path, "w+", kind, shape)
             reserve(path)
     except OSError:  # such as that of a quota
         remove(path)

@@ -108,18 +108,15 @@ def test_a_class_folder_without_images_is_refused(tmp_path: Path) -> None:
         pack("folder", root, tmp_path / "out", 16)
 
 
-def test_one_class_beside_empty_folders_says_why_there_are_no_classes(tmp_path: Path) -> None:
+def test_one_class_beside_an_empty_folder_is_refused_too(tmp_path: Path) -> None:
     root = write_zoo(tmp_path / "zoo", ("cat",))
-    for number, name in enumerate(("val", "dog", "bird")):
-        (root / name).mkdir()
-        data = load_packed(pack("folder", root, tmp_path / f"out{number}", 16))
-        assert data.labels is None
-        others = ("", "dog", "bird, dog")[number]
-        notes = [f"folders are not read as classes, because no image is in {others}"] if others else []
-        assert [note for note in data.manifest["notes"] if "classes" in note] == notes
-    (root / "1.png").write_bytes((root / "cat" / "0-1.png").read_bytes())
-    data = load_packed(pack("folder", root, tmp_path / "all", 16))
-    assert not any("classes" in note for note in data.manifest["notes"])
+    (root / "val").mkdir()  # a split, not a class
+    assert load_packed(pack("folder", root, tmp_path / "a", 16)).labels is None
+    (root / "dog").mkdir()
+    with pytest.raises(ValueError, match="the class folder 'dog' holds no image"):
+        pack("folder", root, tmp_path / "b", 16)
+    (root / "1.png").write_bytes((root / "cat" / "0-1.png").read_bytes())  # so folders are no classes
+    assert load_packed(pack("folder", root, tmp_path / "c", 16)).labels is None
 
 
 def test_composed_and_decomposed_characters_are_the_same_class() -> None:

@@ -77,16 +77,20 @@ def classes_of_folders(
         alone = sorted(folder for folder in set(folders) - holders if "/" not in folder)
         alone = [folder for folder in alone if folder.casefold() not in SPLIT_FOLDERS]
         if alone and not holders & set(names):  # no image is directly in the root
-            notes.append(f"folders are not read as classes, because no image is in {some(alone)}")
+            raise _without_images(root, alone[0])
         return None
     if outside := of_images.count(None):
         notes.append(f"folders are not read as classes, because {outside:,} images are in none of them")
         return None
     named = {_class_of(f"{folder}/", top) for folder in folders if folder.startswith(top)}
     if empty := sorted(named - found - {None}, key=str):
-        raise ValueError(f"{root}: the class folder {empty[0]!r} holds no image: add images to it, or remove it")
+        raise _without_images(root, str(empty[0]))
     notes.append(f"classes are the folders {some(sorted(found))}")
     return [label if image else None for label, image in zip(labels, is_image, strict=True)]
+
+
+def _without_images(root: Path, folder: str) -> ValueError:
+    return ValueError(f"{root}: the class folder {folder!r} holds no image: add images to it, or remove it")
 
 
 def _class_of(path: str, top: str) -> str | None:
