@@ -304,8 +304,9 @@ class Generator(Model):
             ValueError: if n or batch_size is less than 1, or an option or condition does not fit
                 the model.
         """
-        if min(n, batch_size) < 1:
-            raise ValueError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+        for name, value in (("n", n), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         self.check_complete()
         settings = self.options(**options)
         conditions = self.conditions.condition(condition, n)
