@@ -122,6 +122,8 @@ def test_pickles_are_not_executed(tmp_path: Path, protocol: int) -> None:
         pickle.dumps({"data": np.array([object()])}, protocol=2),
         b"\x80\x02r\xff\xff\xff\xff.",
         b"\x80\x04\x8e" + b"\xff" * 8,
+        b"c_codecs\nencode\n(N}S'__defaults__'\n(S'utf16'\ntstb.",  # sets the defaults of a function
+        b"cnumpy\nndarray\n}S'array'\nNsb.",  # sets an attribute of a class
     ],
 )
 def test_damaged_pickles_are_one_line(tmp_path: Path, content: bytes) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,26 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+class _Function:
+    """A function that a pickle may call. Unpickling could change the defaults of a plain one."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it sets the state of a function")
+
+
 _KNOWN = {
     "numpy.core.multiarray _reconstruct": _Array,
     "numpy._core.multiarray _reconstruct": _Array,
-    "numpy._core.numeric _frombuffer": _from_buffer,
+    "numpy._core.numeric _frombuffer": _Function(_from_buffer),
     "numpy ndarray": _Array,
     "numpy dtype": _Kind,
-    "_codecs encode": _encode,
+    "_codecs encode": _Function(_encode),
 }
 """All that a pickle may name, and what takes its place."""
 
