@@ -3,9 +3,10 @@
     python benchmarks/extractor_check.py --root PATH --out sets/
     python benchmarks/extractor_check.py --root PATH --samples runs/a.npy --against scores.json
 
-The sets are real faces that are increasingly blurred, noisy, compressed or tinted, or that show few
-people or one attribute only. Each has n images of the training split and is compared with the
-validation split. `--out` writes the sets as .npy files for other scorers. `--against` is a JSON
+The sets are real faces that are increasingly blurred, noisy, compressed or tinted, whose parts are
+increasingly warped, moved, swapped, upside down or of another person, or that show few people or
+one attribute only. Each has n images of the training split and is compared with the validation
+split. `--out` writes the sets as .npy files for other scorers. `--against` is a JSON
 file {"name of set": value} with values of another metric, such as the FD of another network. The
 rank correlation of both is then printed.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import spearmanr
 
 from genmodels.data import Packed, open_data
@@ -34,6 +35,11 @@ SERIES = {
     "noise": ("real", "noise-5", "noise-15", "noise-40"),
     "JPEG": ("real", "jpeg-75", "jpeg-30", "jpeg-10"),
     "colour shift": ("real", "colour-8", "colour-20", "colour-45"),
+    "warped": ("real", "warped-1", "warped-2", "warped-4"),
+    "parts moved": ("real", "moved-3", "moved-6", "moved-12"),
+    "parts swapped": ("real", "swapped-1", "swapped-2", "swapped-4"),
+    "a part upside down": ("real", "flipped-16", "flipped-26", "flipped-40"),
+    "halves of two faces": ("real", "mixed-25", "mixed-50", "mixed-100"),
     "few identities": ("real", "identities-100", "identities-10", "identities-1"),
     "one attribute only: Male": ("real", "only-Male"),
     "Smiling": ("real", "only-Smiling"),
@@ -120,6 +126,19 @@ def damaged(faces: Packed, n: int) -> dict[str, np.ndarray]:
     for shift in (8, 20, 45):
         sets[f"colour-{shift}"] = eight_bit(levels + np.array([shift, 0, -shift]))
 
+    for pixels in (1, 2, 4):
+        sets[f"warped-{pixels}"] = np.stack([warp(image, pixels, rng) for image in real])
+    for pixels in (3, 6, 12):
+        sets[f"moved-{pixels}"] = np.stack([move(image, pixels, rng) for image in real])
+    for pairs in (1, 2, 4):
+        sets[f"swapped-{pairs}"] = np.stack([swap(image, pairs, rng) for image in real])
+    for side in (16, 26, 40):
+        sets[f"flipped-{side}"] = np.stack([flip(image, side, rng) for image in real])
+    for percent in (25, 50, 100):
+        mixed = round(n * percent / 100)
+        halves = [mix(*pair, rng) for pair in zip(real[:mixed], np.roll(real, 1, axis=0), strict=False)]
+        sets[f"mixed-{percent}"] = np.concatenate([np.stack(halves), real[mixed:]])
+
     def choose(mask: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(mask)
         return images[rng.choice(rows, n, replace=len(rows) < n)]
@@ -133,6 +152,70 @@ def damaged(faces: Packed, n: int) -> dict[str, np.ndarray]:
     for count in (1, 10, 100):
         sets[f"identities-{count}"] = choose(np.isin(faces.identities, most_shown[:count]))
     return sets
+
+
+def warp(image: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
+    """Displace the pixels of an image smoothly, by `pixels` of 64 on average (root mean square)."""
+    size = len(image)
+    shift = gaussian_filter(rng.normal(size=(2, size, size)), (0, size / 13, size / 13), mode="reflect")
+    places = np.mgrid[:size, :size] + shift * (pixels * size / 64 / shift.std())  # (2, S, S)
+    channels = [map_coordinates(image[..., c].astype(float), places, order=3, mode="reflect") for c in range(3)]
+    return eight_bit(np.stack(channels, axis=-1))
+
+
+def move(image: np.ndarray, pixels: float, rng: np.random.Generator, side: int = 20) -> np.ndarray:
+    """Copy a square part of the face, `side` of 64 pixels wide, to a place `pixels` of 64 away."""
+    side = side * len(image) // 64
+    start, angle = corner(len(image), side, rng), rng.uniform(0, 2 * np.pi)
+    step = pixels * len(image) / 64 * np.array([np.sin(angle), np.cos(angle)])
+    end = np.clip(np.round(start + step).astype(int), 0, len(image) - side)
+    return paste(image, part(image, start, side), end)
+
+
+def swap(image: np.ndarray, pairs: int, rng: np.random.Generator, side: int = 14) -> np.ndarray:
+    """Exchange two square parts of the face, `side` of 64 pixels wide, `pairs` times."""
+    side = side * len(image) // 64
+    for _ in range(pairs):
+        one, two = corner(len(image), side, rng), corner(len(image), side, rng)
+        before = image
+        image = paste(paste(before, part(before, two, side), one), part(before, one, side), two)
+    return image
+
+
+def flip(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Turn a square part of the face, `side` of 64 pixels wide, upside down."""
+    size = len(image)
+    side = side * size // 64
+    start = np.clip((size - side) // 2 + np.array([size // 16, 0]) + rng.integers(-4, 5, 2), 0, size - side)
+    return paste(image, part(image, start, side)[::-1], start)
+
+
+def mix(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Join the left or upper half of one face and the other half of another, with a seam of 4
+    pixels."""
+    ramp = np.clip((np.arange(len(first)) - len(first) / 2 + 2) / 4, 0, 1)
+    weight = (ramp[:, None, None], ramp[None, :, None])[rng.integers(2)]
+    return eight_bit(first * (1 - weight) + second * weight)
+
+
+def corner(size: int, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose the upper left corner (2,) of a part in the middle three fifths of an image."""
+    return rng.integers(size // 5, size - size // 5 - side + 1, 2)
+
+
+def part(image: np.ndarray, start: np.ndarray, side: int) -> np.ndarray:
+    """Return the square part (side, side, 3) at `start`."""
+    return image[start[0] : start[0] + side, start[1] : start[1] + side]
+
+
+def paste(image: np.ndarray, pixels: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Return a copy of an image with a square part replaced, blended over 2 pixels at its border."""
+    side = len(pixels)
+    ramp = np.clip((np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5) / 2, 0, 1)
+    weight = (ramp[:, None] * ramp[None])[..., None]  # (side, side, 1)
+    image = image.copy()
+    part(image, start, side)[:] = eight_bit(part(image, start, side) * (1 - weight) + pixels * weight)
+    return image
 
 
 def eight_bit(levels: np.ndarray) -> np.ndarray:

@@ -46,6 +46,9 @@ FAMILIES = {
 }
 """Families of this package: name in commands and config.json, and import path "module:Class"."""
 
+EXTRACTORS = {"extractor": "genmodels.evaluation.learned:LearnedExtractor"}
+"""Models of this package that generate nothing, in the same form."""
+
 EXPORTS = {
     "ABILITIES": "genmodels.abilities",
     "AE": "genmodels.ae",
@@ -125,7 +128,7 @@ def families() -> dict[str, str]:
     cannot replace those of this package.
     """
     others = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    return others | FAMILIES
+    return others | EXTRACTORS | FAMILIES
 
 
 def family(name: str) -> type[Model]:
@@ -141,7 +144,7 @@ def family(name: str) -> type[Model]:
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        if name in FAMILIES:
+        if name in FAMILIES | EXTRACTORS:
             raise
         raise ValueError(f"family {name!r} is registered as {path}, which cannot be imported: {error}") from None
 

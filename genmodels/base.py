@@ -37,9 +37,10 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
     Config: ClassVar[type]
     """Frozen dataclass of the architecture and the loss. `size` is the side of the images."""
     whole_batch: ClassVar[bool] = False
-    """Whether the loss compares the images of a batch with each other, as contrastive losses do, so
-    that the batch cannot be split into micro-batches. With several processes, each of which has a
-    part of the batch, such a loss gathers the other parts itself."""
+    """Whether the loss compares the images of a batch, as contrastive losses do, so that it cannot
+    be split into micro-batches. With several processes, such a loss gathers their parts itself."""
+    least_images: ClassVar[int] = 1
+    """Smallest number of training images."""
 
     def __init__(self, config: Any):
         super().__init__()

@@ -159,6 +159,17 @@ def test_two_small_sets_of_images_have_no_floor_and_say_why() -> None:
     assert found.scores["fd-colours"].protocol.reference == other.fingerprint
 
 
+def test_no_more_images_than_features_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = Extractor("wide", lambda images: images.float().flatten(1)[:, :300])
+    reference = reference_from_images(Images(faces(2).images[:500], "other"))
+    found = evaluate_images(Images(faces(1).images[:300], "few"), reference, [wide])
+    reason = "the covariance of 300 images is singular in 300 features"
+    assert found.scores["fd-wide"].how.endswith(f"; {reason}")
+    assert f"fd-wide: {reason}, so" in capsys.readouterr().err
+    enough = evaluate_images(Images(faces(1).images[:301], "enough"), reference, [wide])
+    assert "singular" not in enough.scores["fd-wide"].how + capsys.readouterr().err
+
+
 def test_the_floor_needs_as_many_further_images_as_samples() -> None:
     found = evaluate(OnlySamples(TinyConfig()), reference_from(faces(), "train"), [EXTRACTOR], n=400)
     assert found.absent["real images, same n"] == "there are not 400 further real images: choose --n 300"

@@ -17,6 +17,7 @@ from torch import nn
 
 from genmodels.evaluation import extractors
 from genmodels.evaluation.extractors import Extractor, load_extractor, resize_bicubic
+from genmodels.evaluation.protocol import Protocol, check_equal
 from genmodels.hashing import weights_hash
 
 
@@ -95,8 +96,16 @@ def test_measures_are_named_after_the_extractor() -> None:
     assert mine.measure("fd-by-class") == "fd-by-class-mine"
 
 
+def test_versions_have_one_name_and_are_not_compared() -> None:
+    first, second = (Extractor("mine", lambda images: images, version=version) for version in (None, 2))
+    assert first.measure("fd") == second.measure("fd") == "fd-mine"
+    protocols = [extractor.protocol(Protocol(n=300)) for extractor in (first, second)]
+    with pytest.raises(ValueError, match=r"^fd-mine of a and of b cannot be compared.*extractor: mine and mine 2"):
+        check_equal("fd-mine", ["a", "b"], protocols)
+
+
 def test_unknown_extractors_are_refused() -> None:
-    known = "known: faces, inception, dinov2, clip, each also as NAME=PATH"
+    known = "known: faces, inception, dinov2, clip, each also as NAME=PATH, and own=RUN"
     assert refusal("resnet") == f"unknown extractor 'resnet'; {known}"
     assert refusal("") == f"unknown extractor ''; {known}"
     assert refusal("clip=").startswith("clip=: no path after the equals sign")

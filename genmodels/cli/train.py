@@ -72,7 +72,7 @@ def recipes() -> dict[str, Path]:
 
 def other_families() -> list[str]:
     """Return the names of families that other packages register."""
-    return sorted(set(genmodels.families()) - set(genmodels.FAMILIES))
+    return sorted(set(genmodels.families()) - set(genmodels.FAMILIES) - set(genmodels.EXTRACTORS))
 
 
 def families_table() -> str:

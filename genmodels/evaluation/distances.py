@@ -83,6 +83,12 @@ def check_varied(features: np.ndarray, name: str) -> None:
         )
 
 
+def singular(count: int, width: int) -> str:
+    """Return in words that the covariance of `count` features of `width` dimensions is singular; ""
+    if it need not be."""
+    return "" if count > width else f"the covariance of {count:,} images is singular in {width:,} features"
+
+
 def moments(features: np.ndarray, name: str = "moments") -> Moments:
     """Compute mean and unbiased covariance of a set of features.
 

@@ -52,6 +52,8 @@ class Extractor:
         official: whether it is the FID graph with its published weights. Only its distances are
             called FID and KID.
         device: device of the network.
+        version: version of the extractor, if it has several. Scores of different versions have the
+            same name and are not compared.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Extractor:
     resize: str = "its own"
     official: bool = False
     device: torch.device | str = "cpu"
+    version: int | None = None
 
     def measure(self, what: str) -> str:
         """Return the name of a metric of these features: "fd" -> "fd-faces", or "fid" for the
@@ -75,7 +78,8 @@ class Extractor:
 
     def protocol(self, images: Protocol) -> Protocol:
         """Return the protocol of a metric of these features, given the protocol of the images."""
-        return replace(images, extractor=self.name, weights=self.weights, resize=self.resize)
+        name = self.name if self.version is None else f"{self.name} {self.version}"
+        return replace(images, extractor=name, weights=self.weights, resize=self.resize)
 
 
 def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
@@ -88,6 +92,7 @@ def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
       last norm, (N, 1024).
     - clip: CLIP ViT-L/14 at 336 px, as in CMMD (arXiv 2401.09603): projected image embedding of
       unit length, (N, 768).
+    - own=RUN: the run folder of `genmodels train extractor`.
 
     Args:
         spec: one of these names, or NAME=PATH for other weights in the same layout: a .pth file for
@@ -111,9 +116,12 @@ def check_spec(spec: str) -> None:
     """
     name, equals, path = spec.partition("=")
     if name not in LOADERS:
-        raise ValueError(f"unknown extractor {name!r}; known: {', '.join(LOADERS)}, each also as NAME=PATH")
+        known = ", ".join(other for other in LOADERS if other != "own")
+        raise ValueError(f"unknown extractor {name!r}; known: {known}, each also as NAME=PATH, and own=RUN")
     if equals and not path:
-        raise ValueError(f"{spec}: no path after the equals sign; write {name}=PATH, or {name} alone")
+        raise ValueError(f"{spec}: no path after the equals sign; write {name}=PATH")
+    if name == "own" and not path:
+        raise ValueError("own needs the run folder of `genmodels train extractor`: own=RUN")
 
 
 def resize_bicubic(pixels: Tensor, size: int) -> Tensor:
@@ -137,6 +145,14 @@ def _faces(path: str | None, device: torch.device) -> Extractor:
     # FD-faces is the distance of the embedded weights.
     name = "faces" if path is None else f"faces:{weights[:8]}"
     return Extractor(name, network, weights, resize, device=device)
+
+
+def _own(path: str | None, device: torch.device) -> Extractor:
+    from genmodels.evaluation.learned import load_learned
+
+    assert path is not None  # check_spec refuses "own" alone
+    network, weights, resize = load_learned(path, device)
+    return Extractor(f"own:{weights[:8]}", network, weights, resize, device=device)
 
 
 def _inception(path: str | None, device: torch.device) -> Extractor:
@@ -286,6 +302,6 @@ def _in_brief(error: BaseException) -> str:
     return textwrap.shorten(str(error), 120, placeholder=" ...") or type(error).__name__
 
 
-LOADERS = {"faces": _faces, "inception": _inception, "dinov2": _dinov2, "clip": _clip}
+LOADERS = {"faces": _faces, "inception": _inception, "dinov2": _dinov2, "clip": _clip, "own": _own}
 """Function that loads each extractor, given a path (None for the published weights) and a
 device."""

@@ -68,6 +68,14 @@ class FaceNet(nn.Module):
         variance of 1."""
         return (self.raw(images) - self.mean) / self.std
 
+    @torch.no_grad()
+    def standardise(self, features: Tensor) -> None:
+        """Scale the features so that those of each resolution have a total variance of 1 on these,
+        (N, 480), which `raw` computed."""
+        share = torch.cat([torch.full((width,), float(width)) for width in WIDTHS]).to(features)  # (480,)
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0).clamp(min=1e-3) * share.sqrt())
+
 
 def save_facenet(net: FaceNet, path: Path) -> None:
     """Write the weights in half precision: 2.4 MB."""
@@ -104,12 +112,19 @@ def load_facenet(path: Path | None = None, device: torch.device | str = "cpu") -
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = in_one_line(error, 160)
         raise ValueError(f"{path}: not weights of the faces extractor ({reason})") from None
+    features, resize = on_pixels(net, SIZE, device)
+    return features, hashlib.sha256(data).hexdigest()[:16], resize
+
+
+def on_pixels(net: FaceNet, size: int, device: torch.device | str) -> tuple[Network, str]:
+    """Return the network as a function of uint8 images (N, 3, H, W) of any size, and how it resizes
+    them to `size`."""
     net = net.to(device).to(memory_format=torch.channels_last)
 
     def features(images: Tensor) -> Tensor:
         x = images.float().div(127.5).sub(1)  # (N, 3, H, W)
-        if x.shape[2:] != (SIZE, SIZE):
-            x = F.interpolate(x, size=(SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        if x.shape[2:] != (size, size):
+            x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         return net(x.contiguous(memory_format=torch.channels_last))
 
-    return features, hashlib.sha256(data).hexdigest()[:16], f"bilinear with antialiasing to {SIZE}"
+    return features, f"bilinear with antialiasing to {size}"

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from genmodels.evaluation.context import Context, Part
-from genmodels.evaluation.distances import check_varied, frechet_distance, kernel_distance
+from genmodels.evaluation.distances import check_varied, frechet_distance, kernel_distance, singular
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.features import cache_place, damaged, outdated
 from genmodels.evaluation.images import Images
@@ -20,6 +20,7 @@ from genmodels.evaluation.protocol import DEFINITIONS, LEAST_N
 from genmodels.evaluation.results import Score
 from genmodels.reading import read_json
 from genmodels.saving import from_dict
+from genmodels.usage import say
 from genmodels.writing import write_json
 
 SHOWN = 64
@@ -56,8 +57,13 @@ def _distances(context: Context, extractor: Extractor) -> dict[str, Score]:
             getattr(fake, value), better, how, protocol, error=getattr(fake, error) if error else None, floor=floor
         )
 
+    # A set of n images has a covariance of rank n - 1.
+    few = min(len(context.samples), len(context.reference.images))
+    rank = singular(few, context.features(context.samples, extractor).shape[1])
+    if rank:
+        say(f"{extractor.measure('fd')}: {rank}, so it depends strongly on n: compare it at equal n only")
     measured = {
-        "fd": score("fd", "lower", "Frechet distance of Gaussians fitted to the features"),
+        "fd": score("fd", "lower", "Frechet distance of Gaussians fitted to the features" + (rank and f"; {rank}")),
         "kd": score("kd", "lower", "unbiased squared MMD of the features, cubic kernel, over all pairs", "kd_error"),
         "precision": score("precision", "higher", "share of samples within the neighbourhood of a real image (k = 3)"),
         "recall": score("recall", "higher", "share of real images within the neighbourhood of a sample (k = 3)"),

@@ -33,6 +33,11 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
         raise ValueError(
             f"the images have {data.size} px a side and the model {model.config.size}: set --size to match the images"
         )
+    if (count := data.counts().get("train", 0)) < model.least_images:
+        raise ValueError(
+            f"{data.source}: {count:,} training images are too few for a model of family {model.family}, at least "
+            f"{model.least_images:,} are needed"
+        )
     if data.latents is not None and model.trained is model:
         raise ValueError(
             f"the data have latents of a codec, and this {model.family} is trained on images: give fit() the data "
