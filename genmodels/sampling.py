@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genmodels.abilities import ability
 from genmodels.base import Model
+from genmodels.candidates import BestOf
 from genmodels.modes import evaluating
 from genmodels.pictures import to_float, to_uint8
 from genmodels.stopping import StoppedError, image_progress, stoppable
@@ -58,22 +59,24 @@ def sample(
     batch_size: int = 64,
     progress: bool = True,
     until: Callable[[], bool] | None = None,
+    best: BestOf | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Sample `n` images on all processes together.
 
     Image i of a seed is the same for any `n`, `batch_size` and number of processes, up to rounding.
+    So are its candidates for `best`. Candidate 0 is the image without `best`.
 
     Args:
         model: the model, on the device it should run on.
         n: number of images, over all processes.
         seed: seed of the images.
-        condition: n rows; a dict such as {"Smiling": 1}, the same for all images; or None for
-            unconditional samples.
+        condition: n rows; a dict such as {"Smiling": 1}, the same for all images; or None.
         batch_size: number of images that one process computes at a time.
         progress: show a progress bar on standard error, or lines if that is not a terminal.
         until: called while the networks are evaluated. Sampling ends when it returns True on any
             process. All processes must give one, or none.
+        best: choice of each image among several candidates; None to draw one.
         **options: fields of the model's options.
 
     Returns:
@@ -98,10 +101,13 @@ def sample(
             for start in range(0, len(rows), batch_size):
                 indices = rows[start : start + batch_size]
                 given = conditions[slice(indices.start, indices.stop)].to(model.device)
-                noise = Noise.for_images(seed, indices, model.device)
-                with stoppable(model, bar, until):
-                    images = model.sample(noise, given, settings)
-                mine[start : start + len(indices)] = to_uint8(images)
+
+                def draw(candidate: int, indices: range = indices, given: Condition = given) -> np.ndarray:
+                    noise = Noise.for_images(seed, indices, model.device, candidate)
+                    with stoppable(model, bar, until):
+                        return to_uint8(model.sample(noise, given, settings))
+
+                mine[start : start + len(indices)] = best.choose(draw) if best else draw(0)
                 bar.update(min(len(indices) * state.num_processes, n - bar.n))
         except StoppedError:
             stopped = True

@@ -61,9 +61,15 @@ class Noise:
         self._streams: list[torch.Generator] | None = None
 
     @classmethod
-    def for_images(cls, seed: int, indices: Iterable[int], device: torch.device | str = "cpu") -> Noise:
-        """Return the streams of the images with these `indices` under sampling seed `seed`."""
-        return cls([mix_seed(seed, i) for i in indices], device)
+    def for_images(
+        cls, seed: int, indices: Iterable[int], device: torch.device | str = "cpu", candidate: int = 0
+    ) -> Noise:
+        """Return the streams of the images with these `indices` under sampling seed `seed`.
+
+        Each image has further streams of its own, for candidates 1, 2, ... of the same image.
+        """
+        further = (candidate,) if candidate else ()
+        return cls([mix_seed(seed, i, *further) for i in indices], device)
 
     def __len__(self) -> int:
         return len(self.seeds)

@@ -54,6 +54,8 @@ def evaluation(
         "reconstructions": 255 - originals,
         "nearest samples": images[:8],
         "nearest train": images[8:16],
+        "least realistic": images[16:32],
+        "most realistic": images[32:48],
     }
     facts: dict[str, Any] = {"kind": "tiny", "weights": "EMA", "seed": 0, "training": {"minutes": 10.0 * (number + 1)}}
     return Evaluation(

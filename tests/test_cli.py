@@ -23,6 +23,9 @@ from genmodels.cli import COMMANDS, DATA_COMMANDS, fold_options, main
 from genmodels.cli.arguments import ConditionFlags
 from genmodels.data import open_data
 from genmodels.data.sheet import _caption
+from genmodels.evaluation.extractors import Extractor
+from genmodels.evaluation.images import Images
+from genmodels.evaluation.realism import most_realistic
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pictures import save_grid, to_uint8
 from genmodels.types import Condition, ConditionConfig
@@ -229,6 +232,34 @@ def test_sample_with_conditions(run: Path, capsys: pytest.CaptureFixture[str]) -
         assert message in fails(capsys, 2, "sample", asked, *arguments)
     assert "trained without attributes" in fails(capsys, 2, "sample", run, "--attributes", "Smiling=yes")
     assert "trained without labels" in fails(capsys, 2, "sample", run, "--label", "0")
+
+
+def test_sample_keeps_the_best_of_several(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    colours = Extractor("colours", lambda images: images[..., ::8, ::8].float().flatten(1))
+    monkeypatch.setattr("genmodels.evaluation.extractors.load_extractor", lambda spec, device="cpu": colours)
+    real = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
+    np.save("real.npy", real)
+    np.save("few.npy", real[:3])
+    command = ["sample", str(run), "--n", "5", "--seed", "3", "--steps", "2"]
+    assert main([*command, "--best-of", "4", "--data", "real.npy", "--out", "best.npy"]) == 0
+    said = capsys.readouterr().out
+    assert "each image is the best of 4 by realism (colours, compared with 40 images of real.npy)" in said
+    assert "an image takes 4 network evaluations and" in said
+    best = most_realistic(4, Images(real, "real"), colours)
+    expected = sampling.sample(genmodels.load(run), 5, 3, best=best, steps=2, progress=False)
+    assert np.array_equal(np.load("best.npy"), expected)
+    assert main([*command, "--best-of", "1", "--out", "plain.npy"]) == 0
+    assert not np.array_equal(np.load("plain.npy"), expected)
+    for status, arguments, message in [
+        (2, ["--best-of", "0"], "--best-of must be at least 1, got 0"),
+        (2, ["--best-of", "4"], "does not record which images it was trained on: give --data"),
+        (2, ["--data", "real.npy"], "--data and --root are real images for --best-of"),
+        (1, ["--best-of", "4", "--data", "few.npy"], "features of at least 4 images are needed, got 3"),
+        (1, ["--best-of", "4", "--data", "nowhere"], "--data nowhere: expected"),
+    ]:
+        assert message in fails(capsys, status, *command, "--out", "new.npy", *arguments)
 
 
 # ---- reconstruct, interpolate ----

@@ -18,7 +18,7 @@ from genmodels.cli import main
 from genmodels.cli.evaluation import _model_size, _read_saved
 from genmodels.evaluation.evaluate import evaluate_images
 from genmodels.evaluation.images import Images
-from genmodels.evaluation.results import Evaluation
+from genmodels.evaluation.results import Evaluation, read_evaluation
 
 __all__ = ["run"]
 
@@ -65,6 +65,22 @@ def test_two_sets_of_images_against_each_other(capsys: pytest.CaptureFixture[str
     folder, array = (json.loads(Path(f"{name}.json").read_text()) for name in ("folder", "array"))
     assert folder["scores"]["fd-colours"] == array["scores"]["fd-colours"]  # the same pixels, the same number
     assert "sampling options" in fails(capsys, 2, "evaluate", "one.npy", "--data", "real.npy", "--temperature", "1")
+    assert "--best-of 2 is for models" in fails(
+        capsys, 2, "evaluate", "one.npy", "--data", "real.npy", "--best-of", "2"
+    )
+    assert "at least 1, got 0" in fails(capsys, 2, "evaluate", "one.npy", "--data", "real.npy", "--best-of", "0")
+
+
+def test_candidates_are_compared_with_training_images(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genmodels.data.open_data", lambda *how: faces())
+    command = ["evaluate", str(run), "--n", "256", "--best-of", "2", "--json", "m.json"]
+    assert main([*command, "--data", "toyfaces"]) == 0
+    assert "samples: each the best of 2 by realism (colours, compared with 600 images of" in capsys.readouterr().out
+    subject = read_evaluation(Path("m.json")).subject
+    assert subject.candidates == 2 and "600 images" in subject.best_by
+    assert "leave out best_of" in fails(capsys, 1, *command, "--data", "real.npy", "--force")
 
 
 def test_bad_input_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,8 +216,8 @@ def test_words_are_escaped(report: Path, page: Element) -> None:
 def test_the_page_tells_how_the_numbers_came_to_be(page: Element) -> None:
     headings = [heading.text for heading in page.all("h2")]
     assert headings == [
-        *("Results", "Samples", "Reconstructions", "Nearest training images", "Quality and cost", "Protocol"),
-        *("Definitions of the metrics", "Not measured", "Subjects", "Versions", "Command"),
+        *("Results", "Samples", "Reconstructions", "Single samples", "Nearest training images", "Quality and cost"),
+        *("Protocol", "Definitions of the metrics", "Not measured", "Subjects", "Versions", "Command"),
     ]
     protocol = [[cell.text for cell in row.all("th", "td")] for row in section(page, "Protocol").all("tr")]
     rows = dict(protocol)
@@ -242,6 +242,17 @@ def test_the_page_says_what_our_extractor_cannot_see_where_it_judges(page: Eleme
     without = evaluation(without=judged)
     root = Page(write_report([without, without], tmp_path).read_text()).root
     assert "Arrows show" in section(root, "Results").text and "malformed" not in section(root, "Results").text
+
+
+def test_the_page_says_that_samples_are_the_best_of_several(page: Element, tmp_path: Path) -> None:
+    assert "not selected" in section(page, "Samples").text
+    chosen = evaluation(candidates=4, best_by="realism (faces)")
+    root = Page(write_report([chosen], tmp_path).read_text()).root
+    assert "samples of seed 0, each the best of 4 by realism (faces)." in section(root, "Samples").text
+    assert "best of 4 by realism (faces)" in section(root, "Subjects").text
+    assert "not selected" not in root.text
+    rows = section(root, "Single samples").text
+    assert "least realistic, 1 to 8" in rows and "most realistic, 9 to 16" in rows
 
 
 def test_one_subject_without_pictures(tmp_path: Path) -> None:
@@ -311,6 +322,7 @@ def test_subjects_of_one_name_are_with_unique_names() -> None:
     slow = dataclasses.replace(a, options={"steps": 50, "temperature": 1})
     assert names(fast, slow) == ["a (steps 5)", "a (steps 50)"]
     assert names(a, dataclasses.replace(a, seed=1), Subject("b", "tiny")) == ["a (seed 0)", "a (seed 1)", "b"]
+    assert names(a, dataclasses.replace(a, candidates=4, best_by="realism")) == ["a", "a (best of 4)"]
     assert names(a, a, a, Subject("a #2", "tiny")) == ["a", "a #2", "a #3", "a #2 #2"]
 
 
@@ -374,7 +386,7 @@ def test_figures_are_fit_to_print(report: Path) -> None:
     found = {path.name: Image.open(path).convert("RGB") for path in (report / "figures").iterdir()}
     plots = {"fd-faces-images-per-second.png", "fd-faces-training-minutes.png", "reconstructions.png"}
     assert plots <= set(found)
-    assert len(found) == 3 + 4  # and the samples of each
+    assert len(found) == 3 + 2 * 4  # and the samples, and the least and most realistic ones, of each
     for name, image in found.items():
         assert image.width >= 1000, name
         assert image.getpixel((0, 0)) == (255, 255, 255), name

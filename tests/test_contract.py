@@ -12,12 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from huggingface_hub.repocard import metadata_load
 from PIL import Image
 
 import genmodels
+from genmodels import sampling
 from genmodels.abilities import ABILITIES
 from genmodels.base import Generator
+from genmodels.evaluation.extractors import Extractor
+from genmodels.evaluation.images import Images
+from genmodels.evaluation.realism import most_realistic
 from genmodels.pictures import to_uint8
 from genmodels.saving import from_dict
 from genmodels.types import Batch, Condition, Noise, mix_seed
@@ -278,6 +283,24 @@ def test_half_precision_samples(model):
     half = copy.deepcopy(model).to(torch.bfloat16).generate(2, seed=1)
     assert half.dtype == torch.float32
     assert (half - whole).abs().mean() < 0.02
+
+
+def test_the_best_of_candidates_is_the_same_for_every_batch_size(model):
+    """Each image has candidates of its own, and the most realistic one of them is kept."""
+    size = model.config.size
+    colours = Extractor("colours", lambda images: F.adaptive_avg_pool2d(images.float(), 4).flatten(1))  # (N, 48)
+    best = most_realistic(3, Images(to_uint8(faces(24, size=size)), "real"), colours)
+    drawn = [Noise.for_images(5, range(3), candidate=j) for j in range(3)]
+    with torch.no_grad():
+        each = np.stack([to_uint8(model.sample(noise, Condition(), model.options())) for noise in drawn])
+    assert len(np.unique(each.reshape(9, -1), axis=0)) == 9, "candidates must differ"
+    scores = np.stack([best.score(candidates) for candidates in each])  # (3 candidates, 3 images)
+    expected = each[scores.argmax(0), range(3)].astype(int)
+    for n, batch_size in ((3, 64), (5, 2)):
+        found = sampling.sample(model, n, 5, batch_size=batch_size, best=best, progress=False)
+        assert np.abs(found[:3] - expected).max() <= 1
+    one = sampling.sample(model, 3, 5, best=most_realistic(1, Images(found, "real"), colours), progress=False)
+    assert np.array_equal(one, sampling.sample(model, 3, 5, progress=False))
 
 
 def test_images_are_pictures_that_display_themselves(model):

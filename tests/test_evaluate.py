@@ -24,6 +24,8 @@ from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.evaluate import PARTS, Row, evaluate, evaluate_images
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
+from genmodels.evaluation.neighbours import Realism
+from genmodels.evaluation.realism import most_realistic
 from genmodels.evaluation.reference import floor_pair, reference_from, reference_from_images
 from genmodels.evaluation.results import Score, comparable
 from genmodels.latent import Latent
@@ -86,6 +88,40 @@ def test_a_model_is_scored_by_all_it_can_do() -> None:
     originals = data.images[TRAIN:][spread_rows(VALID, 256)][:16]
     assert np.array_equal(found.pictures["reconstructions"], sampling.reconstruct(model, originals))
     assert len(found.pictures["nearest samples"]) == len(found.pictures["nearest train"]) == 16
+
+
+def test_realism_of_single_samples() -> None:
+    data = faces()
+    reference = reference_from(data, "valid")
+    broken = faces(7).images[:300].copy()
+    broken[:20, :8] = 255 - broken[:20, :8]
+    found = evaluate_images(Images(broken, "broken"), reference, [EXTRACTOR])
+    realism = Realism(colours(torch.from_numpy(np.array(reference.images.pixels)).permute(0, 3, 1, 2)).numpy())
+    scores = realism(colours(torch.from_numpy(broken).permute(0, 3, 1, 2)).numpy())
+    score, outliers = found.scores["realism-colours"], found.scores["outliers-colours"]
+    assert score.value == pytest.approx(np.median(scores)) and "k = 3" in score.how
+    assert score.floor == pytest.approx(score.value, rel=0.1)
+    assert outliers.floor == 0.05 and 20 / 300 < outliers.value < 0.2
+    order = np.argsort(scores, kind="stable")
+    assert np.array_equal(found.pictures["least realistic"], broken[order[:16]]) and (order[:16] < 20).mean() > 0.6
+    assert np.array_equal(found.pictures["most realistic"], broken[order[::-1][:16]])
+
+
+def test_the_best_of_several_candidates_is_recorded_with_its_cost() -> None:
+    model, data = Tiny(TinyConfig()), faces()
+    reference = reference_from(data, "valid")
+    plain, best = (evaluate(model, data, [EXTRACTOR], n=256, best_of=n) for n in (1, 3))
+    assert plain.subject.choice == ""
+    assert best.subject.choice == f"best of 3 by realism (colours, compared with {TRAIN} images of colours, train)"
+    chosen = most_realistic(3, reference.train, EXTRACTOR)
+    assert np.array_equal(best.pictures["samples"][:9], sampling.sample(model, 9, best=chosen, progress=False))
+    for name in ("network-evaluations", "sample-flops"):
+        assert best.scores[name].value == pytest.approx(3 * plain.scores[name].value)
+        assert best.subject.choice in best.scores[name].how
+    assert best.scores["realism-colours"].value > plain.scores["realism-colours"].value
+    for split, message in (("valid", "at least 1, got 0"), ("train", "choose the split valid")):
+        with pytest.raises(ValueError, match=message):
+            evaluate(model, reference_from(data, split), [EXTRACTOR], n=256, best_of=0)
 
 
 def test_codes_have_bits_per_token_and_few_shades_a_number_of_their_own() -> None:

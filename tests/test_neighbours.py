@@ -8,7 +8,7 @@ import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from genmodels.evaluation import distances
-from genmodels.evaluation.neighbours import Manifold, diversity, manifold, memorisation, nearest
+from genmodels.evaluation.neighbours import RIDGE, Manifold, Realism, diversity, manifold, memorisation, nearest
 
 
 def draw(n: int, width: int, seed: int, scale: float = 1.0) -> np.ndarray:
@@ -177,6 +177,34 @@ def test_memorisation_refuses_training_images_as_held_out() -> None:
     train = draw(50, 4, 0)
     with pytest.raises(ValueError, match="^80% of the held-out images are training images: hold out images of another"):
         memorisation(draw(50, 4, 1), train, np.concatenate([train[:40], draw(10, 4, 2)]))
+
+
+def test_realism_by_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = draw(60, 4, 0) * np.array([5, 1, 1, 0.1], np.float32) + 20
+    fake = draw(40, 4, 1) * np.array([5, 1, 2, 0.3], np.float32) + 20
+    variances, axes = np.linalg.eigh(np.cov(real.astype(float).T))
+    white_real, white_fake = (
+        (x - real.mean(0)) @ axes / np.sqrt(variances + RIDGE * variances.mean()) for x in (real, fake)
+    )
+    radii = np.sort(pairwise(white_real, white_real))[:, 3]  # each is its own neighbour 0
+    expected = (radii / pairwise(white_fake, white_real)).max(axis=1)
+    assert expected.min() < 0.6 and expected.max() > 1
+    assert Realism(real)(fake) == pytest.approx(expected, rel=1e-4)
+    monkeypatch.setattr(distances, "TILE", 7)
+    assert Realism(real)(fake) == pytest.approx(expected, rel=1e-4)
+
+
+def test_realism_of_copies_and_of_what_is_far_away() -> None:
+    real = draw(200, 6, 0)
+    real[1:5] = real[0]  # its ball is one point
+    scores = Realism(real)(np.concatenate([real[10:12], real[:1] + 1e-9, np.full((1, 6), 1000, np.float32)]))
+    assert (scores[:2] > 1e4).all() and np.isfinite(scores[2:]).all() and scores[3] < 0.01
+    with pytest.raises(ValueError, match="features of at least 4 images are needed, got 3"):
+        Realism(real[10:13])
+    with pytest.raises(ValueError, match="all 5 images have the same features"):
+        Realism(real[:5])
+    with pytest.raises(ValueError, match="of 7 and of 6 dimensions"):
+        Realism(real)(draw(2, 7, 0))
 
 
 def test_diversity_of_a_gaussian() -> None:

@@ -15,6 +15,7 @@ from PIL import Image, ImageSequence
 from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 from genmodels import pictures, sampling, stopping
+from genmodels.candidates import BestOf
 from genmodels.pictures import to_uint8
 from genmodels.types import Condition
 
@@ -80,6 +81,33 @@ def test_sample_refuses() -> None:
         sampling.sample(model, 0)
     with pytest.raises(ValueError, match="'top_k' for tiny; known: temperature, latents, steps"):
         sampling.sample(model, 1, top_k=3)
+
+
+def test_the_best_candidate_is_kept_and_the_first_of_equals() -> None:
+    drawn = np.array([[[1], [5]], [[4], [5]], [[2], [3]]], np.uint8)  # (3 candidates, 2 images, 1)
+    asked: list[int] = []
+
+    def draw(candidate: int) -> np.ndarray:
+        asked.append(candidate)
+        return drawn[candidate].copy()
+
+    assert BestOf(3, lambda images: images[:, 0].astype(float)).choose(draw).tolist() == [[4], [5]]
+    assert asked == [0, 1, 2]
+    assert BestOf(3, lambda images: np.zeros(2)).choose(draw).tolist() == [[1], [5]]
+    assert str(BestOf(3, draw, "light")) == "best of 3 by light"
+    with pytest.raises(ValueError, match="candidates per image must be at least 1, got 0"):
+        BestOf(0, draw)
+
+
+def test_candidates_are_those_of_smaller_numbers_and_one_more() -> None:
+    model = Tiny(TinyConfig())
+
+    def light(images: np.ndarray) -> np.ndarray:
+        return images.mean((1, 2, 3))
+
+    most = [light(sampling.sample(model, 6, 3, best=BestOf(n, light), progress=False)) for n in (1, 2, 4, 8)]
+    assert np.array_equal(most[0], light(sampling.sample(model, 6, 3, progress=False)))
+    assert (np.diff(most, axis=0) >= 0).all() and (most[3] > most[0]).sum() >= 4
 
 
 def test_two_processes_sample_what_one_does(tmp_path: Path) -> None:

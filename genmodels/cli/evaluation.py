@@ -67,6 +67,8 @@ def evaluate(
         print("* fewer than 2,048 images on one side: comparable only at equal n, and too few to quote")
     for name, reason in result.absent.items():
         print(f"not measured: {name}: {reason}")
+    if result.subject.choice:
+        print(f"samples: each the {result.subject.choice}")
     for protocol in dict.fromkeys(
         score.protocol.in_words() for score in result.scores.values() if score.protocol.extractor
     ):
@@ -211,6 +213,8 @@ def _given(run: str, settings: EvaluationFlags, options: tuple[str, ...]) -> Ima
         return None
     if options:
         raise UsageError(f"{run} holds images: sampling options such as --options {options[0]} are for models")
+    if settings.best_of > 1:
+        raise UsageError(f"{run} holds images: --best-of {settings.best_of} is for models")
     images = read_images(Path(run), settings.size)
     say_notes(images, run)
     if settings.n is not None and settings.n > len(images):
@@ -251,6 +255,7 @@ def _measure(
         seed=settings.seed,
         batch_size=settings.batch_size,
         options=chosen,
+        best_of=settings.best_of,
         subject=read_subject(run, model.family),
     )
 

@@ -41,11 +41,16 @@ class EvaluationFlags:
     your own weights. The first one is also used to look for copies of training images."""
     batch_size: int = 64
     """Number of images computed at a time."""
+    best_of: int = 1
+    """Number of candidates per sample of a model, of which the most realistic one is kept. The first
+    extractor compares them with the training images."""
 
     def check(self) -> None:
         """Refuse numbers that cannot work, before any work."""
         if self.batch_size < 1:
             raise UsageError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.best_of < 1:
+            raise UsageError(f"--best-of must be at least 1, got {self.best_of}")
         if self.n is not None:
             from genmodels.evaluation.protocol import check_count
 

@@ -6,11 +6,16 @@ Signatures and docstrings are what `--help` prints. Slow imports are inside the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import OmitArgPrefixes, Positional
 
 from genmodels.cli.arguments import NO_CONDITION, ConditionFlags, check_empty, check_free, chosen_options, open_model
 from genmodels.usage import UsageError
+
+if TYPE_CHECKING:
+    from genmodels.candidates import BestOf
+    from genmodels.types import Condition
 
 
 def sample(
@@ -21,6 +26,9 @@ def sample(
     condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
     batch_size: int = 64,
+    best_of: int = 1,
+    data: str | None = None,
+    root: Path | None = None,
     force: bool = False,
 ) -> None:
     """Sample images from a saved model.
@@ -37,8 +45,18 @@ def sample(
         condition: condition of the samples.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
         batch_size: number of images computed at a time.
+        best_of: number of candidates per image, of which the most realistic one is kept, by the
+            extractor faces. Sampling takes that many times as long.
+        data: real images to compare candidates with: a data set by name or a packed directory, of
+            which the train split is used, or a set of images (a folder, .zip, .npy or .npz). By
+            default, what the run was trained on.
+        root: where the files of the data set are. By default, that of the run.
         force: overwrite an existing file.
     """
+    if best_of < 1:
+        raise UsageError(f"--best-of must be at least 1, got {best_of}")
+    if best_of == 1 and (data or root):
+        raise UsageError("--data and --root are real images for --best-of: leave them out, or give --best-of")
     target = Path(out)
     as_folder = out.endswith("/") or target.is_dir() or not target.suffix
     if not as_folder and target.suffix not in (".png", ".npy"):
@@ -52,10 +70,40 @@ def sample(
     else:
         check_free(target, force)
     chosen = chosen_options(model, options)
-    images = sampling.sample(model, n, seed, condition.of(model, n), batch_size=batch_size, **chosen)
+    conditions = condition.of(model, n)
+    best = _best(run, model, best_of, data, root, batch_size) if best_of > 1 else None
+    images = sampling.sample(model, n, seed, conditions, batch_size=batch_size, best=best, **chosen)
     if sampling.processes().is_main_process:
         pictures.save_images(target, images)
         print(f"{n} images of seed {seed} in {target}")
+        if best:
+            print(f"each image is the {best}; {_cost(model, best, conditions, chosen)}")
+
+
+def _best(run: str, model: Any, count: int, data: str | None, root: Path | None, batch_size: int) -> BestOf:
+    """Return the choice of the most realistic of `count` candidates, compared with training images."""
+    from genmodels.cli.real_images import EvaluationFlags, real_images
+    from genmodels.evaluation.extractors import load_extractor
+    from genmodels.evaluation.realism import most_realistic
+
+    size = model.config.size
+    real = real_images([run], EvaluationFlags(data=data, root=root, size=size))
+    if not real.are_given:
+        real.split = "train"
+    return most_realistic(count, real.of_size(size).images, load_extractor("faces", model.device), batch_size)
+
+
+def _cost(model: Any, best: BestOf, conditions: Condition, options: dict[str, Any]) -> str:
+    """Return what one image costs, candidates and their scores included."""
+    from genmodels import sampling
+    from genmodels.evaluation.columns import amount
+    from genmodels.evaluation.cost import sampling_operations
+
+    first = conditions[slice(0, 1)]
+    operations, calls = sampling_operations(
+        model, lambda: sampling.sample(model, 1, condition=first, best=best, progress=False, **options)
+    )
+    return f"an image takes {calls} network evaluations and {amount(operations, 'FLOPs')}, scores included"
 
 
 def trajectory(

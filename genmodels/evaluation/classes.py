@@ -130,8 +130,8 @@ def known_classes(reference: Reference, conditions: ConditionConfig) -> Classes:
 
 def _sampled(context: Context, labels: Tensor) -> Images:
     """Draw one sample of each of `labels`, int64 (N,)."""
-    n, condition, size = len(labels), Condition(labels=labels), context.batch_size
-    pixels = sampling.sample(context.model, n, context.seed, condition, batch_size=size, **context.options)
+    n, condition, size, best = len(labels), Condition(labels=labels), context.batch_size, context.best
+    pixels = sampling.sample(context.model, n, context.seed, condition, batch_size=size, best=best, **context.options)
     return Images(pixels, f"samples of {context.model.family} by class")
 
 

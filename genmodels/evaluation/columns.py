@@ -23,7 +23,7 @@ GROUPS = {
 """Headings of the groups of scores, in the order of the tables."""
 ORDER = (
     *("fid", "fd", "kid", "kd", "precision", "recall", "density", "coverage", "diversity", "diversity-lpips"),
-    *("nearest-train", "copies", "attributes", "labels", "fid-conditional", "fd-conditional"),
+    *("nearest-train", "copies", "realism", "outliers", "attributes", "labels", "fid-conditional", "fd-conditional"),
     *("fid-by-class", "fd-by-class", "psnr", "ssim", "lpips", "rfid", "rfd", "codebook-usage"),
     *("codebook-perplexity", "bits-per-dim", "bits-per-token", "parameters", "train-flops", "sample-flops"),
     *("network-evaluations", "images-per-second", "memory", "training-minutes"),

@@ -117,6 +117,7 @@ def with_unique_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 def _facts_of(subject: Subject) -> dict[str, Any]:
     known = {"kind": subject.kind, "weights": subject.weights, "seed": subject.seed}
+    known |= {"best of": subject.candidates if subject.candidates > 1 else None}
     return {key: value for key, value in (known | subject.options).items() if value not in ("", None)}
 
 

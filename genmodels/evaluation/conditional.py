@@ -58,8 +58,9 @@ def part(context: Context) -> Part:
     n, count = context.n, len(held)
     requested = held[np.arange(n) % count if n > count else spread_rows(count, n)]
     condition = Condition(attributes=torch.from_numpy(requested).float())
-    size = context.batch_size
-    pixels = sampling.sample(model, context.n, context.seed, condition, batch_size=size, **context.options)
+    pixels = sampling.sample(
+        model, n, context.seed, condition, batch_size=context.batch_size, best=context.best, **context.options
+    )
     sets = (Images(pixels, "conditional samples"), reference.train, reference.images)
     fake, train, real = (context.features(images, extractor) for images in sets)
     absent: dict[str, str] = {}

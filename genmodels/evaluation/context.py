@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from genmodels.candidates import BestOf
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
@@ -52,6 +53,7 @@ class Context:
             likelihood of.
         seed: seed of the noise.
         options: sampling options of the model.
+        best: choice of each sample among several candidates; None if one is drawn.
         device: device of the networks that compare images.
         pictures: images to show with the scores, by name, to which a part may add.
     """
@@ -64,6 +66,7 @@ class Context:
     n: int = 0
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    best: BestOf | None = None
     device: torch.device | str = "cpu"
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     _features: dict[tuple[str, str], np.ndarray] = field(default_factory=dict, init=False, repr=False)

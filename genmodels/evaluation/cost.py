@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from genmodels import sampling
 from genmodels.base import Model
+from genmodels.candidates import BestOf
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
@@ -41,11 +44,23 @@ OPERATIONS = "matrix products, convolutions and attention, a multiply-add as two
 
 def part(context: Context) -> Part:
     """Measure what the model costs to train and, if it can sample, to sample from."""
-    return cost_scores(context.model, batch_size=context.batch_size, seed=context.seed, options=context.options)
+    return cost_scores(
+        context.model,
+        batch_size=context.batch_size,
+        seed=context.seed,
+        options=context.options,
+        best=context.best,
+    )
 
 
 def cost_scores(
-    model: Any, *, batch_size: int = 64, seed: int = 0, options: Mapping[str, Any], seconds: float = 3.0
+    model: Any,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    options: Mapping[str, Any],
+    best: BestOf | None = None,
+    seconds: float = 3.0,
 ) -> Part:
     """Measure the costs of `model` without a condition. The model is not changed.
 
@@ -57,6 +72,7 @@ def cost_scores(
         batch_size: number of images computed at a time when speed and memory are measured.
         seed: seed of the noise.
         options: sampling options: fields of `model.Options`.
+        best: choice of each sample among several candidates, whose costs are included.
         seconds: duration of the measurement of speed, which takes at least one batch.
 
     Raises:
@@ -73,12 +89,18 @@ def cost_scores(
         model.options(**options)
 
         def sample(n: int) -> None:
-            model.generate(n, seed, batch_size=n, **options)
+            if best is None:
+                model.generate(n, seed, batch_size=n, **options)
+            else:
+                sampling.sample(model, n, seed, batch_size=n, progress=False, best=best, **options)
 
+        measured: dict[str, Score] = {}
         with reasons(absent, "sample-flops", "network-evaluations"):
-            _count(model, sample, anywhere, scores, absent)
+            _count(model, sample, anywhere, measured, absent)
         with reasons(absent, "memory", "images-per-second"):
-            _measure(model, sample, batch_size, seconds, scores)
+            _measure(model, sample, batch_size, seconds, measured)
+        each = "" if best is None else f"; each sample is the {best}"
+        scores |= {name: replace(score, how=score.how + each) for name, score in measured.items()}
     return Part(scores, absent)
 
 

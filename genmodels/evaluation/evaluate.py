@@ -13,6 +13,7 @@ import torch
 
 from genmodels import sampling
 from genmodels.base import Model
+from genmodels.candidates import BestOf
 from genmodels.data.packed import Packed
 from genmodels.evaluation import (
     classes,
@@ -24,6 +25,7 @@ from genmodels.evaluation import (
     likelihood,
     own,
     pairs,
+    realism,
     samples,
     tokens,
 )
@@ -48,7 +50,12 @@ class Row(NamedTuple):
     the kind of model."""
 
 
-SAMPLE_PARTS = [Row("sample", samples.part), Row("sample", copies.part), Row("sample", diversity.part)]
+SAMPLE_PARTS = [
+    Row("sample", samples.part),
+    Row("sample", copies.part),
+    Row("sample", realism.part),
+    Row("sample", diversity.part),
+]
 """Metrics of images, whether a model sampled them or they were given."""
 
 PARTS = [
@@ -74,6 +81,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 64,
     options: Mapping[str, Any] | None = None,
+    best_of: int = 1,
     subject: Subject | None = None,
 ) -> Evaluation:
     """Compute every metric of `PARTS` that `model` has the ability for.
@@ -92,6 +100,8 @@ def evaluate(
         seed: seed of the samples.
         batch_size: number of images computed at a time.
         options: sampling options: fields of the model's `Options`.
+        best_of: number of candidates per sample, of which the most realistic one is kept. The first
+            extractor compares them with the training images.
         subject: what is known about the model in addition.
 
     Raises:
@@ -107,16 +117,17 @@ def evaluate(
     options = dict(options or {})
     extractors = _checked(extractors, model.device)
     subject = subject or Subject(model.family, model.family)
-    images = None
+    images = best = None
     if model.can("sample"):
         check_count(n, "samples")
         check_count(len(reference.images), reference.images.name)
-        images, subject = _sampled(model, n, seed, batch_size, options, subject)
-    elif options:
-        raise ValueError(
-            f"{model.kind} models do not sample images: leave out the sampling options {', '.join(options)}"
-        )
-    context = Context(reference, extractors, batch_size, images, model, n, seed, options, model.device)
+        if best_of != 1:
+            best = realism.most_realistic(best_of, _training_images(reference), extractors[0], batch_size)
+        images, subject = _sampled(model, n, seed, batch_size, options, best, subject)
+    elif options or best_of != 1:
+        names = ", ".join([*options, *["best_of"] * (best_of != 1)])
+        raise ValueError(f"{model.kind} models do not sample images: leave out the sampling options {names}")
+    context = Context(reference, extractors, batch_size, images, model, n, seed, options, best, model.device)
     parts, absent = [], dict[str, str]()
     for ability, part, otherwise in PARTS:
         if ability is None or model.can(ability):
@@ -177,15 +188,26 @@ def _run(
     return Evaluation(subject, finite, absent, made, context.pictures)
 
 
+def _training_images(reference: Reference) -> Images:
+    """Return the real images that candidates are compared with: not those of the scores."""
+    if reference.train is None:
+        raise ValueError(
+            f"{reference.images.name}: candidates are compared with training images, and these are not known or are "
+            "what the scores compare with; leave out best_of, or choose the split valid of a data set"
+        )
+    return reference.train
+
+
 def _sampled(
-    model: Any, n: int, seed: int, batch_size: int, options: dict[str, Any], subject: Subject
+    model: Any, n: int, seed: int, batch_size: int, options: dict[str, Any], best: BestOf | None, subject: Subject
 ) -> tuple[Images, Subject]:
     """Draw the samples, and add to `subject` how they were drawn."""
     settings = asdict(model.options(**options))
     chosen = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    pixels = sampling.sample(model, n, seed, batch_size=batch_size, **options)
+    pixels = sampling.sample(model, n, seed, batch_size=batch_size, best=best, **options)
     images = Images(pixels, f"samples of {model.family}")
-    return images, replace(subject, seed=seed, options=chosen, fingerprint=images.fingerprint)
+    subject = replace(subject, seed=seed, options=chosen, fingerprint=images.fingerprint)
+    return images, replace(subject, candidates=best.count, best_by=best.rule) if best else subject
 
 
 def _checked(extractors: Sequence[Extractor], device: torch.device | str) -> Sequence[Extractor]:

@@ -16,7 +16,7 @@ from PIL import Image
 from genmodels import pictures
 from genmodels.evaluation.columns import FLOOR, Column, amount
 from genmodels.evaluation.report import COLOURS, drawn_in
-from genmodels.evaluation.results import OF_CLASS, Evaluation, Score
+from genmodels.evaluation.results import EXTREMES, OF_CLASS, Evaluation, Score
 
 if TYPE_CHECKING:  # importing matplotlib is slow
     from matplotlib.axes import Axes
@@ -177,6 +177,17 @@ def class_samples(e: Evaluation) -> list[tuple[str, np.ndarray]]:
     return [(name.removeprefix(OF_CLASS), images) for name, images in e.pictures.items() if name.startswith(OF_CLASS)]
 
 
+def extremes(e: Evaluation) -> list[tuple[str, np.ndarray]]:
+    """Return the samples with the lowest and the highest realism in rows of up to eight, uint8
+    (N, H, W, 3), the most extreme ones first, with names."""
+    sets = [(name, e.pictures[name]) for name in EXTREMES if name in e.pictures]
+    return [
+        (f"{name}, {start + 1} to {min(start + 8, len(images))}", images[start : start + 8])
+        for name, images in sets
+        for start in range(0, len(images), 8)
+    ]
+
+
 def class_caption(name: str, score: Score | None) -> str:
     """Return the name of a class, and how often it was found if `score` measured that."""
     if score is None or name not in score.each:
@@ -205,9 +216,10 @@ def write_figures(evaluations: Sequence[Evaluation], metrics: Sequence[Column], 
     for e, name in zip(evaluations, file_names(names), strict=True):
         if "samples" in e.pictures:
             enlarged(pictures.grid(*samples_shown(e.pictures["samples"], 528))).save(folder / f"samples-{name}.png")
-        if len(rows := class_samples(e)) > 1:
-            with drawn_in("black"):
-                strips(rows).savefig(folder / f"classes-{name}.png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
+        for kind, rows in (("classes", class_samples(e)), ("realism", extremes(e))):
+            if len(rows) > 1:
+                with drawn_in("black"):
+                    strips(rows).savefig(folder / f"{kind}-{name}.png", dpi=DPI, bbox_inches="tight", pad_inches=0.05)
 
 
 def strips(rows: Sequence[tuple[str, np.ndarray]]) -> Canvas:

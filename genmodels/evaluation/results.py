@@ -18,6 +18,8 @@ FORMAT = 2
 """Version of the JSON. Other versions are refused."""
 OF_CLASS = "samples of class "
 """Beginning of the names of the pictures that show one class."""
+EXTREMES = ("least realistic", "most realistic")
+"""Names of the pictures of the samples with the lowest and with the highest realism."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Subject:
         weights: "EMA", "raw", or "" if that is not known or there are none.
         seed: seed of the samples; None for given images.
         options: sampling options.
+        candidates: number of candidates per sample, of which the best one was kept.
+        best_by: what the candidates were compared by; "" if there was one.
         fingerprint: 16 hex digits that identify the images.
         training: what is known about the training: "minutes", "images", "steps".
         notes: how given images were converted, such as "resized from 128 to 64 px, lanczos".
@@ -69,9 +73,16 @@ class Subject:
     weights: str = ""
     seed: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    candidates: int = 1
+    best_by: str = ""
     fingerprint: str = ""
     training: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def choice(self) -> str:
+        """How each sample was chosen: "best of 4 by ..."; "" if one was drawn."""
+        return f"best of {self.candidates} by {self.best_by}" if self.candidates > 1 else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +96,8 @@ class Evaluation:
         made: versions and date of the measurement: "code", "torch", "device", "date".
         pictures: uint8 (N, H, W, 3) by name, which are not stored in the JSON: "samples" (the first
             ones), "originals" and "reconstructions", "nearest samples" and "nearest train" (the
-            closest pairs), and "samples of class NAME" for each of a few classes.
+            closest pairs), "least realistic" and "most realistic" samples, and "samples of class
+            NAME" for each of a few classes.
     """
 
     subject: Subject

@@ -10,6 +10,7 @@ from genmodels.evaluation.figures import (
     better_corner,
     class_caption,
     class_samples,
+    extremes,
     originals_first,
     plot,
     same_originals,
@@ -104,6 +105,7 @@ def sections(evaluations: Sequence[Evaluation], metrics: Sequence[Column], comma
         _samples(evaluations),
         _classes(evaluations, metrics),
         _reconstructions(evaluations),
+        _single(evaluations),
         _neighbours(evaluations),
         _quality_and_cost(evaluations, metrics),
         _protocol(metrics),
@@ -146,9 +148,13 @@ def _samples(evaluations: Sequence[Evaluation]) -> Section | None:
     for e in having:
         shown, across = samples_shown(e.pictures["samples"], 1056 if len(having) == 1 else 528)
         origin = f"samples of seed {e.subject.seed}" if e.subject.seed is not None else "images of the set"
-        caption = f"The first {len(shown)} {origin}, not selected."
+        caption = f"The first {len(shown)} {origin}, {_selection(e)}."
         figures.append(Figure(e.subject.name, caption, tiles(shown, across), width="half"))
     return Section("Samples", figures=_wide_if_alone(figures), wide=True)
+
+
+def _selection(e: Evaluation) -> str:
+    return f"each the {e.subject.choice}" if e.subject.choice else "not selected"
 
 
 def _classes(evaluations: Sequence[Evaluation], metrics: Sequence[Column]) -> Section | None:
@@ -158,7 +164,7 @@ def _classes(evaluations: Sequence[Evaluation], metrics: Sequence[Column]) -> Se
     figures = []
     for e, score in zip(evaluations, labels, strict=True):
         if rows := [(class_caption(name, score), tiles(images, 8)) for name, images in class_samples(e)]:
-            caption = "The first samples of each class, not selected."
+            caption = f"The first samples of each class, {_selection(e)}."
             figures.append(Figure(e.subject.name, caption, rows=rows, width="half"))
     names = dict.fromkeys(name for column in measured for score in column.scores if score for name in score.each)
     having = [(e, c, s) for c in measured for e, s in zip(evaluations, c.scores, strict=True) if s is not None]
@@ -203,6 +209,13 @@ def _neighbours(evaluations: Sequence[Evaluation]) -> Section | None:
         f"images, the copies are here. The lower rows {LICENCE}"
     ]
     return Section("Nearest training images", text, _wide_if_alone(figures), wide=True) if figures else None
+
+
+def _single(evaluations: Sequence[Evaluation]) -> Section | None:
+    drawn = [(e, [(name, tiles(images, 8)) for name, images in extremes(e)]) for e in evaluations]
+    figures = [Figure(e.subject.name, rows=rows, width="half") for e, rows in drawn if rows]
+    text = ["The samples with the lowest and with the highest realism, the most extreme ones first."]
+    return Section("Single samples", text, _wide_if_alone(figures), wide=True) if figures else None
 
 
 def _wide_if_alone(figures: Sequence[Figure]) -> Sequence[Figure]:
@@ -262,14 +275,14 @@ def _absent(evaluations: Sequence[Evaluation]) -> Section | None:
 
 
 def _subjects(evaluations: Sequence[Evaluation]) -> Section:
-    head = ["subject", "kind", "weights", "seed", "sampling options", "training", "conversion", "fingerprint"]
+    head = ["subject", "kind", "weights", "seed", "sampling options", "choice", "training", "conversion", "fingerprint"]
     rows = []
     for e in evaluations:
         s = e.subject
         options = ", ".join(f"{name} {value}" for name, value in s.options.items())
         training = ", ".join(f"{amount(value)} {name}" for name, value in s.training.items())
         seed = "" if s.seed is None else str(s.seed)
-        rows.append([s.name, s.kind, s.weights, seed, options, training, "; ".join(s.notes), s.fingerprint])
+        rows.append([s.name, s.kind, s.weights, seed, options, s.choice, training, "; ".join(s.notes), s.fingerprint])
     known = [i for i, words in enumerate(zip(*rows, strict=True)) if any(words)]
     return Section("Subjects", table=[[row[i] for i in known] for row in [head, *rows]])
 
