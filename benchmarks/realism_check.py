@@ -62,7 +62,8 @@ def main(check: Check) -> None:
     sets = damaged(np.asarray(held_out.images)[rows])
     for path in check.samples:
         name = f"{path.parent.name}/{path.stem}"
-        sets[name] = cut_grid(path, check.size) if path.suffix == ".png" else read_images(path, check.size).pixels
+        grid = path.suffix == ".png"
+        sets[name] = cut_grid(path, check.size) if grid else np.asarray(read_images(path, check.size).pixels)
     extractor = load_extractor(check.extractor)
     reference = extract(spread(Images(data.split("train").images, "train"), check.reference), extractor)
     features = {name: extract(Images(pixels, name), extractor) for name, pixels in sets.items()}

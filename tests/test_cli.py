@@ -255,7 +255,8 @@ def test_sample_keeps_the_best_of_several(
     for status, arguments, message in [
         (2, ["--best-of", "0"], "--best-of must be at least 1, got 0"),
         (2, ["--best-of", "4"], "does not record which images it was trained on: give --data"),
-        (2, ["--data", "real.npy"], "--data and --root are real images for --best-of"),
+        (2, ["--data", "real.npy"], "--data, --root and --extractor are for --best-of"),
+        (2, ["--extractor", "dinov2"], "--data, --root and --extractor are for --best-of"),
         (1, ["--best-of", "4", "--data", "few.npy"], "features of at least 4 images are needed, got 3"),
         (1, ["--best-of", "4", "--data", "nowhere"], "--data nowhere: expected"),
     ]:

@@ -29,6 +29,7 @@ def sample(
     best_of: int = 1,
     data: str | None = None,
     root: Path | None = None,
+    extractor: str = "faces",
     force: bool = False,
 ) -> None:
     """Sample images from a saved model.
@@ -45,18 +46,19 @@ def sample(
         condition: condition of the samples.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
         batch_size: number of images computed at a time.
-        best_of: number of candidates per image, of which the most realistic one is kept, by the
-            extractor faces. Sampling takes that many times as long.
+        best_of: number of candidates per image, of which the most realistic one is kept. Sampling
+            takes that many times as long.
         data: real images to compare candidates with: a data set by name or a packed directory, of
             which the train split is used, or a set of images (a folder, .zip, .npy or .npz). By
             default, what the run was trained on.
         root: where the files of the data set are. By default, that of the run.
+        extractor: extractor whose features candidates are compared by, as for evaluate.
         force: overwrite an existing file.
     """
     if best_of < 1:
         raise UsageError(f"--best-of must be at least 1, got {best_of}")
-    if best_of == 1 and (data or root):
-        raise UsageError("--data and --root are real images for --best-of: leave them out, or give --best-of")
+    if best_of == 1 and (data or root or extractor != "faces"):
+        raise UsageError("--data, --root and --extractor are for --best-of: leave them out, or give --best-of")
     target = Path(out)
     as_folder = out.endswith("/") or target.is_dir() or not target.suffix
     if not as_folder and target.suffix not in (".png", ".npy"):
@@ -71,7 +73,7 @@ def sample(
         check_free(target, force)
     chosen = chosen_options(model, options)
     conditions = condition.of(model, n)
-    best = _best(run, model, best_of, data, root, batch_size) if best_of > 1 else None
+    best = _best(run, model, best_of, data, root, extractor, batch_size) if best_of > 1 else None
     images = sampling.sample(model, n, seed, conditions, batch_size=batch_size, best=best, **chosen)
     if sampling.processes().is_main_process:
         pictures.save_images(target, images)
@@ -80,7 +82,9 @@ def sample(
             print(f"each image is the {best}; {_cost(model, best, conditions, chosen)}")
 
 
-def _best(run: str, model: Any, count: int, data: str | None, root: Path | None, batch_size: int) -> BestOf:
+def _best(
+    run: str, model: Any, count: int, data: str | None, root: Path | None, extractor: str, batch_size: int
+) -> BestOf:
     """Return the choice of the most realistic of `count` candidates, compared with training images."""
     from genmodels.cli.real_images import EvaluationFlags, real_images
     from genmodels.evaluation.extractors import load_extractor
@@ -90,7 +94,7 @@ def _best(run: str, model: Any, count: int, data: str | None, root: Path | None,
     real = real_images([run], EvaluationFlags(data=data, root=root, size=size))
     if not real.are_given:
         real.split = "train"
-    return most_realistic(count, real.of_size(size).images, load_extractor("faces", model.device), batch_size)
+    return most_realistic(count, real.of_size(size).images, load_extractor(extractor, model.device), batch_size)
 
 
 def _cost(model: Any, best: BestOf, conditions: Condition, options: dict[str, Any]) -> str:
