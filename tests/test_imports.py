@@ -25,7 +25,7 @@ LAYERS: tuple[set[str], ...] = (
     {"reading", "writing"},
     {"image_files", "array_files", "saving"},
     {"types", "abilities", "weights", "hub", "hashing", "pictures", "modes", "distributed"},
-    {"card", "inpainting", "token_sampling", "usage", "stopping", "candidates"},
+    {"card", "inpainting", "token_sampling", "usage", "stopping", "candidates", "text"},
     {"nn"},
     {"base"},
     {"prior", "autoencoder", "pretrained", "sampling", "data"},
