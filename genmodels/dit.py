@@ -67,6 +67,8 @@ class Alignment:
 
     features: Derived[int] = 0
     """Number of features of the extractor, from --align. 0: no alignment."""
+    weights: Derived[str] = ""
+    """Hash of the weights of the extractor, which evaluation compares with those of its own."""
     after: int = 2
     """Number of blocks after which tokens are compared with the features."""
     weight: float = 0.5

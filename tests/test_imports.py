@@ -38,8 +38,8 @@ LAYERS: tuple[set[str], ...] = (
     {"demo"},
     {"cli"},
 )
-LOADS_BY_NAME = {"codecs", "latent", "diffusion"}
-"""Modules that load a model of any family (codec, prior, guide) through the package itself."""
+LOADS_BY_NAME = {"codecs", "latent", "diffusion", "evaluation"}
+"""Modules that load a model of any family (codec, prior, guide, extractor) through the package itself."""
 UNRESTRICTED = {"__init__", "__main__"}
 SHARED = ["training", "sampling", "evaluation", "cli", "codecs", "data", "directions"]
 """Modules that serve every family alike."""

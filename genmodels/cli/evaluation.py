@@ -69,6 +69,8 @@ def evaluate(
         print(f"not measured: {name}: {reason}")
     if result.subject.choice:
         print(f"samples: each the {result.subject.choice}")
+    for note in result.subject.notes if images is None else ():  # of images, they were printed before
+        print(f"note: {note}")
     for protocol in dict.fromkeys(
         score.protocol.in_words() for score in result.scores.values() if score.protocol.extractor
     ):

@@ -17,6 +17,7 @@ GROUPS = {
     "samples": "Samples",
     "reconstruction": "Reconstruction",
     "likelihood": "Likelihood",
+    "text": "Images and text",
     "own": "Own metrics",
     "cost": "Cost",
 }
@@ -29,8 +30,15 @@ ORDER = (
     *("network-evaluations", "images-per-second", "memory", "training-minutes"),
 )
 """Order of the metrics within a group. Others follow, in the order in which they were measured."""
-ABBREVIATIONS = {"fid", "fd", "kid", "kd", "rfid", "rfd", "psnr", "ssim", "lpips"}
-WORDS = {"flops": "FLOPs", "bits-per-dim": "bits/dim", "bits-per-token": "bits/token", "images-per-second": "images/s"}
+ABBREVIATIONS = {"fid", "fd", "kid", "kd", "rfid", "rfd", "psnr", "ssim", "lpips", "auc"}
+WORDS = {
+    "flops": "FLOPs",
+    "bits-per-dim": "bits/dim",
+    "bits-per-token": "bits/token",
+    "images-per-second": "images/s",
+    "clip-score": "CLIP-score",
+    "clip-score-shuffled": "CLIP-score, shuffled",
+}
 LISTED = 20
 """Largest number of classes, or attributes, of a metric that the terminal lists."""
 COLUMNS = 12

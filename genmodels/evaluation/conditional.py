@@ -6,15 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from genmodels import sampling
-from genmodels.data.rows import spread_rows
 from genmodels.evaluation.context import Context, Part, reasons
-from genmodels.evaluation.images import Images
 from genmodels.evaluation.probe import LEAST, accuracies, predictions, standardised
 from genmodels.evaluation.results import Score
-from genmodels.types import Condition
 
 
 @dataclass(frozen=True)
@@ -54,15 +49,9 @@ def part(context: Context) -> Part:
         return Part(absent={measure: f"{reference.images.name} does not know {', '.join(missing)}"})
     columns = [reference.attribute_names.index(name) for name in names]
     held, known = reference.attributes[:, columns], reference.train_attributes[:, columns]
-    # Combinations of attributes that occur in real images.
-    n, count = context.n, len(held)
-    requested = held[np.arange(n) % count if n > count else spread_rows(count, n)]
-    condition = Condition(attributes=torch.from_numpy(requested).float())
-    pixels = sampling.sample(
-        model, n, context.seed, condition, batch_size=context.batch_size, best=context.best, **context.options
-    )
-    sets = (Images(pixels, "conditional samples"), reference.train, reference.images)
-    fake, train, real = (context.features(images, extractor) for images in sets)
+    images, rows = context.requested  # combinations of attributes that occur in real images
+    requested = held[rows]
+    fake, train, real = (context.features(x, extractor) for x in (images, reference.train, reference.images))
     absent: dict[str, str] = {}
     with reasons(absent, measure):
         result = attribute_accuracy(fake, requested, train, known, real, held, names)

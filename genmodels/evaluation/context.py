@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from genmodels import sampling
 from genmodels.candidates import BestOf
+from genmodels.data.rows import spread_rows
+from genmodels.evaluation.embedder import embedder
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
@@ -23,6 +26,7 @@ from genmodels.evaluation.reference import Reference, floor_pair, spread
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance, load_lpips
 from genmodels.pictures import to_float
+from genmodels.types import Condition
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,23 @@ class Context:
         """As many real images as there are samples, and other real images to compare them with."""
         assert self.samples is not None
         return floor_pair(self.reference, len(self.samples))
+
+    @cached_property
+    def embedder(self) -> Extractor:
+        """The model itself, which embeds images and sentences, as an extractor."""
+        return embedder(self.model)
+
+    @cached_property
+    def requested(self) -> tuple[Images, np.ndarray]:
+        """Samples that should have the attributes of held-out images, and the numbers (n,) of these
+        images. The model takes attributes, and the reference knows all of them."""
+        names, count = self.reference.attribute_names, len(self.reference.images)
+        columns = [names.index(name) for name in self.model.conditions.attributes]
+        rows = np.arange(self.n) % count if self.n > count else spread_rows(count, self.n)
+        assert self.reference.attributes is not None
+        condition = Condition(attributes=torch.from_numpy(self.reference.attributes[rows][:, columns]).float())
+        how = {"batch_size": self.batch_size, "best": self.best, **self.options}
+        return Images(sampling.sample(self.model, self.n, self.seed, condition, **how), "conditional samples"), rows
 
     @cached_property
     def lpips(self) -> tuple[Distance | None, dict[str, str]]:

@@ -209,7 +209,7 @@ def counting() -> Iterator[FlopCounterMode]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def unknown(model: Model, n: int) -> Condition:
+def unknown(model: Any, n: int) -> Condition:
     """Return the condition of `n` images about which nothing is known, in the form that the model
     is trained with."""
     kinds, device = model.conditions, model.device
@@ -219,6 +219,8 @@ def unknown(model: Model, n: int) -> Condition:
     if kinds.text.vocabulary:  # sentences of full length
         ids = torch.zeros(n, kinds.text.length, dtype=torch.int64, device=device)
         text = Text(ids, torch.ones_like(ids, dtype=torch.bool))
+    elif model.can("tokenize"):  # trained with sentences, which are padded to full length
+        text = model.tokenize(["a face"] * n).map(lambda tensor: tensor.to(device))
     return Condition(attributes, labels, text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from genmodels.candidates import BestOf
 from genmodels.data.packed import Packed
 from genmodels.evaluation import (
     classes,
+    clip_score,
     codebook,
     conditional,
     copies,
@@ -26,8 +27,10 @@ from genmodels.evaluation import (
     own,
     pairs,
     realism,
+    retrieval,
     samples,
     tokens,
+    zero_shot,
 )
 from genmodels.evaluation.context import Context, Part
 from genmodels.evaluation.extractors import Extractor, load_extractor
@@ -35,6 +38,7 @@ from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import FULL_N, check_count, code_version
 from genmodels.evaluation.reference import Reference, reference_from
 from genmodels.evaluation.results import Evaluation, Score, Subject
+from genmodels.saving import to_dict
 
 
 class Row(NamedTuple):
@@ -66,6 +70,9 @@ PARTS = [
     Row("bits_per_token", tokens.part),
     Row("sample", conditional.part),
     Row("sample", classes.part),
+    Row("embed", zero_shot.part),
+    Row("embed", retrieval.part),
+    Row("sample", clip_score.part),
     Row("measure", own.part),
     Row(None, cost.part),
 ]
@@ -117,6 +124,7 @@ def evaluate(
     options = dict(options or {})
     extractors = _checked(extractors, model.device)
     subject = subject or Subject(model.family, model.family)
+    subject = replace(subject, notes=(*subject.notes, *_guided_by(model.config, extractors)))
     images = best = None
     if model.can("sample"):
         check_count(n, "samples")
@@ -208,6 +216,31 @@ def _sampled(
     images = Images(pixels, f"samples of {model.family}")
     subject = replace(subject, seed=seed, options=chosen, fingerprint=images.fingerprint)
     return images, replace(subject, candidates=best.count, best_by=best.rule) if best else subject
+
+
+def _guided_by(config: Any, extractors: Sequence[Extractor]) -> Iterator[str]:
+    """Yield a note for each extractor that took part in making the samples.
+
+    A model records in its config the hash of the weights of every network that trained, guided or
+    conditioned it (DiT: `align.weights`), as `Extractor.weights` has it.
+    """
+    recorded = set(_strings(to_dict(config)))
+    for extractor in extractors:
+        if extractor.weights in recorded:
+            yield (
+                f"{extractor.name} also trained, guided or conditioned the model: its scores do not judge it "
+                "independently"
+            )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield all strings in nested settings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for item in value.values() for text in _strings(item))
+    elif isinstance(value, (list, tuple)):
+        yield from (text for item in value for text in _strings(item))
 
 
 def _checked(extractors: Sequence[Extractor], device: torch.device | str) -> Sequence[Extractor]:

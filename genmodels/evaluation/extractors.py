@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+import genmodels
 from genmodels.evaluation.protocol import Protocol
 from genmodels.hashing import weights_hash
 
@@ -54,6 +55,8 @@ class Extractor:
         device: device of the network.
         version: version of the extractor, if it has several. Scores of different versions have the
             same name and are not compared.
+        sentences: maps N sentences to float (N, D) in the same space, of unit length as the
+            features are; None if it embeds only images.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Extractor:
     official: bool = False
     device: torch.device | str = "cpu"
     version: int | None = None
+    sentences: Callable[[Sequence[str]], Tensor] | None = None
 
     def measure(self, what: str) -> str:
         """Return the name of a metric of these features: "fd" -> "fd-faces", or "fid" for the
@@ -96,7 +100,8 @@ def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
 
     Args:
         spec: one of these names, or NAME=PATH for other weights in the same layout: a .pth file for
-            inception, a folder or Hub id in transformers' layout for dinov2 and clip.
+            inception, a folder or Hub id in transformers' layout for dinov2 and clip. For clip, the
+            folder may also be that of any model of ours that embeds images and text.
         device: device of the network.
 
     Raises:
@@ -220,6 +225,10 @@ def _dinov2(source: str | None, device: torch.device) -> Extractor:
 
 
 def _clip(source: str | None, device: torch.device) -> Extractor:
+    from genmodels.evaluation.embedder import embedder, is_saved_model
+
+    if source is not None and is_saved_model(Path(source)):
+        return embedder(genmodels.load(source).to(device), "clip")
     _check_installed("transformers", "clip needs transformers")
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 

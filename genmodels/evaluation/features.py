@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from genmodels.data import cache_folder
 from genmodels.data.packed import Packed
-from genmodels.evaluation.extractors import Extractor, load_extractor
+from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import DEFINITIONS
 from genmodels.modes import full_precision
@@ -56,21 +56,10 @@ def extract(
     return features
 
 
-def with_features(data: Packed, spec: str | None, device: torch.device | str = "cpu") -> Packed:
+def with_features(data: Packed, extractor: Extractor) -> Packed:
     """Return `data` with centred features of all its images, for a model that is aligned with an
-    extractor.
-
-    Args:
-        data: all splits.
-        spec: the extractor, as for `load_extractor`, or None to return `data` unchanged.
-        device: device of the extractor.
-
-    Raises:
-        ValueError: if the extractor cannot be loaded.
-    """
-    if spec is None:
-        return data
-    features = extract(Images(data.images, data.source), load_extractor(spec, device))
+    extractor."""
+    features = extract(Images(data.images, data.source), extractor)
     return replace(data, features=features - features.mean(0))
 
 

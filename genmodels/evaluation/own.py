@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from genmodels.data.rows import spread_rows
+from genmodels.evaluation.captions import held_out_captions
 from genmodels.evaluation.classes import known_classes
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.results import Score
@@ -23,23 +25,31 @@ def part(context: Context) -> Part:
     """
     model = context.model
     absent: dict[str, str] = {}
-    _, protocol = context.held_out()
+    images, protocol = context.held_out()
     with reasons(absent, f"metrics of {model.family}"), evaluating(model), torch.inference_mode():
-        how = f"reported by {model.family} itself on held-out images"
-        values = model.measure(_batches(context))
+        how, texts = f"reported by {model.family} itself on held-out images", list[str]()
+        if model.can("tokenize"):
+            captioned = held_out_captions(context.reference, len(images))
+            texts = captioned.texts
+            protocol = replace(protocol, text=f"{captioned.origin}, in batches of {context.batch_size}")
+        values = model.measure(_batches(context, texts))
         return Part({name: Score(float(v), "neither", how, protocol, group="own") for name, v in values.items()})
     return Part(absent=absent)
 
 
-def _batches(context: Context) -> Iterator[Batch]:
-    """Yield held-out images with the attributes and labels that the model is conditioned on."""
+def _batches(context: Context, texts: Sequence[str]) -> Iterator[Batch]:
+    """Yield held-out images with the attributes and labels that the model is conditioned on, and
+    with tokens of their captions."""
     images, _ = context.held_out()
     columns = _attributes(context, len(images)), _labels(context, len(images))
     start = 0
     for part in context.batches(images, "held-out images"):
+        if len(part) == 1 < len(images) and context.model.whole_batch:
+            return  # a rest that cannot be compared with anything
         rows = range(start, start + len(part))
         attributes, labels = (None if column is None else column[start : rows.stop] for column in columns)
-        condition = Condition(attributes, labels).to(part.device)
+        text = context.model.tokenize(texts[start : rows.stop]) if texts else None
+        condition = Condition(attributes, labels, text).to(part.device)
         yield Batch(part, Noise.for_images(context.seed, rows, part.device), condition, progress=1.0)
         start = rows.stop
 

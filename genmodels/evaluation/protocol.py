@@ -42,6 +42,7 @@ class Protocol:
         train: fingerprint and number of the training images, for copies and for probes.
         attributes: attributes that were measured.
         classes: classes that were measured.
+        text: prompts, or origin and fingerprint of captions, that images were compared with.
         machine: machine on which a speed was measured.
         alphabet: hash of the codec's weights, for a likelihood of its codes.
         definitions: version of the definitions of the metrics.
@@ -61,6 +62,7 @@ class Protocol:
     train: str | None = None
     attributes: str | None = None
     classes: str | None = None
+    text: str | None = None
     machine: str | None = None
     alphabet: str | None = None
     definitions: int = DEFINITIONS

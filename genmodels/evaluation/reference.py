@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +33,7 @@ class Reference:
         labels: class of each of `images`, int32 (N,), -1 if unknown; None if there are no labels.
         train_labels: classes of `train`.
         class_names: names of the classes, in order.
+        text: stored captions of `images`, any number of each; None if there are none.
     """
 
     images: Images
@@ -44,6 +46,7 @@ class Reference:
     labels: np.ndarray | None = None
     train_labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    text: Sequence[tuple[str, ...]] | None = None
 
 
 def reference_from(data: Packed, split: Split) -> Reference:
@@ -82,6 +85,7 @@ def reference_from(data: Packed, split: Split) -> Reference:
         labels=chosen.labels,
         train_labels=None if train is None else train.labels,
         class_names=data.class_names,
+        text=chosen.text,
     )
 
 

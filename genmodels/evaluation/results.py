@@ -33,7 +33,8 @@ class Score:
         protocol: everything it depends on in addition to what was measured.
         unit: "dB", "bits/dim", "images/s" ... or "" for a plain number.
         error: standard error, if it is known.
-        floor: the same metric measured between real images and other real images, at the same n.
+        floor: the same metric measured between real images and other real images, at the same n, or
+            another value to compare with, which `how` describes.
         each: the parts that `value` is the mean of, by class or attribute; {} if there are none.
         each_floor: the floors of these parts that are known.
         group: group of the tables it belongs to.
@@ -46,7 +47,7 @@ class Score:
     unit: str = ""
     error: float | None = None
     floor: float | None = None
-    group: Literal["samples", "reconstruction", "likelihood", "own", "cost"] = "samples"
+    group: Literal["samples", "reconstruction", "likelihood", "text", "own", "cost"] = "samples"
     each: dict[str, float] = field(default_factory=dict)
     each_floor: dict[str, float] = field(default_factory=dict)
 
@@ -65,7 +66,8 @@ class Subject:
         best_by: what the candidates were compared by; "" if there was one.
         fingerprint: 16 hex digits that identify the images.
         training: what is known about the training: "minutes", "images", "steps".
-        notes: how given images were converted, such as "resized from 128 to 64 px, lanczos".
+        notes: how given images were converted, such as "resized from 128 to 64 px, lanczos", and
+            which extractors took part in making the samples of a model.
     """
 
     name: str

@@ -33,6 +33,7 @@ FIELDS = {
     "train": "training images",
     "attributes": "attributes measured",
     "classes": "classes measured",
+    "text": "prompts or captions",
     "alphabet": "codec of the codes",
     "definitions": "version of the definitions",
 }
@@ -275,7 +276,7 @@ def _absent(evaluations: Sequence[Evaluation]) -> Section | None:
 
 
 def _subjects(evaluations: Sequence[Evaluation]) -> Section:
-    head = ["subject", "kind", "weights", "seed", "sampling options", "choice", "training", "conversion", "fingerprint"]
+    head = ["subject", "kind", "weights", "seed", "sampling options", "choice", "training", "notes", "fingerprint"]
     rows = []
     for e in evaluations:
         s = e.subject

@@ -114,10 +114,13 @@ def derived_config(kind: Any, recipe: Any, codec: Any = None) -> Any:
 
 def aligned(data: Packed, config: Any, extractor: str, device: Any) -> tuple[Packed, Any]:
     """Return data with the features of an extractor, and the config of a model aligned with it."""
+    from genmodels.evaluation.extractors import load_extractor
     from genmodels.evaluation.features import with_features
 
-    data = with_features(data, extractor, device)
-    return data, replace(config, align=replace(config.align, features=data.feature_count))
+    network = load_extractor(extractor, device)
+    data = with_features(data, network)
+    align = replace(config.align, features=data.feature_count, weights=network.weights)
+    return data, replace(config, align=align)
 
 
 def with_cached_latents(data: Packed, model: Any, recipe: Any, device: torch.device) -> tuple[Packed, float]:
