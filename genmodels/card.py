@@ -9,6 +9,15 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 LOCAL_PICTURE = re.compile(r"!\[[^\]]*\]\((?!https?://)[^)]*\)\n*")
+EMBEDDING = """\
+`genmodels retrieve PATH "a smiling woman with glasses" --data IMAGES` shows the images that are
+closest to a sentence, and `genmodels retrieve PATH FACE.jpg` prints the sentences that are closest
+to an image. `genmodels evaluate PATH` measures the accuracy of both.
+
+The model only knows what the captions of its training say. A sentence with other words also gets a
+vector, and images that are closest to it, which mean nothing. Similarities are comparable for one
+sentence (which image?) or one image (which sentence?), and not in absolute terms."""
+"""What the card of a model that embeds images and sentences says about its use."""
 NO_LICENCE = "other"
 """Licence of a model whose training data is not known."""
 
@@ -25,9 +34,11 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
     """
     size = model.config.size
     samples = model.can("sample")
+    embeds = model.can("embed") and model.can("tokenize")
+    task = "unconditional-image-generation" if samples else "zero-shot-image-classification" if embeds else None
     front = ModelCardData(
         library_name="genmodels",
-        pipeline_tag="unconditional-image-generation" if samples else None,
+        pipeline_tag=task,
         license=licence,
         tags=["genmodels", model.family, *(["image-generation"] if samples else []), "faces"],
     )
@@ -36,6 +47,12 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
     if samples and conditions.classes:
         label = json.dumps(conditions.class_names[0], ensure_ascii=False) if conditions.class_names else 0
         use += [f'images = model.generate(16, seed=0, condition={{"label": {label}}})  # of one class']
+    if embeds:
+        use += [
+            f"images = model.embed_images(pixels)  # of (N, 3, {size}, {size}) in [-1, 1], in the space of the sentences",
+            'texts = model.embed_texts(model.tokenize(["a smiling woman with glasses", "a man with a beard"]))',
+            "similarity = images @ texts.T  # (N, 2), cosines",
+        ]
     code = "\n".join(["from genmodels import load", "", 'model = load("PATH_OR_HUB_ID")', *use])
     parameters = sum(p.numel() for p in model.parameters())
     parts = [
@@ -44,6 +61,7 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
         picture,
         training or f"{parameters:,} parameters.",
         f"## Use\n\n```python\n{code}\n```",
+        EMBEDDING if embeds else "",
         f"## Classes\n\n{conditions.classes:,} classes: {listed}." if (listed := conditions.list_classes()) else "",
         sections,
     ]

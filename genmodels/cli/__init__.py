@@ -14,7 +14,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from genmodels import __version__
-from genmodels.cli import data, directions, editing, evaluation, exchange, info, sample, train
+from genmodels.cli import data, directions, editing, evaluation, exchange, info, retrieval, sample, train
 from genmodels.usage import UsageError, expand_home, one_line_refusals, printing, say
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -26,6 +26,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "edit": editing.edit,
     "traverse": directions.traverse,
     "trajectory": sample.trajectory,
+    "retrieve": retrieval.retrieve,
+    "embed": retrieval.embed,
     "evaluate": evaluation.evaluate,
     "compare": evaluation.compare,
     "average": train.average,

@@ -38,7 +38,8 @@ class EvaluationFlags:
     """Seed of the samples."""
     extractors: tuple[str, ...] = ("faces",)
     """Extractors whose features are compared: faces, inception (FID), dinov2 or clip; NAME=PATH for
-    your own weights. The first one is also used to look for copies of training images."""
+    your own weights, such as clip=runs/clip. The first one is also used to look for copies of
+    training images."""
     batch_size: int = 64
     """Number of images computed at a time."""
     best_of: int = 1

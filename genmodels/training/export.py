@@ -51,7 +51,7 @@ def training_card(
         state: progress of the run.
         data: the training images.
         processes: number of processes of the run.
-        picture: path of a picture relative to the run folder, or "".
+        picture: Markdown of a picture in the run folder, or "".
         metrics: last line of metrics.jsonl.
     """
     name = recipe.name or model.family
@@ -75,6 +75,4 @@ def training_card(
         f"## Training\n\nTo train this model again: `genmodels train {name} --config config.yaml`, with config.yaml\n\n"
         f"```yaml\n{settings}```\n\n## Last training metrics\n\n| metric | value |\n|---|---|\n{rows}"
     )
-    which = "of all classes in turn, not selected" if model.conditions.classes else "not selected"
-    shown = f"![Samples of seed {recipe.seed}, {which}]({picture})" if picture else ""
-    return model_card(model, data.manifest.get("license", NO_LICENCE), shown, training, sections)
+    return model_card(model, data.manifest.get("license", NO_LICENCE), picture, training, sections)

@@ -21,7 +21,7 @@ from genmodels.writing import is_leftover, remove
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
-MODEL = ("model.safetensors", "config.json", "README.md", "samples", "ema")
+MODEL = ("model.safetensors", "config.json", "README.md", "samples", "retrievals", "ema")
 """What a run writes only after its first checkpoint."""
 OURS = (*MODEL, CHECKPOINTS, LOCK, "config.yaml", METRICS, "tensorboard", "wandb")
 """Everything that a run writes to its folder, except for temporary files and what `put_aside` has

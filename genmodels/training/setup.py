@@ -55,6 +55,8 @@ class Run:
     """Settings of the run."""
     data: Packed
     """The train split."""
+    held_out: Packed | None
+    """The valid split, or None if there is none."""
     accelerator: Accelerator
     model: Model
     """Model with the raw weights, which the optimisers update."""
@@ -149,6 +151,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     return Run(
         recipe=recipe,
         data=train,
+        held_out=data.split("valid") if data.counts().get("valid") else None,
         accelerator=accelerator,
         model=model,
         network=network,

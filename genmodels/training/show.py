@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from genmodels.training.ema import restore_buffers
 from genmodels.training.export import export_model, training_card
 from genmodels.training.limits import AT_THE_END, ON_THE_WAY, STOPPED, Limits, timed_batches
 from genmodels.training.log import QUIET_SECONDS, in_words
+from genmodels.training.retrieval import SHEET, retrieval_sheet
 from genmodels.training.setup import Run
 from genmodels.training.shard import gather_into
 from genmodels.training.steps import step_name
@@ -70,13 +71,14 @@ def show(run: Run, limits: Limits) -> None:
         export_model(run.ema, recipe.output, card())
     account(run, "show", began)
     began = time.monotonic()
-    for name, folder, draw in DISPLAYS:
-        images = draw(run, limits) if run.ema.can(name) else None
+    for display in DISPLAYS:
+        images = display.draw(run, limits) if run.ema.can(display.ability) else None
         if images is not None and accelerator.is_main_process:
-            picture = recipe.output / folder / file_name(state.step)
+            picture = recipe.output / display.folder / file_name(state.step)
             save_grid(picture, images)
             run.log.tracking.picture(picture, images, state.step)
-            write_text(recipe.output / "README.md", card(f"{folder}/{file_name(state.step)}"))
+            shown = f"![{display.caption(run)}]({display.folder}/{file_name(state.step)})"
+            write_text(recipe.output / "README.md", card(shown))
     run.log.pause(time.monotonic() - began)
 
 
@@ -159,11 +161,28 @@ def watch(run: Run, limits: Limits, count: int, stopping: Callable[[], bool]) ->
     return until
 
 
-DISPLAYS: tuple[tuple[str, str, Callable[[Run, Limits], np.ndarray | None]], ...] = (
-    ("sample", "samples", sample_grid),
+class Display(NamedTuple):
+    """A picture of what a model can do, for models with an ability."""
+
+    ability: str
+    folder: str
+    """Subfolder of the run."""
+    draw: Callable[[Run, Limits], np.ndarray | None]
+    """Computes the images, if there is time for them, on every rank."""
+    caption: Callable[[Run], str]
+    """Describes them in the model card."""
+
+
+def sample_caption(run: Run) -> str:
+    """Return the seed of a sample grid, and whether it shows classes."""
+    which = "of all classes in turn, " if run.ema.conditions.classes else ""
+    return f"Samples of seed {run.recipe.seed}, {which}not selected"
+
+
+DISPLAYS = (
+    Display("sample", "samples", sample_grid, sample_caption),
+    Display("embed", "retrievals", retrieval_sheet, lambda run: SHEET),
 )
-"""Displays of a model during training: the ability that a model needs, the subfolder of the run,
-and the function that computes the images, if there is time for them, on every rank."""
 
 
 def file_name(step: int) -> str:
@@ -298,7 +317,7 @@ def cost_of_end(run: Run) -> float | None:
 def cost_of(run: Run, limits: Limits) -> float:
     """Estimate the seconds of `show`, from what it took before."""
     costs = run.state.costs
-    drawing = costs["draw"] * images_to_draw(run, limits, 0.0) if "draw" in costs else 0.0
+    drawing = costs["draw"] * images_to_draw(run, limits, 0.0) if "draw" in costs else costs.get("retrieve", 0.0)
     return costs["calibrate"] * images_for(run, limits) + drawing + costs["show"]
 
 
