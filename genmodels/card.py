@@ -49,7 +49,7 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
         use += [f'images = model.generate(16, seed=0, condition={{"label": {label}}})  # of one class']
     if embeds:
         use += [
-            f"images = model.embed_images(pixels)  # of (N, 3, {size}, {size}) in [-1, 1], in the space of the sentences",
+            f"images = model.embed_images(pixels)  # of (N, 3, {size}, {size}) in [-1, 1]",
             'texts = model.embed_texts(model.tokenize(["a smiling woman with glasses", "a man with a beard"]))',
             "similarity = images @ texts.T  # (N, 2), cosines",
         ]
