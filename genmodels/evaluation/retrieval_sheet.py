@@ -66,4 +66,4 @@ def draw(searches: Sequence[Search]) -> np.ndarray:
             sheet.paste(Image.fromarray(image).resize((_TILE, _TILE), Image.Resampling.BICUBIC), (left, above))
             pen.text((left, above + _TILE), label, fill="black", font=label_font)
         top += height
-    return np.asarray(sheet)
+    return np.array(sheet)
