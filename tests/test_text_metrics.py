@@ -22,7 +22,7 @@ from genmodels.evaluation import own, retrieval
 from genmodels.evaluation import zero_shot as zero_shots
 from genmodels.evaluation.captions import captions_of
 from genmodels.evaluation.clip_score import clip_score, shuffled
-from genmodels.evaluation.columns import Column
+from genmodels.evaluation.columns import Column, columns
 from genmodels.evaluation.context import Context, Part
 from genmodels.evaluation.embedder import embed_texts, embedder
 from genmodels.evaluation.evaluate import _guided_by, evaluate
@@ -31,6 +31,7 @@ from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.reference import reference_from
 from genmodels.evaluation.retrieval import oracle, recall
+from genmodels.evaluation.sections import sections
 from genmodels.evaluation.zero_shot import zero_shot
 from genmodels.types import Batch, Condition, ConditionConfig, Noise
 
@@ -159,9 +160,15 @@ def test_which_captions_fit_is_known_from_parsing() -> None:
 
 
 def test_evaluate_measures_all_of_it_and_the_models_own_loss_on_captions() -> None:
-    scores = evaluate(Oracle(OracleConfig()), quarters(), batch_size=50).scores
+    result = evaluate(Oracle(OracleConfig()), quarters(), batch_size=50)
+    scores = result.scores
     assert scores["zero-shot"].value == 1 and scores["recall@10-image-to-text"].value > 0.2
     assert scores["train-flops"].value > 0
+    page = {section.heading: section for section in sections([result], columns([result]), "")}
+    table = page["Attributes"].table
+    assert table[0] == ["attribute", "zero-shot", "zero-shot AUC", "zero-shot probe"]
+    assert sorted(table[1:]) == [[name, "1", "1", "1"] for name in sorted(NAMES)]
+    assert "an oracle" in page["Results"].text[-1]
     score = scores["loss_over_ln_batch"]
     assert 0 < score.value < 1 and "test split" in score.protocol.text and "batches of 50" in score.protocol.text
 

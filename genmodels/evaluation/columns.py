@@ -30,12 +30,15 @@ ORDER = (
     *("network-evaluations", "images-per-second", "memory", "training-minutes"),
 )
 """Order of the metrics within a group. Others follow, in the order in which they were measured."""
-ABBREVIATIONS = {"fid", "fd", "kid", "kd", "rfid", "rfd", "psnr", "ssim", "lpips", "auc"}
+ABBREVIATIONS = {"fid", "fd", "kid", "kd", "rfid", "rfd", "psnr", "ssim", "lpips"}
 WORDS = {
     "flops": "FLOPs",
     "bits-per-dim": "bits/dim",
     "bits-per-token": "bits/token",
     "images-per-second": "images/s",
+    "zero-shot": "zero-shot",
+    "zero-shot-auc": "zero-shot AUC",
+    "zero-shot-probe": "zero-shot probe",
     "clip-score": "CLIP-score",
     "clip-score-shuffled": "CLIP-score, shuffled",
 }

@@ -105,6 +105,7 @@ def sections(evaluations: Sequence[Evaluation], metrics: Sequence[Column], comma
         Section("Results", _how_to_read(metrics), numbers=numbers(evaluations, metrics)),
         _samples(evaluations),
         _classes(evaluations, metrics),
+        _attributes(evaluations, metrics),
         _reconstructions(evaluations),
         _single(evaluations),
         _neighbours(evaluations),
@@ -131,6 +132,11 @@ def _how_to_read(metrics: Sequence[Column]) -> list[str]:
         paragraphs.append(
             f"The row “{FLOOR}” is the floor of each metric: the same metric, measured between real images and other "
             "real images. By that metric, a model at the floor cannot be distinguished from real images."
+        )
+    if any(column.stem.startswith("recall@") and column.floor for column in metrics):
+        paragraphs.append(
+            "In the columns of retrieval, that row is an oracle: the highest recall that can be expected, given which "
+            "captions also fit other images."
         )
     if any(column.first.protocol.extractor == "faces" for column in metrics):
         paragraphs.append(
@@ -167,20 +173,29 @@ def _classes(evaluations: Sequence[Evaluation], metrics: Sequence[Column]) -> Se
         if rows := [(class_caption(name, score), tiles(images, 8)) for name, images in class_samples(e)]:
             caption = f"The first samples of each class, {_selection(e)}."
             figures.append(Figure(e.subject.name, caption, rows=rows, width="half"))
+    table = _by_part("class", evaluations, measured)
+    text = ["Each class was requested equally often. Floors, of real images, are in parentheses."]
+    return Section("Classes", text, _wide_if_alone(figures), table, wide=True) if measured or figures else None
+
+
+def _attributes(evaluations: Sequence[Evaluation], metrics: Sequence[Column]) -> Section | None:
+    """Show a table with the scores of each attribute."""
+    table = _by_part("attribute", evaluations, [column for column in metrics if column.first.protocol.attributes])
+    text = ["Scores by attribute. Those of real images, where they are known, are in parentheses."]
+    return Section("Attributes", text, table=table, wide=True) if table else None
+
+
+def _by_part(what: str, evaluations: Sequence[Evaluation], measured: Sequence[Column]) -> Sequence[Sequence[str]]:
+    """Return a table of the parts that scores are means of, one row for each; () if there are none."""
     names = dict.fromkeys(name for column in measured for score in column.scores if score for name in score.each)
     having = [(e, c, s) for c in measured for e, s in zip(evaluations, c.scores, strict=True) if s is not None]
     head = [c.title if len(evaluations) == 1 else f"{c.title}, {e.subject.name}" for e, c, _ in having]
-    table = [["class", *head], *([name, *(_of_class(score, name) for _, _, score in having)] for name in names)]
-    text = ["Each class was requested equally often. Floors, of real images, are in parentheses."]
-    return (
-        Section("Classes", text, _wide_if_alone(figures), table if names else (), wide=True)
-        if having or figures
-        else None
-    )
+    rows = [[name, *(_of_part(score, name) for _, _, score in having)] for name in names]
+    return [[what, *head], *rows] if rows else ()
 
 
-def _of_class(score: Score, name: str) -> str:
-    """Return the value of one class, with its floor in parentheses."""
+def _of_part(score: Score, name: str) -> str:
+    """Return the value of one part, with its floor in parentheses."""
     if name not in score.each:
         return DASH
     floor = f" ({amount(score.each_floor[name])})" if name in score.each_floor else ""
