@@ -100,7 +100,7 @@ def test_versions_have_one_name_and_are_not_compared() -> None:
     first, second = (Extractor("mine", lambda images: images, version=version) for version in (None, 2))
     assert first.measure("fd") == second.measure("fd") == "fd-mine"
     protocols = [extractor.protocol(Protocol(n=300)) for extractor in (first, second)]
-    with pytest.raises(ValueError, match=r"^fd-mine of a and of b cannot be compared.*extractor: mine and mine 2"):
+    with pytest.raises(ValueError, match=r"^fd-mine of a and of b cannot be compared.*version: None and 2"):
         check_equal("fd-mine", ["a", "b"], protocols)
 
 

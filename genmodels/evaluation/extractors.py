@@ -82,8 +82,7 @@ class Extractor:
 
     def protocol(self, images: Protocol) -> Protocol:
         """Return the protocol of a metric of these features, given the protocol of the images."""
-        name = self.name if self.version is None else f"{self.name} {self.version}"
-        return replace(images, extractor=name, weights=self.weights, resize=self.resize)
+        return replace(images, extractor=self.name, version=self.version, weights=self.weights, resize=self.resize)
 
 
 def load_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:

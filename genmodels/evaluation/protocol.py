@@ -46,6 +46,7 @@ class Protocol:
         machine: machine on which a speed was measured.
         alphabet: hash of the codec's weights, for a likelihood of its codes.
         definitions: version of the definitions of the metrics.
+        version: version of the extractor, if it has several.
     """
 
     data: str | None = None
@@ -66,6 +67,7 @@ class Protocol:
     machine: str | None = None
     alphabet: str | None = None
     definitions: int = DEFINITIONS
+    version: int | None = None
 
     @property
     def small(self) -> bool:
