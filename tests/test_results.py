@@ -20,7 +20,7 @@ def result(name: str = "runs/one", protocol: Protocol = PROTOCOL, machine: str =
         "fd-faces": Score(1.25, "lower", "Frechet", protocol, floor=0.5),
         "images-per-second": Score(99.0, "higher", "median", Protocol(machine=machine), "images/s", group="cost"),
     }
-    subject = Subject(name, "tiny", "EMA", 3, {"temperature": 0.5}, "ff00", {"minutes": 10.0})
+    subject = Subject(name, "tiny", "EMA", 3, {"temperature": 0.5}, fingerprint="ff00", training={"minutes": 10.0})
     return Evaluation(subject, scores, {"lpips": "no weights"}, {"code": "1"})
 
 
@@ -42,6 +42,15 @@ def test_equal_protocols_pass_and_others_are_named() -> None:
 def test_another_definition_is_another_protocol() -> None:
     with pytest.raises(ValueError, match="definitions: 1 and 2"):
         check_equal("fd", ["a", "b"], [PROTOCOL, replace(PROTOCOL, definitions=2)])
+
+
+def test_a_stored_score_of_before_versions_is_read_and_refused_beside_a_new_one(tmp_path: Path) -> None:
+    text = json.loads(result().to_json())
+    del text["scores"]["fd-faces"]["protocol"]["version"]
+    (tmp_path / "old.json").write_text(json.dumps(text))
+    old, new = read_evaluation(tmp_path / "old.json"), result("runs/two", replace(PROTOCOL, version=2))
+    with pytest.raises(ValueError, match=r"fd-faces of runs/one and of runs/two .*version: None and 2"):
+        comparable([old, new])
 
 
 def test_too_few_images_are_refused() -> None:
