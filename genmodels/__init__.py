@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from genmodels.ae import AE, AEConfig
     from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
     from genmodels.base import Generator, Model
+    from genmodels.clip import CLIP, CLIPConfig
     from genmodels.data import Packed, open_data, pack
     from genmodels.diffusion.unet import UNet, UNetConfig
     from genmodels.dit import DiT, DiTConfig
@@ -42,12 +43,13 @@ FAMILIES = {
     "gan": "genmodels.gan:GAN",
     "unet": "genmodels.diffusion.unet:UNet",
     "dit": "genmodels.dit:DiT",
+    "clip": "genmodels.clip:CLIP",
     "latent": "genmodels.latent:Latent",
 }
 """Families of this package: name in commands and config.json, and import path "module:Class"."""
 
 EXTRACTORS = {"extractor": "genmodels.evaluation.learned:LearnedExtractor"}
-"""Models of this package that generate nothing, in the same form."""
+"""Feature extractors of this package, in the same form."""
 
 EXPORTS = {
     "ABILITIES": "genmodels.abilities",
@@ -56,6 +58,8 @@ EXPORTS = {
     "Autoregressive": "genmodels.autoregressive",
     "AutoregressiveConfig": "genmodels.autoregressive",
     "Batch": "genmodels.types",
+    "CLIP": "genmodels.clip",
+    "CLIPConfig": "genmodels.clip",
     "Condition": "genmodels.types",
     "ConditionConfig": "genmodels.types",
     "DiT": "genmodels.dit",
@@ -86,6 +90,7 @@ EXPORTS = {
 __all__ = [
     "ABILITIES",
     "AE",
+    "CLIP",
     "FAMILIES",
     "GAN",
     "VAE",
@@ -94,6 +99,7 @@ __all__ = [
     "Autoregressive",
     "AutoregressiveConfig",
     "Batch",
+    "CLIPConfig",
     "Condition",
     "ConditionConfig",
     "DiT",
@@ -155,7 +161,7 @@ def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
     Args:
         path_or_hub_id: a run or model folder (runs/vae); the id of a repository on the Hugging Face
             Hub (user/name); or the folder of a supported diffusers pipeline (DDPMPipeline,
-            DDIMPipeline, LDMPipeline, DiTPipeline).
+            DDIMPipeline, LDMPipeline, DiTPipeline) or of transformers' CLIPModel.
         **hub: arguments of `from_pretrained`: revision, token, cache_dir, force_download,
             local_files_only.
 
@@ -166,13 +172,13 @@ def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
         ValueError: if there is no complete model at that path or id.
     """
     from genmodels.hub import folder_of
-    from genmodels.saving import read_header
+    from genmodels.saving import is_foreign, read_header
 
     folder = folder_of(path_or_hub_id, **hub)
-    if (folder / "model_index.json").is_file():
-        from genmodels.exchange.importing import import_pipeline
+    if is_foreign(folder):
+        from genmodels.exchange.importing import import_folder
 
-        return import_pipeline(folder)
+        return import_folder(folder)
     return family(read_header(folder / "config.json")["family"]).from_pretrained(folder)
 
 

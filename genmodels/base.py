@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 class Model(nn.Module, PyTorchModelHubMixin, ABC):
     """A network with a loss to be minimised. A saved model is complete: weights, config and card.
 
-    A family sets `family` and `Config`, implements `loss`, and may override the hooks
-    `parameters_for`, `initialise`, `after_step`, `calibrate` and `diagnose`. Methods marked final
-    are the same for every family. The table in `genmodels.abilities` lists what models can do.
+    A family sets `family` and `Config`, implements `loss`, and may override the hooks. Methods
+    marked final are the same for every family. `genmodels.abilities` lists what models can do.
     """
 
     family: ClassVar[str]
@@ -41,6 +40,8 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
     be split into micro-batches. With several processes, such a loss gathers their parts itself."""
     least_images: ClassVar[int] = 1
     """Smallest number of training images."""
+    further_files: ClassVar[tuple[str, ...]] = ()
+    """Names of the files that `save_files` writes, such as tokenizer.json."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -73,26 +74,22 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         return self.parameters()
 
     def initialise(self, images: Iterable[Tensor]) -> None:
-        """Initialise from data, by closed forms or k-means. Optional.
+        """Initialise from batches of training images (N, 3, H, W) in [-1, 1], by closed forms or
+        k-means. Optional.
 
         The training loop calls it once, before the first step of a new run. It must be
         deterministic, so that all processes agree.
-
-        Args:
-            images: batches of training images (N, 3, H, W) in [-1, 1].
         """
 
     def after_step(self) -> None:
         """Update statistics after an optimiser step. Reduce them over processes here."""
 
     def calibrate(self, images: Iterable[Tensor]) -> None:
-        """Estimate what gradients do not learn, such as latent statistics or densities. Optional.
+        """Estimate what gradients do not learn, such as latent statistics or densities, on batches
+        of training images (N, 3, H, W) in [-1, 1]. Optional.
 
         The training loop calls it on the EMA weights before they are displayed or saved. It must be
         deterministic: the same weights and images give the same result.
-
-        Args:
-            images: batches of training images (N, 3, H, W) in [-1, 1].
         """
 
     def diagnose(self, seen: Tensor, held_out: Tensor) -> tuple[dict[str, float], list[str]]:
@@ -108,14 +105,17 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         return {}, []
 
     def prepare(self, images: Iterable[Tensor]) -> None:
-        """Measure what an imported codec lacks, such as the statistics of its latents. Optional.
-
-        Args:
-            images: batches of training images (N, 3, H, W) in [-1, 1].
-        """
+        """Measure what an imported codec lacks, such as the statistics of its latents, on batches of
+        training images (N, 3, H, W) in [-1, 1]. Optional."""
 
     def check_complete(self) -> None:
         """Raise ValueError if the model needs another model to be trained or used."""
+
+    def save_files(self, folder: Path) -> None:
+        """Write `further_files` beside the weights. Optional."""
+
+    def load_files(self, folder: Path) -> None:
+        """Read `further_files`, or raise ValueError if they do not belong to the weights. Optional."""
 
     # ---- the same for every family ----
 
@@ -171,7 +171,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> str | None:
         """Write the model to a folder, as a whole: if this fails, an earlier model there remains."""
         folder = Path(save_directory)
-        with replacing_files(folder, MODEL_FILES) as draft:
+        with replacing_files(folder, (*self.further_files, *MODEL_FILES)) as draft:
             result = super().save_pretrained(draft, **{"repo_id": folder.name} | settings)
             if (folder / "README.md").exists():  # it may have been edited
                 (draft / "README.md").unlink()
@@ -180,6 +180,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
     @final
     def _save_pretrained(self, save_directory: Path) -> None:
         write_model(save_directory, self.family, self.config, self.state_dict())
+        self.save_files(save_directory)
 
     @classmethod
     @final
@@ -203,9 +204,8 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         try:
             model = load_model(lambda: cls(config), str(file), folder / "model.safetensors", Model)
         except FileNotFoundError:
-            raise ValueError(
-                f"{folder}: config.json is there but model.safetensors is not: save the model again"
-            ) from None
+            raise ValueError(f"{folder} has config.json, but model.safetensors is not there: save it again") from None
+        model.load_files(folder)
         card = folder / "README.md"
         model._card = without_local_pictures(card.read_text(errors="replace")) if card.is_file() else None
         return model.eval()

@@ -30,6 +30,25 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_with_gradients(tensor: Tensor) -> Tensor:
+    """Concatenate the rows of all ranks' tensors (n, ...), of which gradients flow back to each
+    rank.
+
+    The gradient of a rank's rows is the sum of the gradients of all ranks' losses. The mean that
+    DistributedDataParallel then takes over ranks makes it that of the mean of these losses.
+    """
+    if not _several():
+        return tensor
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]
+
+
+def first_row(rows: int) -> int:
+    """Return the index of this rank's first row among the gathered rows, of `rows` per rank."""
+    return dist.get_rank() * rows if _several() else 0
+
+
 def broadcast_first(*tensors: Tensor) -> None:
     """Overwrite each tensor with that of rank 0, in place."""
     if _several():

@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from genmodels.reading import in_one_line
+from genmodels.reading import in_one_line, read_json
 
 FILES = ("config.json", "model.safetensors")
 """Files of a saved model, in the order in which they are downloaded."""
+TOKENIZER = "tokenizer.json"
+"""File that a model whose config has a tokenizer also has."""
 REFUSALS = (401, 403, 404)
 """Statuses by which the Hub says that a model is not there, or not for us."""
 TIMEOUT = 5.0
@@ -82,12 +84,21 @@ def _download(name: str, revision: str | None, token: str | bool | None, local_f
                 raise
             unanswered, local_files_only = error, True  # no network, too many requests, an outage
     try:
-        paths = [
-            hf_hub_download(name, file, revision=revision, token=token, local_files_only=local_files_only, **other)
-            for file in FILES
-        ]
+        how = {"revision": revision, "token": token, "local_files_only": local_files_only, **other}
+        config, _ = (Path(hf_hub_download(name, file, **how)) for file in FILES)
+        if _has_tokenizer(config):
+            hf_hub_download(name, TOKENIZER, **how)
     except Exception:
         if unanswered is None:
             raise
         raise unanswered from None
-    return Path(paths[0]).parent
+    return config.parent
+
+
+def _has_tokenizer(config: Path) -> bool:
+    """Return whether a config.json is that of a model with a tokenizer. What is wrong with the file
+    is said when the model is loaded."""
+    try:
+        return bool(read_json(config)["model"].get("tokenizer"))
+    except (ValueError, OSError, LookupError, TypeError, AttributeError):
+        return False

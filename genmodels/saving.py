@@ -100,6 +100,16 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def is_foreign(folder: Path) -> bool:
+    """Return whether a folder holds a model of another library that has a counterpart here: a
+    pipeline of diffusers, or a CLIPModel of transformers."""
+    if (folder / "model_index.json").is_file():
+        return True
+    file = folder / "config.json"
+    settings = read_json(file) if file.is_file() else None
+    return isinstance(settings, dict) and settings.get("model_type") == "clip"
+
+
 def to_dict(value: Any) -> Any:
     """Return a config as dicts, tuples and plain values: the inverse of `from_dict`.
 

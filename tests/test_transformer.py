@@ -466,7 +466,7 @@ def test_the_mlp_is_eight_thirds_of_the_width(width, inner):
         (dict(kv_heads=3), "kv_heads 3 must divide heads 4"),
         (dict(depth=0), "must be at least 1"),
         (dict(kv_heads=0), "must be at least 1"),
-        (dict(norm="batch"), "norm must be rms or layer and mlp swiglu or gelu, got 'batch'"),
+        (dict(norm="batch"), "norm must be rms or layer or affine and mlp swiglu or .* got 'batch'"),
         (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
         (dict(rope_theta=0.0), "rope_theta and norm_eps must be positive"),
         (dict(backend="sdpa"), "unknown attention backend 'sdpa'; known: native, flash, flash3, flex"),

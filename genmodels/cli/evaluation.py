@@ -186,19 +186,18 @@ def _measure_all(runs: list[str], settings: EvaluationFlags, results: dict[str, 
 
 
 def _model_size(run: str) -> int:
-    """Return the side of the images of a model. Only a pipeline of diffusers is loaded for it.
+    """Return the side of the images of a model. Only a model of another library is loaded for it.
 
     Raises:
         ValueError: if there is no such model, or its config or weights are damaged.
     """
     import genmodels
-    from genmodels.exchange.importing import is_pipeline
     from genmodels.hub import folder_of
-    from genmodels.saving import from_dict, read_header
+    from genmodels.saving import from_dict, is_foreign, read_header
     from genmodels.weights import read_shapes
 
     folder = folder_of(run)
-    if is_pipeline(folder):
+    if is_foreign(folder):
         return genmodels.load(folder).config.size
     file = folder / "config.json"
     header = read_header(file)

@@ -1,4 +1,4 @@
-"""Import of diffusers pipelines as genmodels models."""
+"""Import of folders of other libraries as genmodels models."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import torch
 
-from genmodels.base import Generator
+from genmodels.base import Generator, Model
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.exchange.clip import import_clip
 from genmodels.exchange.dit import from_diffusers
 from genmodels.exchange.scheduler import process_of
 from genmodels.latent import Latent
@@ -60,9 +61,13 @@ class DiTSettings:
     out_channels: Size | None = None
 
 
-def is_pipeline(folder: Path) -> bool:
-    """Whether `folder` is a pipeline of diffusers."""
-    return (folder / "model_index.json").is_file()
+def import_folder(folder: Path) -> Model:
+    """Import the folder of another library, for which `saving.is_foreign` is true.
+
+    Raises:
+        ValueError: see `import_pipeline` and `import_clip`.
+    """
+    return import_pipeline(folder) if (folder / "model_index.json").is_file() else import_clip(folder)
 
 
 @without_warnings()

@@ -1,6 +1,7 @@
 """The norms and MLPs of a transformer block, which work on each token alone.
 
-To add a kind of MLP, write a class derived from `MLP` and add one entry to `MLPS`.
+To add a kind of norm or MLP, write a class (derived from `MLP`) and add one entry to `NORMS` or
+`MLPS`.
 """
 
 from __future__ import annotations
@@ -42,9 +43,28 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x.float()).to(x.dtype)
 
 
+class AffineLayerNorm(nn.LayerNorm):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis, in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__(width, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+NORMS: dict[str, type[RMSNorm] | type[LayerNorm] | type[AffineLayerNorm]] = {
+    "rms": RMSNorm,
+    "layer": LayerNorm,
+    "affine": AffineLayerNorm,
+}
+"""Each kind of norm by its name in `TransformerConfig.norm`."""
+
+
 def make_norm(config: TransformerConfig) -> nn.Module:
     """The norm before each branch of a transformer."""
-    return (RMSNorm if config.norm == "rms" else LayerNorm)(config.width, config.norm_eps)
+    return NORMS[config.norm](config.width, config.norm_eps)
 
 
 class MLP(Branch):
@@ -103,7 +123,12 @@ class GELU(MLP):
         self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(self.activate(self.up(x)))
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        """The nonlinearity."""
+        return F.gelu(x, approximate="tanh")
 
     def residual(self) -> Iterable[Tensor]:
         return (self.down.weight,)
@@ -117,7 +142,23 @@ class GELU(MLP):
         return 4 * width
 
 
-MLPS: dict[str, type[MLP]] = {"swiglu": SwiGLU, "gelu": GELU}
+class ExactGELU(GELU):
+    """down(gelu(up(x))), without the approximation."""
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        return F.gelu(x)
+
+
+class QuickGELU(GELU):
+    """down(x sigmoid(1.702 x)) of x = up(x): the approximation of GELU that CLIP uses."""
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+MLPS: dict[str, type[MLP]] = {"swiglu": SwiGLU, "gelu": GELU, "exact_gelu": ExactGELU, "quick_gelu": QuickGELU}
 """Each kind of MLP by its name in `TransformerConfig.mlp`."""
 
 

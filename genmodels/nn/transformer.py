@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from genmodels.nn.attention import BACKENDS, Attention, Backend
 from genmodels.nn.cache import Cache
-from genmodels.nn.layers import MLPS, make_mlp, make_norm
+from genmodels.nn.layers import MLPS, NORMS, make_mlp, make_norm
 from genmodels.nn.mixer import Mixer, State, init_weights
 from genmodels.nn.places import Places, attention_mask, number_sequences
 from genmodels.nn.rope import rope
@@ -45,10 +45,11 @@ class TransformerConfig:
     multi-query; between: grouped-query (arXiv 2305.13245)."""
     mixers: tuple[Literal["attention"], ...] = ("attention",)
     """Mixers of the blocks, a pattern that repeats over the depth."""
-    norm: Literal["rms", "layer"] = "rms"
-    """RMSNorm with a gain, or LayerNorm without a gain."""
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
-    """SwiGLU, or two layers with GELU (tanh approximation) between them."""
+    norm: Literal["rms", "layer", "affine"] = "rms"
+    """RMSNorm with a gain, LayerNorm without a gain, or LayerNorm with a gain and a bias."""
+    mlp: Literal["swiglu", "gelu", "exact_gelu", "quick_gelu"] = "swiglu"
+    """SwiGLU, or two layers with GELU between them: its tanh approximation, GELU itself, or
+    x sigmoid(1.702 x)."""
     hidden: int | None = None
     """Inner width of the MLP. None: 4 times the width with GELU; with SwiGLU 8/3 of the width,
     rounded up to a multiple of 64, which gives as many weights (arXiv 2002.05202)."""
@@ -74,9 +75,9 @@ class TransformerConfig:
         for mixer in self.mixers:
             if mixer not in MIXERS:
                 raise ValueError(f"unknown mixer {mixer!r}; known: {', '.join(MIXERS)}")
-        if self.norm not in ("rms", "layer") or self.mlp not in MLPS:
-            known = " or ".join(MLPS)
-            raise ValueError(f"norm must be rms or layer and mlp {known}, got {self.norm!r} and {self.mlp!r}")
+        if self.norm not in NORMS or self.mlp not in MLPS:
+            known = f"norm must be {' or '.join(NORMS)} and mlp {' or '.join(MLPS)}"
+            raise ValueError(f"{known}, got {self.norm!r} and {self.mlp!r}")
         if min(self.width, self.depth, self.heads, self.key_heads, self.inner) < 1:
             raise ValueError("width, depth, heads, kv_heads and hidden of a transformer must be at least 1")
         if not 1 <= len(self.mixers) <= self.depth:

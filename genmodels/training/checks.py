@@ -27,6 +27,11 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
             f"the loss of this {model.family} compares the images of a batch with each other, so a batch cannot "
             f"be split into micro-batches: remove --accumulate {recipe.accumulate}"
         )
+    if model.whole_batch and recipe.batch_size < 2:
+        raise ValueError(
+            f"the loss of this {model.family} compares the images of a batch with each other: use a --batch-size of "
+            f"at least 2, got {recipe.batch_size}"
+        )
     if sharding_wanted(processes().num_processes):
         check_shardable(model)
     if data.size != model.config.size:

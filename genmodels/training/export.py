@@ -10,6 +10,7 @@ from typing import Any
 from genmodels.base import Model
 from genmodels.card import NO_LICENCE, model_card
 from genmodels.data.packed import Packed
+from genmodels.saving import MODEL_FILES
 from genmodels.training.checkpoint import State
 from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.log import in_words
@@ -29,7 +30,7 @@ def export_model(ema: Model, output: Path, card: str) -> None:
         card: contents of README.md.
     """
     # Weights first: a folder with a config.json is a complete model.
-    with replacing_files(output, ("model.safetensors", "config.json", "README.md")) as folder:
+    with replacing_files(output, (*ema.further_files, *MODEL_FILES, "README.md")) as folder:
         ema.save_pretrained(folder)
         write_text(folder / "README.md", card)
 

@@ -44,7 +44,7 @@ SHOWN = 6
 """Settings of the model that --help shows for a family without a recipe of its own."""
 
 
-def train(kind: type[Model], recipe: Any) -> Path:
+def train(kind: type[Model], recipe: Any, **parts: Any) -> Path:
     """Train a model of one family as its recipe says, and return the run folder.
 
     What cannot work is refused before any image is packed. Everything except packing counts towards
@@ -56,6 +56,7 @@ def train(kind: type[Model], recipe: Any) -> Path:
         recipe: an instance of `Recipe` with a field `model`, the config. With a field `codec` that
             is not None, the model is a prior over that codec. With a field `align` that is not
             None, the model is aligned with the features of that extractor.
+        **parts: arguments of `kind` besides the config, such as a tokenizer.
 
     Raises:
         ValueError, OSError: if something does not fit together, with a message of one line.
@@ -67,7 +68,7 @@ def train(kind: type[Model], recipe: Any) -> Path:
     codec = open_codec(kind, recipe)
     config = derived_config(kind, recipe, codec)
     extractor: str | None = getattr(recipe, "align", None)
-    model: Any = None if extractor else build(lambda: kind(config), "model")
+    model: Any = None if extractor else build(lambda: kind(config, **parts), "model")
 
     packing = time.monotonic()
     data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
@@ -75,7 +76,7 @@ def train(kind: type[Model], recipe: Any) -> Path:
 
     if extractor:
         data, config = aligned(data, config, extractor, device)
-        model = build(lambda: kind(config), "model")
+        model = build(lambda: kind(config, **parts), "model")
     encoding = 0.0
     if codec is not None:
         count = most_images(PREPARED, PREPARED_PIXELS, recipe.size, PREPARED_AT_LEAST)

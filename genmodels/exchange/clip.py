@@ -1,0 +1,320 @@
+"""Conversion between CLIPModel of transformers and our CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from genmodels.clip import CLIP, CLIPConfig
+from genmodels.nn.image_encoder import Colour, ViTConfig
+from genmodels.nn.text_encoder import CLIP_BLOCKS, TextEncoderConfig
+from genmodels.nn.transformer import TransformerConfig
+from genmodels.reading import read_json
+from genmodels.saving import Range, from_dict, from_settings
+from genmodels.text import Tokenizer
+from genmodels.weights import build, check_same, read_all_shapes, read_tensors
+from genmodels.writing import is_free, replacing_folder
+
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "exact_gelu": "gelu", "gelu": "gelu_pytorch_tanh"}
+"""Names of MLPs here, and of their activations in transformers."""
+BLOCK = {
+    "attention_norm": ("layer_norm1",),
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.out": ("self_attn.out_proj",),
+    "mlp_norm": ("layer_norm2",),
+    "mlp.up": ("mlp.fc1",),
+    "mlp.down": ("mlp.fc2",),
+}
+"""Layers of our block i, and the layers of encoder.layers.i that each concatenates."""
+TOWERS = {"text_encoder": "text_model", "image_encoder": "vision_model"}
+NORMS = {
+    "text_encoder.transformer.norm": "text_model.final_layer_norm",
+    "image_encoder.first_norm": "vision_model.pre_layrnorm",
+    "image_encoder.transformer.norm": "vision_model.post_layernorm",
+}
+OTHERS = {
+    "text_encoder.tokens.weight": "text_model.embeddings.token_embedding.weight",
+    "text_encoder.positions.weight": "text_model.embeddings.position_embedding.weight",
+    "image_encoder.patches.weight": "vision_model.embeddings.patch_embedding.weight",
+    "image_encoder.token": "vision_model.embeddings.class_embedding",
+    "image_encoder.positions.weight": "vision_model.embeddings.position_embedding.weight",
+    "image_encoder.project.weight": "visual_projection.weight",
+    "text_projection.weight": "text_projection.weight",
+    "log_scale": "logit_scale",
+}
+LEGACY_END = 2
+"""End id in the configs of the first published models, which transformers replaces by the largest
+id of a text."""
+MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+STD: Colour = (0.26862954, 0.26130258, 0.27577711)
+"""Statistics of pixels in the published models."""
+LARGEST_SCALE = CLIPConfig().largest_scale
+Count = Annotated[int, Range(1, 2**20)]
+
+
+@dataclass(frozen=True)
+class TowerSettings:
+    """Settings that both towers of a CLIPModel have. The defaults are those of transformers."""
+
+    hidden_size: Count = 512
+    intermediate_size: Count = 2048
+    num_hidden_layers: Annotated[int, Range(1, 1000)] = 12
+    num_attention_heads: Count = 8
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def blocks(self, where: str) -> TransformerConfig:
+        """Return the blocks of the tower.
+
+        Raises:
+            ValueError: for another activation, or settings that do not fit together.
+        """
+        names = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
+        if self.hidden_act not in names:
+            raise ValueError(
+                f"{where}: hidden_act {self.hidden_act[:40]!r} is not supported; known: {', '.join(names)}"
+            )
+        return replace(
+            CLIP_BLOCKS,
+            width=self.hidden_size,
+            hidden=self.intermediate_size,
+            depth=self.num_hidden_layers,
+            heads=self.num_attention_heads,
+            mlp=names[self.hidden_act],  # type: ignore[arg-type]
+            norm_eps=self.layer_norm_eps,
+        )
+
+
+@dataclass(frozen=True)
+class TextSettings(TowerSettings):
+    """Settings of a CLIPTextModel that are used here."""
+
+    vocab_size: Count = 49408
+    max_position_embeddings: Count = 77
+    eos_token_id: int = 49407
+
+
+@dataclass(frozen=True)
+class VisionSettings(TowerSettings):
+    """Settings of a CLIPVisionModel that are used here."""
+
+    hidden_size: Count = 768
+    intermediate_size: Count = 3072
+    num_attention_heads: Count = 12
+    image_size: Count = 224
+    patch_size: Count = 32
+    num_channels: int = 3
+
+
+def names(config: CLIPConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the name of each of our weights, with the names of those in CLIPModel that are
+    concatenated to form it."""
+    depths = config.text.transformer.depth, config.vit.transformer.depth
+    for (ours, theirs), depth in zip(TOWERS.items(), depths, strict=True):
+        for i in range(depth):
+            for layer, parts in BLOCK.items():
+                for kind in ("weight", "bias"):
+                    sources = tuple(f"{theirs}.encoder.layers.{i}.{part}.{kind}" for part in parts)
+                    yield f"{ours}.transformer.blocks.{i}.{layer}.{kind}", sources
+    for layer, other in NORMS.items():
+        for kind in ("weight", "bias"):
+            yield f"{layer}.{kind}", (f"{other}.{kind}",)
+    for name, other in OTHERS.items():
+        yield name, (other,)
+
+
+def to_transformers(model: CLIP) -> Any:
+    """Convert `model` to a CLIPModel with the same embeddings and the same factor on their
+    similarities. The bias of the sigmoid loss, which a CLIPModel does not have, is left out.
+
+    Its images are normalised with the mean and std of the config (see `export_to_transformers`).
+
+    Raises:
+        ValueError: if a CLIPModel does not support the config, or transformers is not installed.
+    """
+    check_supported(model.config)
+    transformers = _transformers()
+    c, text, vit = model.config, model.config.text, model.config.vit
+    config = transformers.CLIPConfig(
+        text_config=_tower(text.transformer)
+        | {
+            "vocab_size": text.vocabulary,
+            "max_position_embeddings": text.length,
+            "bos_token_id": model.tokenizer.start,
+            "eos_token_id": text.end,
+            "pad_token_id": text.end,
+            "projection_dim": c.width,
+        },
+        vision_config=_tower(vit.transformer)
+        | {"image_size": c.size, "patch_size": vit.patch, "projection_dim": c.width},
+        projection_dim=c.width,
+    )
+    network = transformers.CLIPModel(config)
+    source, target = model.state_dict(), dict[str, Tensor]()
+    for ours, theirs in names(c):
+        target |= dict(zip(theirs, source[ours].chunk(len(theirs)), strict=True))
+    target["logit_scale"] = model.scale.detach().log()
+    network.load_state_dict(target)
+    return network.eval()
+
+
+def export_to_transformers(model: Any, out: Path) -> str:
+    """Write a CLIP into the new or empty folder `out`, as a whole: a CLIPModel and its processor.
+
+    Returns:
+        One line on how to use the folder.
+
+    Raises:
+        ValueError: for a model that has no counterpart. Nothing has been written then.
+    """
+    if not isinstance(model, CLIP):
+        raise ValueError(f"transformers has no counterpart of {model.kind} models here: a clip can be exported")
+    network = to_transformers(model)
+    if not is_free(out):
+        raise ValueError(f"{out} is not an empty folder: choose another")
+    transformers = _transformers()
+    side, vit = model.config.size, model.config.vit
+    images = transformers.CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=list(vit.mean),
+        image_std=list(vit.std),
+    )
+    with replacing_folder(out) as draft:
+        model.save_files(draft)  # tokenizer.json
+        tokens = transformers.CLIPTokenizer(**_vocabulary(draft / "tokenizer.json"))
+        tokens.model_max_length = model.config.text.length
+        transformers.CLIPProcessor(images, tokens).save_pretrained(draft)
+        network.save_pretrained(draft)
+    return f"a CLIPModel with its CLIPProcessor: transformers.CLIPModel.from_pretrained('{out}')"
+
+
+def check_supported(config: CLIPConfig) -> None:
+    """Raise ValueError for a config that a CLIPModel does not support."""
+    if config.image != "vit":
+        raise ValueError("transformers' CLIPModel has no convolutional image encoder: train with --model.image vit")
+    for tower, blocks in (("text", config.text.transformer), ("vit", config.vit.transformer)):
+        reasons = {
+            "its blocks are not those of CLIP (LayerNorm with gain and bias, GELU, biases, no rotation)": (
+                blocks.norm != "affine" or blocks.mlp not in ACTIVATIONS or not blocks.bias or blocks.rotary
+            ),
+            "it normalises queries and keys": blocks.qk_norm,
+            "its heads share keys": blocks.key_heads != blocks.heads,
+            "its mixers are not attention": set(blocks.mixers) != {"attention"},
+        }
+        if applying := [reason for reason, applies in reasons.items() if applies]:
+            raise ValueError(f"a CLIPModel does not support the {tower} of this clip: {applying[0]}")
+
+
+def import_clip(folder: Path) -> CLIP:
+    """Import a folder with the layout of openai/clip-vit-base-patch32: config.json,
+    preprocessor_config.json, safetensors, and tokenizer.json or vocab.json with merges.txt.
+
+    Raises:
+        ValueError: for settings without a counterpart, or missing or damaged files.
+    """
+    file = folder / "config.json"
+    settings = read_json(file)
+    text = from_settings(TextSettings, settings.get("text_config") or {}, f"{file}: text_config")
+    vision = from_settings(VisionSettings, settings.get("vision_config") or {}, f"{file}: vision_config")
+    if vision.num_channels != 3:
+        raise ValueError(f"{file}: images of {vision.num_channels} channels are not supported")
+    end = text.vocab_size - 1 if text.eos_token_id == LEGACY_END else text.eos_token_id
+    tokenizer = Tokenizer.load(folder, length=text.max_position_embeddings)
+    if (tokenizer.vocabulary, tokenizer.end) != (text.vocab_size, end):
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocabulary:,} tokens and end id {tokenizer.end}, the model "
+            f"{text.vocab_size:,} and {end}: they do not belong together"
+        )
+    shapes = {name: value for name, value in read_all_shapes(folder, "CLIPModel").items() if _is_weight(name)}
+    mean, std = _statistics(folder)
+    config = CLIPConfig(
+        size=vision.image_size,
+        width=from_dict(Count, settings.get("projection_dim", 512), f"{file}: projection_dim"),
+        image="vit",
+        vit=ViTConfig(vision.patch_size, vision.blocks(str(file)), mean, std),
+        text=TextEncoderConfig(text.blocks(str(file))),
+    )
+    model = build(lambda: CLIP(config, tokenizer), str(file), shapes)
+    source = {
+        name: value
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, value in read_tensors(path).items()
+        if _is_weight(name)
+    }
+    load_weights(model, source, folder)
+    return model.eval()
+
+
+def load_weights(model: CLIP, source: Mapping[str, Tensor], where: Path) -> None:
+    """Load the state dict of a CLIPModel into `model`. Its factor becomes the upper bound where it
+    is larger.
+
+    Raises:
+        ValueError: if a weight is missing, unknown, or of another shape.
+    """
+    rest, target = dict(source), dict[str, Tensor]()
+    for ours, theirs in names(model.config):
+        if missing := [name for name in theirs if name not in rest]:
+            raise ValueError(f"{where}: not the weights of this CLIPModel: {missing[0]} is missing")
+        target[ours] = torch.cat([torch.atleast_1d(rest.pop(name)).float() for name in theirs])
+    if rest:
+        raise ValueError(f"{where}: not the weights of a CLIPModel: unknown weights {', '.join(sorted(rest)[:3])}")
+    check_same(model.state_dict(), target, where)
+    model.load_state_dict(target)
+    factor = float(model.log_scale.detach().exp())
+    model.config = replace(model.config, scale=max(1.0, factor), largest_scale=max(factor, LARGEST_SCALE))
+
+
+def _tower(blocks: TransformerConfig) -> dict[str, Any]:
+    """Return the settings of a tower of CLIPModel with these blocks."""
+    return {
+        "hidden_size": blocks.width,
+        "intermediate_size": blocks.inner,
+        "num_hidden_layers": blocks.depth,
+        "num_attention_heads": blocks.heads,
+        "hidden_act": ACTIVATIONS[blocks.mlp],
+        "layer_norm_eps": blocks.norm_eps,
+    }
+
+
+def _vocabulary(file: Path) -> dict[str, Any]:
+    """Return the vocabulary and the merges of a tokenizer.json."""
+    model = read_json(file)["model"]
+    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    return {"vocab": model["vocab"], "merges": merges}
+
+
+def _statistics(folder: Path) -> tuple[Colour, Colour]:
+    """Read mean and std of the pixels from preprocessor_config.json; those of the published models
+    if there is none."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (file := folder / name).is_file():
+            settings = read_json(file)
+            settings = settings.get("image_processor", settings)
+            mean, std = (settings.get(key, value) for key, value in (("image_mean", MEAN), ("image_std", STD)))
+            return from_dict(Colour, mean, f"{file}: image_mean"), from_dict(Colour, std, f"{file}: image_std")
+    return MEAN, STD
+
+
+def _is_weight(name: str) -> bool:
+    """Whether a tensor is a weight: older files also hold the numbers of the positions."""
+    return not name.endswith("position_ids")
+
+
+def _transformers() -> Any:
+    """Import transformers.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError("transformers is not installed: pip install 'genmodels[evaluation]'") from None
+    return transformers
