@@ -122,3 +122,12 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "saved" / "config.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="was not written by genmodels"):
         genmodels.load("~/saved")
+
+
+def test_the_tokenizer_of_a_model_is_downloaded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config.json"
+    for text, further in (('{"model": {"tokenizer": "ab"}}', ["tokenizer.json"]), ('{"model": {}}', []), ("{", [])):
+        config.write_text(text)
+        hub = Hub(monkeypatch, tmp_path)
+        assert folder_of("user/name") == tmp_path
+        assert [file for file, _ in hub.downloaded] == ["config.json", "model.safetensors", *further]
