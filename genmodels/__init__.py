@@ -134,7 +134,8 @@ def families() -> dict[str, str]:
     cannot replace those of this package.
     """
     others = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    return others | EXTRACTORS | FAMILIES
+    own = FAMILIES | EXTRACTORS
+    return own | {name: path for name, path in others.items() if name not in own}
 
 
 def family(name: str) -> type[Model]:

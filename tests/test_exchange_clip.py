@@ -75,6 +75,7 @@ def pair_batch(pixels: torch.Tensor, text: Any) -> Any:
     return Batch(pixels, Noise.for_images(0, range(len(pixels))), Condition(text=text))
 
 
+@pytest.mark.slow
 def test_an_export_works_without_genmodels_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(vit=replace(clip(image="vit").config.vit, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)))
     model.save_pretrained(tmp_path / "run")

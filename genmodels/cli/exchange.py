@@ -43,9 +43,7 @@ def import_(folder: Positional[Path], out: Positional[Path]) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     if not is_foreign(folder):
-        raise ValueError(
-            f"{folder} is not a pipeline of diffusers, since it has no model_index.json, nor a CLIPModel"
-        )
+        raise ValueError(f"{folder} is not a pipeline of diffusers, since it has no model_index.json, nor a CLIPModel")
     check_empty(out)
     model = import_folder(folder)
     model.save_pretrained(out)
