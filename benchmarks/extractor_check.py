@@ -13,6 +13,7 @@ rank correlation of both is then printed.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from dataclasses import dataclass
@@ -126,17 +127,19 @@ def damaged(faces: Packed, n: int) -> dict[str, np.ndarray]:
     for shift in (8, 20, 45):
         sets[f"colour-{shift}"] = eight_bit(levels + np.array([shift, 0, -shift]))
 
+    # A copy, so that the sets below are those of measurements before there were these.
+    parts = copy.deepcopy(rng)
     for pixels in (1, 2, 4):
-        sets[f"warped-{pixels}"] = np.stack([warp(image, pixels, rng) for image in real])
+        sets[f"warped-{pixels}"] = np.stack([warp(image, pixels, parts) for image in real])
     for pixels in (3, 6, 12):
-        sets[f"moved-{pixels}"] = np.stack([move(image, pixels, rng) for image in real])
+        sets[f"moved-{pixels}"] = np.stack([move(image, pixels, parts) for image in real])
     for pairs in (1, 2, 4):
-        sets[f"swapped-{pairs}"] = np.stack([swap(image, pairs, rng) for image in real])
+        sets[f"swapped-{pairs}"] = np.stack([swap(image, pairs, parts) for image in real])
     for side in (16, 26, 40):
-        sets[f"flipped-{side}"] = np.stack([flip(image, side, rng) for image in real])
+        sets[f"flipped-{side}"] = np.stack([flip(image, side, parts) for image in real])
     for percent in (25, 50, 100):
         mixed = round(n * percent / 100)
-        halves = [mix(*pair, rng) for pair in zip(real[:mixed], np.roll(real, 1, axis=0), strict=False)]
+        halves = [mix(*pair, parts) for pair in zip(real[:mixed], np.roll(real, 1, axis=0), strict=False)]
         sets[f"mixed-{percent}"] = np.concatenate([np.stack(halves), real[mixed:]])
 
     def choose(mask: np.ndarray) -> np.ndarray:
