@@ -218,7 +218,9 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path: Path, change, message
 
 def test_the_recipe_trains_a_tokenizer(tmp_path: Path) -> None:
     recipe = runpy.run_path(str(ROOT / "recipes" / "text" / "tokenizer.py"))
-    trained = recipe["train"](recipe["TokenizerRecipe"](vocabulary=1024, length=48, captions=500))
+    settings = recipe["TokenizerRecipe"](vocabulary=1024, length=48, captions=500)
+    trained = recipe["train"](settings)
+    assert trained.hash == recipe["train"](settings).hash
     assert (trained.vocabulary, trained.end, trained.length) == (1024, 1023, 48)
     assert trained(["a woman wearing glasses"]).mask.sum() == 6
     trained.save(tmp_path)

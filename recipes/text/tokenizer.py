@@ -44,13 +44,13 @@ def train(recipe: TokenizerRecipe) -> Tokenizer:
     texts += recipe.words.read_text(encoding="utf-8").split() * recipe.repeats
     backend = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=MARK))
     prepare(backend)
-    # The trainer keeps only the bytes that it has met, so the vocabulary is put together here.
-    trainer = trainers.BpeTrainer(vocab_size=4 * recipe.vocabulary, end_of_word_suffix=MARK, show_progress=False)
+    # The trainer would keep only the bytes that it has met, and number them at random.
+    letters = [letter + mark for mark in ("", MARK) for letter in sorted(pre_tokenizers.ByteLevel.alphabet())]
+    size = recipe.vocabulary - 2
+    trainer = trainers.BpeTrainer(vocab_size=size, end_of_word_suffix=MARK, special_tokens=letters, show_progress=False)
     backend.train_from_iterator(texts, trainer)
     merges = [(first, second) for first, second in json.loads(backend.to_str())["model"]["merges"]]
-    merges = merges[: recipe.vocabulary - 514]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(letter + MARK for letter in letters), *map("".join, merges), START, END]
+    tokens = [*letters, *map("".join, merges), START, END]
     return Tokenizer(build({token: i for i, token in enumerate(tokens)}, merges), recipe.length)
 
 
