@@ -13,11 +13,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from genmodels.data import export, load_packed, pack
+from genmodels.data import export, load_packed, pack, save_sheet
 from genmodels.data.batches import BatchReader
+from genmodels.data.captions import CAPTIONED, held_out
+from genmodels.data.captions import caption as caption_of
+from genmodels.data.columns import uncaptioned
 from genmodels.data.directory import save_labels
 from genmodels.data.folder import folder_source
 from genmodels.data.packed import COLUMNS, Packed
+from genmodels.training.checks import check_captions
 from genmodels.types import Text
 
 N, SIZE, LENGTH = 24, 8, 12
@@ -151,6 +155,8 @@ def test_damaged_or_missing_text_is_refused(tmp_path: Path) -> None:
         ("file,text\n00.png,a face\n", "expected the columns file and caption"),
         ("file,caption\n99.png,a face\n", "1 of 1 rows have no file .such as 99.png. and 12 of 12 files have no row"),
         ("file,caption\n00.png,a face, smiling\n", "line 2: 3 columns, the header has 2"),
+        ("file,caption\n00.png,a face\n99.png,a man\n", "1 of 2 rows have no file .such as 99.png."),
+        ("file,caption\n00.png,a face\n01.png,  \n", "line 3: the caption is empty: write one, or remove the row"),
         ("", "expected a header line"),
     ],
 )
@@ -213,6 +219,82 @@ def test_captions_are_drawn_anew_at_each_step_and_evenly() -> None:
 def test_text_reaches_a_batch_only_if_it_is_tokenized() -> None:
     assert BatchReader(make_data(), 4, seed=0).read(0, 0)[0].condition.text is None
     assert BatchReader(make_data(text=False), 4, seed=0, tokenize=code_points).read(0, 0)[0].condition.text is None
+
+
+def captionable() -> Packed:
+    """Return images with attributes that the grammar knows, and without stored captions."""
+    values = np.random.default_rng(0).choice(np.array([-1, 1], np.int8), (N, len(CAPTIONED)))
+    return dataclasses.replace(make_data(text=False), attributes=values, attribute_names=CAPTIONED)
+
+
+def kept(captions: Sequence[str]) -> Text:
+    """Tokenize captions into code points without a limit of their length."""
+    ids = torch.zeros(len(captions), 400, dtype=torch.int64)
+    for row, sentence in zip(ids, captions, strict=True):
+        row[: len(sentence)] = torch.tensor([ord(character) for character in sentence])
+    return Text(ids, ids > 0)
+
+
+def test_captions_are_written_from_attributes_and_new_in_every_epoch() -> None:
+    data = captionable()
+    read = [BatchReader(data, N, seed=1, tokenize=kept).read(step, 0)[0] for step in range(2)]
+    drawn = []
+    for batch in read:
+        assert batch.condition.text is not None
+        rows = ((batch.images[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
+        texts = sentences(batch.condition.text)
+        for row, seed, text in zip(rows, batch.noise.seeds, texts, strict=True):
+            values = dict(zip(CAPTIONED, data.attributes[row].tolist(), strict=True))
+            assert text == caption_of(values, seed=1, index=row, view=seed)
+            assert held_out(text) == ()
+        drawn.append(dict(zip(rows, texts, strict=True)))
+    assert sum(drawn[0][row] != drawn[1][row] for row in range(N)) > N / 2
+    # The attributes of the condition may be fewer, and the captions are the same.
+    (batch,) = BatchReader(data, N, seed=1, tokenize=kept, attributes=["Male"]).read(0, 0)
+    assert batch.condition.attributes is not None and batch.condition.attributes.shape == (N, 1)
+    assert batch.condition.text is not None and torch.equal(batch.condition.text.ids, read[0].condition.text.ids)
+    parts = [BatchReader(data, N, 1, rank=rank, world_size=2, tokenize=kept).read(0, 0)[0] for rank in range(2)]
+    texts = [text for part in parts if part.condition.text is not None for text in sentences(part.condition.text)]
+    assert texts == sentences(read[0].condition.text)
+
+
+def test_a_mirrored_image_has_the_same_caption() -> None:
+    data = captionable()
+    for flip in (True, False):
+        for text in sentences(BatchReader(data, N, seed=1, flip=flip, tokenize=kept).read(0, 0)[0].condition.text):
+            assert not {"left", "right"} & set(text.lower().split())
+
+
+def test_stored_captions_come_before_written_ones() -> None:
+    stored = dataclasses.replace(captionable(), text=[("a face",)] * N)
+    (batch,) = BatchReader(stored, 4, seed=0, tokenize=code_points).read(0, 0)
+    assert batch.condition.text is not None and set(sentences(batch.condition.text)) == {"a face"}
+
+
+def test_images_without_captions_are_refused_before_training(tmp_path: Path) -> None:
+    check_captions(captionable())
+    complete = dataclasses.replace(make_data(), text=[("a face",)] * (N - 4) + [()] * 4)
+    check_captions(complete)  # images of other splits need none
+    with pytest.raises(ValueError, match=r"5 of 20 training images of images have no caption, such as 0\.png"):
+        check_captions(make_data())
+    with pytest.raises(ValueError, match="has neither captions nor attributes that captions can be written from"):
+        check_captions(make_data(text=False))
+    packed = load_packed(pack("folder", write_tree(tmp_path / "tree"), tmp_path / "a", 16))
+    assert packed.text is not None
+    assert uncaptioned(packed.text).tolist() == uncaptioned(list(packed.text)).tolist()
+    assert [packed.names[i] for i in uncaptioned(packed.text)] == ["03.png"]
+    assert uncaptioned(packed.take(np.array([], np.int64)).text).tolist() == []
+
+
+def test_a_sheet_shows_captions(tmp_path: Path) -> None:
+    sheets = [
+        Image.open(save_sheet(data, tmp_path / f"{i}.png", 4, captioned=captioned))
+        for i, (data, captioned) in enumerate([(captionable(), True), (captionable(), False), (make_data(), True)])
+    ]
+    assert sheets[0].size[0] == sheets[1].size[0]
+    assert sheets[0].tobytes() != sheets[1].tobytes() != sheets[2].tobytes()
+    with pytest.raises(ValueError, match="neither captions nor attributes"):
+        save_sheet(make_data(text=False), tmp_path / "none.png", 4, captioned=True)
 
 
 def test_a_loader_reads_images_and_columns() -> None:

@@ -88,14 +88,22 @@ def join(out: Positional[Path], parts: Positional[tuple[Path, ...]]) -> None:
     print(sets.load_packed(sets.join(out, parts)).describe())
 
 
-def show(data: Positional[str], out: Path = Path("sheet.png"), n: int = 32, seed: int = 0, force: bool = False) -> None:
+def show(
+    data: Positional[str],
+    out: Path = Path("sheet.png"),
+    n: int = 32,
+    seed: int = 0,
+    captions: bool = False,
+    force: bool = False,
+) -> None:
     """Describe a packed directory (or toyfaces), and show some images with classes and attributes.
 
     Args:
         data: packed directory, or toyfaces.
         out: picture to write.
         n: number of images.
-        seed: seed of the selection of images.
+        seed: seed of the selection of images, and of captions.
+        captions: show a caption of each image: a stored one, or one written from its attributes.
         force: overwrite an existing file.
     """
     if n < 1:
@@ -111,7 +119,7 @@ def show(data: Positional[str], out: Path = Path("sheet.png"), n: int = 32, seed
         print(count_classes(packed.labels, packed.class_names))
     for note in packed.manifest.get("notes", []):
         print(note)
-    print(f"sheet in {save_sheet(packed, out, n, seed)}")
+    print(f"sheet in {save_sheet(packed, out, n, seed, captions)}")
 
 
 def export(packed: Positional[Path], out: Path, kind: Literal["jpeg", "webp"] = "jpeg", quality: int = 92) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genmodels.data.captions import captions
 from genmodels.data.encoded import EncodedImages, read_ahead
 from genmodels.data.order import Order
 from genmodels.data.packed import Packed
@@ -43,9 +44,9 @@ class BatchReader:
         accumulate: micro-batches per step and process.
         flip: mirror each image with probability 1/2.
         device: device of the batches. Images are moved there as bytes and converted there.
-        tokenize: converts captions to token ids, all padded to one length. If it is given and the
-            data have captions, each batch has one caption per image, drawn from its seed, in
-            `condition.text`.
+        tokenize: converts captions to token ids, all padded to one length. If it is given, each
+            batch has one caption per image, drawn from its seed, in `condition.text`: a stored one,
+            or without any, one that the grammar writes from the attributes, if it knows them.
         attributes: names of the attributes in `condition.attributes`; None: all of the data.
 
     Raises:
@@ -120,21 +121,21 @@ class BatchReader:
             attributes = torch.from_numpy(values).to(self.device).float()  # (n, K)
         if self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[index]).to(self.device).long()  # (n,)
-        if self.data.text is not None and self.tokenize is not None:
-            text = self._tokens(self.data.text, self.tokenize, index, noise.seeds)
+        if self.tokenize is not None and self.data.has_captions:
+            text = self.tokenize(self._captions(index, noise.seeds)).map(lambda tensor: tensor.to(self.device))
         if self.data.latents is not None:
             latents = torch.from_numpy(self.data.latents[index, flips.astype(np.int64)]).to(self.device)
         if self.data.features is not None:
             features = torch.from_numpy(self.data.features[index]).to(self.device)
         return Batch(images, noise, Condition(attributes, labels, text), step, progress, latents, features)
 
-    def _tokens(
-        self, text: Sequence[tuple[str, ...]], tokenize: Tokenize, index: np.ndarray, seeds: Sequence[int]
-    ) -> Text:
-        """Tokenize one caption of each image; an image without captions gets the empty string."""
-        rows = [text[i] or ("",) for i in index]
-        captions = [row[mix_seed(seed) % len(row)] for row, seed in zip(rows, seeds, strict=True)]
-        return tokenize(captions).map(lambda tensor: tensor.to(self.device))
+    def _captions(self, index: np.ndarray, seeds: Sequence[int]) -> list[str]:
+        """Return one caption of each image. If others have stored captions, it may be empty."""
+        data = self.data
+        if data.text is None:
+            return captions(data.attributes[index], data.attribute_names, index.tolist(), seeds, self.seed)
+        rows = [data.text[i] or ("",) for i in index]
+        return [row[mix_seed(seed) % len(row)] for row, seed in zip(rows, seeds, strict=True)]
 
 
 def image_batches(

@@ -131,6 +131,14 @@ def count_captions(text: Sequence[tuple[str, ...]]) -> int:
     return sum(int((text.offsets[rows + 1] - text.offsets[rows]).sum()) for rows in text.row_numbers())
 
 
+def uncaptioned(text: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Return the numbers of the rows without captions."""
+    if not isinstance(text, Captions):
+        return np.flatnonzero([not row for row in text])
+    counts = [text.offsets[rows + 1] - text.offsets[rows] for rows in text.row_numbers()]
+    return np.flatnonzero(np.concatenate([*counts, np.zeros(0, np.int64)]) == 0) if counts else np.zeros(0, np.int64)
+
+
 def digested(column: Sequence[Any], first: Sequence[str] = ()) -> Iterator[bytes]:
     """Yield bytes that identify strings or captions.
 

@@ -40,9 +40,9 @@ from genmodels.reading import parse_json
 LABELS, CAPTIONS, CLASSES = "attributes.csv", "captions.csv", "labels.csv"
 
 
-UNMATCHED = {LABELS: 0.5, CAPTIONS: 0.5, CLASSES: 0.0}
-"""Largest fraction of the rows of each table that may belong to no image. A label without its image
-is usually a mistake, but tables of attributes and captions are often those of a larger set."""
+UNMATCHED = {LABELS: 0.5, CAPTIONS: 0.0, CLASSES: 0.0}
+"""Largest fraction of the rows of each table that may belong to no image. A label or a caption
+without its image is usually a mistake, but tables of attributes are often those of a larger set."""
 
 
 def folder_source(root: Path, allow_unmatched: bool = False) -> Source:
@@ -55,7 +55,8 @@ def folder_source(root: Path, allow_unmatched: bool = False) -> Source:
     Raises:
         FileNotFoundError: if `root` does not exist.
         ValueError: if it is empty or not an archive; if a table is malformed, or most of its rows
-            (of labels.csv, any) belong to no image; or if the folder of a class has no image.
+            (of labels.csv and captions.csv, any) belong to no image; if a caption is empty; or if
+            the folder of a class has no image.
     """
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder or .zip of images")
@@ -222,6 +223,8 @@ def _read_captions(table: _Table, count: int) -> list[tuple[str, ...]]:
         raise ValueError(f"{table.where}: expected the columns file and caption, got file, {table.columns}")
     captions: list[tuple[str, ...]] = [()] * count
     for row, owner in zip(table.rows, table.owners, strict=True):
+        if not row.cells[0].strip():
+            raise ValueError(f"{table.where}, line {row.line}: the caption is empty: write one, or remove the row")
         if owner is not None:
             captions[owner] += (row.cells[0],)
     return captions

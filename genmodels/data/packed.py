@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from genmodels.data.captions import CAPTIONED
 from genmodels.data.columns import count_captions, digested, rows_at_a_time
 from genmodels.data.encoded import EncodedImages
 from genmodels.data.rows import take_rows
@@ -95,6 +96,11 @@ class Packed:
     def feature_count(self) -> int:
         """Number of features per image; 0 if there are none."""
         return 0 if self.features is None else self.features.shape[1]
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether the images have captions: stored ones, or attributes that the grammar knows."""
+        return self.text is not None or not set(CAPTIONED).isdisjoint(self.attribute_names)
 
     @property
     def crop(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from genmodels.base import Model
+from genmodels.data.columns import uncaptioned
 from genmodels.data.packed import Packed
 from genmodels.sampling import processes
 from genmodels.training.clock import too_short
@@ -49,12 +50,34 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
             "without them"
         )
     check_classes(model.conditions, data)
-    if model.conditions.text.vocabulary:
+    if model.can("tokenize"):
+        check_captions(data)
+    elif model.conditions.text.vocabulary:
         raise ValueError(
-            "fit() has no tokenizer yet, so it cannot train a model on text: remove --model.condition.text.vocabulary"
+            f"this {model.family} has no tokenizer, so it cannot be trained on text: remove "
+            "--model.condition.text.vocabulary"
         )
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
         raise too_short(recipe.minutes, recipe.startup)
+
+
+def check_captions(data: Packed) -> None:
+    """Check that every training image has a caption, stored or from its attributes.
+
+    Raises:
+        ValueError: if there are no captions, or images without one; names one of them.
+    """
+    train = data.split("train")
+    if not train.has_captions:
+        raise ValueError(
+            f"{data.source} has neither captions nor attributes that captions can be written from: add captions.csv "
+            "or attributes.csv, and pack the data again"
+        )
+    if train.text is not None and len(without := uncaptioned(train.text)):
+        raise ValueError(
+            f"{len(without):,} of {len(train):,} training images of {data.source} have no caption, such as "
+            f"{train.names[int(without[0])]}: add captions, or leave these images out"
+        )
 
 
 def check_classes(conditions: ConditionConfig, data: Packed) -> None:

@@ -225,9 +225,11 @@ def build_accelerator(model: Model, recipe: Recipe) -> Accelerator:
 def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accelerator) -> BatchReader:
     """Build the reader of this process's share of the batches.
 
-    It returns only the attributes and the labels that `model` is conditioned on.
+    It returns only the attributes and the labels that `model` is conditioned on, and captions if it
+    can tokenize them.
     """
     conditions = model.conditions
+    tokenize: Any = model.tokenize if model.can("tokenize") else None
     return BatchReader(
         train if conditions.classes else replace(train, labels=None, class_names=()),
         recipe.batch_size,
@@ -237,6 +239,7 @@ def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accel
         accumulate=recipe.accumulate,
         flip=recipe.flip,
         device=accelerator.device,
+        tokenize=tokenize,
         attributes=conditions.attributes,
     )
 
