@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clip_pairs import CAPTIONS, clip, images, pairs
+from test_fit import assert_equal, lines
+from test_fit_processes import in_two_processes
 from tiny import faces, recipe
 
 import genmodels
@@ -19,6 +22,7 @@ from genmodels.nn.contrastive import fitting, sigmoid_loss, softmax_loss
 from genmodels.nn.image_encoder import ConvConfig, ViTConfig
 from genmodels.text import shipped
 from genmodels.training.fit import fit
+from genmodels.training.optim import OptimConfig
 from genmodels.types import Batch, Condition, Noise, Text
 
 
@@ -236,3 +240,37 @@ def test_the_tokenizer_is_saved_and_belongs_to_the_weights(tmp_path: Path) -> No
     other = replace(model.config, tokenizer="0123456789abcdef")
     with pytest.raises(ValueError, match="the tokenizer is not the tokenizer that these weights"):
         CLIP(other, shipped())
+
+
+# ---- training ----
+
+
+def test_it_trains_and_is_measured(tmp_path: Path) -> None:
+    optim = OptimConfig(lr=3e-3, warmup=0)
+    run = fit(clip(), faces(), recipe(tmp_path / "run", steps=40, batch_size=16, optim=optim, log_every=1))
+    logged = lines(run)
+    assert sum(line["loss"] for line in logged[-5:]) < 0.97 * sum(line["loss"] for line in logged[:5])
+    for line in logged:
+        assert line["loss_over_ln_batch"] == pytest.approx(line["loss"] / math.log(16), rel=1e-5)
+    model = genmodels.load(run)
+    batch = pairs(model)
+    measured = model.measure([batch, batch])
+    assert measured["loss_over_ln_batch"] == pytest.approx(model.loss(batch, "model")[0].item() / math.log(6), rel=1e-6)
+    shutil.copytree(run, tmp_path / "copy")
+    assert (tmp_path / "copy" / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    in_two_processes(Path(__file__).parent / "clip_pairs.py", tmp_path / "two")
+    for loss in ("softmax", "sigmoid"):
+        one = fit(
+            clip(loss=loss, fitting=("Male", "Smiling")),
+            faces(),
+            recipe(tmp_path / "one" / loss, log_every=1, sample_every=50),
+        )
+        assert_equal(one, tmp_path / "two" / loss, tolerance=5e-5)
+        for ours, theirs in zip(lines(one), lines(tmp_path / "two" / loss), strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        first = lines(one)[0]["loss"], lines(tmp_path / "two" / loss)[0]["loss"]
+        assert first[0] == pytest.approx(first[1], abs=1e-6)
