@@ -22,7 +22,7 @@ from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.cli import COMMANDS, DATA_COMMANDS, fold_options, main
 from genmodels.cli.arguments import ConditionFlags
 from genmodels.data import open_data
-from genmodels.data.sheet import _caption
+from genmodels.data.sheet import _label
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.realism import most_realistic
@@ -355,10 +355,10 @@ def test_show_counts_and_names_the_classes(run: Path, pictures: Path, capsys: py
     said = capsys.readouterr().out
     assert "classes: [sea lion] (7), cat (4); 1 images without a label" in said
     packed = open_data("packed", size=None)
-    captions = {name: _caption(packed, i) for i, name in enumerate(packed.names)}
+    captions = {name: _label(packed, i) for i, name in enumerate(packed.names)}
     assert captions["0.png"] == "0.png\ncat" and captions["11.png"] == "11.png\nno label"
     two = replace(packed, attributes=np.ones((12, 2), np.int8), attribute_names=("Fur", "Black_Fur"))
-    assert _caption(two, packed.names.index("0.png")) == "0.png\ncat\nFur, Black Fur"
+    assert _label(two, packed.names.index("0.png")) == "0.png\ncat\nFur, Black Fur"
 
 
 def test_info_lists_the_classes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
