@@ -52,8 +52,9 @@ _WEIGHTS = tuple(accumulate((1, 3, 6, 10)[fact.salience - 1] for fact in FACTS.v
 _NAMES = tuple(FACTS)
 _TRIES = 40
 """Attributes that are tried for the facts of a short caption."""
-_LARGEST = 9
-"""Largest number of statements of a caption."""
+_LARGEST = 47
+"""Largest number of words and signs that the statements of a caption may need at worst, so that it
+always fits into the 64 tokens of the shipped tokenizer."""
 
 
 def caption(
@@ -96,7 +97,8 @@ def caption(
         statements.append(Statement("person", "is", draws.pick(AGES[age])))
         age = 0
     draws.shuffle(statements)
-    del statements[_LARGEST:]
+    while sum(map(_size, statements)) > _LARGEST:
+        statements.pop()
     adjectives = take_adjectives(statements, draws)
     order = [s.slot for s in (*adjectives, *statements) if s.slot != "person"]
     if order and _is_held_out(order[::-1] if test else order) and (not test or draws.chance(0.5)):
@@ -245,6 +247,11 @@ def _state(facts: Mapping[str, int], draws: Draws) -> list[Statement]:
 
 def _has(facts: Mapping[str, int], name: str) -> bool:
     return facts.get(name) == FACTS[name].sign
+
+
+def _size(statement: Statement) -> int:
+    """Return an upper bound of the words and signs of a statement, with two verbs and a comma."""
+    return 4 + statement.text.count(" ") + 2 * statement.text.count("-")
 
 
 def _is_held_out(order: Sequence[str]) -> bool:
