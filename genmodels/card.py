@@ -49,11 +49,13 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
         use += [f'images = model.generate(16, seed=0, condition={{"label": {label}}})  # of one class']
     if embeds:
         use += [
-            f"images = model.embed_images(pixels)  # of (N, 3, {size}, {size}) in [-1, 1]",
+            "pixels = torch.zeros(4, 3, model.config.size, model.config.size)  # your images, in [-1, 1]",
+            "images = model.embed_images(pixels)  # (4, D)",
             'texts = model.embed_texts(model.tokenize(["a smiling woman with glasses", "a man with a beard"]))',
-            "similarity = images @ texts.T  # (N, 2), cosines",
+            "similarity = images @ texts.T  # (4, 2), cosines",
         ]
-    code = "\n".join(["from genmodels import load", "", 'model = load("PATH_OR_HUB_ID")', *use])
+    imports = ["import torch"] if embeds else []
+    code = "\n".join([*imports, "from genmodels import load", "", 'model = load("PATH_OR_HUB_ID")', *use])
     parameters = sum(p.numel() for p in model.parameters())
     parts = [
         f"---\n{front.to_yaml()}\n---",

@@ -121,7 +121,9 @@ def test_the_page_needs_nothing_from_elsewhere(report: Path, page: Element) -> N
 
 def test_every_picture_can_be_decoded_and_has_a_text(page: Element) -> None:
     pictures = page.all("img")
-    assert len(pictures) == 4 + 2 * 5 + 4 * 2  # samples; originals and four models, in two parts; pairs of neighbours
+    # Samples; originals and four models, in two parts; two rows each of the least and the most realistic samples;
+    # pairs of neighbours.
+    assert len(pictures) == 4 + 2 * 5 + 4 * 4 + 4 * 2
     for picture in pictures:
         assert picture.attributes["alt"]
         data = str(picture.attributes["src"]).removeprefix("data:image/png;base64,")
@@ -225,8 +227,8 @@ def test_the_page_tells_how_the_numbers_came_to_be(page: Element) -> None:
     assert rows["images measured"].endswith("; 64 (images-per-second, memory)")
     assert rows["feature extractor"] == "faces"
     assert rows["machine"] == MACHINE
-    # train, attributes, classes and alphabet are not set here
-    assert len(protocol) == 1 + len(dataclasses.fields(Protocol)) - 4
+    # train, attributes, classes, text, alphabet and version are not set here
+    assert len(protocol) == 1 + len(dataclasses.fields(Protocol)) - 6
     assert "runs/two tiny EMA 0 steps 20 20 minutes" in section(page, "Subjects").text
     assert "all 0.1.0+abcdef01 2.14.1 cpu 2026-11-23" in section(page, "Versions").text
     lowest = min(range(4), key=lambda seed: evaluation("", seed).scores["fd-faces"].value)

@@ -361,6 +361,8 @@ def test_a_saved_model_has_a_card_for_the_hub(model, family, tmp_path):
     exec(code.replace("16", "2"), run)
     if model.can("sample"):
         assert run["images"].shape == (2, 3, model.config.size, model.config.size)
+    if model.can("embed"):
+        assert run["similarity"].shape == (4, 2)
 
 
 # ---- abilities ----

@@ -281,7 +281,7 @@ def test_a_metric_is_one_function_and_one_row(monkeypatch: pytest.MonkeyPatch) -
     assert score.value == sampling.sample(model, 256, 3, progress=False).mean()
     assert score.protocol == replace(reference.protocol, n=256)
     assert found.absent["darkness"] == "not dark"
-    assert columns([found])[-7].name == "copies-colours" and columns([found])[-6].name == "brightness"
+    assert columns([found])[-7].name == "outliers-colours" and columns([found])[-6].name == "brightness"
 
     without = Row("inpaint", brightness, {"brightness": "{kind} is dull"})
     monkeypatch.setattr(evaluation, "PARTS", [*PARTS, without])

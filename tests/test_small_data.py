@@ -39,6 +39,9 @@ def test_every_family_trains_on_one_image(family: str, tmp_path: Path, capsys: p
     recipe = Evaluating(output=tmp_path / "run", steps=2, batch_size=4, track="none")
     run = genmodels.fit(model, few(1, model.config.size), recipe)
     assert "no evaluation during training: noise has too few images for it" in capsys.readouterr().err
-    images = genmodels.load(str(run)).generate(2)
-    assert images.shape == (2, 3, model.config.size, model.config.size)
-    assert images.isfinite().all()
+    loaded = genmodels.load(str(run))
+    assert all(parameter.isfinite().all() for parameter in loaded.parameters())
+    if loaded.can("sample"):
+        images = loaded.generate(2)
+        assert images.shape == (2, 3, model.config.size, model.config.size)
+        assert images.isfinite().all()

@@ -440,7 +440,7 @@ def test_another_mlp_is_one_class_and_one_entry(monkeypatch):
         def default_hidden(width):
             return 5 * width
 
-    with pytest.raises(ValueError, match="mlp swiglu or gelu, got 'rms' and 'squared'"):
+    with pytest.raises(ValueError, match="mlp swiglu or gelu or exact_gelu or quick_gelu, got 'rms' and 'squared'"):
         dataclasses.replace(TINY, mlp="squared")
     monkeypatch.setitem(MLPS, "squared", Squared)
     torch.manual_seed(0)
