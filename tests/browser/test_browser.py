@@ -122,7 +122,7 @@ def test_pages_are_quiet_and_whole(
 ) -> None:
     tab = show(request.getfixturevalue(name), scheme=scheme, media=media)
     widths = tab.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
-    assert len(widths) == {"report": 4 + 10 + 8, "alone": 0, "demo": 3}[name]
+    assert len(widths) == {"report": 4 + 10 + 16 + 8, "alone": 0, "demo": 3}[name]
     assert all(width > 0 for width in widths)
     # Ink on paper: dark only on a screen that asks for it.
     lightness = (
