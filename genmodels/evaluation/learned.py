@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from genmodels.base import Model
+from genmodels.distributed import gather_with_gradients
 from genmodels.evaluation.extractors import Network
 from genmodels.evaluation.facenet import WIDTHS, FaceNet, on_pixels
 from genmodels.evaluation.views import DAMAGES, random_view
@@ -74,8 +73,8 @@ class LearnedExtractor(Model):
         damage = F.mse_loss(self.damages(features).float(), seen)
         z = F.normalize(self.project(features[:, -sum(WIDTHS[-2:]) :]).float(), dim=1)  # (2N, 64)
         first, second = z.chunk(2)
-        if dist.is_initialized() and self.training:
-            first, second = (torch.cat(all_gather(part)) for part in (first, second))
+        if self.training:
+            first, second = gather_with_gradients(first), gather_with_gradients(second)
         z = torch.cat([first, second])
         similar = (z @ z.T / self.config.temperature).fill_diagonal_(-math.inf)
         same = F.cross_entropy(similar, torch.arange(len(z), device=z.device).roll(len(first)))
