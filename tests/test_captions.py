@@ -175,16 +175,21 @@ def test_no_word_is_held_out(training: list[str], held: list[str]) -> None:
 
 
 def test_prompts_are_sentences_of_the_grammar(training: list[str]) -> None:
-    for name in CAPTIONED:
-        assert [parse(prompt) for prompt in prompts(name)] == [{name: 1}, {name: -1}]
-    assert prompts("Male") == ("a photo of a man", "a photo of a woman")
-    assert prompts("Eyeglasses") == ("a photo of a person wearing glasses", "a photo of a person without glasses")
-    assert prompts("No_Beard") == ("a photo of a person without a beard", "a photo of a person with a beard")
-    assert prompts("Blond_Hair")[0] == "a photo of a person with blond hair"
     pairs = {pair for text in training for pair in pairwise(re.findall(r"[a-z']+", text.lower()))}
     for name in CAPTIONED:
-        for prompt in prompts(name):
-            assert set(pairwise(re.findall(r"[a-z']+", prompt))) <= pairs, prompt
+        for value, sentences in zip((1, -1), prompts(name), strict=True):
+            assert len(set(sentences)) == len(sentences) >= len(FRAMES["test"])
+            for prompt in sentences:
+                assert parse(prompt) == {name: value} and held_out(prompt) == ("template",), prompt
+                statement = prompt[max(len(frame) for frame in FRAMES["test"] if prompt.startswith(frame)) :]
+                assert set(pairwise(re.findall(r"[a-z']+", statement))) <= pairs, prompt
+    assert prompts("Male")[0][:2] == ("this portrait shows a man", "this portrait shows a gentleman")
+    assert prompts("Young")[1][0] == "this portrait shows an old person"
+    yes, no = prompts("Eyeglasses")
+    assert "the image shows a person wearing glasses" in yes and "the image shows a person without glasses" in no
+    yes, no = prompts("No_Beard")
+    assert "here is a picture of a person without a beard" in yes and "this portrait shows a person with a beard" in no
+    assert "this is a photo of a person with blond hair" in prompts("Blond_Hair")[0]
     with pytest.raises(ValueError, match="captions say nothing of 'Attractive'; known: Male, Young"):
         prompts("Attractive")
 

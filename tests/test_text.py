@@ -226,3 +226,8 @@ def test_the_recipe_trains_a_tokenizer(tmp_path: Path) -> None:
     assert trained(["a woman wearing glasses"]).mask.sum() == 6
     trained.save(tmp_path)
     assert Tokenizer.load(tmp_path).hash == trained.hash
+
+
+def test_the_shipped_tokenizer_is_what_the_recipe_trains() -> None:
+    recipe = runpy.run_path(str(ROOT / "recipes" / "text" / "tokenizer.py"))
+    assert recipe["train"](recipe["TokenizerRecipe"]()).hash == shipped().hash

@@ -71,7 +71,7 @@ def test_the_prompts_are_part_of_the_protocol() -> None:
     scores = measured().scores
     protocol = scores["zero-shot"].protocol
     yes, no = zero_shots.prompts("Eyeglasses")
-    assert f"Eyeglasses: {yes} / {no}" in protocol.text and set(protocol.attributes.split(", ")) == set(NAMES)
+    assert f"Eyeglasses: {yes[0]} / {no[0]}" in protocol.text and set(protocol.attributes.split(", ")) == set(NAMES)
     assert (protocol.split, protocol.n) == ("valid", 300)
     assert scores["zero-shot-auc"].protocol == protocol
     probe = scores["zero-shot-probe"].protocol

@@ -158,8 +158,12 @@ def held_out(text: str) -> tuple[str, ...]:
     return tuple(kind for kind, used in found.items() if used)
 
 
-def prompts(attribute: str) -> tuple[str, str]:
-    """Return the prompts of zero-shot classification: that the value of `attribute` is +1 and -1.
+def prompts(attribute: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the prompts of zero-shot classification: sentences that the value of `attribute` is
+    +1, and sentences that it is -1.
+
+    They are all wordings of the fact in all templates that training captions never use. As in
+    CLIP, the mean of their embeddings represents the value, so that no result depends on a word.
 
     Raises:
         ValueError: if the grammar does not know the attribute.
@@ -167,13 +171,21 @@ def prompts(attribute: str) -> tuple[str, str]:
     if attribute not in _KNOWN:
         raise ValueError(f"captions say nothing of {attribute!r}; known: {', '.join(CAPTIONED)}")
     if attribute == "Male":
-        return f"a photo of a {NOUNS[1][0]}", f"a photo of a {NOUNS[-1][0]}"
-    if attribute == "Young":
-        return f"a photo of a {AGES[1][0]} person", f"a photo of an {AGES[-1][0]} person"
-    fact = FACTS[attribute]
-    present = f"has {fact.present[0]} hair" if attribute in HAIR else fact.present[0]
-    yes, no = (f"a photo of a person {after_noun([clause('', words)])}" for words in (present, fact.absent[0]))
-    return (yes, no) if fact.sign > 0 else (no, yes)
+        people = NOUNS[1], NOUNS[-1]
+    elif attribute == "Young":
+        people = tuple(tuple(f"{word} {NOUNS[0][0]}" for word in AGES[value]) for value in (1, -1))
+    else:
+        fact = FACTS[attribute]
+        present = tuple(f"has {word} hair" for word in fact.present) if attribute in HAIR else fact.present
+        people = tuple(
+            tuple(f"{NOUNS[0][0]} {after_noun([clause('', words)])}" for words in wordings)
+            for wordings in (present, fact.absent)[:: fact.sign]
+        )
+    yes, no = (
+        tuple(f"{frame}{'an' if words[0] in 'aeiou' else 'a'} {words}" for frame in FRAMES["test"] for words in wordings)
+        for wordings in people
+    )
+    return yes, no
 
 
 def _choose(values: Mapping[str, int], length: Length, draws: Draws) -> dict[str, int]:

@@ -1,9 +1,11 @@
-"""Zero-shot classification: whether an image is closer to a sentence that an attribute is there
-than to one that it is not."""
+"""Zero-shot classification: whether an image is closer to sentences that an attribute is there
+than to sentences that it is not."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -12,6 +14,7 @@ from genmodels.data.captions import CAPTIONED, prompts
 from genmodels.data.rows import spread_rows
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.embedder import embed_texts
+from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.probe import LEAST, accuracies, predictions, standardised
 from genmodels.evaluation.reference import spread
 from genmodels.evaluation.results import Score
@@ -36,26 +39,25 @@ class ZeroShot:
 
 
 def part(context: Context) -> Part:
-    """Classify held-out images by two prompts of each attribute, and by a linear probe of the same
+    """Classify held-out images by the prompts of each attribute, and by a linear probe of the same
     embeddings, which was fitted to training images."""
     reference, embedder = context.reference, context.embedder
     absent: dict[str, str] = {}
     with reasons(absent, "zero-shot", "zero-shot-auc", "zero-shot-probe"):
         measured = _measurable(reference.attributes, reference.attribute_names)
         sentences = {name: prompts(name) for name in measured}
-        embedded = embed_texts([words for pair in sentences.values() for words in pair], embedder)
         features = context.features(reference.images, embedder)
         results = {
-            name: zero_shot(features, truth, *embedded[2 * k : 2 * k + 2])
-            for k, (name, truth) in enumerate(measured.items())
+            name: zero_shot(features, truth, *(mean_embedding(side, embedder) for side in sentences[name]))
+            for name, truth in measured.items()
         }
         of = replace(
             reference.protocol,
             n=len(features),
             attributes=", ".join(measured),
-            text="; ".join(f"{name}: {yes} / {no}" for name, (yes, no) in sentences.items()),
+            text=_described(sentences),
         )
-        closer = "an image has an attribute if it is closer to its first prompt than to its second"
+        closer = "an image has an attribute if it is closer to the mean of its prompts than to that of their opposites"
         scores = {
             "zero-shot": _mean(
                 {name: result.accuracy for name, result in results.items()},
@@ -82,13 +84,26 @@ def zero_shot(features: np.ndarray, truth: np.ndarray, yes: np.ndarray, no: np.n
     Args:
         features: embeddings of N images, (N, D), of unit length.
         truth: (N,) in {-1, 0, +1}: no, unknown (which does not count), yes.
-        yes: embedding (D,) of a sentence that the attribute is there.
-        no: embedding (D,) of a sentence that it is not.
+        yes: embedding (D,) of sentences that the attribute is there.
+        no: embedding (D,) of sentences that it is not.
     """
     difference = features @ (yes - no)
     accuracy = np.mean([*accuracies(np.where(difference > 0, 1, -1), truth, (1, -1)).values()])
     known = truth != 0
     return ZeroShot(float(accuracy), float(roc_auc_score(truth[known] > 0, difference[known])))
+
+
+def mean_embedding(texts: Sequence[str], embedder: Extractor) -> np.ndarray:
+    """Return the mean of the embeddings of sentences, scaled to unit length: float32 (D,)."""
+    mean = embed_texts(texts, embedder).mean(axis=0)
+    return mean / max(float(np.linalg.norm(mean)), np.finfo(np.float32).tiny)
+
+
+def _described(sentences: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]) -> str:
+    """Return a line that names the prompts: a hash of all, and the first two of each attribute."""
+    digest = sha256("\n".join(line for pair in sentences.values() for side in pair for line in side).encode())
+    first = "; ".join(f"{name}: {yes[0]} / {no[0]}" for name, (yes, no) in sentences.items())
+    return f"{digest.hexdigest()[:8]}; the first of each: {first}"
 
 
 def _measurable(attributes: np.ndarray | None, names: tuple[str, ...]) -> dict[str, np.ndarray]:

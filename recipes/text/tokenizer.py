@@ -14,7 +14,7 @@ import tokenizers
 import tyro
 from tokenizers import models, pre_tokenizers, trainers
 
-from genmodels.data.captions import CAPTIONED, captions, prompts
+from genmodels.data.captions import CAPTIONED, captions
 from genmodels.text import END, MARK, START, Tokenizer, build, prepare
 
 
@@ -40,7 +40,7 @@ def train(recipe: TokenizerRecipe) -> Tokenizer:
     """Train the tokenizer."""
     faces = np.random.default_rng(0).integers(-1, 2, (recipe.captions, len(CAPTIONED)))
     numbers = range(recipe.captions)
-    texts = captions(faces, CAPTIONED, numbers, numbers, 0) + [text for name in CAPTIONED for text in prompts(name)]
+    texts = captions(faces, CAPTIONED, numbers, numbers, 0)
     texts += recipe.words.read_text(encoding="utf-8").split() * recipe.repeats
     backend = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=MARK))
     prepare(backend)
