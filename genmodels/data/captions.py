@@ -182,7 +182,9 @@ def prompts(attribute: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
             for wordings in (present, fact.absent)[:: fact.sign]
         )
     yes, no = (
-        tuple(f"{frame}{'an' if words[0] in 'aeiou' else 'a'} {words}" for frame in FRAMES["test"] for words in wordings)
+        tuple(
+            f"{frame}{'an' if words[0] in 'aeiou' else 'a'} {words}" for frame in FRAMES["test"] for words in wordings
+        )
         for wordings in people
     )
     return yes, no
