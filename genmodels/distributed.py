@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -37,11 +39,23 @@ def gather_with_gradients(tensor: Tensor) -> Tensor:
     The gradient of a rank's rows is the sum of the gradients of all ranks' losses. The mean that
     DistributedDataParallel then takes over ranks makes it that of the mean of these losses.
     """
-    if not _several():
-        return tensor
-    from torch.distributed.nn.functional import all_gather
+    gathered: Tensor = _GatherRows.apply(tensor) if _several() else tensor  # type: ignore[no-untyped-call]
+    return gathered
 
-    return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]
+
+class _GatherRows(torch.autograd.Function):
+    """`all_gather_rows`, whose backward pass sums the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.rows = slice(first_row(len(tensor)), first_row(len(tensor)) + len(tensor))
+        return all_gather_rows(tensor.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        all_reduce_sum(total)
+        return total[ctx.rows]
 
 
 def first_row(rows: int) -> int:
