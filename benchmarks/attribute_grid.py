@@ -19,7 +19,7 @@ from tyro.conf import Positional
 import genmodels
 from genmodels import pictures, sampling
 from genmodels.cli.arguments import check_free
-from genmodels.types import Condition
+from genmodels.conditions import Condition
 
 
 @dataclass(frozen=True)

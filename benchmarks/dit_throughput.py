@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.dit import SIZES, DiT, DiTConfig, vanilla
 from genmodels.training.optim import OptimConfig, build_optimizer
 from genmodels.training.setup import compile_blocks
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 
 LATENTS = (4, 32, 32)
 CLASSES = 1000

@@ -16,13 +16,13 @@ import tyro
 from shared import RunSettings
 
 from genmodels import sampling
+from genmodels.conditions import Condition
 from genmodels.data.rows import spread_rows
 from genmodels.evaluation.conditional import attribute_accuracy
 from genmodels.evaluation.distances import frechet_distance
 from genmodels.evaluation.extractors import load_extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
-from genmodels.types import Condition
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,9 @@ def read(folder: Path, batches: int) -> dict[str, float]:
     """Open a pack, read random batches and return what it took."""
     import torch
 
+    from genmodels.conditions import Text
     from genmodels.data import load_packed
     from genmodels.data.batches import BatchReader
-    from genmodels.types import Text
 
     def tokenize(captions: Sequence[str]) -> Text:
         return Text(torch.tensor([[len(caption)] for caption in captions]), torch.ones(len(captions), 1) > 0)

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 import genmodels
-from genmodels.types import Batch, Condition, Noise
+from genmodels.conditions import Condition
+from genmodels.types import Batch, Noise
 
 BATCH = 16
 FAMILIES = ("vae", "dit", "autoregressive")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
     from genmodels.base import Generator, Model
     from genmodels.clip import CLIP, CLIPConfig
+    from genmodels.conditions import Condition, ConditionConfig, Text
     from genmodels.data import Packed, open_data, pack
     from genmodels.diffusion.unet import UNet, UNetConfig
     from genmodels.dit import DiT, DiTConfig
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from genmodels.training.fit import fit
     from genmodels.training.optim import OptimConfig
     from genmodels.training.recipe import Recipe
-    from genmodels.types import Batch, Condition, ConditionConfig, Noise, Text
+    from genmodels.types import Batch, Noise
     from genmodels.vae import VAE, VAEConfig
     from genmodels.vqvae import VQVAE, VQVAEConfig
 
@@ -60,8 +61,8 @@ EXPORTS = {
     "Batch": "genmodels.types",
     "CLIP": "genmodels.clip",
     "CLIPConfig": "genmodels.clip",
-    "Condition": "genmodels.types",
-    "ConditionConfig": "genmodels.types",
+    "Condition": "genmodels.conditions",
+    "ConditionConfig": "genmodels.conditions",
     "DiT": "genmodels.dit",
     "DiTConfig": "genmodels.dit",
     "GAN": "genmodels.gan",
@@ -73,7 +74,7 @@ EXPORTS = {
     "OptimConfig": "genmodels.training.optim",
     "Packed": "genmodels.data",
     "Recipe": "genmodels.training.recipe",
-    "Text": "genmodels.types",
+    "Text": "genmodels.conditions",
     "UNet": "genmodels.diffusion.unet",
     "UNetConfig": "genmodels.diffusion.unet",
     "VAE": "genmodels.vae",

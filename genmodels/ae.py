@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from genmodels.autoencoder import Autoencoder, AutoencoderConfig
+from genmodels.conditions import Condition
 from genmodels.nn.interpolation import lerp
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 
 @dataclass(frozen=True)

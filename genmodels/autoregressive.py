@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.inpainting import known_rows
 from genmodels.nn.alphabet import Alphabet, Codes, PixelLevels
 from genmodels.nn.conditioning import Conditioner, drop_condition
@@ -20,7 +21,7 @@ from genmodels.nn.transformer import TransformerConfig
 from genmodels.prior import Prior
 from genmodels.saving import Derived
 from genmodels.token_sampling import draw, filtered
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from genmodels.abilities import ability
 from genmodels.card import model_card, without_local_pictures
+from genmodels.conditions import UNCONDITIONAL, Condition, ConditionConfig
 from genmodels.hub import folder_of
 from genmodels.modes import evaluating
 from genmodels.saving import MODEL_FILES, from_dict, read_header, write_model
-from genmodels.types import UNCONDITIONAL, Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 from genmodels.weights import load_model
 from genmodels.writing import replacing_files
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.base import Model
+from genmodels.conditions import ConditionConfig, Text
 from genmodels.data.captions import parse
 from genmodels.distributed import all_gather_rows, first_row, gather_with_gradients
 from genmodels.nn.contrastive import fitting, sigmoid_loss, softmax_loss
@@ -24,7 +25,7 @@ from genmodels.nn.image_encoder import ConvConfig, ViT, ViTConfig, conv_encoder
 from genmodels.nn.text_encoder import TextEncoder, TextEncoderConfig
 from genmodels.saving import Derived
 from genmodels.text import TOKENIZER, Tokenizer, shipped
-from genmodels.types import Batch, ConditionConfig, Text
+from genmodels.types import Batch
 
 FIRST_BIAS = -10.0
 """Initial bias of the sigmoid loss, at which nearly all pairs count as not matching, as is true."""

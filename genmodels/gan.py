@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.codecs import prior_shape
+from genmodels.conditions import Condition
 from genmodels.gan_config import GANConfig, GANOptions
 from genmodels.nn.adversarial import between, critic_loss, generator_loss, squared_slope, uncompiled
 from genmodels.nn.augment import augment
@@ -25,7 +26,7 @@ from genmodels.nn.principal import PrincipalComponents
 from genmodels.nn.r3gan import R3Critic, R3Generator
 from genmodels.nn.regression import LinearMap
 from genmodels.prior import Prior
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 INVERSION_STEPS = 200
 """Adam steps of an inversion."""

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from genmodels.conditions import ConditionConfig
 from genmodels.nn.adversarial import AdversarialLoss
 from genmodels.nn.conv import NORM_GROUPS
 from genmodels.nn.principal import MAX_SIDE
 from genmodels.nn.r3gan import GRID
 from genmodels.saving import Derived
-from genmodels.types import ConditionConfig
 
 
 @dataclass(frozen=True)

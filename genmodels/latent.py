@@ -14,13 +14,14 @@ from torch import Tensor, nn
 import genmodels
 from genmodels.base import Generator, Model
 from genmodels.codecs import prior_shape
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
 from genmodels.modes import evaluating, full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
 from genmodels.saving import from_dict, to_dict
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 
 OWN = ("sample", "prior", "reconstruct")
 """Abilities of every Latent. It has any other ability if its prior has it."""

@@ -19,10 +19,11 @@ from torch import Tensor
 from genmodels.abilities import ability
 from genmodels.base import Model
 from genmodels.candidates import BestOf
+from genmodels.conditions import Condition
 from genmodels.modes import evaluating
 from genmodels.pictures import to_float, to_uint8
 from genmodels.stopping import StoppedError, image_progress, stoppable
-from genmodels.types import Condition, Noise
+from genmodels.types import Noise
 
 
 def processes() -> PartialState:

@@ -22,8 +22,8 @@ import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
+from genmodels.conditions import Text
 from genmodels.reading import in_one_line, parse_json, read_json, read_text
-from genmodels.types import Text
 from genmodels.writing import write_text
 
 TOKENIZER = "tokenizer.json"

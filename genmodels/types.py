@@ -1,21 +1,17 @@
-"""Data that every part of the package exchanges: noise, text, a condition, a batch."""
+"""Data that every part of the package exchanges: noise and batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
-from unicodedata import normalize
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genmodels.saving import Derived
+from genmodels.conditions import Condition, check_condition
 
-SHOWN_CLASSES = 20
-"""Largest number of classes that a message, or a description of a model, lists."""
 _MASK = (1 << 64) - 1
 
 
@@ -87,218 +83,6 @@ class Noise:
     def uniform(self, *shape: int) -> Tensor:
         """Draw uniform numbers in [0, 1), float32 (N, *shape)."""
         return torch.stack([torch.rand(shape, generator=g) for g in self._generators()]).to(self.device)
-
-
-@dataclass(frozen=True)
-class Text:
-    """Tokenized sentences, padded to one length.
-
-    Attributes:
-        ids: (N, L) int64.
-        mask: (N, L) bool, True where a token is real and False where it is padding.
-    """
-
-    ids: Tensor
-    mask: Tensor
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Text:
-        """Apply `function` to each tensor."""
-        return Text(function(self.ids), function(self.mask))
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Conditions of N samples, one row each. A field that is None is not conditioned on.
-
-    Attributes:
-        attributes: (N, K) in {-1, 0, +1}: no, unknown, yes.
-        labels: (N,) int64; -1 is unknown.
-        text: N sentences.
-    """
-
-    attributes: Tensor | None = None
-    labels: Tensor | None = None
-    text: Text | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is conditioned on."""
-        return self.attributes is None and self.labels is None and self.text is None
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
-        """Apply `function` to every tensor. It must treat the first axis, N, of all alike."""
-        return Condition(
-            None if self.attributes is None else function(self.attributes),
-            None if self.labels is None else function(self.labels),
-            None if self.text is None else self.text.map(function),
-        )
-
-    def __getitem__(self, rows: slice) -> Condition:
-        return self.map(lambda tensor: tensor[rows])
-
-    def repeat(self, n: int) -> Condition:
-        """Repeat every row `n` times, one after another."""
-        return self.map(lambda tensor: tensor.repeat_interleave(n, 0))
-
-    def to(self, device: torch.device | str) -> Condition:
-        """Move every tensor to `device`."""
-        return self.map(lambda tensor: tensor.to(device))
-
-
-def check_condition(value: Any) -> None:
-    """Raise TypeError if `value` is not a Condition, such as a dict; the message says what to do."""
-    if not isinstance(value, Condition):
-        raise TypeError(
-            f"expected a Condition, got {type(value).__name__}: model.conditions.condition({{'Smiling': 1}}, n) makes "
-            "the Condition of n images from a dict (model.generate accepts the dict itself)"
-        )
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Token sequences that a model can be conditioned on."""
-
-    vocabulary: int = 0
-    """Number of tokens in the vocabulary. 0 disables text."""
-    length: int = 64
-    """Largest number of tokens in a sentence."""
-
-
-@dataclass(frozen=True)
-class ConditionConfig:
-    """What a model can be conditioned on, and how often training hides it."""
-
-    attributes: tuple[str, ...] = ()
-    """Names of attributes of the data that samples can be conditioned on."""
-    classes: int = 0
-    """Number of classes that samples can be conditioned on. 0 disables labels."""
-    class_names: Derived[tuple[str, ...]] = ()
-    """Names of the classes, from the data. (): the classes have only numbers."""
-    text: TextConfig = TextConfig()
-    """Text that samples can be conditioned on."""
-    drop: float = 0.1
-    """Fraction of the training images whose condition is hidden, for classifier-free guidance."""
-    drop_each: float = 0.5
-    """Fraction of the other images in which each attribute is hidden with probability 1/2, so that
-    samples can be conditioned on any subset of the attributes."""
-
-    def __post_init__(self) -> None:
-        if self.classes < 0 or self.text.vocabulary < 0 or self.text.length < 1:
-            raise ValueError(
-                "condition: classes and text.vocabulary must not be negative and text.length must be at least 1, got "
-                f"{self.classes}, {self.text.vocabulary} and {self.text.length}"
-            )
-        if self.class_names and len(self.class_names) != self.classes:
-            raise ValueError(
-                f"condition: class_names must name all {self.classes} classes, or none, got {len(self.class_names)}"
-            )
-        if len(set(self.attributes)) < len(self.attributes):
-            raise ValueError(f"condition: each attribute can be named once, got {', '.join(self.attributes)}")
-        if not (0 <= self.drop <= 1 and 0 <= self.drop_each <= 1):
-            raise ValueError(f"condition: drop and drop_each must be in [0, 1], got {self.drop} and {self.drop_each}")
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the model is unconditional."""
-        return not (self.attributes or self.classes or self.text.vocabulary)
-
-    def condition(self, value: Condition | Mapping[str, Any] | None, n: int) -> Condition:
-        """Return the condition of `n` samples.
-
-        Args:
-            value: a condition of `n` rows, which is returned as it is; a dict, the same for all
-                samples; or None for no condition. The dict has values by attribute name: True, 1 or
-                "yes"; False, -1 or "no"; None or 0 for unknown. Its key "label" takes the name or
-                the number of a class.
-            n: number of samples.
-
-        Raises:
-            ValueError: if the model has no such attribute or label, or a value is none of these.
-            TypeError: if the condition itself is none of these.
-        """
-        if value is None:
-            return Condition()
-        if not isinstance(value, Mapping):
-            check_condition(value)
-            return value
-        given = {name: _plain(item) for name, item in value.items()}
-        labels = None
-        label = given.pop("label", None)
-        if label is not None:
-            labels = torch.full((n,), self.class_number(label))
-        if unknown := [name for name in given if name not in self.attributes]:
-            names = ", ".join(self.attributes)
-            known = f"this model knows: {names}" if names else "this model was trained without attributes"
-            raise ValueError(f"unknown attribute {unknown[0]!r}; {known}")
-        attributes = None
-        if given:
-            signs = [_sign(name, given.get(name)) for name in self.attributes]
-            attributes = torch.tensor(signs).expand(n, -1).clone()  # (N, K)
-        return Condition(attributes, labels)
-
-    def in_turn(self, n: int) -> Condition:
-        """Return the condition of `n` samples that show all classes in turn: image i has class
-        i % classes. A model without classes gets no condition."""
-        return Condition(labels=torch.arange(n) % self.classes) if self.classes else Condition()
-
-    def class_number(self, label: Any) -> int:
-        """Return the number of a class, given its name or its number (an integer or its digits).
-
-        A name takes precedence. Upper and lower case, and composed and decomposed characters,
-        make no difference.
-
-        Raises:
-            ValueError: if the model does not know the class; lists the classes, or the most
-                similar ones.
-        """
-        if isinstance(label, str):
-            folded = [normalize("NFC", name).casefold() for name in [*self.class_names, label]]
-            if (number := folded.index(folded[-1])) < len(self.class_names):
-                return number
-            number = int(label) if label.isdecimal() and len(label) < 10 else -1
-        else:
-            number = label if isinstance(label, int) and not isinstance(label, bool) else -1
-        if 0 <= number < self.classes:
-            return number
-        raise ValueError(f"label {label!r}: this model does not know it; {self._known_classes(str(label))}")
-
-    def _known_classes(self, label: str) -> str:
-        """Return a phrase that names the classes: all of a few, or those most similar to `label`."""
-        if not self.classes:
-            return "it was trained without labels"
-        if not self.class_names:
-            return f"it has labels 0 to {self.classes - 1}"
-        if self.classes <= SHOWN_CLASSES:
-            return f"its classes are {self.list_classes()}"
-        similar = get_close_matches(label, self.class_names, n=3)
-        hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
-        return f"it has {self.classes:,} classes ({self.list_classes()}){hint}"
-
-    def list_classes(self) -> str:
-        """Return the names of the classes, separated by commas; of more than SHOWN_CLASSES, the
-        first ones and "..."."""
-        more = ["..."] * (self.classes > SHOWN_CLASSES)
-        return ", ".join([*self.class_names[:SHOWN_CLASSES], *more]) if self.class_names else ""
-
-
-UNCONDITIONAL = ConditionConfig()
-"""The config of models without conditions."""
-
-
-def _plain(value: Any) -> Any:
-    """Convert a scalar of NumPy or torch to Python's: np.False_ means no, although it equals 0."""
-    item = getattr(value, "item", None)
-    return value if item is None else item()
-
-
-def _sign(name: str, value: Any) -> float:
-    """Return the value of one attribute as -1, 0 or +1."""
-    if isinstance(value, bool):
-        return 1.0 if value else -1.0
-    signs = {"yes": 1.0, "no": -1.0, None: 0.0, 1: 1.0, -1: -1.0, 0: 0.0}
-    if value in signs:
-        return signs[value]
-    raise ValueError(f"{name}={value!r}: use True, False or None, or 1, -1 or 0")
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from genmodels.autoencoder import Autoencoder, AutoencoderConfig
+from genmodels.conditions import Condition
 from genmodels.nn.conv import output_layer
 from genmodels.nn.interpolation import lerp, slerp
 from genmodels.nn.likelihood import CalibratedGaussian, LikelihoodKind, nats_to_bits_per_dim
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 LOG_VARIANCE_RANGE = (-12.0, 4.0)
 """Range that the log variance of the posterior is clamped to. It keeps exp() finite for untrained

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genmodels.autoencoder import NetworksConfig
 from genmodels.base import Generator
+from genmodels.conditions import Condition
 from genmodels.nn.conv import Decoder, Encoder, coarsest_grid, output_layer, zero_output
 from genmodels.nn.discriminator import AdaptiveWeight, PatchDiscriminator, discriminator_hinge, generator_hinge
 from genmodels.nn.perceptual import PerceptualLoss
@@ -23,7 +24,7 @@ from genmodels.nn.quantise.ema import EMACodebook
 from genmodels.nn.quantise.frequencies import CodeFrequencies
 from genmodels.nn.quantise.fsq import FSQ
 from genmodels.nn.quantise.residual import ResidualQuantiser
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 STARTING_POINTS = 8
 """Average number of encoder outputs per image that k-means initialises the codebook from."""

@@ -12,10 +12,11 @@ from tiny import faces, recipe
 from torch import Tensor
 
 from genmodels.clip import CLIP, CLIPConfig
+from genmodels.conditions import Condition
 from genmodels.nn.image_encoder import ConvConfig, ViTConfig
 from genmodels.nn.text_encoder import CLIP_BLOCKS, TextEncoderConfig
 from genmodels.training.fit import fit
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 BLOCKS = replace(CLIP_BLOCKS, width=32, depth=2, heads=2)
 CAPTIONS = (

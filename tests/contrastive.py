@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
 from genmodels.base import Model
+from genmodels.conditions import ConditionConfig
 from genmodels.training.fit import fit
-from genmodels.types import Batch, ConditionConfig
+from genmodels.types import Batch
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from genmodels.base import Model
+from genmodels.conditions import Text
 from genmodels.data.captions import parse
 from genmodels.data.packed import Packed
-from genmodels.types import Batch, Text
+from genmodels.types import Batch
 
 NAMES = ("Male", "Smiling", "Eyeglasses", "Young")
 

@@ -11,9 +11,10 @@ import torch
 from test_contract import faces
 
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig, AutoregressiveOptions
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.nn.conditioning import Embedded
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 
 SMALL = TransformerConfig(width=16, depth=2, heads=2, kv_heads=1, qk_norm=True)
 CODES = AutoregressiveConfig(codes=(3, 4), codebook_size=11, transformer=SMALL)

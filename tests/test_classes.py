@@ -16,6 +16,7 @@ from tiny_model import Asked, AskedConfig, OnlySamples, TinyConfig
 
 from genmodels import sampling
 from genmodels.base import Generator
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.data.packed import Packed
 from genmodels.data.rows import spread_rows
 from genmodels.evaluation.classes import Classes, known_classes, label_accuracy, part
@@ -30,7 +31,6 @@ from genmodels.evaluation.probe import standardised
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.reference import Reference, reference_from
 from genmodels.evaluation.results import OF_CLASS, Evaluation, Score, read_evaluation
-from genmodels.types import Condition, ConditionConfig
 
 NAMES = ("sea lion", "cat", "dog")
 RATES = (0.6, 0.35, 0.05)

@@ -21,6 +21,7 @@ from genmodels.abilities import ABILITIES
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.cli import COMMANDS, DATA_COMMANDS, fold_options, main
 from genmodels.cli.arguments import ConditionFlags
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.data import open_data
 from genmodels.data.sheet import _label
 from genmodels.evaluation.extractors import Extractor
@@ -28,7 +29,6 @@ from genmodels.evaluation.images import Images
 from genmodels.evaluation.realism import most_realistic
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pictures import save_grid, to_uint8
-from genmodels.types import Condition, ConditionConfig
 
 ROOT = Path(__file__).parent.parent
 

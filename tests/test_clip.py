@@ -18,12 +18,13 @@ from tiny import faces, recipe
 
 import genmodels
 from genmodels.clip import CLIP, CLIPConfig
+from genmodels.conditions import Condition, Text
 from genmodels.nn.contrastive import fitting, sigmoid_loss, softmax_loss
 from genmodels.nn.image_encoder import ConvConfig, ViTConfig
 from genmodels.text import shipped
 from genmodels.training.fit import fit
 from genmodels.training.optim import OptimConfig
-from genmodels.types import Batch, Condition, Noise, Text
+from genmodels.types import Batch, Noise
 
 
 def vectors(n: int, seed: int) -> torch.Tensor:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from genmodels import sampling
+from genmodels.conditions import Condition, ConditionConfig, Text, TextConfig
 from genmodels.gan import GAN
 from genmodels.gan_config import GANConfig
 from genmodels.nn.conditioning import Conditioner, Embedded, drop_condition
 from genmodels.nn.cross_attention import CrossAttentionStack
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Batch, Condition, ConditionConfig, Noise, Text, TextConfig
+from genmodels.types import Batch, Noise
 
 CPU = torch.device("cpu")
 THREE = ConditionConfig(("A", "B", "C"), classes=4)

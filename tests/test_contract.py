@@ -20,12 +20,13 @@ import genmodels
 from genmodels import sampling
 from genmodels.abilities import ABILITIES
 from genmodels.base import Generator
+from genmodels.conditions import Condition
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.realism import most_realistic
 from genmodels.pictures import to_uint8
 from genmodels.saving import from_dict
-from genmodels.types import Batch, Condition, Noise, mix_seed
+from genmodels.types import Batch, Noise, mix_seed
 
 SIZE = 32
 TRANSFORMER = dict(width=16, depth=2, heads=2)

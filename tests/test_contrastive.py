@@ -14,11 +14,12 @@ from test_fit import assert_equal, lines
 from test_fit_processes import in_two_processes
 from tiny import TinyRecipe, faces, recipe
 
+from genmodels.conditions import Condition
 from genmodels.evaluation.evaluate import evaluate
 from genmodels.evaluation.reference import reference_from
 from genmodels.training.fit import fit
 from genmodels.training.optim import OptimConfig
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 FAST = OptimConfig(lr=1e-2, warmup=0)
 

@@ -13,10 +13,11 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 from torch import Tensor, nn
 
 import genmodels
+from genmodels.conditions import Condition
 from genmodels.evaluation import cost
 from genmodels.evaluation.cost import cost_scores, machine, peak_memory, sampling_operations, training_operations
 from genmodels.evaluation.results import Score
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 CPU = torch.device("cpu")
 

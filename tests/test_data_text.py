@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from genmodels.conditions import Text
 from genmodels.data import export, load_packed, pack, save_sheet
 from genmodels.data.batches import BatchReader
 from genmodels.data.captions import CAPTIONED, held_out
@@ -22,7 +23,6 @@ from genmodels.data.directory import save_labels
 from genmodels.data.folder import folder_source
 from genmodels.data.packed import COLUMNS, Packed
 from genmodels.training.checks import check_captions
-from genmodels.types import Text
 
 N, SIZE, LENGTH = 24, 8, 12
 

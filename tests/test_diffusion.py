@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from genmodels.cli import main
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.diffusion import gaussian, likelihood, solvers
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.gaussian import GaussianDenoiser, lowest_frequencies
@@ -23,7 +24,7 @@ from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.saving import from_dict
 from genmodels.training.command_line import parse, to_yaml
 from genmodels.training.recipe import Recipe
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 from genmodels.usage import UsageError
 
 NETWORK = dict(size=16, channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)

@@ -14,11 +14,12 @@ from test_two_commands import CODEC, PRIOR, QUICK, train
 
 import genmodels
 from genmodels.cli import main
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.dit import SIZES, Alignment, DiT, DiTConfig, Masking, resized, vanilla
 from genmodels.exchange.dit import from_diffusers, to_diffusers
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.training.setup import compile_blocks
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 
 BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 THEIRS = dict(

@@ -14,6 +14,7 @@ import torch
 
 import genmodels
 from genmodels.cli import main
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.diffusion import solvers
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import EDM, Flow
@@ -24,7 +25,7 @@ from genmodels.exchange.export import export_to_diffusers
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedVQ, checked_settings
-from genmodels.types import Condition, ConditionConfig, Noise
+from genmodels.types import Noise
 
 NETWORK = dict(channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
 VQ = dict(

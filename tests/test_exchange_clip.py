@@ -70,7 +70,8 @@ def test_embeddings_and_loss_are_those_of_clip_model(mlp: Any) -> None:
 
 def pair_batch(pixels: torch.Tensor, text: Any) -> Any:
     """Make a batch of images and texts."""
-    from genmodels.types import Batch, Condition, Noise
+    from genmodels.conditions import Condition
+    from genmodels.types import Batch, Noise
 
     return Batch(pixels, Noise.for_images(0, range(len(pixels))), Condition(text=text))
 

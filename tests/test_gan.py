@@ -14,6 +14,7 @@ from test_fit_processes import in_two_processes
 from tiny import faces, recipe
 from torch import Tensor, nn
 
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.evaluation.cost import training_operations
 from genmodels.gan import GAN, GANConfig
 from genmodels.latent import Latent
@@ -22,7 +23,7 @@ from genmodels.nn.r3gan import R3Critic, R3Generator, ResidualBlock
 from genmodels.nn.regression import LinearMap
 from genmodels.training.fit import fit
 from genmodels.training.setup import compile_blocks
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 from genmodels.vqvae import VQVAE, VQVAEConfig
 
 SMALL: dict[str, Any] = dict(size=16, channels=(16, 16, 8), blocks=1, group=8, latent_dim=8, penalty_every=1)

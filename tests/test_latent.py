@@ -20,6 +20,7 @@ import genmodels
 from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.codecs import load_codec
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.data.batches import BatchReader
 from genmodels.data.latents import DONE, LATENTS, with_latents
 from genmodels.hashing import weights_hash
@@ -27,7 +28,7 @@ from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pictures import to_uint8
 from genmodels.training.fit import fit
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
 

@@ -17,13 +17,14 @@ from tiny import faces as noise
 import genmodels
 from genmodels.cli import main
 from genmodels.codecs import load_codec, prior_shape
+from genmodels.conditions import Condition
 from genmodels.data.packed import Packed
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 from genmodels.pretrained import PretrainedConfig, PretrainedKL
 from genmodels.training import pipeline
-from genmodels.types import Condition, Noise
+from genmodels.types import Noise
 from genmodels.vae import VAE, VAEConfig
 from genmodels.vqvae import VQVAE, VQVAEConfig
 

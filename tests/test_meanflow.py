@@ -7,6 +7,7 @@ import torch
 from test_diffusion import NETWORK
 from torch import Tensor
 
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.diffusion.gaussian import GaussianDenoiser
 from genmodels.diffusion.meanflow import mean_velocity_error
 from genmodels.diffusion.options import DiffusionOptions
@@ -15,7 +16,7 @@ from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, DiTConfig
 from genmodels.exchange.scheduler import scheduler_for
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 
 BLOCKS = TransformerConfig(width=32, depth=2, heads=4)
 ALL_JUMP = MeanFlow(share=1.0, power=0.0)

@@ -16,8 +16,8 @@ from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 from genmodels import pictures, sampling, stopping
 from genmodels.candidates import BestOf
+from genmodels.conditions import Condition
 from genmodels.pictures import to_uint8
-from genmodels.types import Condition
 
 ROOT = Path(__file__).parent.parent
 

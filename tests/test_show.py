@@ -18,13 +18,14 @@ from PIL import Image
 from tiny import FakeTime, Tiny, TinyConfig, faces, recipe, tiny
 from torch import Tensor
 
+from genmodels.conditions import UNCONDITIONAL, Condition, ConditionConfig
 from genmodels.pictures import cut_grid
 from genmodels.sampling import sample
 from genmodels.stopping import StoppedError
 from genmodels.training import show
 from genmodels.training.fit import fit
 from genmodels.training.limits import AT_THE_END, ON_THE_WAY, STOPPED
-from genmodels.types import UNCONDITIONAL, Condition, ConditionConfig, Noise
+from genmodels.types import Noise
 
 
 @pytest.fixture(autouse=True)

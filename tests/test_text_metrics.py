@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import genmodels
 from genmodels.base import Generator
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.data.captions import parse
 from genmodels.evaluation import clip_score as clip_scores
 from genmodels.evaluation import own, retrieval
@@ -33,7 +34,7 @@ from genmodels.evaluation.reference import reference_from
 from genmodels.evaluation.retrieval import oracle, recall
 from genmodels.evaluation.sections import sections
 from genmodels.evaluation.zero_shot import zero_shot
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 
 
 @pytest.fixture(autouse=True)

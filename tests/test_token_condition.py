@@ -15,13 +15,14 @@ from torch import Tensor
 import genmodels
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.base import Generator
+from genmodels.conditions import Condition, ConditionConfig, Text, TextConfig
 from genmodels.diffusion.process import MeanFlow
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, DiTConfig
 from genmodels.exchange.export import export_to_diffusers
 from genmodels.gan import GAN, GANConfig
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Batch, Condition, ConditionConfig, Noise, Text, TextConfig
+from genmodels.types import Batch, Noise
 
 COLOURS = torch.tensor([[0.8, -0.8, -0.8], [-0.8, 0.8, -0.8], [-0.8, -0.8, 0.8], [0.8, 0.8, 0.8]])
 WORDS = ConditionConfig(text=TextConfig(vocabulary=4, length=6))

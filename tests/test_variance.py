@@ -10,6 +10,7 @@ from test_diffusion import NETWORK
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from genmodels.conditions import Condition
 from genmodels.diffusion import solvers
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.solvers import schedule
@@ -18,7 +19,7 @@ from genmodels.diffusion.variance import variance_bound
 from genmodels.dit import DiT, DiTConfig, vanilla
 from genmodels.exchange.export import export_to_diffusers
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 CHAIN = DDPM(prediction="eps", schedule="linear", min_snr=None, learned_variance=True)
 BLOCKS = TransformerConfig(width=32, depth=2, heads=4)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from genmodels.base import Generator
+from genmodels.conditions import Condition
 from genmodels.data.packed import Packed
 from genmodels.distributed import all_reduce_sum
 from genmodels.training import clock, dry_run, limits, log, setup, show
 from genmodels.training import fit as fitting
 from genmodels.training.recipe import Recipe
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 
 @dataclass(frozen=True)

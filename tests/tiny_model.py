@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from genmodels.base import Generator
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.nn.likelihood import LikelihoodKind
-from genmodels.types import Batch, Condition, ConditionConfig, Noise
+from genmodels.types import Batch, Noise
 
 
 @dataclass(frozen=True)

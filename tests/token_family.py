@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.base import Generator
+from genmodels.conditions import Condition, ConditionConfig, TextConfig
 from genmodels.nn.conditioning import Conditioner, drop_condition
 from genmodels.nn.cross_attention import CrossAttentionStack
 from genmodels.nn.transformer import Transformer, TransformerConfig
-from genmodels.types import Batch, Condition, ConditionConfig, Noise, TextConfig
+from genmodels.types import Batch, Noise
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from genmodels.base import Model
-    from genmodels.types import Condition
+    from genmodels.conditions import Condition
 
 
 def load(run: str) -> Any:

@@ -65,7 +65,7 @@ def describe(run: str, model: Model) -> dict[str, str]:
 def listed(values: dict[str, Any], prefix: str = "") -> str:
     """Write nested settings on one line: {"a": {"b": 1}, "c": 2} -> "a.b=1, c=2". Of long lists,
     such as names of classes, only the length is written."""
-    from genmodels.types import SHOWN_CLASSES
+    from genmodels.conditions import SHOWN_CLASSES
 
     parts = []
     for name, value in values.items():

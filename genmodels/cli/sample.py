@@ -15,7 +15,7 @@ from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
     from genmodels.candidates import BestOf
-    from genmodels.types import Condition
+    from genmodels.conditions import Condition
 
 
 def sample(

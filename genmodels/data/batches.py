@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genmodels.conditions import Condition, Text
 from genmodels.data.captions import captions
 from genmodels.data.encoded import EncodedImages, read_ahead
 from genmodels.data.order import Order
 from genmodels.data.packed import Packed
 from genmodels.data.rows import spread_rows
 from genmodels.pictures import to_float
-from genmodels.types import Batch, Condition, Noise, Text, mix_seed, mix_seeds
+from genmodels.types import Batch, Noise, mix_seed, mix_seeds
 
 Tokenize = Callable[[Sequence[str]], Text]
 """Turns N captions into token ids (N, L)."""

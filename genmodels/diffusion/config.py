@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from genmodels.conditions import ConditionConfig
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import EDM, Flow, MeanFlow, Process
 from genmodels.saving import Derived
-from genmodels.types import ConditionConfig
 
 PROCESSES: dict[str, type[Process]] = {"flow": Flow, "meanflow": MeanFlow, "edm": EDM, "ddpm": DDPM}
 

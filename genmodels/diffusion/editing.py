@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from genmodels.conditions import Condition
 from genmodels.diffusion import solvers
 from genmodels.diffusion.options import DiffusionOptions
 from genmodels.diffusion.sampler import initial_noise, make_denoiser, sample
 from genmodels.nn.interpolation import slerp
-from genmodels.types import Condition, Noise
+from genmodels.types import Noise
 
 if TYPE_CHECKING:
     from genmodels.diffusion.model import Diffusion

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from genmodels.codecs import prior_shape
+from genmodels.conditions import Condition
 from genmodels.diffusion import editing, likelihood, sampler
 from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.ddpm import DDPM
@@ -28,7 +29,7 @@ from genmodels.diffusion.variance import variance_bound
 from genmodels.nn.conditioning import Conditioner, Embedded, drop_condition
 from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.prior import Prior
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 Predict = Callable[[Tensor, Tensor, "Embedded | None"], Tensor]
 """A network with the signature of `Diffusion.predict`."""

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from genmodels.conditions import Condition
 from genmodels.diffusion.guide import load_guide
 from genmodels.diffusion.options import DiffusionOptions
 from genmodels.diffusion.solvers import Schedule
 from genmodels.nn.conditioning import Embedded
-from genmodels.types import Condition, Noise
+from genmodels.types import Noise
 
 if TYPE_CHECKING:
     from genmodels.diffusion.model import Diffusion

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from genmodels import sampling
+from genmodels.conditions import Condition, ConditionConfig
 from genmodels.data.rows import spread_rows
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.distances import check_varied, frechet_distance
@@ -21,7 +22,6 @@ from genmodels.evaluation.probe import LEAST, accuracies, predictions, standardi
 from genmodels.evaluation.protocol import LEAST_N, Protocol
 from genmodels.evaluation.reference import Reference
 from genmodels.evaluation.results import OF_CLASS, Score
-from genmodels.types import Condition, ConditionConfig
 
 SHOWN_CLASSES, SHOWN = 10, 8
 """Largest number of classes of which samples are kept for display, and number of these samples."""

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from genmodels import sampling
 from genmodels.candidates import BestOf
+from genmodels.conditions import Condition
 from genmodels.data.rows import spread_rows
 from genmodels.evaluation.embedder import embedder
 from genmodels.evaluation.extractors import Extractor
@@ -26,7 +27,6 @@ from genmodels.evaluation.reference import Reference, floor_pair, spread
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance, load_lpips
 from genmodels.pictures import to_float
-from genmodels.types import Condition
 
 
 @dataclass(frozen=True)

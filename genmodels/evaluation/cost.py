@@ -26,11 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from genmodels import sampling
 from genmodels.base import Model
 from genmodels.candidates import BestOf
+from genmodels.conditions import Condition, Text
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
 from genmodels.pictures import to_float
-from genmodels.types import Batch, Condition, Noise, Text
+from genmodels.types import Batch, Noise
 
 Better = Literal["higher", "lower", "neither"]
 WATCH_SECONDS = 0.002

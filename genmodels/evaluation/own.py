@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genmodels.conditions import Condition
 from genmodels.data.rows import spread_rows
 from genmodels.evaluation.captions import held_out_captions
 from genmodels.evaluation.classes import known_classes
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.results import Score
 from genmodels.modes import evaluating
-from genmodels.types import Batch, Condition, Noise
+from genmodels.types import Batch, Noise
 
 
 def part(context: Context) -> Part:

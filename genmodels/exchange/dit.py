@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genmodels.conditions import ConditionConfig
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.dit import DiT, DiTConfig, vanilla
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.types import ConditionConfig
 
 PUBLISHED = vanilla().ddpm
 TIME = ("linear_1", "linear_2")

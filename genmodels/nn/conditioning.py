@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.conditions import Condition, ConditionConfig, Text, TextConfig, check_condition
 from genmodels.nn.mixer import INIT_STD, init_weights
-from genmodels.types import Condition, ConditionConfig, Noise, Text, TextConfig, check_condition
+from genmodels.types import Noise
 
 
 @dataclass(frozen=True)

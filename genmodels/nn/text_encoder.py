@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from genmodels.conditions import Text
 from genmodels.nn.mixer import INIT_STD
 from genmodels.nn.transformer import Transformer, TransformerConfig
 from genmodels.saving import Derived
-from genmodels.types import Text
 
 CLIP_BLOCKS = TransformerConfig(norm="affine", mlp="quick_gelu", bias=True, rotary=False)
 """The blocks of CLIP (arXiv 2103.00020), apart from their size."""

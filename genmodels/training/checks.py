@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from genmodels.base import Model
+from genmodels.conditions import ConditionConfig
 from genmodels.data.columns import uncaptioned
 from genmodels.data.packed import Packed
 from genmodels.sampling import processes
@@ -11,7 +12,6 @@ from genmodels.training.folder import check_output
 from genmodels.training.recipe import Recipe
 from genmodels.training.shard import check_shardable, sharding_wanted
 from genmodels.training.tracking import check_tracker
-from genmodels.types import ConditionConfig
 
 
 def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
