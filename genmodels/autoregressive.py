@@ -18,7 +18,7 @@ from genmodels.nn.conditioning import Conditioner, drop_condition
 from genmodels.nn.decoder import GridDecoder
 from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.prior import Prior
+from genmodels.prior import Prior, check_negative, negative_condition
 from genmodels.saving import Derived
 from genmodels.token_sampling import draw, filtered
 from genmodels.types import Batch, Noise
@@ -79,6 +79,8 @@ class AutoregressiveOptions:
     """Sample among symbols at least this fraction as likely as the most likely one."""
     guidance: float = 1.0
     """Classifier-free guidance scale (arXiv 2207.12598). 1: no guidance."""
+    negative: str = ""
+    """Prompt that guidance leads away from, in place of the null condition."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
@@ -91,6 +93,7 @@ class AutoregressiveOptions:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must not be negative, got {self.guidance}")
+        check_negative(self.negative, self.guidance)
 
 
 class Autoregressive(Prior):
@@ -208,6 +211,6 @@ class Autoregressive(Prior):
             lambda logits, uniform: draw(probabilities(logits), uniform),
             prefix.to(device),
             o.guidance,
-            self.condition.nothing(n, device) if o.guidance != 1 else None,
+            self.condition(negative_condition(self, o.negative, n, device), n, device) if o.guidance != 1 else None,
         )
         return self.alphabet.decode(tokens)

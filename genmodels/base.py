@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genmodels.abilities import ability
 from genmodels.card import model_card, without_local_pictures
-from genmodels.conditions import UNCONDITIONAL, Condition, ConditionConfig
+from genmodels.conditions import UNCONDITIONAL, Condition, ConditionConfig, condition_of
 from genmodels.hub import folder_of
 from genmodels.modes import evaluating
 from genmodels.saving import MODEL_FILES, from_dict, read_header, write_model
@@ -42,7 +42,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
     least_images: ClassVar[int] = 1
     """Smallest number of training images."""
     further_files: ClassVar[tuple[str, ...]] = ()
-    """Names of the files that `save_files` writes, such as tokenizer.json."""
+    """Names of the files that `save_files` may write, such as tokenizer.json."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -311,7 +311,7 @@ class Generator(Model):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.check_complete()
         settings = self.options(**options)
-        conditions = self.conditions.condition(condition, n)
+        conditions = condition_of(self, condition, n)
         parts = []
         with evaluating(self), torch.inference_mode():
             for start in range(0, n, batch_size):

@@ -113,7 +113,7 @@ class CLIP(Model):
         super().__init__(config)
         self._tokenizer = tokenizer
         if given is not None:
-            self._check(given, "the tokenizer")
+            given.check(config.tokenizer, "the tokenizer")
         self.image_encoder = (
             conv_encoder(config.conv, config.size, config.width)
             if config.image == "conv"
@@ -246,15 +246,4 @@ class CLIP(Model):
         Raises:
             ValueError: if it is missing, or is not that of the weights.
         """
-        file = folder / TOKENIZER
-        if not file.is_file():
-            raise ValueError(f"{folder} has no {TOKENIZER}, the tokenizer of this clip: save the model again")
-        self._tokenizer = Tokenizer.load(file)
-        self._check(self._tokenizer, str(file))
-
-    def _check(self, tokenizer: Tokenizer, where: str) -> None:
-        if tokenizer.hash != self.config.tokenizer:
-            raise ValueError(
-                f"{where} is not the tokenizer that these weights were trained with (hash {tokenizer.hash}, not "
-                f"{self.config.tokenizer})"
-            )
+        self._tokenizer = Tokenizer.beside_weights(folder, self.config.tokenizer)

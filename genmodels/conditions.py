@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 from unicodedata import normalize
@@ -73,11 +74,17 @@ class Condition:
         return self.map(lambda tensor: tensor.to(device))
 
 
+def condition_of(model: Any, value: Condition | Mapping[str, Any] | None, n: int) -> Condition:
+    """Return a condition of `n` samples of `model`, as `ConditionConfig.condition` does."""
+    made: Condition = model.conditions.condition(value, n, model.tokenize if model.can("tokenize") else None)
+    return made
+
+
 def check_condition(value: Any) -> None:
     """Raise TypeError if `value` is not a Condition, such as a dict; the message says what to do."""
     if not isinstance(value, Condition):
         raise TypeError(
-            f"expected a Condition, got {type(value).__name__}: model.conditions.condition({{'Smiling': 1}}, n) makes "
+            f"expected a Condition, got {type(value).__name__}: condition_of(model, {{'Smiling': 1}}, n) makes "
             "the Condition of n images from a dict (model.generate accepts the dict itself)"
         )
 
@@ -87,9 +94,21 @@ class TextConfig:
     """Token sequences that a model can be conditioned on."""
 
     vocabulary: int = 0
-    """Number of tokens in the vocabulary. 0 disables text."""
+    """Number of tokens in the vocabulary, set by --text. 0 disables text."""
     length: int = 64
-    """Largest number of tokens in a sentence."""
+    """Largest number of tokens in a sentence, set by --text."""
+    encoder: Derived[dict[str, Any]] = field(default_factory=dict)
+    """Config of the frozen text encoder, from --text. {}: a learned vector for each token."""
+    start: Derived[int] = 0
+    """Id of the token that starts a sentence, from --text."""
+    tokenizer: Derived[str] = ""
+    """Hash of the tokenizer, from --text."""
+    weights: Derived[str] = ""
+    """Hash of the weights of the text encoder, from --text."""
+
+    def __post_init__(self) -> None:
+        # As JSON returns it (lists for tuples), so that a config equals itself after a round trip.
+        object.__setattr__(self, "encoder", json.loads(json.dumps(self.encoder)))
 
 
 @dataclass(frozen=True)
@@ -130,18 +149,25 @@ class ConditionConfig:
         """Whether the model is unconditional."""
         return not (self.attributes or self.classes or self.text.vocabulary)
 
-    def condition(self, value: Condition | Mapping[str, Any] | None, n: int) -> Condition:
+    def condition(
+        self,
+        value: Condition | Mapping[str, Any] | None,
+        n: int,
+        tokenize: Callable[[Sequence[str]], Text] | None = None,
+    ) -> Condition:
         """Return the condition of `n` samples.
 
         Args:
             value: a condition of `n` rows, which is returned as it is; a dict, the same for all
                 samples; or None for no condition. The dict has values by attribute name: True, 1 or
                 "yes"; False, -1 or "no"; None or 0 for unknown. Its key "label" takes the name or
-                the number of a class.
+                the number of a class, and its key "prompt" a sentence, or one for each sample.
             n: number of samples.
+            tokenize: turns sentences into tokens; None for a model without text.
 
         Raises:
-            ValueError: if the model has no such attribute or label, or a value is none of these.
+            ValueError: if the model has no such attribute or label, or takes no text; or if a value
+                is none of these.
             TypeError: if the condition itself is none of these.
         """
         if value is None:
@@ -150,6 +176,7 @@ class ConditionConfig:
             check_condition(value)
             return value
         given = {name: _plain(item) for name, item in value.items()}
+        text = _tokenized(given.pop("prompt", None), n, tokenize)
         labels = None
         label = given.pop("label", None)
         if label is not None:
@@ -162,7 +189,7 @@ class ConditionConfig:
         if given:
             signs = [_sign(name, given.get(name)) for name in self.attributes]
             attributes = torch.tensor(signs).expand(n, -1).clone()  # (N, K)
-        return Condition(attributes, labels)
+        return Condition(attributes, labels, text)
 
     def in_turn(self, n: int) -> Condition:
         """Return the condition of `n` samples that show all classes in turn: image i has class
@@ -211,6 +238,19 @@ class ConditionConfig:
 
 UNCONDITIONAL = ConditionConfig()
 """The config of models without conditions."""
+
+
+def _tokenized(prompt: Any, n: int, tokenize: Callable[[Sequence[str]], Text] | None) -> Text | None:
+    """Return the tokens of a sentence for all `n` samples, or of one sentence for each."""
+    if prompt is None:
+        return None
+    if tokenize is None:
+        raise ValueError("a prompt was given, and this model was trained without text")
+    if isinstance(prompt, str):
+        return tokenize([prompt]).map(lambda tensor: tensor.expand(n, -1).clone())
+    if len(prompt) != n:
+        raise ValueError(f"there are {len(prompt)} prompts for {n} samples: give one, or one for each")
+    return tokenize(list(prompt))
 
 
 def _plain(value: Any) -> Any:

@@ -48,6 +48,7 @@ class GAN(Prior):
     """
 
     family = "gan"
+    reads_text = False
     Config = GANConfig
     Options = GANOptions
 

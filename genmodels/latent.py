@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 import genmodels
 from genmodels.base import Generator, Model
 from genmodels.codecs import prior_shape
-from genmodels.conditions import Condition, ConditionConfig
+from genmodels.conditions import Condition, ConditionConfig, Text
 from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
 from genmodels.modes import evaluating, full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
 from genmodels.saving import from_dict, to_dict
+from genmodels.text import Tokenizer
 from genmodels.types import Batch, Noise
 
 OWN = ("sample", "prior", "reconstruct")
@@ -81,6 +83,7 @@ class Latent(Generator):
 
     family = "latent"
     Config = LatentConfig
+    further_files: ClassVar[tuple[str, ...]] = Prior.further_files
     vector_scale: Tensor | None
     """Factor that gives vectors unit variance, for a prior over vectors before quantisation."""
 
@@ -123,6 +126,21 @@ class Latent(Generator):
     @property
     def conditions(self) -> ConditionConfig:
         return self.prior.conditions
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the text that the prior is conditioned on."""
+        return self.prior.tokenizer
+
+    def tokenize(self, texts: Sequence[str]) -> Text:
+        """Turn texts into token ids, on the CPU."""
+        return self.prior.tokenize(texts)
+
+    def save_files(self, folder: Path) -> None:
+        self.prior.save_files(folder)
+
+    def load_files(self, folder: Path) -> None:
+        self.prior.load_files(folder)
 
     def name_classes(self, names: tuple[str, ...]) -> None:
         self.prior.name_classes(names)

@@ -129,10 +129,11 @@ def save_animation(path: str | Path, images: np.ndarray, milliseconds: int = 80)
         first.save(draft, save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
-def save_images(path: str | Path, images: np.ndarray) -> None:
+def save_images(path: str | Path, images: np.ndarray, columns: int | None = None) -> None:
     """Save uint8 images (N, H, W, 3) as an array (.npy), a grid (.png) or a folder of PNG files.
 
     The file or folder is written as a whole: after a failure, an earlier one is still there.
+    `columns` is the number of images in a row of the grid; None: as square as possible.
     """
     path = Path(path)
     if path.suffix == ".npy":
@@ -141,7 +142,7 @@ def save_images(path: str | Path, images: np.ndarray) -> None:
             array[:] = images
             array.flush()
     elif path.suffix == ".png":
-        save_grid(path, images)
+        save_grid(path, images, columns)
     else:
         with replacing_folder(path) as draft:
             for index, image in enumerate(images):

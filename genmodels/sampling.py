@@ -19,7 +19,7 @@ from torch import Tensor
 from genmodels.abilities import ability
 from genmodels.base import Model
 from genmodels.candidates import BestOf
-from genmodels.conditions import Condition
+from genmodels.conditions import Condition, condition_of
 from genmodels.modes import evaluating
 from genmodels.pictures import to_float, to_uint8
 from genmodels.stopping import StoppedError, image_progress, stoppable
@@ -91,7 +91,7 @@ def sample(
     require(model, "sample")
     state = processes()
     settings = model.options(**options)
-    conditions: Condition = model.conditions.condition(condition, n)
+    conditions = condition_of(model, condition, n)
     share = math.ceil(n / state.num_processes)
     rows = range(min(n, share * state.process_index), min(n, share * (state.process_index + 1)))
     size = model.config.size
@@ -198,7 +198,7 @@ def inpaint(
     _check_positive(n=n, batch_size=batch_size)
     require(model, "inpaint")
     settings = model.options(**options)
-    conditions: Condition = model.conditions.condition(condition, len(images))
+    conditions = condition_of(model, condition, len(images))
     mask = torch.from_numpy(known).to(model.device)
     parts = []
     with evaluating(model):
@@ -269,7 +269,7 @@ def edit(
     _check_positive(batch_size=batch_size)
     require(model, "edit")
     settings = model.options(**options)
-    conditions: Condition = model.conditions.condition(condition, len(images))
+    conditions = condition_of(model, condition, len(images))
     floats = to_floats(model, images)
     parts = []
     with evaluating(model):
@@ -308,7 +308,7 @@ def trajectory(
     _check_positive(n=n)
     require(model, "trajectory")
     noise = Noise.for_images(seed, range(n), model.device)
-    conditions = model.conditions.condition(condition, n).to(model.device)
+    conditions = condition_of(model, condition, n).to(model.device)
     with evaluating(model):
         both = model.trajectory(noise, conditions, model.options(**options))
     rows = [np.stack([to_uint8(step) for step in steps], axis=1) for steps in both]  # 2 x (n, evaluations + 1, H, W, 3)

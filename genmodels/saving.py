@@ -70,7 +70,9 @@ def reset_derived(config: T, **values: Any) -> T:
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
         if tyro.conf.Suppress in getattr(hints[field.name], "__metadata__", ()):
-            object.__setattr__(config, field.name, field.default)  # configs are frozen
+            made = field.default_factory
+            default = field.default if made is dataclasses.MISSING else made()
+            object.__setattr__(config, field.name, default)  # configs are frozen
         elif dataclasses.is_dataclass(value):
             object.__setattr__(config, field.name, reset_derived(value))
     for name, value in values.items():

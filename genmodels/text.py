@@ -136,6 +136,31 @@ class Tokenizer:
         write_text(folder / TOKENIZER, self._backend.to_str(pretty=False) + "\n")
 
     @classmethod
+    def beside_weights(cls, folder: Path, expected: str) -> Tokenizer:
+        """Read tokenizer.json of a model folder.
+
+        Args:
+            folder: the folder.
+            expected: hash of the tokenizer that the weights were trained with.
+
+        Raises:
+            ValueError: if it is missing, or is another tokenizer.
+        """
+        file = folder / TOKENIZER
+        if not file.is_file():
+            raise ValueError(f"{folder} has no {TOKENIZER}, the tokenizer of this model: save the model again")
+        tokenizer = cls.load(file)
+        tokenizer.check(expected, str(file))
+        return tokenizer
+
+    def check(self, expected: str, where: str) -> None:
+        """Raise ValueError if the hash is not `expected`; the message says `where` it is from."""
+        if self.hash != expected:
+            raise ValueError(
+                f"{where} is not the tokenizer that these weights were trained with (hash {self.hash}, not {expected})"
+            )
+
+    @classmethod
     def load(cls, path: str | Path, length: int | None = None) -> Tokenizer:
         """Read a tokenizer: a tokenizer.json, or a folder with one or with vocab.json and merges.txt.
 

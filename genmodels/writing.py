@@ -134,7 +134,7 @@ def replacing_files(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
 
     Args:
         folder: the folder, which is created if it does not exist.
-        first: names of files that move before the others, in this order.
+        first: names of files that move before the others, in this order, if they are there.
 
     Raises:
         OSError: if they cannot be written. If the disk is full, the message says so in one line.
@@ -142,7 +142,8 @@ def replacing_files(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
     with explained(folder), _draft(folder / "genmodels") as draft:
         yield draft
         _flush_all(draft)
-        for name in dict.fromkeys([*first, *sorted(file.name for file in draft.iterdir())]):
+        written = {file.name for file in draft.iterdir()}
+        for name in (*(name for name in first if name in written), *sorted(written - {*first})):
             os.replace(draft / name, folder / name)
         flush_folder(folder)
 

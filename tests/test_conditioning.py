@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genmodels import sampling
-from genmodels.conditions import Condition, ConditionConfig, Text, TextConfig
+from genmodels.conditions import Condition, ConditionConfig, Text, TextConfig, condition_of
 from genmodels.gan import GAN
 from genmodels.gan_config import GANConfig
 from genmodels.nn.conditioning import Conditioner, Embedded, drop_condition
@@ -235,10 +235,10 @@ def test_what_is_no_condition_is_refused_with_what_to_do(value: Any) -> None:
     if not isinstance(value, dict):
         calls += [lambda: model.generate(2, condition=value), lambda: sampling.sample(model, 2, 0, value)]
     for call in calls:
-        with pytest.raises(TypeError, match=rf"got {type(value).__name__}: model.conditions.condition\(.* from a dict"):
+        with pytest.raises(TypeError, match=rf"got {type(value).__name__}: condition_of\(.* from a dict"):
             call()
     noise = Noise.for_images(0, range(2))
-    made = model.conditions.condition({"Smiling": 1}, 2)
+    made = condition_of(model, {"Smiling": 1}, 2)
     assert torch.equal(model.eval().sample(noise, made, model.options()), model.generate(2, condition={"Smiling": 1}))
 
 

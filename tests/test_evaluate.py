@@ -155,7 +155,7 @@ def test_what_a_model_cannot_do_is_absent_with_the_reason() -> None:
     found = evaluate(OnlySamples(TinyConfig()), reference_from(faces(), "valid"), [EXTRACTOR], n=256)
     assert "does not reconstruct" in found.absent["psnr"]
     assert "no likelihood" in found.absent["bits-per-dim"]
-    assert "takes no attributes" in found.absent["attributes-colours"]
+    assert "takes neither text nor attributes" in found.absent["attributes-colours"]
     assert not {"psnr", "bits-per-dim"} & set(found.scores)
 
 

@@ -53,6 +53,8 @@ class ConditionFlags:
     Attributes that are not named can have any value."""
     label: str | None = None
     """Name or number of the class that the images should belong to, such as "sea lion"."""
+    prompt: str | None = None
+    """Sentence that describes the images, such as "an old man with glasses"."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the flags as `ConditionConfig.condition` takes them."""
@@ -64,6 +66,8 @@ class ConditionFlags:
             values[name] = value
         if self.label is not None:
             values["label"] = self.label
+        if self.prompt is not None:
+            values["prompt"] = self.prompt
         return values
 
     def of(self, model: Model, n: int) -> Condition:
@@ -72,8 +76,10 @@ class ConditionFlags:
         Raises:
             UsageError: if the model was not trained with it.
         """
+        from genmodels.conditions import condition_of
+
         try:
-            return model.conditions.condition(self.as_dict(), n)
+            return condition_of(model, self.as_dict(), n)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
@@ -160,6 +166,20 @@ def check_images_given(images: Sequence[Path], command: str) -> None:
     """Refuse a command line without image files."""
     if not images:
         raise UsageError(f"no images given. Usage: genmodels {command} RUN IMAGE...")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file that are not empty.
+
+    Raises:
+        ValueError: if there is none; names the file.
+    """
+    from genmodels.reading import read_text
+
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty: write one prompt on each line")
+    return lines
 
 
 def read_images(paths: Sequence[Path], size: int) -> np.ndarray:

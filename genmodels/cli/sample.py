@@ -5,12 +5,21 @@ Signatures and docstrings are what `--help` prints. Slow imports are inside the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from genmodels.cli.arguments import NO_CONDITION, ConditionFlags, check_empty, check_free, chosen_options, open_model
+from genmodels.cli.arguments import (
+    NO_CONDITION,
+    ConditionFlags,
+    check_empty,
+    check_free,
+    chosen_options,
+    open_model,
+    read_lines,
+)
 from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
@@ -20,10 +29,11 @@ if TYPE_CHECKING:
 
 def sample(
     run: Positional[str],
-    n: int = 64,
+    n: int | None = None,
     seed: int = 0,
     out: str = "samples.png",
     condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
+    prompts: Path | None = None,
     options: tuple[str, ...] = (),
     batch_size: int = 64,
     best_of: int = 1,
@@ -39,11 +49,13 @@ def sample(
 
     Args:
         run: run or model folder, or an id on the Hub (user/name).
-        n: number of images.
+        n: number of images, 64 by default; with --prompts, of each prompt, 8 by default.
         seed: seed of the images. Image i of a seed is always the same, up to rounding.
         out: NAME.png for a grid, NAME.npy for uint8 (N, H, W, 3), or a new or empty folder for one
             file per image.
         condition: condition of the samples.
+        prompts: text file with a prompt on each line. Each gives a row of samples, all rows from
+            the same noise.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
         batch_size: number of images computed at a time.
         best_of: number of candidates per image, of which the most realistic one is kept. Sampling
@@ -59,10 +71,15 @@ def sample(
         raise UsageError(f"--best-of must be at least 1, got {best_of}")
     if best_of == 1 and (data or root or extractor != "faces"):
         raise UsageError("--data, --root and --extractor are for --best-of: leave them out, or give --best-of")
+    if prompts is not None and condition.prompt is not None:
+        raise UsageError("--prompt and --prompts both say what the images should show: give one of them")
+    count = n if n is not None else 64 if prompts is None else 8
     target = Path(out)
     as_folder = out.endswith("/") or target.is_dir() or not target.suffix
     if not as_folder and target.suffix not in (".png", ".npy"):
         raise UsageError(f"--out {out}: end it in .png or .npy, or in / for a folder of files")
+
+    import numpy as np
 
     from genmodels import pictures, sampling
 
@@ -72,14 +89,18 @@ def sample(
     else:
         check_free(target, force)
     chosen = chosen_options(model, options)
-    conditions = condition.of(model, n)
+    rows = [condition] if prompts is None else [replace(condition, prompt=text) for text in read_lines(prompts)]
+    conditions = [row.of(model, count) for row in rows]
     best = _best(run, model, best_of, data, root, extractor, batch_size) if best_of > 1 else None
-    images = sampling.sample(model, n, seed, conditions, batch_size=batch_size, best=best, **chosen)
+    parts = [
+        sampling.sample(model, count, seed, given, batch_size=batch_size, best=best, **chosen) for given in conditions
+    ]
     if sampling.processes().is_main_process:
-        pictures.save_images(target, images)
-        print(f"{n} images of seed {seed} in {target}")
+        pictures.save_images(target, np.concatenate(parts), columns=None if prompts is None else count)
+        of_each = "" if prompts is None else f" of each of {len(parts)} prompts"
+        print(f"{count} images{of_each} of seed {seed} in {target}")
         if best:
-            print(f"each image is the {best}; {_cost(model, best, conditions, chosen)}")
+            print(f"each image is the {best}; {_cost(model, best, conditions[0], chosen)}")
 
 
 def _best(

@@ -28,7 +28,7 @@ from genmodels.diffusion.process import MeanFlow, Process
 from genmodels.diffusion.variance import variance_bound
 from genmodels.nn.conditioning import Conditioner, Embedded, drop_condition
 from genmodels.nn.likelihood import LikelihoodKind
-from genmodels.prior import Prior
+from genmodels.prior import Prior, negative_condition
 from genmodels.types import Batch, Noise
 
 Predict = Callable[[Tensor, Tensor, "Embedded | None"], Tensor]
@@ -44,16 +44,17 @@ class Diffusion(Prior, ABC):
     Args:
         config: process, shapes, conditioning, and the settings of the network.
         width: D, size of the embedded condition.
+        project_tokens: as in `Conditioner`.
     """
 
     Options = DiffusionOptions
 
-    def __init__(self, config: DiffusionConfig, width: int):
+    def __init__(self, config: DiffusionConfig, width: int, project_tokens: bool = True):
         super().__init__(config)
         c = config
         self.process: Process = c.selected
         self.shape = c.shape  # (C, H, W) of x_t
-        self.condition = None if c.condition.is_empty else Conditioner(c.condition, width)
+        self.condition = None if c.condition.is_empty else Conditioner(c.condition, width, project_tokens)
         self.gaussian = GaussianDenoiser(c.shape, min(c.gaussian, math.prod(c.shape))) if c.gaussian else None
         self.step = StepEmbedding(width) if self.process.jumps else None
 
@@ -147,9 +148,12 @@ class Diffusion(Prior, ABC):
         """Embed a condition of n rows; None for an unconditional model."""
         return None if self.condition is None else self.condition(condition, n, device)
 
-    def null_condition(self, n: int, device: torch.device) -> Embedded | None:
-        """Embed the null condition, under which the model is unconditional."""
-        return None if self.condition is None else self.condition.nothing(n, device)
+    def null_condition(self, n: int, device: torch.device, negative: str = "") -> Embedded | None:
+        """Embed the null condition, under which the model is unconditional, or that of a negative
+        prompt."""
+        if self.condition is None:
+            return None
+        return self.condition(negative_condition(self, negative, n, device), n, device)
 
     def output(
         self,

@@ -15,6 +15,7 @@ from genmodels.diffusion import solvers
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import Process
 from genmodels.diffusion.solvers import Schedule, Solver
+from genmodels.prior import check_negative
 
 SolverName = Literal["unipc", "dpm", "heun", "euler", "ddim", "ddpm", "dpm-sde", "jump"]
 SOLVERS: dict[str, Solver] = {
@@ -50,6 +51,8 @@ class DiffusionOptions:
     """Noise added by ddim, from 0 (deterministic) to 1 (as much as ddpm)."""
     guidance: float = 1.0
     """Guidance scale: classifier-free (arXiv 2207.12598), or with --guide autoguidance; 1: off."""
+    negative: str = ""
+    """Prompt that guidance leads away from, in place of the null condition."""
     guidance_low: float = 0.0
     """Apply guidance only where sigma / alpha is at least this (arXiv 2404.07724)."""
     guidance_high: float | None = None
@@ -84,6 +87,9 @@ class DiffusionOptions:
             )
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale must be in [0, 1], got {self.guidance_rescale}")
+        check_negative(self.negative, self.guidance)
+        if self.negative and self.guide is not None:
+            raise ValueError("a negative prompt and a guide both say what guidance leads away from: give one of them")
         if self.guide is not None and self.guidance == 1:
             raise ValueError(f"guide {self.guide} has no effect at guidance 1: set guidance, for example 2")
 

@@ -140,10 +140,10 @@ def make_denoiser(
             f"guidance {o.guidance:g} needs a condition, and this {model.family} was trained without; a weaker "
             "model can guide it instead: --guide RUN"
         )
-    elif condition.is_empty:
+    elif condition.is_empty and not o.negative:
         return denoise  # equal to the reference, so guidance has no effect
     else:
-        guide, reference = model, model.null_condition(n, device)
+        guide, reference = model, model.null_condition(n, device, o.negative)
     high = math.inf if o.guidance_high is None else o.guidance_high
     denoise.guidance = Guidance(guide, reference, o.guidance, o.guidance_low, high, o.guidance_rescale)
     return denoise

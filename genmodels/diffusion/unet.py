@@ -1,4 +1,5 @@
-"""Diffusion with a U-Net (UNet2DModel of diffusers), on pixels or on a codec's latents."""
+"""Diffusion with a U-Net of diffusers, on pixels or on a codec's latents: UNet2DModel or, with text,
+UNet2DConditionModel."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from genmodels.diffusion.config import DiffusionConfig
@@ -31,7 +33,7 @@ class UNetConfig(DiffusionConfig):
     blocks: int = 2
     """Residual blocks per level in the encoder; the decoder has one more."""
     attention: tuple[bool, ...] = (False, True)
-    """Whether each level has self-attention."""
+    """Whether each level has self-attention and, with text, cross-attention to its tokens."""
     head: int = 32
     """Channels of an attention head."""
     groups: int = 16
@@ -39,7 +41,7 @@ class UNetConfig(DiffusionConfig):
     dropout: float = 0.0
     """Dropout probability inside the residual blocks."""
     diffusers: dict[str, Any] = field(default_factory=dict)
-    """Other settings of UNet2DModel; all of them, for an imported network."""
+    """Other settings of the class of diffusers; all of them, for an imported network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,15 +88,19 @@ class UNetConfig(DiffusionConfig):
 
 
 class UNet(Diffusion):
-    """Diffusion with a U-Net (arXiv 2006.11239; 2112.10752)."""
+    """Diffusion with a U-Net (arXiv 2006.11239; 2112.10752).
+
+    The pooled condition is added to the time embedding. Text is read through cross-attention to the
+    vectors of its tokens alone, as in Stable Diffusion.
+    """
 
     family = "unet"
     Config = UNetConfig
 
     def __init__(self, config: UNetConfig | None = None):
         c = config or UNetConfig()
-        super().__init__(c, width=4 * c.channels[0])
-        self.network = UNet2DModel(**network_settings(c))
+        super().__init__(c, width=4 * c.channels[0], project_tokens=False)
+        self.network = network_class(c)(**network_settings(c))
         if any(isinstance(module, Attention) and module.heads < 1 for module in self.network.modules()):
             raise ValueError("attention_head_dim is larger than the number of channels of an attention layer")
         if not c.is_imported:
@@ -104,32 +110,61 @@ class UNet(Diffusion):
     def predict(self, x: Tensor, time_input: Tensor, condition: Embedded | None) -> Tensor:
         x = F.pixel_unshuffle(x, self.config.patch)  # (N, C p^2, H/p, W/p)
         pooled = None if condition is None else condition.pooled
-        return F.pixel_shuffle(self.network(x, time_input, pooled).sample, self.config.patch)
+        if condition is None or not self.config.condition.text.encoder:
+            result = self.network(x, time_input, pooled)
+        else:
+            result = self.network(x, time_input, condition.tokens, pooled if reads_pooled(self.config) else None)
+        return F.pixel_shuffle(result.sample, self.config.patch)
+
+
+def network_class(config: UNetConfig) -> type[UNet2DModel] | type[UNet2DConditionModel]:
+    """The class of diffusers for `config`: with text, the one with cross-attention."""
+    return UNet2DConditionModel if config.condition.text.encoder else UNet2DModel
+
+
+def reads_pooled(config: UNetConfig) -> bool:
+    """Return whether the network adds a vector to the time embedding: that of attributes, of labels,
+    of text without a text encoder, or of the length of a mean flow's jump."""
+    c = config.condition
+    other = c.attributes or c.classes or (c.text.vocabulary and not c.text.encoder)
+    return bool(other) or config.process == "meanflow"
 
 
 def network_settings(config: UNetConfig) -> dict[str, Any]:
-    """Arguments of UNet2DModel for `config`."""
+    """Arguments of `network_class(config)`."""
     c = config
-    kinds = ["Attn" if attends else "" for attends in c.attention]
-    return {
-        "sample_size": c.shape[1] // c.patch,
-        "in_channels": c.shape[0] * c.patch**2,
-        "out_channels": c.outputs * c.patch**2,
-        "layers_per_block": c.blocks,
-        "block_out_channels": c.channels,
-        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
-        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
-        "attention_head_dim": c.head,
-        "norm_num_groups": c.groups,
-        "dropout": c.dropout,
-        "class_embed_type": "identity" if not c.condition.is_empty or c.process == "meanflow" else None,
-    } | checked_settings(UNet2DModel, c.diffusers)
+    text = c.condition.text
+    attention = "CrossAttn" if text.encoder else "Attn"
+    kinds = [attention if attends else "" for attends in c.attention]
+    own: dict[str, Any] = {"attention_head_dim": c.head}
+    if text.encoder:
+        own = {
+            # The number of heads; diffusers calls it attention_head_dim in this class.
+            "attention_head_dim": tuple(max(1, width // c.head) for width in c.channels),
+            "cross_attention_dim": text.encoder["transformer"]["width"],
+        }
+    return (
+        own
+        | {
+            "sample_size": c.shape[1] // c.patch,
+            "in_channels": c.shape[0] * c.patch**2,
+            "out_channels": c.outputs * c.patch**2,
+            "layers_per_block": c.blocks,
+            "block_out_channels": c.channels,
+            "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
+            "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
+            "norm_num_groups": c.groups,
+            "dropout": c.dropout,
+            "class_embed_type": "identity" if reads_pooled(c) else None,
+        }
+        | checked_settings(network_class(c), c.diffusers)
+    )
 
 
 @torch.no_grad()
-def start_small(network: UNet2DModel) -> None:
+def start_small(network: nn.Module) -> None:
     """Initialise residual blocks as the identity, and the output as 0 (arXiv 2105.05233)."""
     last_layers = [module.conv2 for module in network.modules() if isinstance(module, ResnetBlock2D)]
-    for layer in (*last_layers, network.conv_out):
+    for layer in (*last_layers, network.get_submodule("conv_out")):
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)

@@ -39,13 +39,16 @@ class Captioned:
         if self.attributes is None:
             _, number = np.unique(np.array(self.texts), return_inverse=True)
             return number[:, None] == number
-        facts = np.zeros(self.attributes.shape, np.float32)
-        for row, text in zip(facts, self.texts, strict=True):
-            stated = parse(text)
-            row[:] = [stated.get(name, 0) for name in self.names]
+        facts = self.facts(self.names).astype(np.float32)
         known = self.attributes.astype(np.float32)
         contradictions = facts.clip(0) @ (-known).clip(0).T + (-facts).clip(0) @ known.clip(0).T  # (N, N)
         return contradictions == 0
+
+    def facts(self, names: Sequence[str]) -> np.ndarray:
+        """Return what the captions state of attributes: int8 (N, K) in {-1, 0, +1}, 0 for nothing."""
+        stated = [parse(text) for text in self.texts]
+        rows = [[facts.get(name, 0) for name in names] for facts in stated]
+        return np.array(rows, np.int8).reshape(len(self.texts), len(names))
 
 
 def captions_of(

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from genmodels.evaluation.captions import captions_of
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.embedder import embed_texts
 from genmodels.evaluation.pairs import mean_and_error
@@ -19,14 +18,14 @@ SCALE = 100.0
 
 
 def part(context: Context) -> Part:
-    """Score samples that should have the attributes of held-out images against captions of these
-    attributes, under each extractor that embeds sentences too.
+    """Score samples against the captions that they were requested by, those of held-out images, or
+    captions of the attributes that were requested; under each extractor that embeds sentences too.
 
     The floor is the score of the held-out images themselves. The shuffled score is that of captions
     of other images, with its own floor: an extractor whose two floors are close to each other
     cannot tell which caption belongs to an image.
     """
-    reference, names = context.reference, context.model.conditions.attributes
+    reference = context.reference
     judges = [extractor for extractor in context.extractors if extractor.sentences is not None]
     if not judges:
         return Part()
@@ -35,16 +34,10 @@ def part(context: Context) -> Part:
     for extractor in judges:
         stem = extractor.measure("clip-score")
         with reasons(absent, stem):
-            if not names:
-                raise ValueError(f"{context.model.kind} takes neither text nor attributes")
-            if reference.attributes is None or (missing := [n for n in names if n not in reference.attribute_names]):
-                raise ValueError(f"{reference.images.name} does not know {', '.join(missing)}")
-            images, rows = context.requested
-            columns = [reference.attribute_names.index(name) for name in names]
-            captioned = captions_of(reference.attributes[rows][:, columns], names)
-            texts = embed_texts(captioned.texts, extractor)
-            made, real = (context.features(x, extractor) for x in (images, reference.images))
-            of = replace(extractor.protocol(reference.protocol), n=context.n, text=captioned.origin)
+            request = context.requested
+            texts, rows = embed_texts(request.captions.texts, extractor), request.rows
+            made, real = (context.features(x, extractor) for x in (request.samples, reference.images))
+            of = replace(extractor.protocol(reference.protocol), n=context.n, text=request.captions.origin)
             for name, (value, error), (floor, _) in (
                 ("", clip_score(made, texts), clip_score(real[rows], texts)),
                 ("-shuffled", clip_score(made, shuffled(texts)), clip_score(real[rows], shuffled(texts))),

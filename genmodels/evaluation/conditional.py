@@ -37,29 +37,28 @@ class AttributeAccuracy:
 
 
 def part(context: Context) -> Part:
-    """Sample with the attributes of held-out images, and detect these attributes in the samples."""
-    model, reference, extractor = context.model, context.reference, context.extractors[0]
-    names = model.conditions.attributes
+    """Sample with the attributes or captions of held-out images, and detect what was requested in
+    the samples."""
+    reference, extractor = context.reference, context.extractors[0]
     measure = extractor.measure("attributes")
-    if not names:
-        return Part(absent={measure: f"{model.kind} takes no attributes"})
-    if reference.train is None or reference.attributes is None or reference.train_attributes is None:
-        return Part(absent={measure: "needs attributes of training and of held-out images"})
-    if missing := [name for name in names if name not in reference.attribute_names]:
-        return Part(absent={measure: f"{reference.images.name} does not know {', '.join(missing)}"})
-    columns = [reference.attribute_names.index(name) for name in names]
-    held, known = reference.attributes[:, columns], reference.train_attributes[:, columns]
-    images, rows = context.requested  # combinations of attributes that occur in real images
-    requested = held[rows]
-    fake, train, real = (context.features(x, extractor) for x in (images, reference.train, reference.images))
     absent: dict[str, str] = {}
     with reasons(absent, measure):
-        result = attribute_accuracy(fake, requested, train, known, real, held, names)
+        if reference.train is None or reference.attributes is None or reference.train_attributes is None:
+            raise ValueError("needs attributes of training and of held-out images")
+        request = context.requested  # combinations of attributes that occur in real images
+        names = request.names
+        columns = [reference.attribute_names.index(name) for name in names]
+        held, known = reference.attributes[:, columns], reference.train_attributes[:, columns]
+        fake, train, real = (
+            context.features(x, extractor) for x in (request.samples, reference.train, reference.images)
+        )
+        result = attribute_accuracy(fake, request.attributes, train, known, real, held, names)
         of = replace(
             extractor.protocol(reference.protocol),
             n=context.n,
             train=reference.train.identity,
             attributes=", ".join(result.samples),
+            text=request.captions.origin if context.model.can("tokenize") else None,
         )
         how = "balanced accuracy of a linear probe of the features, mean over the attributes"
         score = Score(result.mean, "higher", how, of, floor=result.ceiling, each=result.samples, each_floor=result.real)

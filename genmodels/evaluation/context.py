@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from genmodels import sampling
 from genmodels.candidates import BestOf
-from genmodels.conditions import Condition
 from genmodels.data.rows import spread_rows
 from genmodels.evaluation.embedder import embedder
 from genmodels.evaluation.extractors import Extractor
@@ -24,6 +23,7 @@ from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.reference import Reference, floor_pair, spread
+from genmodels.evaluation.requests import Requested, requested_of
 from genmodels.evaluation.results import Score
 from genmodels.nn.perceptual import Distance, load_lpips
 from genmodels.pictures import to_float
@@ -94,16 +94,19 @@ class Context:
         return embedder(self.model)
 
     @cached_property
-    def requested(self) -> tuple[Images, np.ndarray]:
-        """Samples that should have the attributes of held-out images, and the numbers (n,) of these
-        images. The model takes attributes, and the reference knows all of them."""
-        names, count = self.reference.attribute_names, len(self.reference.images)
-        columns = [names.index(name) for name in self.model.conditions.attributes]
+    def requested(self) -> Requested:
+        """Samples that should show what held-out images show.
+
+        Raises:
+            ValueError: if the model takes neither text nor attributes, or the reference does not
+                know them.
+        """
+        reference, count = self.reference, len(self.reference.images)
         rows = np.arange(self.n) % count if self.n > count else spread_rows(count, self.n)
-        assert self.reference.attributes is not None
-        condition = Condition(attributes=torch.from_numpy(self.reference.attributes[rows][:, columns]).float())
+        request = requested_of(self.model, reference, rows)
         how = {"batch_size": self.batch_size, "best": self.best, **self.options}
-        return Images(sampling.sample(self.model, self.n, self.seed, condition, **how), "conditional samples"), rows
+        samples = sampling.sample(self.model, self.n, self.seed, request.condition, **how)
+        return replace(request, images=Images(samples, "conditional samples"))
 
     @cached_property
     def lpips(self) -> tuple[Distance | None, dict[str, str]]:

@@ -217,11 +217,11 @@ def unknown(model: Any, n: int) -> Condition:
     attributes = torch.zeros(n, len(kinds.attributes), device=device) if kinds.attributes else None
     labels = torch.full((n,), -1, device=device) if kinds.classes else None
     text = None
-    if kinds.text.vocabulary:  # sentences of full length
+    if model.can("tokenize"):  # trained with sentences, which are padded to full length
+        text = model.tokenize(["a face"] * n).map(lambda tensor: tensor.to(device))
+    elif kinds.text.vocabulary:  # sentences of full length
         ids = torch.zeros(n, kinds.text.length, dtype=torch.int64, device=device)
         text = Text(ids, torch.ones_like(ids, dtype=torch.bool))
-    elif model.can("tokenize"):  # trained with sentences, which are padded to full length
-        text = model.tokenize(["a face"] * n).map(lambda tensor: tensor.to(device))
     return Condition(attributes, labels, text)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.conditions import Condition, ConditionConfig, Text, TextConfig, check_condition
+from genmodels.nn.encoded_text import EncodedText
 from genmodels.nn.mixer import INIT_STD, init_weights
 from genmodels.types import Noise
 
@@ -56,20 +57,26 @@ class Conditioner(nn.Module):
     """Condition -> Embedded.
 
     The pooled vector is the sum of the vectors of all known attributes, with their signs, of the
-    vector of the label, and of the mean of the text's tokens. An unknown attribute or label adds
-    nothing. A hidden or absent text is replaced by one learned null token.
+    vector of the label, and of that of the text. An unknown attribute or label adds nothing. A
+    hidden or absent text is replaced by the null text of the module that embeds it.
 
     Args:
         config: the attributes, labels and text to embed; all may be absent.
         width: D.
+        project_tokens: project the token vectors of a text encoder to D. Otherwise they keep the
+            width of the encoder, as cross-attention with its own projections needs them.
     """
 
-    def __init__(self, config: ConditionConfig, width: int):
+    def __init__(self, config: ConditionConfig, width: int, project_tokens: bool = True):
         super().__init__()
         self.width = width
         self.attributes = nn.Linear(len(config.attributes), width, bias=False) if config.attributes else None
         self.labels = nn.Embedding(config.classes, width) if config.classes else None
-        self.text = TextEmbedding(config.text, width) if config.text.vocabulary else None
+        self.text: TextEmbedding | EncodedText | None = None
+        if config.text.encoder:
+            self.text = EncodedText(config.text, width, width if project_tokens else None)
+        elif config.text.vocabulary:
+            self.text = TextEmbedding(config.text, width)
         init_weights(self, depth=1)  # as small as the embeddings that the result is added to
 
     def nothing(self, n: int, device: torch.device) -> Embedded:
@@ -94,9 +101,8 @@ class Conditioner(nn.Module):
             if condition.text is not None:
                 raise ValueError("the condition has text, and this model was built without text")
             return Embedded(pooled)
-        tokens, mask = self.text(condition.text or empty_text(n, device), n)  # (N, L, D), (N, L)
-        mean = (tokens * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
-        return Embedded(pooled + mean, tokens, mask)
+        vector, tokens, mask = self.text(condition.text or empty_text(n, device), n)  # (N, D), (N, L, D), (N, L)
+        return Embedded(pooled + vector, tokens, mask)
 
     def _embed_attributes(self, attributes: Tensor, n: int) -> Tensor:
         """(N, K) -> (N, D)."""
@@ -122,7 +128,8 @@ class Conditioner(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Text -> token vectors: an embedding of each token plus one of its position.
+    """Text -> token vectors, a learned vector of each token plus one of its position, and their
+    mean.
 
     Args:
         config: vocabulary and largest length.
@@ -135,11 +142,12 @@ class TextEmbedding(nn.Module):
         self.positions = nn.Embedding(config.length, width)
         self.null = nn.Parameter(torch.randn(width) * INIT_STD)
 
-    def forward(self, text: Text, n: int) -> tuple[Tensor, Tensor]:
-        """Embed N sentences. A row without a real token becomes the null token.
+    def forward(self, text: Text, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Embed N sentences. A row without a real token becomes a learned null token.
 
         Returns:
-            Vectors (N, L, D) in float32, and a mask (N, L) that is True at least once per row.
+            The mean of the real tokens (N, D), vectors (N, L, D) in float32, and a mask (N, L) that
+            is True at least once per row.
 
         Raises:
             ValueError: for a wrong shape or dtype, too many tokens, or an id outside the
@@ -151,7 +159,9 @@ class TextEmbedding(nn.Module):
         vectors = self.ids(ids).float() + self.positions.weight[:length].float()  # (N, L, D)
         hidden = ~text.mask.any(1, keepdim=True)  # (N, 1)
         null = F.pad(hidden, (0, length - 1))  # (N, L), True at the first token of a hidden row
-        return torch.where(null.unsqueeze(2), self.null.float(), vectors), text.mask | null
+        tokens, mask = torch.where(null.unsqueeze(2), self.null.float(), vectors), text.mask | null
+        mean = (tokens * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
+        return mean, tokens, mask
 
     def _check(self, text: Text, n: int) -> None:
         ids, mask = text.ids, text.mask

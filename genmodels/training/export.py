@@ -63,8 +63,9 @@ def training_card(
     settings = to_yaml(shared, name, without=PRIVATE, **actual_settings(model, recipe))
     rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items() if value is not None)
     crop = f", crop {data.crop}" if data.crop else ""
-    codec_minutes = getattr(recipe, "codec_minutes", 0.0)
-    after = f" (and {in_words(60 * codec_minutes)} of its codec)" if codec_minutes else ""
+    parts = {"codec": getattr(recipe, "codec_minutes", 0.0), "text encoder": getattr(recipe, "text_minutes", 0.0)}
+    others = [f"{in_words(60 * minutes)} of its {part}" for part, minutes in parts.items() if minutes]
+    after = f" (and {' and '.join(others)})" if others else ""
     parameters = sum(p.numel() for p in model.parameters())
     training = (
         f"{parameters:,} parameters, trained by genmodels on {len(data):,} images of {data.source}{crop}:\n"

@@ -20,6 +20,7 @@ from genmodels.latent import over_codec
 from genmodels.prior import Prior
 from genmodels.sampling import processes
 from genmodels.saving import read_last_line, reset_derived
+from genmodels.text_conditions import conditioned_on_text, load_text_encoder
 from genmodels.training.dry_run import dry_run
 from genmodels.training.fit import fit
 from genmodels.training.limits import most_images
@@ -65,8 +66,10 @@ def train(kind: type[Model], recipe: Any, **parts: Any) -> Path:
     check_tracker(recipe.track)
     device = processes().device
     recipe = replace(recipe, size=recipe.size or default_size(recipe.data))
-    codec = open_codec(kind, recipe)
+    codec, text = open_codec(kind, recipe), open_text_encoder(kind, recipe)
     config = derived_config(kind, recipe, codec)
+    if text is not None:
+        config = conditioned_on_text(config, text)
     extractor: str | None = getattr(recipe, "align", None)
     model: Any = None if extractor else build(lambda: kind(config, **parts), "model")
 
@@ -77,6 +80,9 @@ def train(kind: type[Model], recipe: Any, **parts: Any) -> Path:
     if extractor:
         data, config = aligned(data, config, extractor, device)
         model = build(lambda: kind(config, **parts), "model")
+    if text is not None:
+        model.use_text_encoder(text)
+        recipe = replace(recipe, text_minutes=minutes_of(recipe.text))
     encoding = 0.0
     if codec is not None:
         count = most_images(PREPARED, PREPARED_PIXELS, recipe.size, PREPARED_AT_LEAST)
@@ -100,6 +106,19 @@ def open_codec(kind: type[Model], recipe: Any) -> Any:
     if not issubclass(kind, Prior):
         raise ValueError(f"--codec {recipe.codec}: {kind.family} models are not trained on the latents of a codec")
     return load_codec(recipe.codec, recipe.size or default_size(recipe.data), kind.learns_codes)
+
+
+def open_text_encoder(kind: type[Model], recipe: Any) -> Any:
+    """Load the text encoder that a recipe names; None if it names none.
+
+    Raises:
+        ValueError: if it is no text encoder, or models of this kind are not conditioned on text.
+    """
+    if not isinstance(recipe, PriorRecipe) or recipe.text is None:
+        return None
+    if not (issubclass(kind, Prior) and kind.reads_text):
+        raise ValueError(f"--text {recipe.text}: {kind.family} models are not conditioned on text")
+    return load_text_encoder(recipe.text)
 
 
 def derived_config(kind: Any, recipe: Any, codec: Any = None) -> Any:

@@ -118,11 +118,16 @@ class PriorRecipe(Recipe):
     codec: Path | None = None
     """Run folder of a trained VQ-VAE or VAE, or folder of a diffusers AutoencoderKL or VQModel,
     whose latents the model is trained on. None: the model is trained on pixels."""
+    text: Path | None = None
+    """Run folder of a trained clip, or folder of a CLIPModel of transformers, whose text encoder
+    reads the captions that the model is conditioned on. None: no text."""
     cache: bool = True
     """Encode all images once, before training, and store the latents in the cache. Otherwise every
     step encodes its batch."""
     codec_minutes: Annotated[float, tyro.conf.Suppress] = 0.0
     """Minutes for which the codec was trained. They count as training time of the whole model."""
+    text_minutes: Annotated[float, tyro.conf.Suppress] = 0.0
+    """Minutes for which the text encoder was trained. They count too."""
 
 
 R = TypeVar("R", bound=Recipe)

@@ -22,6 +22,7 @@ from genmodels.training.ema import restore_buffers
 from genmodels.training.export import export_model, training_card
 from genmodels.training.limits import AT_THE_END, ON_THE_WAY, STOPPED, Limits, timed_batches
 from genmodels.training.log import QUIET_SECONDS, in_words
+from genmodels.training.prompts import sample_caption, shown_condition
 from genmodels.training.retrieval import SHEET, retrieval_sheet
 from genmodels.training.setup import Run
 from genmodels.training.shard import gather_into
@@ -87,8 +88,8 @@ def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
     for.
 
     The time per image is measured on one image at first, and afterwards on the last grid. Image i
-    of a seed is the same in grids of all sizes, up to rounding. A model of classes shows them in
-    turn (`ConditionConfig.in_turn`).
+    of a seed is the same in grids of all sizes, up to rounding. They show classes or prompts in
+    turn (`shown_condition`).
 
     Returns:
         The images, or None if there is no time for one. A signal ends sampling, unless `limits` are
@@ -109,7 +110,7 @@ def sample_grid(run: Run, limits: Limits) -> np.ndarray | None:
         try:
             batch = count if "draw" not in costs else max(1, min(count, int(BATCH / max(costs["draw"], 1e-9))))
             until = watch(run, limits, count, stopping)
-            shown = run.ema.conditions.in_turn(count)
+            shown = shown_condition(run, count)
             images = sample(run.ema, count, run.recipe.seed, shown, batch_size=batch, progress=False, until=until)
         except StoppedError:
             spent, stops = run.clock.agree(time.monotonic() - started, any_rank=stopping())
@@ -171,12 +172,6 @@ class Display(NamedTuple):
     """Computes the images, if there is time for them, on every rank."""
     caption: Callable[[Run], str]
     """Describes them in the model card."""
-
-
-def sample_caption(run: Run) -> str:
-    """Return the seed of a sample grid, and whether it shows classes."""
-    which = "of all classes in turn, " if run.ema.conditions.classes else ""
-    return f"Samples of seed {run.recipe.seed}, {which}not selected"
 
 
 DISPLAYS = (
