@@ -32,7 +32,7 @@ def load_text_encoder(path: Path) -> Any:
 
 
 def conditioned_on_text(config: Any, source: Any) -> Any:
-    """Return the config of a prior with the text encoder of a CLIP as its condition.
+    """Return the config of a prior with a text encoder as its condition.
 
     Args:
         config: with a field `condition`.
@@ -42,7 +42,7 @@ def conditioned_on_text(config: Any, source: Any) -> Any:
     text = TextConfig(
         vocabulary=tokenizer.vocabulary,
         length=tokenizer.length,
-        encoder=to_dict(source.config.text),
+        encoder=to_dict(source.text_encoder.config),
         start=tokenizer.start,
         tokenizer=tokenizer.hash,
         weights=weights_hash(source.text_encoder),

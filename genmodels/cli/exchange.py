@@ -34,7 +34,8 @@ def import_(folder: Positional[Path], out: Positional[Path]) -> None:
     Every command also reads the folder itself.
 
     Args:
-        folder: folder of a DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline or CLIPModel.
+        folder: folder of a DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline, StableDiffusionPipeline or
+            CLIPModel.
         out: new or empty folder for the model.
     """
     from genmodels.exchange.importing import import_folder

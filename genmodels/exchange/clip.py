@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from genmodels.clip import CLIP, CLIPConfig
+from genmodels.exchange.clip_layout import (
+    Count,
+    TextSettings,
+    TowerSettings,
+    block_names,
+    check_blocks,
+    import_transformers,
+    is_weight,
+    load_tokenizer,
+    text_settings,
+    tokenizer_for_transformers,
+    tower_settings,
+)
 from genmodels.nn.image_encoder import Colour, ViTConfig
-from genmodels.nn.text_encoder import CLIP_BLOCKS, TextEncoderConfig
-from genmodels.nn.transformer import TransformerConfig
+from genmodels.nn.text_encoder import TextEncoderConfig
 from genmodels.reading import read_json
-from genmodels.saving import Range, from_dict, from_settings
-from genmodels.text import Tokenizer
+from genmodels.saving import from_dict, from_settings
 from genmodels.weights import build, check_same, read_all_shapes, read_tensors
 from genmodels.writing import is_free, replacing_folder
 
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "exact_gelu": "gelu", "gelu": "gelu_pytorch_tanh"}
-"""Names of MLPs here, and of their activations in transformers."""
-BLOCK = {
-    "attention_norm": ("layer_norm1",),
-    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attention.out": ("self_attn.out_proj",),
-    "mlp_norm": ("layer_norm2",),
-    "mlp.up": ("mlp.fc1",),
-    "mlp.down": ("mlp.fc2",),
-}
-"""Layers of our block i, and the layers of encoder.layers.i that each concatenates."""
 TOWERS = {"text_encoder": "text_model", "image_encoder": "vision_model"}
 NORMS = {
     "text_encoder.transformer.norm": "text_model.final_layer_norm",
@@ -47,56 +47,10 @@ OTHERS = {
     "text_projection.weight": "text_projection.weight",
     "log_scale": "logit_scale",
 }
-LEGACY_END = 2
-"""End id in the configs of the first published models, which transformers replaces by the largest
-id of a text."""
 MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
 STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 """Statistics of pixels in the published models."""
 LARGEST_SCALE = CLIPConfig().largest_scale
-Count = Annotated[int, Range(1, 2**20)]
-
-
-@dataclass(frozen=True)
-class TowerSettings:
-    """Settings that both towers of a CLIPModel have. The defaults are those of transformers."""
-
-    hidden_size: Count = 512
-    intermediate_size: Count = 2048
-    num_hidden_layers: Annotated[int, Range(1, 1000)] = 12
-    num_attention_heads: Count = 8
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-
-    def blocks(self, where: str) -> TransformerConfig:
-        """Return the blocks of the tower.
-
-        Raises:
-            ValueError: for another activation, or settings that do not fit together.
-        """
-        names = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
-        if self.hidden_act not in names:
-            raise ValueError(
-                f"{where}: hidden_act {self.hidden_act[:40]!r} is not supported; known: {', '.join(names)}"
-            )
-        return replace(
-            CLIP_BLOCKS,
-            width=self.hidden_size,
-            hidden=self.intermediate_size,
-            depth=self.num_hidden_layers,
-            heads=self.num_attention_heads,
-            mlp=names[self.hidden_act],  # type: ignore[arg-type]
-            norm_eps=self.layer_norm_eps,
-        )
-
-
-@dataclass(frozen=True)
-class TextSettings(TowerSettings):
-    """Settings of a CLIPTextModel that are used here."""
-
-    vocab_size: Count = 49408
-    max_position_embeddings: Count = 77
-    eos_token_id: int = 49407
 
 
 @dataclass(frozen=True)
@@ -116,11 +70,7 @@ def names(config: CLIPConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     concatenated to form it."""
     depths = config.text.transformer.depth, config.vit.transformer.depth
     for (ours, theirs), depth in zip(TOWERS.items(), depths, strict=True):
-        for i in range(depth):
-            for layer, parts in BLOCK.items():
-                for kind in ("weight", "bias"):
-                    sources = tuple(f"{theirs}.encoder.layers.{i}.{part}.{kind}" for part in parts)
-                    yield f"{ours}.transformer.blocks.{i}.{layer}.{kind}", sources
+        yield from block_names(ours, theirs, depth)
     for layer, other in NORMS.items():
         for kind in ("weight", "bias"):
             yield f"{layer}.{kind}", (f"{other}.{kind}",)
@@ -138,19 +88,11 @@ def to_transformers(model: CLIP) -> Any:
         ValueError: if a CLIPModel does not support the config, or transformers is not installed.
     """
     check_supported(model.config)
-    transformers = _transformers()
+    transformers = import_transformers()
     c, text, vit = model.config, model.config.text, model.config.vit
     config = transformers.CLIPConfig(
-        text_config=_tower(text.transformer)
-        | {
-            "vocab_size": text.vocabulary,
-            "max_position_embeddings": text.length,
-            "bos_token_id": model.tokenizer.start,
-            "eos_token_id": text.end,
-            "pad_token_id": text.end,
-            "projection_dim": c.width,
-        },
-        vision_config=_tower(vit.transformer)
+        text_config=text_settings(text, model.tokenizer) | {"projection_dim": c.width},
+        vision_config=tower_settings(vit.transformer)
         | {"image_size": c.size, "patch_size": vit.patch, "projection_dim": c.width},
         projection_dim=c.width,
     )
@@ -177,7 +119,7 @@ def export_to_transformers(model: Any, out: Path) -> str:
     network = to_transformers(model)
     if not is_free(out):
         raise ValueError(f"{out} is not an empty folder: choose another")
-    transformers = _transformers()
+    transformers = import_transformers()
     side, vit = model.config.size, model.config.vit
     images = transformers.CLIPImageProcessor(
         size={"shortest_edge": side},
@@ -186,9 +128,7 @@ def export_to_transformers(model: Any, out: Path) -> str:
         image_std=list(vit.std),
     )
     with replacing_folder(out) as draft:
-        model.save_files(draft)  # tokenizer.json
-        tokens = transformers.CLIPTokenizer(**_vocabulary(draft / "tokenizer.json"))
-        tokens.model_max_length = model.config.text.length
+        tokens = tokenizer_for_transformers(model.tokenizer, draft)
         transformers.CLIPProcessor(images, tokens).save_pretrained(draft)
         network.save_pretrained(draft)
     return f"a CLIPModel with its CLIPProcessor: transformers.CLIPModel.from_pretrained('{out}')"
@@ -199,16 +139,7 @@ def check_supported(config: CLIPConfig) -> None:
     if config.image != "vit":
         raise ValueError("transformers' CLIPModel has no convolutional image encoder: train with --model.image vit")
     for tower, blocks in (("text", config.text.transformer), ("vit", config.vit.transformer)):
-        reasons = {
-            "its blocks are not those of CLIP (LayerNorm with gain and bias, GELU, biases, no rotation)": (
-                blocks.norm != "affine" or blocks.mlp not in ACTIVATIONS or not blocks.bias or blocks.rotary
-            ),
-            "it normalises queries and keys": blocks.qk_norm,
-            "its heads share keys": blocks.key_heads != blocks.heads,
-            "its mixers are not attention": set(blocks.mixers) != {"attention"},
-        }
-        if applying := [reason for reason, applies in reasons.items() if applies]:
-            raise ValueError(f"a CLIPModel does not support the {tower} of this clip: {applying[0]}")
+        check_blocks(tower, blocks)
 
 
 def import_clip(folder: Path) -> CLIP:
@@ -224,14 +155,8 @@ def import_clip(folder: Path) -> CLIP:
     vision = from_settings(VisionSettings, settings.get("vision_config") or {}, f"{file}: vision_config")
     if vision.num_channels != 3:
         raise ValueError(f"{file}: images of {vision.num_channels} channels are not supported")
-    end = text.vocab_size - 1 if text.eos_token_id == LEGACY_END else text.eos_token_id
-    tokenizer = Tokenizer.load(folder, length=text.max_position_embeddings)
-    if (tokenizer.vocabulary, tokenizer.end) != (text.vocab_size, end):
-        raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocabulary:,} tokens and end id {tokenizer.end}, the model "
-            f"{text.vocab_size:,} and {end}: they do not belong together"
-        )
-    shapes = {name: value for name, value in read_all_shapes(folder, "CLIPModel").items() if _is_weight(name)}
+    tokenizer = load_tokenizer(folder, text, folder)
+    shapes = {name: value for name, value in read_all_shapes(folder, "CLIPModel").items() if is_weight(name)}
     mean, std = _statistics(folder)
     config = CLIPConfig(
         size=vision.image_size,
@@ -245,7 +170,7 @@ def import_clip(folder: Path) -> CLIP:
         name: value
         for path in sorted(folder.glob("*.safetensors"))
         for name, value in read_tensors(path).items()
-        if _is_weight(name)
+        if is_weight(name)
     }
     load_weights(model, source, folder)
     return model.eval()
@@ -271,25 +196,6 @@ def load_weights(model: CLIP, source: Mapping[str, Tensor], where: Path) -> None
     model.config = replace(model.config, scale=max(1.0, factor), largest_scale=max(factor, LARGEST_SCALE))
 
 
-def _tower(blocks: TransformerConfig) -> dict[str, Any]:
-    """Return the settings of a tower of CLIPModel with these blocks."""
-    return {
-        "hidden_size": blocks.width,
-        "intermediate_size": blocks.inner,
-        "num_hidden_layers": blocks.depth,
-        "num_attention_heads": blocks.heads,
-        "hidden_act": ACTIVATIONS[blocks.mlp],
-        "layer_norm_eps": blocks.norm_eps,
-    }
-
-
-def _vocabulary(file: Path) -> dict[str, Any]:
-    """Return the vocabulary and the merges of a tokenizer.json."""
-    model = read_json(file)["model"]
-    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-    return {"vocab": model["vocab"], "merges": merges}
-
-
 def _statistics(folder: Path) -> tuple[Colour, Colour]:
     """Read mean and std of the pixels from preprocessor_config.json; those of the published models
     if there is none."""
@@ -300,21 +206,3 @@ def _statistics(folder: Path) -> tuple[Colour, Colour]:
             mean, std = (settings.get(key, value) for key, value in (("image_mean", MEAN), ("image_std", STD)))
             return from_dict(Colour, mean, f"{file}: image_mean"), from_dict(Colour, std, f"{file}: image_std")
     return MEAN, STD
-
-
-def _is_weight(name: str) -> bool:
-    """Whether a tensor is a weight: older files also hold the numbers of the positions."""
-    return not name.endswith("position_ids")
-
-
-def _transformers() -> Any:
-    """Import transformers.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError("transformers is not installed: pip install 'genmodels[evaluation]'") from None
-    return transformers

@@ -16,6 +16,7 @@ from genmodels.diffusion.unet import UNet
 from genmodels.dit import DiT
 from genmodels.exchange.dit import to_diffusers
 from genmodels.exchange.scheduler import scheduler_for
+from genmodels.exchange.stable_diffusion import write_stable_diffusion
 from genmodels.latent import Latent
 from genmodels.pretrained import PretrainedCodec, PretrainedKL, PretrainedVQ
 from genmodels.reading import read_json
@@ -33,7 +34,8 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     A DDPM on pixels, without condition, patches or Gaussian denoiser, becomes a DDIMPipeline; over
     the vectors of a VQModel of diffusers an LDMPipeline. Every other U-Net becomes unet/,
     scheduler/, vae/ if it has a codec, and sample.py, which needs diffusers and not this package. A
-    vanilla DiT with at most 1,000 classes over an AutoencoderKL becomes a DiTPipeline.
+    vanilla DiT with at most 1,000 classes over an AutoencoderKL becomes a DiTPipeline, and a U-Net with
+    text over one a StableDiffusionPipeline.
 
     Returns:
         One line on how to use the folder.
@@ -47,6 +49,10 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     with replacing_folder(out) as draft:
         if isinstance(prior, DiT):
             return write_dit(prior, codec, draft, out)
+        if prior.conditions.text.encoder:
+            if not isinstance(codec, PretrainedKL):
+                raise ValueError("diffusers' StableDiffusionPipeline needs latents of an AutoencoderKL")
+            return write_stable_diffusion(prior, centred(codec), draft, out)
         return write_unet(model, prior, codec, draft, out)
 
 

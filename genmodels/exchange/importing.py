@@ -14,6 +14,7 @@ from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.exchange.clip import import_clip
 from genmodels.exchange.dit import from_diffusers
 from genmodels.exchange.scheduler import process_of
+from genmodels.exchange.stable_diffusion import PIPELINE, import_stable_diffusion
 from genmodels.latent import Latent
 from genmodels.pretrained import (
     CodecSettings,
@@ -73,7 +74,8 @@ def import_folder(folder: Path) -> Model:
 @without_warnings()
 def import_pipeline(folder: Path) -> Generator:
     """Import a folder with the layout of google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline),
-    CompVis/ldm-celebahq-256 (LDMPipeline) or facebook/DiT-XL-2-256 (DiTPipeline).
+    CompVis/ldm-celebahq-256 (LDMPipeline), facebook/DiT-XL-2-256 (DiTPipeline) or Stable Diffusion 1.x
+    and 2.x (StableDiffusionPipeline).
 
     Weights are read from safetensors files only.
 
@@ -81,8 +83,10 @@ def import_pipeline(folder: Path) -> Generator:
         ValueError: for another pipeline, or components that have no counterpart.
     """
     kind = class_name(folder / "model_index.json")
+    if kind == PIPELINE:
+        return import_stable_diffusion(folder)
     if kind not in (*IN_PIXELS, *IN_LATENTS, TRANSFORMER):
-        known = (*IN_PIXELS, IN_LATENTS[0], TRANSFORMER)
+        known = (*IN_PIXELS, IN_LATENTS[0], TRANSFORMER, PIPELINE)
         raise ValueError(f"{folder} is a {kind} of diffusers, which is not supported; {', '.join(known)} are")
     scheduler = (folder / "scheduler" if (folder / "scheduler").is_dir() else folder) / "scheduler_config.json"
     if not scheduler.is_file():

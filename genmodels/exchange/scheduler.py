@@ -15,6 +15,11 @@ PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCHEDULES = {"linear": "linear", "scaled-linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 """Supported values of variance_type, which ancestral sampling uses. Ours is "fixed_small"."""
+SCHEDULERS = (
+    *("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"),
+    *("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
+)
+"""Schedulers whose settings describe a DDPM. Solvers are chosen by our sampling options."""
 UNSUPPORTED = {
     "thresholding": False,
     "rescale_betas_zero_snr": False,
@@ -69,7 +74,7 @@ def scheduler_for(process: Process) -> Any:
 
 
 def process_of(config: dict[str, Any], where: Path) -> DDPM:
-    """Return the process that the config of a DDPMScheduler or DDIMScheduler describes.
+    """Return the process that the config of one of SCHEDULERS describes.
 
     Args:
         config: the scheduler's config.
@@ -79,8 +84,8 @@ def process_of(config: dict[str, Any], where: Path) -> DDPM:
         ValueError: for another scheduler, or a setting without a counterpart.
     """
     kind = config.get("_class_name") if isinstance(config, dict) else None
-    if kind not in ("DDPMScheduler", "DDIMScheduler"):
-        raise ValueError(f"{where}: a {str(kind)[:40]} is not supported; DDPMScheduler and DDIMScheduler are")
+    if kind not in SCHEDULERS:
+        raise ValueError(f"{where}: a {str(kind)[:40]} is not supported; {', '.join(SCHEDULERS)} are")
     for name, neutral in UNSUPPORTED.items():
         if config.get(name, neutral) != neutral:
             raise ValueError(f"{where}: {name} {repr(config[name])[:40]} is not supported")
