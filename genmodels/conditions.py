@@ -104,7 +104,8 @@ class TextConfig:
     tokenizer: Derived[str] = ""
     """Hash of the tokenizer, from --text."""
     weights: Derived[str] = ""
-    """Hash of the weights of the text encoder, from --text."""
+    """Hash of the weights of the model that the text encoder is from, which evaluation compares with
+    those of its extractors."""
 
     def __post_init__(self) -> None:
         # As JSON returns it (lists for tuples), so that a config equals itself after a round trip.

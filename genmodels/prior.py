@@ -103,12 +103,12 @@ class Prior(Generator, ABC):
         """Copy the weights of a text encoder, which stay as they are, and take its tokenizer.
 
         Args:
-            source: a model with `text_encoder` and `tokenizer`, such as a CLIP, from which the
-                config was made by `genmodels.text_conditions.conditioned_on_text`.
+            source: a `genmodels.text_conditions.TextSource`, from which the config was made by
+                `conditioned_on_text`.
         """
         conditioner: Any = self.condition
         assert isinstance(conditioner.text, EncodedText)
-        conditioner.text.encoder.load_state_dict(source.text_encoder.state_dict())
+        conditioner.text.encoder.load_state_dict(source.encoder.state_dict())
         self._tokenizer = source.tokenizer
 
     def save_files(self, folder: Path) -> None:

@@ -30,7 +30,7 @@ from genmodels.exchange.export import export_to_diffusers
 from genmodels.latent import Latent
 from genmodels.pretrained import load_pretrained
 from genmodels.text import shipped
-from genmodels.text_conditions import conditioned_on_text
+from genmodels.text_conditions import TextSource, conditioned_on_text, load_text_encoder
 from genmodels.types import Noise
 
 SIZE, GRID = 16, 8
@@ -53,7 +53,7 @@ torch.save([pipeline(**call, output_type="latent").images,
 
 def unet(codec: Any, **settings: Any) -> UNet:
     """Build a U-Net with text over the latents of `codec`, with random weights everywhere."""
-    source = clip()
+    source = TextSource.of(clip())
     config = UNetConfig(channels=(16, 16), blocks=1, attention=(True, False), head=8, groups=8, **settings)
     config = UNet.config_over(replace(config, size=SIZE), codec)
     torch.manual_seed(0)
@@ -199,6 +199,17 @@ def stable_diffusion(folder: Path, version: int) -> Path:
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def test_a_text_encoder_of_transformers_conditions_a_model(tmp_path: Path) -> None:
+    folder = stable_diffusion(tmp_path / "sd", 1)
+    source = load_text_encoder(folder / "text_encoder")
+    ids = source.tokenizer(TEXT).ids
+    expected = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").eval()(ids)[0]
+    torch.testing.assert_close(source.encoder.states(ids), expected, atol=1e-5, rtol=1e-5)
+    shutil.copytree(folder / "text_encoder", tmp_path / "alone")
+    shutil.copy(folder / "tokenizer" / "tokenizer.json", tmp_path / "alone")
+    assert load_text_encoder(tmp_path / "alone").tokenizer.hash == source.tokenizer.hash
 
 
 def test_an_imported_folder_can_be_exported_again(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def sample(
         sampling.sample(model, count, seed, given, batch_size=batch_size, best=best, **chosen) for given in conditions
     ]
     if sampling.processes().is_main_process:
-        pictures.save_images(target, np.concatenate(parts), columns=None if prompts is None else count)
+        mark = pictures.generated_by(model.kind)
+        pictures.save_images(target, np.concatenate(parts), None if prompts is None else count, mark)
         of_each = "" if prompts is None else f" of each of {len(parts)} prompts"
         print(f"{count} images{of_each} of seed {seed} in {target}")
         if best:

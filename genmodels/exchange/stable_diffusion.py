@@ -24,13 +24,14 @@ from genmodels.exchange.clip_layout import (
     tokenizer_for_transformers,
 )
 from genmodels.exchange.scheduler import process_of, scheduler_for
+from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 from genmodels.nn.text_encoder import TextEncoder, TextEncoderConfig
 from genmodels.pretrained import PretrainedKL, Size, load_pretrained, read_network
 from genmodels.reading import read_json
 from genmodels.saving import Range, from_settings
-from genmodels.text import TOKENIZER, Tokenizer
-from genmodels.text_conditions import conditioned_on_text
+from genmodels.text import TOKENIZER
+from genmodels.text_conditions import TextSource, conditioned_on_text
 from genmodels.weights import build, check_same, read_all_shapes, read_tensors
 
 PIPELINE = "StableDiffusionPipeline"
@@ -62,14 +63,6 @@ class UNetSettings:
     cross_attention_dim: Size
     addition_embed_type: str | None = None
     class_embed_type: str | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """A text encoder with its tokenizer, as `Prior.use_text_encoder` takes it."""
-
-    text_encoder: TextEncoder
-    tokenizer: Tokenizer
 
 
 # ---- export ----
@@ -190,7 +183,7 @@ def import_stable_diffusion(folder: Path) -> Latent:
     if used.addition_embed_type or used.class_embed_type:
         raise ValueError(f"{unet}: a U-Net with further embeddings is not supported")
     source = import_text_encoder(folder / "text_encoder", folder / "tokenizer")
-    width = source.text_encoder.config.transformer.width
+    width = source.encoder.config.transformer.width
     if width != used.cross_attention_dim:
         raise ValueError(
             f"{folder}: the text encoder has width {width} and the U-Net reads {used.cross_attention_dim}: they do "
@@ -205,7 +198,7 @@ def import_stable_diffusion(folder: Path) -> Latent:
 
 
 def unet_config(
-    used: UNetSettings, settings: dict[str, Any], source: Source, process: DDPM | Flow, codec: PretrainedKL
+    used: UNetSettings, settings: dict[str, Any], source: TextSource, process: DDPM | Flow, codec: PretrainedKL
 ) -> UNetConfig:
     """Return the config of an imported U-Net."""
     layers = used.layers_per_block
@@ -244,7 +237,7 @@ def process_at(folder: Path) -> DDPM | Flow:
     return process_of(settings | {"clip_sample": False}, file)
 
 
-def import_text_encoder(folder: Path, tokenizer: Path) -> Source:
+def import_text_encoder(folder: Path, tokenizer: Path) -> TextSource:
     """Import a CLIPTextModel and its tokenizer.
 
     Args:
@@ -274,4 +267,4 @@ def import_text_encoder(folder: Path, tokenizer: Path) -> Source:
         raise ValueError(f"{folder}: not the weights of a CLIPTextModel: unknown weights {', '.join(sorted(rest)[:3])}")
     check_same(encoder.state_dict(), target, folder)
     encoder.load_state_dict(target)
-    return Source(encoder.eval(), tokens)
+    return TextSource(encoder.eval(), tokens, weights_hash(encoder))
