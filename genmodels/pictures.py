@@ -19,7 +19,6 @@ from torch import Tensor
 from genmodels.image_files import image_file, open_image, to_rgb
 from genmodels.writing import create_array, replacing, replacing_folder
 
-
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='

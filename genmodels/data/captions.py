@@ -170,6 +170,7 @@ def prompts(attribute: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     if attribute not in _KNOWN:
         raise ValueError(f"captions say nothing of {attribute!r}; known: {', '.join(CAPTIONED)}")
+    people: tuple[tuple[str, ...], ...]
     if attribute == "Male":
         people = NOUNS[1], NOUNS[-1]
     elif attribute == "Young":
