@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from genmodels.dit import DiT, DiTConfig
     from genmodels.evaluation.evaluate import evaluate
     from genmodels.gan import GAN, GANConfig
+    from genmodels.kl import KL, KLConfig
     from genmodels.latent import Latent
+    from genmodels.tiny import Tiny, TinyConfig
     from genmodels.training.fit import fit
     from genmodels.training.optim import OptimConfig
     from genmodels.training.recipe import Recipe
@@ -40,6 +42,8 @@ FAMILIES = {
     "ae": "genmodels.ae:AE",
     "vae": "genmodels.vae:VAE",
     "vqvae": "genmodels.vqvae:VQVAE",
+    "kl": "genmodels.kl:KL",
+    "tiny": "genmodels.tiny:Tiny",
     "autoregressive": "genmodels.autoregressive:Autoregressive",
     "gan": "genmodels.gan:GAN",
     "unet": "genmodels.diffusion.unet:UNet",
@@ -68,6 +72,8 @@ EXPORTS = {
     "GAN": "genmodels.gan",
     "GANConfig": "genmodels.gan",
     "Generator": "genmodels.base",
+    "KL": "genmodels.kl",
+    "KLConfig": "genmodels.kl",
     "Latent": "genmodels.latent",
     "Model": "genmodels.base",
     "Noise": "genmodels.types",
@@ -75,6 +81,8 @@ EXPORTS = {
     "Packed": "genmodels.data",
     "Recipe": "genmodels.training.recipe",
     "Text": "genmodels.conditions",
+    "Tiny": "genmodels.tiny",
+    "TinyConfig": "genmodels.tiny",
     "UNet": "genmodels.diffusion.unet",
     "UNetConfig": "genmodels.diffusion.unet",
     "VAE": "genmodels.vae",
@@ -94,6 +102,7 @@ __all__ = [
     "CLIP",
     "FAMILIES",
     "GAN",
+    "KL",
     "VAE",
     "VQVAE",
     "AEConfig",
@@ -107,6 +116,7 @@ __all__ = [
     "DiTConfig",
     "GANConfig",
     "Generator",
+    "KLConfig",
     "Latent",
     "Model",
     "Noise",
@@ -114,6 +124,8 @@ __all__ = [
     "Packed",
     "Recipe",
     "Text",
+    "Tiny",
+    "TinyConfig",
     "UNet",
     "UNetConfig",
     "VAEConfig",

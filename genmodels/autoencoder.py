@@ -1,6 +1,6 @@
-"""Shared parts of AE, VAE and VQ-VAE: settings of their networks, and the base class Autoencoder.
+"""Shared parts of codecs: settings of our networks, and the base classes of continuous latents.
 
-An `Autoencoder` is a codec with continuous latents that can also generate images.
+A `ContinuousCodec` can also generate images. An `Autoencoder` is one with our own networks.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from genmodels.base import Generator
+from genmodels.conditions import Condition
 from genmodels.nn.conv import NORM_GROUPS, Decoder, Encoder, check_norm, coarsest_grid, zero_output
 from genmodels.nn.density import GaussianMixture, Whitening
+from genmodels.nn.interpolation import lerp
 from genmodels.nn.perceptual import PerceptualLoss
 from genmodels.nn.principal import PatchComponents, PrincipalComponents
 from genmodels.saving import Derived
@@ -76,47 +78,66 @@ class AutoencoderConfig(NetworksConfig):
             raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}")
 
 
-class Autoencoder(Generator, ABC):
-    """Autoencoder with whitened latents and a density that is fitted to them after training.
+@dataclass(frozen=True)
+class DensityOptions:
+    """Sampling options of a codec whose latents have a fitted density."""
 
-    A family implements `loss`, `sample`, `_code`, `_code_and_draw`, `_draw` and `_between`. Raw
-    latents are those of the networks. `encode` returns and `decode` takes whitened latents.
+    temperature: float = 1.0
+    """Factor on the standard deviation of the fitted Gaussian. 0 decodes the mean latent."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+
+
+class ContinuousCodec(Generator, ABC):
+    """Codec with whitened latents and a density that is fitted to them after training.
+
+    A family implements `loss`, `latent_shape`, `_code` and `_mean_image`. Raw latents are those of
+    the networks. `encode` returns and `decode` takes whitened latents. Samples are draws from the
+    density, unless a family overrides `_code_and_draw`, `_draw` and `_between`.
 
     Args:
-        config: settings of the networks.
-        encoder_outputs: encoder outputs per latent value: 1, or 2 for a mean and a log variance.
+        config: settings of the family.
         components: number of Gaussians in the density.
     """
 
-    def __init__(self, config: AutoencoderConfig, encoder_outputs: int, components: int):
+    Options = DensityOptions
+
+    def __init__(self, config: Any, components: int = 1):
         super().__init__(config)
-        c = config
-        self.principal: PrincipalComponents | PatchComponents | None = None
-        if c.principal and c.spatial:
-            self.principal = PatchComponents(c.size, coarsest_grid(c.size, c.patch, len(c.channels)), c.latent_dim)
-        elif c.principal:
-            self.principal = PrincipalComponents(c.size, c.latent_dim)
-        self.encoder = Encoder(c.size, c.patch, c.channels, c.encoder_blocks, encoder_outputs * c.latent_dim, c.spatial)
-        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, c.latent_dim, c.spatial, c.principal)
-        self.whitening = Whitening(c.latent_dim)
+        self.whitening = Whitening(self.latent_shape[0])
         self.density = GaussianMixture(components, math.prod(self.latent_shape))
-        self._perceptual = PerceptualLoss() if c.lpips else None
-        self.to(memory_format=torch.channels_last)  # fastest layout for convolutions
 
     @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of the latents of one image: (latent_dim,), or (latent_dim, grid, grid)."""
-        c = self.config
-        grid = coarsest_grid(c.size, c.patch, len(c.channels))
-        return (c.latent_dim, grid, grid) if c.spatial else (c.latent_dim,)
-
     @abstractmethod
-    def _code_and_draw(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Return `_code(images)`, and raw latents for the density, each (N, *latent_shape)."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of the latents of one image. The first axis are the channels."""
 
     @abstractmethod
     def _code(self, images: Tensor) -> Tensor:
-        """Encode images deterministically to raw latents (N, *latent_shape)."""
+        """Encode images deterministically to raw latents (N, *latent_shape), float32."""
+
+    @abstractmethod
+    def _mean_image(self, raw: Tensor) -> Tensor:
+        """Decode raw latents to images (N, 3, H, W) in float32, not clamped, for the losses."""
+
+    def _code_and_draw(self, images: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Return `_code(images)`, and raw latents for the density, each (N, *latent_shape)."""
+        code = self._code(images)
+        return code, code
+
+    def _draw(self, noise: Noise, options: Any) -> Tensor:
+        """Draw the raw latents (N, *latent_shape) of samples."""
+        return self._draw_from_density(noise, options.temperature)
+
+    def _between(self, first: Tensor, second: Tensor, weights: Tensor, options: Any) -> Tensor:
+        """Interpolate raw latents (1, *latent_shape) to (K, *latent_shape), for weights (K,)."""
+        return lerp(first, second, weights)
+
+    @final
+    def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
+        return self._decode(self._draw(noise, options))
 
     @final
     def encode(self, images: Tensor) -> Tensor:
@@ -141,7 +162,7 @@ class Autoencoder(Generator, ABC):
         return self._decode(self._code(images))
 
     @final
-    def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: object) -> Tensor:
+    def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: Any) -> Tensor:
         """Interpolate between two samples in latent space.
 
         Args:
@@ -156,7 +177,7 @@ class Autoencoder(Generator, ABC):
         return self._path(self._draw(first, options), self._draw(second, options), weights, options)
 
     @final
-    def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
+    def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: Any) -> Tensor:
         """Interpolate between the reconstructions of two images in latent space.
 
         Args:
@@ -170,7 +191,7 @@ class Autoencoder(Generator, ABC):
         return self._path(self._code(first), self._code(second), weights, options)
 
     @final
-    def draw_latents(self, noise: Noise, options: object) -> Tensor:
+    def draw_latents(self, noise: Noise, options: Any) -> Tensor:
         """Draw the raw latents (N, D) of the samples of `noise`, flattened."""
         return self._draw(noise, options).flatten(1)
 
@@ -188,14 +209,6 @@ class Autoencoder(Generator, ABC):
         return self._decode(latents.unflatten(1, self.latent_shape))
 
     @torch.no_grad()
-    def initialise(self, images: Iterable[Tensor]) -> None:
-        """Fit the principal components and zero the output layers of the networks added to them."""
-        if self.principal is not None:
-            self.principal.fit(images)
-            zero_output(self.encoder)
-            zero_output(self.decoder)
-
-    @torch.no_grad()
     def calibrate(self, images: Iterable[Tensor]) -> None:
         """Fit the whitening and the density to the latents of `images`, in eval mode."""
         codes: list[Tensor] = []
@@ -211,26 +224,10 @@ class Autoencoder(Generator, ABC):
         self.whitening.fit(torch.cat(codes))
         self.density.fit(self.whitening.whiten(torch.cat(draws)).flatten(1))
 
-    @abstractmethod
-    def _draw(self, noise: Noise, options: object) -> Tensor:
-        """Draw the raw latents (N, *latent_shape) of samples."""
-
-    @abstractmethod
-    def _between(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
-        """Interpolate raw latents (1, *latent_shape) to (K, *latent_shape), for weights (K,)."""
-
     @final
-    def _path(self, first: Tensor, second: Tensor, weights: Tensor, options: object) -> Tensor:
+    def _path(self, first: Tensor, second: Tensor, weights: Tensor, options: Any) -> Tensor:
         """Decode interpolated raw latents to images (K, 3, H, W), for weights (K,)."""
         return self._decode(self._between(first, second, weights.to(first), options))
-
-    @final
-    def _mean_image(self, raw: Tensor) -> Tensor:
-        """Decode raw latents to images (N, 3, H, W) in float32, not clamped, for the losses."""
-        if self.principal is None:
-            return self.decoder(raw).float()
-        linear = self.principal.decode(raw).float()  # PCA reconstruction, refined by the decoder
-        return linear + self.decoder(raw, linear).float()
 
     @final
     def _decode(self, raw: Tensor) -> Tensor:
@@ -245,3 +242,48 @@ class Autoencoder(Generator, ABC):
         choice = noise.uniform()  # (N,)
         eps = temperature * noise.normal(math.prod(self.latent_shape))  # (N, D)
         return self.whitening.unwhiten(self.density.sample(choice, eps).unflatten(1, self.latent_shape))
+
+
+class Autoencoder(ContinuousCodec, ABC):
+    """Codec with our own networks, which are added to principal components.
+
+    Args:
+        config: settings of the networks.
+        encoder_outputs: encoder outputs per latent value: 1, or 2 for a mean and a log variance.
+        components: number of Gaussians in the density.
+    """
+
+    def __init__(self, config: AutoencoderConfig, encoder_outputs: int, components: int):
+        super().__init__(config, components)
+        c = config
+        self.principal: PrincipalComponents | PatchComponents | None = None
+        if c.principal and c.spatial:
+            self.principal = PatchComponents(c.size, coarsest_grid(c.size, c.patch, len(c.channels)), c.latent_dim)
+        elif c.principal:
+            self.principal = PrincipalComponents(c.size, c.latent_dim)
+        self.encoder = Encoder(c.size, c.patch, c.channels, c.encoder_blocks, encoder_outputs * c.latent_dim, c.spatial)
+        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, c.latent_dim, c.spatial, c.principal)
+        self._perceptual = PerceptualLoss() if c.lpips else None
+        self.to(memory_format=torch.channels_last)  # fastest layout for convolutions
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of the latents of one image: (latent_dim,), or (latent_dim, grid, grid)."""
+        c = self.config
+        grid = coarsest_grid(c.size, c.patch, len(c.channels))
+        return (c.latent_dim, grid, grid) if c.spatial else (c.latent_dim,)
+
+    @final
+    def _mean_image(self, raw: Tensor) -> Tensor:
+        if self.principal is None:
+            return self.decoder(raw).float()
+        linear = self.principal.decode(raw).float()  # PCA reconstruction, refined by the decoder
+        return linear + self.decoder(raw, linear).float()
+
+    @torch.no_grad()
+    def initialise(self, images: Iterable[Tensor]) -> None:
+        """Fit the principal components and zero the output layers of the networks added to them."""
+        if self.principal is not None:
+            self.principal.fit(images)
+            zero_output(self.encoder)
+            zero_output(self.decoder)

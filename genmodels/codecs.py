@@ -14,7 +14,8 @@ def load_codec(path: Path, size: int, codes: bool = False) -> Any:
     """Load a codec.
 
     Args:
-        path: a run or model folder, or the folder of a diffusers AutoencoderKL or VQModel.
+        path: a run or model folder, or the folder of a diffusers AutoencoderKL,
+            AutoencoderTiny or VQModel.
         size: side of the images in pixels.
         codes: whether its latents must be codes of a finite codebook.
 

@@ -1,32 +1,29 @@
-"""Autoencoders of diffusers as codecs: AutoencoderKL, the one of Stable Diffusion, and VQModel."""
+"""Autoencoders of diffusers as codecs: AutoencoderKL, the one of Stable Diffusion, AutoencoderTiny
+and VQModel."""
 
 from __future__ import annotations
 
 import logging
-import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from genmodels.base import Model
 from genmodels.nn.density import Whitening
+from genmodels.nn.diffusers_codec import check_side, decoded, latents, posterior
 from genmodels.reading import in_one_line, read_json
-from genmodels.saving import Range, from_dict, from_settings
+from genmodels.saving import Range, from_settings
 from genmodels.types import Batch
-from genmodels.weights import build, check_finite, masks, read_all_shapes
+from genmodels.weights import build, check_finite, checked_settings, masks, read_all_shapes
 
 FOLDERS = (".", "vae", "vqvae")
 """Places of an autoencoder: its own folder, or the folder of a pipeline."""
-
-
-_SINGLE = (int, float, bool, str, int | None, float | None, bool | None, str | None)
-"""Types of settings that are single values."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,14 @@ class CodecSettings:
     scaling_factor: Annotated[float, Range(1e-6, 1e6)] = 1.0
 
 
+@dataclass(frozen=True)
+class TinySettings:
+    """Settings of an AutoencoderTiny that are used here."""
+
+    encoder_block_out_channels: Annotated[tuple[Size, ...], Range(1, 16)]
+    decoder_block_out_channels: Annotated[tuple[Size, ...], Range(1, 16)]
+
+
 class PretrainedCodec(Model, ABC):
     """A network of diffusers as a codec. It is used as it is and cannot be trained.
 
@@ -61,6 +66,7 @@ class PretrainedCodec(Model, ABC):
     """
 
     Config = PretrainedConfig
+    Settings: ClassVar[type] = CodecSettings
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -75,10 +81,7 @@ class PretrainedCodec(Model, ABC):
         used = self.network.config
         if used.in_channels != 3 or used.out_channels != 3:
             raise ValueError(f"this {self.family} is for images of {used.in_channels} channels, not of 3")
-        factor = 2 ** (len(used.block_out_channels) - 1)
-        if config.size % factor:
-            raise ValueError(f"{self.family} downsamples by {factor}, which does not divide {config.size} px")
-        self.grid = config.size // factor
+        self.grid = check_side(self.family, config.size, 2 ** (len(used.block_out_channels) - 1))
 
     @property
     @abstractmethod
@@ -102,30 +105,13 @@ class PretrainedCodec(Model, ABC):
         return self.decode(self.encode(images))
 
 
-def checked_settings(network: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a diffusers network with those that are single values checked.
-
-    diffusers checks few types; wrong ones fail when the network is used.
-
-    Raises:
-        ValueError: if one has another type than the network declares.
-    """
-    checked = dict(settings)
-    for name, kind in typing.get_type_hints(network.__init__).items():  # type: ignore[misc]
-        if name in settings and kind in _SINGLE and name != "sample_size":  # which may be one number or two
-            checked[name] = from_dict(kind, settings[name], name)
-    return checked
-
-
-class PretrainedKL(PretrainedCodec):
-    """AutoencoderKL. Its latents are posterior means, normalised per channel over training images.
+class PretrainedContinuous(PretrainedCodec):
+    """Codec of continuous latents, normalised by statistics of training images.
 
     The published `scaling_factor` is a single number that was measured on other images; `prepare`
     measures the training images instead. A prior that was trained with the published number needs
     `set_scale`.
     """
-
-    family = "AutoencoderKL"
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
@@ -134,6 +120,10 @@ class PretrainedKL(PretrainedCodec):
 
     calibrated: Tensor
 
+    @abstractmethod
+    def _code(self, images: Tensor) -> Tensor:
+        """Encode (N, 3, H, W) in [-1, 1] as the latents of the network."""
+
     @property
     def latent_shape(self) -> tuple[int, ...]:
         return (self.network.config.latent_channels, self.grid, self.grid)
@@ -141,17 +131,17 @@ class PretrainedKL(PretrainedCodec):
     def encode(self, images: Tensor) -> Tensor:
         if not self.calibrated:
             raise ValueError(
-                "the mean and standard deviation of this AutoencoderKL's latents are unknown: call prepare(images)"
+                f"the mean and standard deviation of this {self.family}'s latents are unknown: call prepare(images)"
             )
-        return self.whitening.whiten(self.network.encode(images).latent_dist.mode())
+        return self.whitening.whiten(self._code(images))
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.network.decode(self.whitening.unwhiten(latents)).sample.float().clamp(-1, 1)
+        return decoded(self.network, self.whitening.unwhiten(latents)).clamp(-1, 1)
 
     @torch.no_grad()
     def prepare(self, images: Iterable[Tensor]) -> None:
         """Measure the mean and standard deviation of the latents of training images."""
-        self.whitening.fit(torch.cat([self.network.encode(batch).latent_dist.mode() for batch in images]))
+        self.whitening.fit(torch.cat([self._code(batch) for batch in images]))
         self.calibrated.fill_(True)
 
     def set_scale(self, factor: float) -> None:
@@ -159,6 +149,38 @@ class PretrainedKL(PretrainedCodec):
         self.whitening.mean.zero_()
         self.whitening.std.fill_(1 / factor)
         self.calibrated.fill_(True)
+
+
+class PretrainedKL(PretrainedContinuous):
+    """AutoencoderKL. Its latents are posterior means, normalised per channel."""
+
+    family = "AutoencoderKL"
+
+    def _code(self, images: Tensor) -> Tensor:
+        return posterior(self.network, images)[0]
+
+
+class PretrainedTiny(PretrainedContinuous):
+    """AutoencoderTiny. Its latents are scaled by one number, which diffusers can represent: its
+    decoder limits latents to [-3, 3], so a mean and scale per channel have no place in it."""
+
+    family = "AutoencoderTiny"
+    Settings = TinySettings
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        used = self.network.config
+        levels = len(used.encoder_block_out_channels), len(used.decoder_block_out_channels)
+        if levels[0] != levels[1] or used.upsampling_scaling_factor != 2:
+            raise ValueError("this AutoencoderTiny decodes to images of another size than it encodes")
+
+    def _code(self, images: Tensor) -> Tensor:
+        return latents(self.network, images)
+
+    @torch.no_grad()
+    def prepare(self, images: Iterable[Tensor]) -> None:
+        """Measure the standard deviation of the latents of training images, over all channels."""
+        self.set_scale(1 / max(float(torch.cat([self._code(batch) for batch in images]).std()), 1e-6))
 
 
 class PretrainedVQ(PretrainedCodec):
@@ -203,7 +225,9 @@ class PretrainedVQ(PretrainedCodec):
         return self.network.decode(vectors).sample.float().clamp(-1, 1)
 
 
-PRETRAINED: dict[str, type[PretrainedCodec]] = {kind.family: kind for kind in (PretrainedKL, PretrainedVQ)}
+PRETRAINED: dict[str, type[PretrainedCodec]] = {
+    kind.family: kind for kind in (PretrainedKL, PretrainedTiny, PretrainedVQ)
+}
 """Codecs by the name of their class in diffusers."""
 
 
@@ -243,7 +267,7 @@ def load_pretrained(path: Path, size: int) -> PretrainedCodec:
     if kind not in PRETRAINED:
         raise ValueError(f"{place} holds a diffusers {kind}; a codec can be {' or '.join(PRETRAINED)}")
     settings = read_json(file)
-    from_settings(CodecSettings, settings, str(file))
+    from_settings(PRETRAINED[kind].Settings, settings, str(file))
     plain = {name: value for name, value in settings.items() if not name.startswith("_")}
     codec = build(lambda: PRETRAINED[kind](PretrainedConfig(size, plain)), str(file), read_all_shapes(place, kind))
     codec.network = read_network(place, codec.network)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from genmodels.autoencoder import Autoencoder, AutoencoderConfig
-from genmodels.conditions import Condition
 from genmodels.nn.conv import output_layer
 from genmodels.nn.interpolation import lerp, slerp
 from genmodels.nn.likelihood import CalibratedGaussian, LikelihoodKind, nats_to_bits_per_dim
@@ -143,9 +142,6 @@ class VAE(Autoencoder):
     def after_step(self) -> None:
         self.likelihood.commit()
 
-    def sample(self, noise: Noise, condition: Condition, options: VAEOptions) -> Tensor:
-        return self._decode(self._draw(noise, options))
-
     def bits_per_dim(self, images: Tensor, noise: Noise, samples: int = 16) -> Tensor:
         """Compute an upper bound on the bits per dimension of 8-bit images.
 
@@ -182,10 +178,10 @@ class VAE(Autoencoder):
         mean, log_variance = self.posterior(images)
         return mean, mean + (0.5 * log_variance).exp() * noise.normal(*self.latent_shape)
 
-    def _draw(self, noise: Noise, options: VAEOptions) -> Tensor:  # type: ignore[override]
+    def _draw(self, noise: Noise, options: VAEOptions) -> Tensor:
         if options.latents == "mixture":
             return self._draw_from_density(noise, options.temperature)
         return options.temperature * noise.normal(*self.latent_shape)
 
-    def _between(self, first: Tensor, second: Tensor, weights: Tensor, options: VAEOptions) -> Tensor:  # type: ignore[override]
+    def _between(self, first: Tensor, second: Tensor, weights: Tensor, options: VAEOptions) -> Tensor:
         return (slerp if options.latents == "prior" else lerp)(first, second, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from genmodels.reading import check_regular, in_one_line
+from genmodels.saving import from_dict
 
 M = TypeVar("M", bound=nn.Module)
 
 MOST_TENSORS = 10_000
 """Largest number of weight tensors of a model that is built."""
+_SINGLE = (int, float, bool, str, int | None, float | None, bool | None, str | None)
+"""Types of settings that are single values."""
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 """Types in which the weights of a model can be saved."""
 
@@ -43,6 +47,21 @@ def build(make: Callable[[], M], where: str, like: Mapping[str, Tensor] | None =
     _shape(make, where, like)
     with _described(where):
         return make()
+
+
+def checked_settings(network: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a diffusers network with those that are single values checked.
+
+    diffusers checks few types; wrong ones fail when the network is used.
+
+    Raises:
+        ValueError: if one has another type than the network declares.
+    """
+    checked = dict(settings)
+    for name, kind in typing.get_type_hints(network.__init__).items():  # type: ignore[misc]
+        if name in settings and kind in _SINGLE and name != "sample_size":  # which may be one number or two
+            checked[name] = from_dict(kind, settings[name], name)
+    return checked
 
 
 def load_model(make: Callable[[], M], where: str, path: Path, part: type[nn.Module]) -> M:

@@ -27,8 +27,8 @@ class LDMRecipe(PriorRecipe):
     )
 
     codec: Path = Path("runs/vqvae")
-    """Run folder of a trained VQ-VAE or VAE, or folder of a diffusers AutoencoderKL or VQModel,
-    whose latents the model is trained on."""
+    """Run folder of a trained codec (vqvae, vae, ae, kl or tiny), or folder of a diffusers
+    AutoencoderKL, AutoencoderTiny or VQModel, whose latents the model is trained on."""
     model: UNetConfig = UNetConfig(channels=(80, 160), blocks=1, gaussian=512)
     mixed_precision: Precision = "bf16"
     batch_size: int = 64

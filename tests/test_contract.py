@@ -42,6 +42,8 @@ SMALL: dict[str, dict[str, Any]] = {
         codebook_size=32,
         code_dim=4,
     ),
+    "kl": dict(size=SIZE, channels=(8, 16, 16), groups=4),
+    "tiny": dict(size=SIZE, width=16, encoder_blocks=(0, 1, 1), decoder_blocks=(0, 1, 1)),
     "autoregressive": dict(size=8, levels=16, transformer=TRANSFORMER),
     "unet": dict(size=16, patch=2, channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8, gaussian=16),
 }
@@ -374,6 +376,8 @@ ABLE: dict[str, set[str]] = {
     "ae": {"encode", "reconstruct"} | DIRECTIONS,
     "vae": {"encode", "reconstruct", "bits_per_dim"} | DIRECTIONS,
     "vqvae": {"encode", "reconstruct", "quantise", "vectors"},
+    "kl": {"encode", "reconstruct"} | DIRECTIONS,
+    "tiny": {"encode", "reconstruct"} | DIRECTIONS,
     "autoregressive": {"inpaint", "bits_per_dim"},
     "gan": {"reconstruct", "invert"} | DIRECTIONS,
     "unet": WALKS | {"bits_per_dim"},

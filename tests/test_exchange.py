@@ -24,8 +24,9 @@ from genmodels.dit import DiT, vanilla
 from genmodels.exchange.export import export_to_diffusers
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
-from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedVQ, checked_settings
+from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedVQ
 from genmodels.types import Noise
+from genmodels.weights import checked_settings
 
 NETWORK = dict(channels=(16, 32), blocks=1, attention=(False, True), head=8, groups=8)
 VQ = dict(

@@ -19,7 +19,7 @@ def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers",
     Args:
         run: run or model folder, or an id on the Hub.
         out: new or empty folder.
-        to: library that loads it: diffusers for a unet or dit, transformers for a clip.
+        to: library that loads it: diffusers for a unet, dit, kl or tiny, transformers for a clip.
     """
     from genmodels.exchange.clip import export_to_transformers
     from genmodels.exchange.export import export_to_diffusers

@@ -18,7 +18,7 @@ from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.model import Diffusion
 from genmodels.nn.conditioning import Embedded
 from genmodels.nn.conv import check_norm
-from genmodels.pretrained import checked_settings
+from genmodels.weights import checked_settings
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Export of diffusion models to folders that diffusers loads."""
+"""Export of diffusion models, and of codecs, to folders that diffusers loads."""
 
 from __future__ import annotations
 
-import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from genmodels.base import Generator
+from genmodels.base import Generator, Model
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.unet import UNet
 from genmodels.dit import DiT
+from genmodels.exchange.autoencoder import WITH_COUNTERPART, autoencoder_for_diffusers
 from genmodels.exchange.dit import to_diffusers
 from genmodels.exchange.scheduler import scheduler_for
 from genmodels.exchange.stable_diffusion import write_stable_diffusion
+from genmodels.kl import KL
 from genmodels.latent import Latent
-from genmodels.pretrained import PretrainedCodec, PretrainedKL, PretrainedVQ
+from genmodels.pretrained import PretrainedKL, PretrainedVQ
 from genmodels.reading import read_json
 from genmodels.writing import is_free, replacing_folder, write_json
 
@@ -34,8 +35,9 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     A DDPM on pixels, without condition, patches or Gaussian denoiser, becomes a DDIMPipeline; over
     the vectors of a VQModel of diffusers an LDMPipeline. Every other U-Net becomes unet/,
     scheduler/, vae/ if it has a codec, and sample.py, which needs diffusers and not this package. A
-    vanilla DiT with at most 1,000 classes over an AutoencoderKL becomes a DiTPipeline, and a U-Net with
-    text over one a StableDiffusionPipeline.
+    vanilla DiT with at most 1,000 classes over a kl or AutoencoderKL becomes a DiTPipeline, and a U-Net
+    with text over one a StableDiffusionPipeline. A codec kl or tiny becomes an AutoencoderKL or
+    AutoencoderTiny.
 
     Returns:
         One line on how to use the folder.
@@ -43,20 +45,26 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
     Raises:
         ValueError: for a model that diffusers cannot represent. Nothing has been written then.
     """
-    prior, codec = parts_of(model)
     if not is_free(out):
         raise ValueError(f"{out} is not an empty folder: choose another")
+    if isinstance(model, WITH_COUNTERPART):
+        network = autoencoder_for_diffusers(model)
+        with replacing_folder(out) as draft:
+            network.save_pretrained(draft)
+        kind = type(network).__name__
+        return f"an {kind}: diffusers.{kind}.from_pretrained('{out}')"
+    prior, codec = parts_of(model)
     with replacing_folder(out) as draft:
         if isinstance(prior, DiT):
             return write_dit(prior, codec, draft, out)
         if prior.conditions.text.encoder:
-            if not isinstance(codec, PretrainedKL):
-                raise ValueError("diffusers' StableDiffusionPipeline needs latents of an AutoencoderKL")
-            return write_stable_diffusion(prior, centred(codec), draft, out)
+            if not isinstance(codec, WITH_COUNTERPART):
+                raise ValueError("diffusers' StableDiffusionPipeline needs a codec: train over a kl or an AutoencoderKL")
+            return write_stable_diffusion(prior, autoencoder_for_diffusers(codec), draft, out)
         return write_unet(model, prior, codec, draft, out)
 
 
-def write_unet(model: Generator, prior: UNet, codec: PretrainedCodec | None, draft: Path, out: Path) -> str:
+def write_unet(model: Generator, prior: UNet, codec: Model | None, draft: Path, out: Path) -> str:
     """Write a pipeline of a U-Net into `draft`, which becomes the folder `out`.
 
     Raises:
@@ -85,9 +93,13 @@ def write_unet(model: Generator, prior: UNet, codec: PretrainedCodec | None, dra
         return f"an LDMPipeline: diffusers.LDMPipeline.from_pretrained('{out}')"
     prior.network.save_pretrained(draft / "unet")
     scheduler.save_pretrained(draft / "scheduler")
+    weights = extras(model, prior)
     if codec is not None:
-        codec.network.save_pretrained(draft / "vae")
-    save_file({name: value.contiguous() for name, value in extras(model, prior, codec).items()}, draft / EXTRAS)
+        vae: Any = codec.network if isinstance(codec, PretrainedVQ) else autoencoder_for_diffusers(codec)
+        vae.save_pretrained(draft / "vae")
+        weights.setdefault("latents.std", torch.full((1,), 1 / vae.config.scaling_factor))
+        weights["latents.mean"] = torch.zeros(1)
+    save_file({name: value.contiguous() for name, value in weights.items()}, draft / EXTRAS)
     settings = {
         "process": c.process,
         "patch": c.patch,
@@ -101,7 +113,7 @@ def write_unet(model: Generator, prior: UNet, codec: PretrainedCodec | None, dra
     return f"unet/, scheduler/ and a script that samples with them: python {out / SCRIPT.name} --help"
 
 
-def write_dit(prior: DiT, codec: PretrainedCodec | None, draft: Path, out: Path) -> str:
+def write_dit(prior: DiT, codec: Model | None, draft: Path, out: Path) -> str:
     """Write a DiTPipeline into `draft`, which becomes the folder `out`.
 
     Raises:
@@ -109,7 +121,7 @@ def write_dit(prior: DiT, codec: PretrainedCodec | None, draft: Path, out: Path)
     """
     import diffusers
 
-    if not isinstance(codec, PretrainedKL):
+    if not isinstance(codec, KL | PretrainedKL):
         raise ValueError(
             "diffusers' DiTPipeline needs latents of an AutoencoderKL: this dit has another codec, or none"
         )
@@ -117,57 +129,38 @@ def write_dit(prior: DiT, codec: PretrainedCodec | None, draft: Path, out: Path)
     if not isinstance(process, DDPM) or process.prediction != "eps" or process.clip:
         raise ValueError("diffusers' DiTPipeline needs a DDPM that predicts eps and does not clip: this dit is another")
     transformer = to_diffusers(prior, NULL_CLASS)
-    pipeline: Any = diffusers.DiTPipeline(transformer=transformer, vae=centred(codec), scheduler=scheduler_for(process))
+    pipeline: Any = diffusers.DiTPipeline(
+        transformer=transformer, vae=autoencoder_for_diffusers(codec), scheduler=scheduler_for(process)
+    )
     if names := prior.config.condition.class_names:
         pipeline.register_to_config(id2label={str(i): name for i, name in enumerate(names)})
     pipeline.save_pretrained(draft)
     return f"a DiTPipeline: diffusers.DiTPipeline.from_pretrained('{out}')"
 
 
-@torch.no_grad()
-def centred(codec: PretrainedKL) -> Any:
-    """Return an AutoencoderKL whose latents are the whitened latents of `codec`.
-
-    Mean and scale are absorbed by its 1 x 1 convolutions.
-    """
-    network = copy.deepcopy(codec.network)
-    mean, std = codec.whitening.mean, codec.whitening.std
-    decoder, encoder = network.post_quant_conv, network.quant_conv
-    if decoder is None or encoder is None:
-        raise ValueError(
-            "this AutoencoderKL lacks quant_conv or post_quant_conv, which must hold the scale of the latents"
-        )
-    decoder.bias += decoder.weight.flatten(1) @ mean
-    decoder.weight *= std.view(1, -1, 1, 1)
-    channels = len(mean)  # the encoder outputs means, then log variances
-    encoder.bias[:channels] = (encoder.bias[:channels] - mean) / std
-    encoder.weight[:channels] /= std.view(-1, 1, 1, 1)
-    encoder.bias[channels:] -= 2 * std.log()
-    network.register_to_config(scaling_factor=1.0)
-    return network
-
-
-def parts_of(model: Generator) -> tuple[UNet | DiT, PretrainedCodec | None]:
-    """Return the U-Net or DiT, and the diffusers codec of a latent model, or None.
+def parts_of(model: Generator) -> tuple[UNet | DiT, Model | None]:
+    """Return the U-Net or DiT, and the codec of a latent model, or None.
 
     Raises:
-        ValueError: for a model of another family, or with a codec of ours.
+        ValueError: for a model of another family, or with a codec that diffusers lacks.
     """
     prior: Any = model.prior if isinstance(model, Latent) else model
     if not isinstance(prior, UNet | DiT):
-        raise ValueError(f"diffusers has no counterpart of {prior.family} models here: a unet or dit can be exported")
+        raise ValueError(
+            f"diffusers has no counterpart of {prior.family} models here: a unet, dit, kl or tiny can be exported"
+        )
     if not isinstance(model, Latent):
         prior.check_complete()
         return prior, None
-    if not isinstance(model.codec, PretrainedCodec):
+    if not isinstance(model.codec, (*WITH_COUNTERPART, PretrainedVQ)):
         raise ValueError(
             f"diffusers cannot decode the latents of our {model.codec.family}: export a unet over pixels, or a model "
-            "over an AutoencoderKL or VQModel"
+            "over a kl, a tiny, or an autoencoder of diffusers"
         )
     return prior, model.codec
 
 
-def extras(model: Generator, prior: UNet, codec: PretrainedCodec | None) -> dict[str, torch.Tensor]:
+def extras(model: Generator, prior: UNet) -> dict[str, torch.Tensor]:
     """Weights other than those of the U-Net and the codec, by the names that sample.py reads."""
     weights: dict[str, torch.Tensor] = {}
     if prior.condition is not None:
@@ -175,8 +168,6 @@ def extras(model: Generator, prior: UNet, codec: PretrainedCodec | None) -> dict
     if prior.gaussian is not None:
         weights |= {f"gaussian.{name}": value for name, value in prior.gaussian.state_dict().items()}
         weights["gaussian.basis"] = prior.gaussian.directions()
-    if isinstance(codec, PretrainedKL):
-        weights |= {f"latents.{name}": value for name, value in codec.whitening.state_dict().items()}
     if isinstance(model, Latent) and model.vector_scale is not None:
-        weights |= {"latents.mean": torch.zeros(1), "latents.std": 1 / model.vector_scale.view(1)}
+        weights["latents.std"] = 1 / model.vector_scale.view(1)
     return weights

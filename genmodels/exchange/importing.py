@@ -21,7 +21,6 @@ from genmodels.pretrained import (
     PretrainedKL,
     PretrainedVQ,
     Size,
-    checked_settings,
     class_name,
     load_pretrained,
     read_network,
@@ -29,7 +28,7 @@ from genmodels.pretrained import (
 )
 from genmodels.reading import read_json
 from genmodels.saving import Range, from_dict, from_settings
-from genmodels.weights import build, read_all_shapes
+from genmodels.weights import build, checked_settings, read_all_shapes
 
 IN_PIXELS = ("DDPMPipeline", "DDIMPipeline")
 IN_LATENTS = ("LDMPipeline", "LatentDiffusionUncondPipeline")

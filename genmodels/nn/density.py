@@ -10,6 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import Tensor, nn
 
+from genmodels.distributed import all_reduce_sum
+
 MAX_COVARIANCE_VALUES = 2**24
 """Covariances with more values than this (64 MB of weights) are diagonal."""
 
@@ -46,6 +48,46 @@ class Whitening(nn.Module):
     def unwhiten(self, latents: Tensor) -> Tensor:
         shape = (1, -1) + (1,) * (latents.ndim - 2)
         return latents * self.std.view(shape) + self.mean.view(shape)
+
+
+class RunningWhitening(Whitening):
+    """Whitening by moving averages of the moments of latents over the steps of training.
+
+    `observe` accumulates sums, and `commit` adds them to the averages, once per step for all
+    micro-batches and processes.
+
+    Args:
+        channels: size of axis 1 of the latents.
+        momentum: weight of one step in the averages.
+    """
+
+    sums: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.1):
+        super().__init__(channels)
+        self.momentum = momentum
+        # A buffer, so that the training loop can undo a step whose loss was not finite.
+        self.register_buffer("sums", torch.zeros(2 * channels + 1), persistent=False)
+
+    @torch.no_grad()
+    def observe(self, latents: Tensor) -> None:
+        """Accumulate the statistics of `latents` (N, C, ...)."""
+        flat = latents.float().transpose(0, 1).flatten(1)  # (C, N...)
+        count = flat.new_tensor([flat.shape[1]])
+        self.sums += torch.cat([flat.sum(1), flat.square().sum(1), count])
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Update the averages by the accumulated statistics, if there are any."""
+        total = self.sums.clone()
+        self.sums.zero_()
+        all_reduce_sum(total)
+        if total[-1] == 0:
+            return
+        mean, square = (total[:-1] / total[-1]).chunk(2)
+        second = (self.std.square() + self.mean.square()).lerp(square, self.momentum)
+        self.mean.lerp_(mean, self.momentum)
+        self.std.copy_((second - self.mean.square()).clamp_min(1e-12).sqrt())
 
 
 class GaussianMixture(nn.Module):

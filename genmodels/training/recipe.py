@@ -116,8 +116,8 @@ class PriorRecipe(Recipe):
     """Defaults that differ when --codec is given."""
 
     codec: Path | None = None
-    """Run folder of a trained VQ-VAE or VAE, or folder of a diffusers AutoencoderKL or VQModel,
-    whose latents the model is trained on. None: the model is trained on pixels."""
+    """Run folder of a trained codec (vqvae, vae, ae, kl or tiny), or folder of a diffusers
+    AutoencoderKL, AutoencoderTiny or VQModel, whose latents the model is trained on. None: the model is trained on pixels."""
     text: Path | None = None
     """Run folder of a trained clip, or folder of a CLIPModel of transformers, whose text encoder
     reads the captions that the model is conditioned on. None: no text."""

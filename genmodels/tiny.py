@@ -1,0 +1,116 @@
+"""Tiny: diffusers' AutoencoderTiny, trained here: a small deterministic codec without norms.
+
+It was published as TAESD, a fast substitute of Stable Diffusion's codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genmodels.kl import DiffusersCodec
+from genmodels.nn.density import RunningWhitening
+from genmodels.nn.diffusers_codec import check_side, decoded, latents
+from genmodels.saving import Derived
+from genmodels.types import Batch
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """Architecture and loss of an AutoencoderTiny."""
+
+    size: Derived[int] = 64
+    """Side of the images in pixels. Training sets it from --size."""
+    latent_channels: int = 4
+    """Channels of the latents. Stable Diffusion's have 4."""
+    width: int = 32
+    """Channels of every level. The network cannot have different ones."""
+    encoder_blocks: tuple[int, ...] = (0, 1, 1, 3)
+    """Residual blocks of the encoder at each level, finest first; every level after the first halves
+    the resolution. The latents are size / 2^(levels - 1) a side: 8 x 8 at 64 px."""
+    decoder_blocks: tuple[int, ...] = (0, 1, 1, 3)
+    """Residual blocks of the decoder at each level, finest first."""
+    lpips: float = 0.0
+    """Weight of the LPIPS perceptual loss (VGG). Needs the lpips package and torchvision's VGG
+    weights on this machine."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "latent_channels", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("encoder_blocks", "decoder_blocks"):
+            blocks = getattr(self, name)
+            if not blocks or len(blocks) != len(self.encoder_blocks) or min(blocks) < 0:
+                raise ValueError(
+                    f"{name} needs a number of blocks of at least 0 for each level, and as many levels as "
+                    f"encoder_blocks, got {blocks}"
+                )
+        if not self.lpips >= 0:
+            raise ValueError(f"lpips must not be negative, got {self.lpips}")
+        check_side("tiny", self.size, 2 ** (len(self.encoder_blocks) - 1))
+
+
+class Tiny(DiffusersCodec):
+    """AutoencoderTiny, trained by reconstruction.
+
+    Its decoder first limits latents softly to [-3, 3], so their scale cannot be changed after
+    training. It is trained on whitened latents instead: between encoder and decoder, they are
+    whitened by moving averages of their mean and variance, as in batch normalisation, but without a
+    gradient. `calibrate` replaces the averages by the statistics of the training images. The
+    decoder of the network therefore takes the latents of the codec as they are.
+    """
+
+    family = "tiny"
+    Config = TinyConfig
+    whitening: RunningWhitening
+
+    def __init__(self, config: TinyConfig | None = None):
+        c = config or TinyConfig()
+        super().__init__(c, autoencoder_tiny(c))
+        self.whitening = RunningWhitening(c.latent_channels)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of the latents of one image, (latent_channels, grid, grid)."""
+        c = self.config
+        grid = check_side(self.family, c.size, 2 ** (len(c.encoder_blocks) - 1))
+        return (c.latent_channels, grid, grid)
+
+    def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
+        raw = self._code(batch.images)
+        if self.training and torch.is_grad_enabled():
+            self.whitening.observe(raw)
+        total, metrics = self.reconstruction(batch.images, raw)
+        return total, {name: value.detach() for name, value in metrics.items()}
+
+    def after_step(self) -> None:
+        self.whitening.commit()
+
+    @torch.no_grad()
+    def initialise(self, images: Iterable[Tensor]) -> None:
+        """Start the moving averages from the statistics of `images`."""
+        self.whitening.fit(torch.cat([self._code(batch) for batch in images]))
+
+    def _code(self, images: Tensor) -> Tensor:
+        return latents(self.network, images)
+
+    def _mean_image(self, raw: Tensor) -> Tensor:
+        return decoded(self.network, self.whitening.whiten(raw))
+
+
+def autoencoder_tiny(config: TinyConfig) -> Any:
+    """Build diffusers' AutoencoderTiny of a config, with random weights."""
+    import diffusers
+
+    levels = len(config.encoder_blocks)
+    return diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(config.width,) * levels,
+        decoder_block_out_channels=(config.width,) * levels,
+        num_encoder_blocks=config.encoder_blocks,
+        num_decoder_blocks=config.decoder_blocks[::-1],  # coarsest first
+        latent_channels=config.latent_channels,
+    )

@@ -1,0 +1,230 @@
+"""KL and Tiny: the loss, the scale of latents, and export to AutoencoderKL and AutoencoderTiny."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from test_contract import SMALL, faces, train
+from torch.distributions import Normal, kl_divergence
+
+import genmodels
+from genmodels.cli import main
+from genmodels.codecs import load_codec
+from genmodels.exchange.autoencoder import autoencoder_for_diffusers
+from genmodels.kl import KL, KLConfig
+from genmodels.nn.density import RunningWhitening
+from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedTiny
+from genmodels.tiny import Tiny, TinyConfig
+from genmodels.types import Batch, Noise
+
+SMALL_KL = SMALL["kl"] | dict(size=16)
+SMALL_TINY = SMALL["tiny"] | dict(size=16)
+FRESH = """
+import sys
+import torch, diffusers
+assert "genmodels" not in sys.modules
+kind, folder = sys.argv[1:]
+network = getattr(diffusers, kind).from_pretrained(folder)
+images = torch.load(folder + "/images.pt")
+with torch.no_grad():
+    encoded = network.encode(images)
+    scale = network.config.scaling_factor
+    latents = scale * (encoded.latent_dist.mode() if kind == "AutoencoderKL" else encoded.latents)
+    decoded = network.decode(latents / scale).sample
+torch.save([latents, decoded], folder + "/found.pt")
+"""
+
+
+def batch(n: int = 6) -> Batch:
+    return Batch(faces(n, size=16), Noise.for_images(0, range(n)))
+
+
+def trained(kind: type) -> Any:
+    """A codec after a few steps, whose latents have another mean and scale in each channel."""
+    torch.manual_seed(0)
+    model = kind(kind.Config(**(SMALL_KL if kind is KL else SMALL_TINY)))
+    model.initialise([faces(24, seed=3, size=16)])
+    train(model, steps=3)
+    model.calibrate([faces(16, seed=seed, size=16) for seed in (1, 2)])
+    return model.eval()
+
+
+def test_the_loss_is_that_of_torch_distributions():
+    torch.manual_seed(0)
+    model, b = KL(KLConfig(**SMALL_KL, kl=0.5)), batch()
+    posterior = model.network.encode(b.images).latent_dist
+    z = posterior.mean + posterior.std * Noise(b.noise.seeds).normal(*model.latent_shape)
+    error = b.images - model.network.decode(z).sample
+    kl = kl_divergence(Normal(posterior.mean, posterior.std), Normal(0, 1)).flatten(1).sum(1).mean()
+    loss, metrics = model(b)
+    torch.testing.assert_close(metrics["kl"], kl, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kl, posterior.kl().mean(), rtol=1e-4, atol=1e-4)  # as diffusers computes it
+    torch.testing.assert_close(loss, error.abs().mean() + error.square().mean() + 0.5 * kl / 768, rtol=1e-4, atol=1e-5)
+
+
+def test_the_posterior_begins_with_little_noise():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        posterior = KL(KLConfig(**SMALL_KL)).network.encode(batch().images).latent_dist
+    assert (posterior.logvar + 6).abs().max() < 2
+
+
+def test_lpips_joins_the_loss(monkeypatch):
+    """LPIPS is replaced by a stand-in, because its weights are not available offline."""
+    monkeypatch.setattr(
+        "genmodels.nn.perceptual.load_lpips", lambda net, device: lambda a, b: (a - b).square().mean((1, 2, 3))
+    )
+    for model in (KL(KLConfig(**SMALL_KL, kl=0.0, lpips=2.0)), Tiny(TinyConfig(**SMALL_TINY, lpips=2.0))):
+        loss, metrics = model(batch())
+        torch.testing.assert_close(loss, metrics["l1"] + 3 * metrics["mse"])
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (KLConfig, dict(size=60), "kl downsamples by 8, which does not divide 60 px"),
+        (TinyConfig, dict(size=60), "tiny downsamples by 8, which does not divide 60 px"),
+        (KLConfig, dict(groups=12), r"channels must be multiples of groups, which is 12, got \(16, 32, 64, 64\)"),
+        (KLConfig, dict(channels=()), "channels must be multiples of groups"),
+        (KLConfig, dict(kl=-1e-6), "kl must not be negative, got -1e-06"),
+        (KLConfig, dict(lpips=float("nan")), "lpips must not be negative, got nan"),
+        (KLConfig, dict(blocks=0), "blocks must be at least 1, got 0"),
+        (KLConfig, dict(size=4, channels=(8, 8, 8)), "feature map of 1 x 1"),
+        (TinyConfig, dict(lpips=-1.0), "lpips must not be negative, got -1.0"),
+        (TinyConfig, dict(width=0), "width must be at least 1, got 0"),
+        (TinyConfig, dict(decoder_blocks=(1, 1)), r"decoder_blocks needs a number of blocks .*, got \(1, 1\)"),
+        (TinyConfig, dict(encoder_blocks=(0, 1, 1, -1)), "encoder_blocks needs a number of blocks of at least 0"),
+    ],
+)
+def test_impossible_configs_are_refused(config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
+
+
+def test_running_whitening_is_a_moving_average_of_moments():
+    generator = torch.Generator().manual_seed(0)
+    running, parts = RunningWhitening(3, momentum=0.25), torch.randn(2, 4, 3, 5, 5, generator=generator) * 2 + 1
+    before = running.state_dict()
+    running.commit()
+    assert all(torch.equal(before[name], value) for name, value in running.state_dict().items())
+    running.observe(parts[0])
+    running.observe(parts[1])
+    running.commit()
+    flat = parts.flatten(0, 1).transpose(0, 1).flatten(1)
+    mean, square = 0.25 * flat.mean(1), 0.75 + 0.25 * flat.square().mean(1)
+    torch.testing.assert_close(running.mean, mean)
+    torch.testing.assert_close(running.std, (square - mean.square()).sqrt())
+    assert set(running.state_dict()) == {"mean", "std"} and not running.sums.any()
+
+
+def test_latents_of_tiny_stay_white_in_training():
+    """The decoder of training sees latents of about the scale of those after training."""
+    torch.manual_seed(0)
+    model = Tiny(TinyConfig(**SMALL_TINY))
+    model.initialise([faces(24, seed=3, size=16)])
+    train(model, steps=40)
+    with torch.no_grad():
+        flat = model.encode(batch(8).images).transpose(0, 1).flatten(1)  # those of `train`
+    assert flat.mean(1).abs().max() < 1 and flat.std(1).min() > 0.5 and flat.std(1).max() < 2
+
+
+@pytest.mark.parametrize(("kind", "name"), [(KL, "AutoencoderKL"), (Tiny, "AutoencoderTiny")])
+@torch.no_grad()
+def test_export_to_diffusers_and_back(kind, name, tmp_path, capsys):
+    with torch.enable_grad():
+        model = trained(kind)
+    assert (model.whitening.std - 1).abs().min() > 0.01 and model.whitening.mean.abs().max() > 0.01
+    model.save_pretrained(tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert f"diffusers.{name}.from_pretrained" in capsys.readouterr().out
+    images = faces(4, size=16)
+    torch.save(images, tmp_path / "out" / "images.pt")
+    subprocess.run([sys.executable, "-I", "-c", FRESH, name, str(tmp_path / "out")], check=True)
+    latents, decoded = torch.load(tmp_path / "out" / "found.pt")
+    torch.testing.assert_close(latents, model.encode(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(decoded.clamp(-1, 1), model.decode(latents), rtol=0, atol=1e-5)
+    again = load_codec(tmp_path / "out", 16)
+    again.set_scale(again.network.config.scaling_factor)
+    torch.testing.assert_close(again.encode(images), model.encode(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(again.decode(latents), model.decode(latents), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_posterior_of_an_exported_kl_is_scaled_too():
+    with torch.enable_grad():
+        model = trained(KL)
+    images, network = faces(4, size=16), autoencoder_for_diffusers(model)
+    ours, theirs = (one.encode(images).latent_dist for one in (model.network, network))
+    torch.testing.assert_close(theirs.std, ours.std / model.whitening.std.view(1, -1, 1, 1), rtol=1e-4, atol=1e-6)
+    assert network.config.scaling_factor == 1 and model.network is not network
+
+
+@pytest.mark.parametrize("lacking", [False, True], ids=["", "without 1 x 1 convolutions"])
+@torch.no_grad()
+def test_an_imported_autoencoderkl_is_exported_with_its_scale(lacking, tmp_path):
+    torch.manual_seed(0)
+    settings = dict(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        use_quant_conv=not lacking,
+        use_post_quant_conv=not lacking,
+    )
+    codec = PretrainedKL(PretrainedConfig(16, settings)).eval()
+    images = faces(12, size=16)
+    codec.prepare([images])
+    autoencoder_for_diffusers(codec).save_pretrained(tmp_path)
+    network = diffusers.AutoencoderKL.from_pretrained(tmp_path)
+    latents = network.encode(images).latent_dist.mode()
+    torch.testing.assert_close(latents, codec.encode(images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(network.decode(latents).sample.clamp(-1, 1), codec.decode(latents), rtol=0, atol=1e-5)
+
+
+def tiny_network(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    plain = dict(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    return diffusers.AutoencoderTiny(**plain | settings).eval()
+
+
+@torch.no_grad()
+def test_against_diffusers_autoencodertiny(tmp_path):
+    network = tiny_network()
+    network.save_pretrained(tmp_path / "vae")
+    codec = load_codec(tmp_path / "vae", 16)
+    assert isinstance(codec, PretrainedTiny)
+    images = faces(12, size=16)
+    with pytest.raises(ValueError, match=r"AutoencoderTiny's latents are unknown: call prepare\(images\)"):
+        codec.encode(images)
+    codec.prepare([images[:6], images[6:]])
+    latents = codec.encode(images)
+    assert latents.shape == (12, 4, 8, 8) == (12, *codec.latent_shape)
+    assert abs(latents.std() - 1) < 1e-4  # one scale for all channels, and no mean
+    expected = network.decode(network.encode(images).latents).sample.clamp(-1, 1)
+    torch.testing.assert_close(codec.decode(latents), expected, atol=1e-5, rtol=0)
+    exported = autoencoder_for_diffusers(codec)
+    scale = exported.config.scaling_factor
+    torch.testing.assert_close(exported.encode(images).latents * scale, latents, atol=1e-5, rtol=0)
+    tiny_network(decoder_block_out_channels=(8,), num_decoder_blocks=(1,)).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="decodes to images of another size"):
+        load_codec(tmp_path / "other", 16)
+
+
+def test_codecs_without_a_counterpart_are_refused(tmp_path):
+    vae = genmodels.VAE(genmodels.VAEConfig(**SMALL["vae"]))
+    with pytest.raises(ValueError, match="diffusers cannot decode the latents of a vae"):
+        autoencoder_for_diffusers(vae)
+    vae.save_pretrained(tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 1
+    assert not Path(tmp_path / "out").exists()
