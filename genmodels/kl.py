@@ -32,7 +32,7 @@ class KLConfig:
     """Side of the images in pixels. Training sets it from --size."""
     latent_channels: int = 4
     """Channels of the latents. Stable Diffusion's have 4."""
-    channels: tuple[int, ...] = (16, 32, 64, 64)
+    channels: tuple[int, ...] = (16, 16, 32, 64)
     """Channels of each level, finest first; every level after the first halves the resolution. The
     latents are size / 2^(levels - 1) a side: 8 x 8 at 64 px with the defaults."""
     blocks: int = 1

@@ -75,7 +75,8 @@ class PretrainedCodec(Model, ABC):
         kind = getattr(diffusers, self.family)
         settings = checked_settings(kind, config.settings)
         try:
-            self.network: Any = kind.from_config(settings)
+            with without_warnings():
+                self.network: Any = kind.from_config(settings)
         except Exception as error:  # diffusers checks few of its settings
             raise ValueError(f"not the config of a diffusers {self.family}: {in_one_line(error, 200)}") from None
         used = self.network.config
@@ -265,7 +266,7 @@ def load_pretrained(path: Path, size: int) -> PretrainedCodec:
     file = place / "config.json"
     kind = class_name(file)
     if kind not in PRETRAINED:
-        raise ValueError(f"{place} holds a diffusers {kind}; a codec can be {' or '.join(PRETRAINED)}")
+        raise ValueError(f"{place} holds a diffusers {kind}; a codec can be one of {', '.join(PRETRAINED)}")
     settings = read_json(file)
     from_settings(PRETRAINED[kind].Settings, settings, str(file))
     plain = {name: value for name, value in settings.items() if not name.startswith("_")}

@@ -536,7 +536,9 @@ def test_settings_of_other_types_are_refused_in_one_line(file, changes, tmp_path
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("kind", ["UNet2DModel", "AutoencoderKL", "VQModel", "DiTTransformer2DModel"])
+@pytest.mark.parametrize(
+    "kind", ["UNet2DModel", "AutoencoderKL", "AutoencoderTiny", "VQModel", "DiTTransformer2DModel"]
+)
 def test_every_single_setting_of_a_network_of_diffusers_is_checked(kind):
     network = getattr(diffusers, kind)
     defaults = {name: p.default for name, p in inspect.signature(network.__init__).parameters.items() if name != "self"}

@@ -11,6 +11,10 @@ import diffusers
 import pytest
 import torch
 from test_contract import SMALL, faces, train
+from test_exchange import noise, ours, script
+from test_latent_diffusion import UNET
+from test_two_commands import QUICK
+from test_two_commands import train as run_recipe
 from torch.distributions import Normal, kl_divergence
 
 import genmodels
@@ -90,7 +94,7 @@ def test_lpips_joins_the_loss(monkeypatch):
     [
         (KLConfig, dict(size=60), "kl downsamples by 8, which does not divide 60 px"),
         (TinyConfig, dict(size=60), "tiny downsamples by 8, which does not divide 60 px"),
-        (KLConfig, dict(groups=12), r"channels must be multiples of groups, which is 12, got \(16, 32, 64, 64\)"),
+        (KLConfig, dict(groups=12), r"channels must be multiples of groups, which is 12, got \(16, 16, 32, 64\)"),
         (KLConfig, dict(channels=()), "channels must be multiples of groups"),
         (KLConfig, dict(kl=-1e-6), "kl must not be negative, got -1e-06"),
         (KLConfig, dict(lpips=float("nan")), "lpips must not be negative, got nan"),
@@ -127,11 +131,14 @@ def test_latents_of_tiny_stay_white_in_training():
     """The decoder of training sees latents of about the scale of those after training."""
     torch.manual_seed(0)
     model = Tiny(TinyConfig(**SMALL_TINY))
-    model.initialise([faces(24, seed=3, size=16)])
-    train(model, steps=40)
+    images = batch(8).images  # those of `train`
+    model.initialise([images])
+    first = model.whitening.mean.clone(), model.whitening.std.clone()
+    train(model, steps=80)
     with torch.no_grad():
-        flat = model.encode(batch(8).images).transpose(0, 1).flatten(1)  # those of `train`
-    assert flat.mean(1).abs().max() < 1 and flat.std(1).min() > 0.5 and flat.std(1).max() < 2
+        flat = model.encode(images).transpose(0, 1).flatten(1)
+    assert flat.mean(1).abs().max() < 0.5 and flat.std(1).min() > 0.7 and flat.std(1).max() < 1.4
+    assert ((model.whitening.mean - first[0]) / first[1]).abs().max() > 5, "the latents did not move"
 
 
 @pytest.mark.parametrize(("kind", "name"), [(KL, "AutoencoderKL"), (Tiny, "AutoencoderTiny")])
@@ -228,3 +235,26 @@ def test_codecs_without_a_counterpart_are_refused(tmp_path):
     vae.save_pretrained(tmp_path / "run")
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 1
     assert not Path(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("kl", ["--model.channels", "8", "16", "--model.groups", "4"]),
+        ("tiny", ["--model.width", "8", "--model.encoder-blocks", "0", "1", "--model.decoder-blocks", "0", "1"]),
+    ],
+)
+def test_recipes_and_a_prior_over_the_codec(family, settings, data, tmp_path, capsys):
+    """The exported U-Net and codec give our images from the same noise."""
+    assert run_recipe(family, *data, *QUICK, *settings, "--steps", "3", "--output", "runs/codec") == 0
+    assert run_recipe("ldm", *data, *QUICK, *UNET, "--codec", "runs/codec", "--steps", "3", "--output", "runs/ldm") == 0
+    model = genmodels.load("runs/ldm")
+    assert model.codec.family == family and model.prior.config.latents == (4, 8, 8)
+    assert main(["export", "runs/ldm", "out"]) == 0
+    x = noise(model.prior)
+    found = script(tmp_path / "out").sample(x, 6)
+    expected = ours(model, x, solver="euler", steps=6, schedule="uniform")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    capsys.readouterr()
+    assert run_recipe(family, "--data", "toyfaces", *settings, "--size", "19", "--output", "runs/odd") == 2
+    assert f"{family} downsamples by 2, which does not divide 19 px" in capsys.readouterr().err

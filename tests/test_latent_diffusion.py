@@ -37,6 +37,12 @@ KL = dict(
     latent_channels=4,
     norm_num_groups=4,
 )
+TINY = dict(
+    encoder_block_out_channels=(8, 8),
+    decoder_block_out_channels=(8, 8),
+    num_encoder_blocks=(1, 1),
+    num_decoder_blocks=(1, 1),
+)
 UNET = ["--model.channels", "16", "--model.attention", "True", "--model.head", "8", "--model.groups", "8"]
 UNET += ["--model.blocks", "1", "--model.gaussian", "8"]
 
@@ -141,12 +147,12 @@ def test_a_kl_autoencoder_is_measured_before_use() -> None:
     assert weights_hash(untouched) == before
 
 
-@pytest.mark.parametrize("kind", ["AutoencoderKL", "VQModel"])
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny", "VQModel"])
 def test_a_folder_of_diffusers_is_a_codec_of_the_recipe(kind: str, data: list[str]) -> None:
     import diffusers
 
     torch.manual_seed(0)
-    settings = KL if kind == "AutoencoderKL" else KL | dict(num_vq_embeddings=16)
+    settings = {"AutoencoderKL": KL, "AutoencoderTiny": TINY, "VQModel": KL | dict(num_vq_embeddings=16)}[kind]
     getattr(diffusers, kind)(**settings).save_pretrained("codec")
     assert train("ldm", *data, *QUICK, *UNET, "--codec", "codec", "--steps", "3", "--output", "runs/ldm") == 0
     assert main(["sample", "runs/ldm", "--n", "2", "--steps", "2"]) == 0

@@ -117,7 +117,8 @@ class PriorRecipe(Recipe):
 
     codec: Path | None = None
     """Run folder of a trained codec (vqvae, vae, ae, kl or tiny), or folder of a diffusers
-    AutoencoderKL, AutoencoderTiny or VQModel, whose latents the model is trained on. None: the model is trained on pixels."""
+    AutoencoderKL, AutoencoderTiny or VQModel, whose latents the model is trained on. None: the
+    model is trained on pixels."""
     text: Path | None = None
     """Run folder of a trained clip, or folder of a CLIPModel of transformers, whose text encoder
     reads the captions that the model is conditioned on. None: no text."""
