@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class ContinuousCodec(Generator, ABC):
         components: number of Gaussians in the density.
     """
 
-    Options = DensityOptions
+    Options: ClassVar[type] = DensityOptions
 
     def __init__(self, config: Any, components: int = 1):
         super().__init__(config)
