@@ -294,7 +294,7 @@ class Generator(Model):
         Args:
             n: number of images.
             seed: seed of the images.
-            condition: one row per image; a dict such as {"Smiling": 1}, the same for all images; or
+            condition: one row per image; a dict such as {"Smiling": 1} or {"prompt": "a man"}; or
                 None for unconditional samples.
             batch_size: number of images computed at a time.
             **options: fields of `Options`, such as `temperature`.
@@ -310,8 +310,7 @@ class Generator(Model):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.check_complete()
-        settings = self.options(**options)
-        conditions = condition_of(self, condition, n)
+        settings, conditions = self.options(**options), condition_of(self, condition, n)
         parts = []
         with evaluating(self), torch.inference_mode():
             for start in range(0, n, batch_size):

@@ -197,8 +197,7 @@ def inpaint(
     """
     _check_positive(n=n, batch_size=batch_size)
     require(model, "inpaint")
-    settings = model.options(**options)
-    conditions = condition_of(model, condition, len(images))
+    settings, conditions = model.options(**options), condition_of(model, condition, len(images))
     mask = torch.from_numpy(known).to(model.device)
     parts = []
     with evaluating(model):

@@ -137,9 +137,8 @@ class VQVAE(Generator):
             self.principal = PrincipalComponents(c.size, values)
         elif c.principal:
             self.principal = PatchComponents(c.size, self.latent_shape[0], values, white=False)
-        linear = self.principal is not None
-        self.encoder = Encoder(c.size, c.patch, c.channels, c.encoder_blocks, values, spatial=grid)
-        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, values, spatial=grid, estimate=linear)
+        self.encoder = Encoder(c.size, c.patch, c.channels, c.encoder_blocks, values, grid)
+        self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, values, grid, self.principal is not None)
         self.frequencies = CodeFrequencies(math.prod(self.latent_shape), self.codebook_size)
         self._perceptual = PerceptualLoss() if c.lpips else None
         self.discriminator: PatchDiscriminator | None = None

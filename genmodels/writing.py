@@ -129,8 +129,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def replacing_files(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
     """Write several files of a folder: yield a temporary folder, whose files move to `folder`.
 
-    They move at the end of the block, when all are on the disk. If the block fails, `folder` keeps
-    its files. Other files of `folder` stay as they are.
+    They move at the end of the block, when all are on the disk. If it fails, `folder` keeps its files.
 
     Args:
         folder: the folder, which is created if it does not exist.
@@ -142,8 +141,8 @@ def replacing_files(folder: Path, first: Sequence[str] = ()) -> Iterator[Path]:
     with explained(folder), _draft(folder / "genmodels") as draft:
         yield draft
         _flush_all(draft)
-        written = {file.name for file in draft.iterdir()}
-        for name in (*(name for name in first if name in written), *sorted(written - {*first})):
+        written = sorted(file.name for file in draft.iterdir())
+        for name in dict.fromkeys([*filter(written.__contains__, first), *written]):
             os.replace(draft / name, folder / name)
         flush_folder(folder)
 

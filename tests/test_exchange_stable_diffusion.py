@@ -27,10 +27,11 @@ from genmodels.diffusion.process import Flow
 from genmodels.diffusion.solvers import Schedule, through
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.exchange.export import export_to_diffusers
+from genmodels.exchange.text_encoder import load_text_encoder
 from genmodels.latent import Latent
 from genmodels.pretrained import load_pretrained
 from genmodels.text import shipped
-from genmodels.text_conditions import TextSource, conditioned_on_text, load_text_encoder
+from genmodels.text_conditions import TextSource, conditioned_on_text
 from genmodels.types import Noise
 
 SIZE, GRID = 16, 8

@@ -24,12 +24,13 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 LAYERS: tuple[set[str], ...] = (
     {"reading", "writing"},
     {"image_files", "array_files", "saving"},
+    {"conditions"},
     {"types", "abilities", "weights", "hub", "hashing", "pictures", "modes", "distributed"},
     {"card", "inpainting", "token_sampling", "usage", "stopping", "candidates", "text"},
     {"nn"},
     {"base"},
     {"prior", "autoencoder", "pretrained", "sampling", "data"},
-    {"codecs", "directions"},
+    {"codecs", "directions", "text_conditions"},
     {"ae", "vae", "vqvae", "kl", "gan_config", "autoregressive", "diffusion", "clip"},
     {"gan", "dit", "tiny"},
     {"latent"},
@@ -38,8 +39,8 @@ LAYERS: tuple[set[str], ...] = (
     {"demo"},
     {"cli"},
 )
-LOADS_BY_NAME = {"codecs", "latent", "diffusion", "evaluation"}
-"""Modules that load a model of any family (codec, prior, guide, extractor) through the package itself."""
+LOADS_BY_NAME = {"codecs", "latent", "diffusion", "evaluation", "exchange"}
+"""Modules that load a model of any family (codec, prior, guide, extractor, CLIP) through the package itself."""
 UNRESTRICTED = {"__init__", "__main__"}
 SHARED = ["training", "sampling", "evaluation", "cli", "codecs", "data", "directions"]
 """Modules that serve every family alike."""

@@ -59,7 +59,7 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
             return write_dit(prior, codec, draft, out)
         if prior.conditions.text.encoder:
             if not isinstance(codec, WITH_COUNTERPART):
-                raise ValueError("diffusers' StableDiffusionPipeline needs a codec: train over a kl or an AutoencoderKL")
+                raise ValueError("StableDiffusionPipeline needs a codec of diffusers: train over a kl or AutoencoderKL")
             return write_stable_diffusion(prior, autoencoder_for_diffusers(codec), draft, out)
         return write_unet(model, prior, codec, draft, out)
 

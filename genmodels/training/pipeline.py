@@ -20,7 +20,7 @@ from genmodels.latent import over_codec
 from genmodels.prior import Prior
 from genmodels.sampling import processes
 from genmodels.saving import read_last_line, reset_derived
-from genmodels.text_conditions import conditioned_on_text, load_text_encoder
+from genmodels.text_conditions import conditioned_on_text
 from genmodels.training.dry_run import dry_run
 from genmodels.training.fit import fit
 from genmodels.training.limits import most_images
@@ -118,6 +118,8 @@ def open_text_encoder(kind: type[Model], recipe: Any) -> Any:
         return None
     if not (issubclass(kind, Prior) and kind.reads_text):
         raise ValueError(f"--text {recipe.text}: {kind.family} models are not conditioned on text")
+    from genmodels.exchange.text_encoder import load_text_encoder  # slow to import
+
     return load_text_encoder(recipe.text)
 
 
