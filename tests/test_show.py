@@ -230,7 +230,7 @@ def test_all_ranks_remember_the_same_cost_of_an_image(monkeypatch: pytest.Monkey
             stop=SimpleNamespace(requested=False),
             log=SimpleNamespace(say=lambda _: None),
             recipe=SimpleNamespace(seed=0, output="run"),
-            ema=SimpleNamespace(conditions=UNCONDITIONAL),
+            ema=SimpleNamespace(conditions=UNCONDITIONAL, can=lambda name: False),
         )
         assert show.sample_grid(run, ON_THE_WAY) is None
         costs.append(run.state.costs)
