@@ -109,6 +109,7 @@ class Autoregressive(Prior):
     Config = AutoregressiveConfig
     Options = AutoregressiveOptions
     learns_codes = True
+    condition: Conditioner
 
     def __init__(self, config: AutoregressiveConfig | None = None):
         c = config or AutoregressiveConfig()

@@ -127,7 +127,7 @@ def save_grid(path: str | Path, images: np.ndarray, columns: int | None = None, 
     """Save `grid(images, columns)` in the format of `path`, atomically, with metadata `mark` in a PNG.
     Missing folders are created."""
     with replacing(Path(path)) as draft:
-        grid(images, columns).save(draft, **({} if mark is None else {"pnginfo": mark}))
+        grid(images, columns).save(draft, pnginfo=mark)
 
 
 def generated_by(model: str) -> PngInfo:
