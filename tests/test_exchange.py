@@ -452,7 +452,11 @@ def edit_json(path, **changes):
             {"_class_name": "UNet2DConditionModel"},
             "holds a UNet2DConditionModel, not a UNet2DModel",
         ),
-        ("scheduler/scheduler_config.json", {"_class_name": "HeunDiscreteScheduler"}, "a HeunDiscreteScheduler is not supported"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "HeunDiscreteScheduler"},
+            "a HeunDiscreteScheduler is not supported",
+        ),
         ("scheduler/scheduler_config.json", {"variance_type": "learned"}, "variance_type 'learned' is not supported"),
         ("unet/config.json", {"num_class_embeds": 10}, "class embeddings of its own"),
         ("unet/config.json", {"sample_size": [16, 8]}, "sample_size .16, 8. is not square"),
