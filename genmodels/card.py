@@ -9,6 +9,13 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 LOCAL_PICTURE = re.compile(r"!\[[^\]]*\]\((?!https?://)[^)]*\)\n*")
+PROMPTED = "images = model.generate(16, seed=0, condition=condition, guidance=4.0)  # with a prompt"
+LIMITS = """## Limits
+
+Prompts have at most {length} tokens. The model knows the words of the captions and the images that it was trained on:
+what other prompts name is ignored. It can be wrong about what a prompt denies, about attributes that are rarely seen
+together, and about people who are rare in its data. Samples are not photos, and should be marked as generated."""
+"""Section of models that take prompts."""
 EMBEDDING = """\
 `genmodels retrieve PATH "a smiling woman with glasses" --data IMAGES` shows the images that are
 closest to a sentence, and `genmodels retrieve PATH FACE.jpg` prints the sentences that are closest
@@ -34,8 +41,9 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
     """
     size = model.config.size
     samples = model.can("sample")
-    embeds = model.can("embed") and model.can("tokenize")
+    embeds, prompted = (model.can(name) and model.can("tokenize") for name in ("embed", "sample"))
     task = "unconditional-image-generation" if samples else "zero-shot-image-classification" if embeds else None
+    task = "text-to-image" if prompted else task
     front = ModelCardData(
         library_name="genmodels",
         pipeline_tag=task,
@@ -47,6 +55,8 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
     if samples and conditions.classes:
         label = json.dumps(conditions.class_names[0], ensure_ascii=False) if conditions.class_names else 0
         use += [f'images = model.generate(16, seed=0, condition={{"label": {label}}})  # of one class']
+    if prompted:
+        use += ['condition = {"prompt": "a smiling woman with glasses"}', PROMPTED]
     if embeds:
         use += [
             "pixels = torch.zeros(4, 3, model.config.size, model.config.size)  # your images, in [-1, 1]",
@@ -64,6 +74,7 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
         training or f"{parameters:,} parameters.",
         f"## Use\n\n```python\n{code}\n```",
         EMBEDDING if embeds else "",
+        LIMITS.format(length=model.tokenizer.length - 2) if prompted else "",  # type: ignore[attr-defined]
         f"## Classes\n\n{conditions.classes:,} classes: {listed}." if (listed := conditions.list_classes()) else "",
         sections,
     ]

@@ -227,6 +227,7 @@ def test_a_run_records_its_text_encoder_and_keeps_its_weights(place: Path) -> No
         assert all(torch.equal(encoder[name], value) for name, value in source.text_encoder.state_dict().items())
         assert model.conditions.text.weights == weights_hash(source)
     card = (place / "unet" / "README.md").read_text()
+    assert "pipeline_tag: text-to-image" in card and "## Limits" in card and 'condition = {"prompt": "a smiling' in card
     assert "The prompts, in turn: (1) " in card and held_out(card.partition("(1) ")[2].partition(";")[0])
 
 
