@@ -10,11 +10,13 @@ from huggingface_hub import ModelCardData
 
 LOCAL_PICTURE = re.compile(r"!\[[^\]]*\]\((?!https?://)[^)]*\)\n*")
 PROMPTED = "images = model.generate(16, seed=0, condition=condition, guidance=4.0)  # with a prompt"
+"""Line of the snippet of models that take prompts."""
 LIMITS = """## Limits
 
-Prompts have at most {length} tokens. The model knows the words of the captions and the images that it was trained on:
-what other prompts name is ignored. It can be wrong about what a prompt denies, about attributes that are rarely seen
-together, and about people who are rare in its data. Samples are not photos, and should be marked as generated."""
+Prompts have at most {length} tokens. The model knows the words of the captions that it was trained
+on, and what other words name is ignored. It can be wrong about what a prompt denies, about
+attributes that are rarely seen together, and about people who are rare in its data. Samples are not
+photos, and should be marked as generated."""
 """Section of models that take prompts."""
 EMBEDDING = """\
 `genmodels retrieve PATH "a smiling woman with glasses" --data IMAGES` shows the images that are
@@ -74,7 +76,7 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
         training or f"{parameters:,} parameters.",
         f"## Use\n\n```python\n{code}\n```",
         EMBEDDING if embeds else "",
-        LIMITS.format(length=model.tokenizer.length - 2) if prompted else "",  # type: ignore[attr-defined]
+        LIMITS.format(length=model.tokenizer.length - 2) if prompted else "",
         f"## Classes\n\n{conditions.classes:,} classes: {listed}." if (listed := conditions.list_classes()) else "",
         sections,
     ]

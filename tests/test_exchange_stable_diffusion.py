@@ -232,6 +232,9 @@ def test_an_imported_folder_can_be_exported_again(tmp_path: Path) -> None:
         (lambda f: only_pickles(f / "unet"), "does not hold the weights of this UNet2DConditionModel as safetensors"),
         (lambda f: edit(f / "text_encoder", hidden_act="swish"), "hidden_act 'swish' is not supported"),
         (lambda f: edit(f / "text_encoder", vocab_size=99), "they do not belong together"),
+        (lambda f: edit(f / "unet", _class_name="UNet2DModel"), "holds a UNet2DModel, not a UNet2DConditionModel"),
+        (lambda f: (f / "vae" / "config.json").write_text("[]"), "config.json"),
+        (lambda f: (f / "scheduler" / "scheduler_config.json").write_text("[]"), "a None is not supported"),
     ],
 )
 def test_folders_that_cannot_be_imported_are_refused(change: Any, message: str, tmp_path: Path) -> None:
@@ -240,6 +243,13 @@ def test_folders_that_cannot_be_imported_are_refused(change: Any, message: str, 
     with pytest.raises(ValueError, match=message) as caught:
         genmodels.load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_safety_checker_that_is_not_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = stable_diffusion(tmp_path / "sd", 1)
+    (folder / "safety_checker").mkdir()
+    genmodels.load(folder)
+    assert "the safety checker in" in capsys.readouterr().err
 
 
 def edit(folder: Path, **settings: Any) -> None:

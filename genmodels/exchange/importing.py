@@ -13,11 +13,11 @@ from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.exchange.clip import import_clip
 from genmodels.exchange.dit import from_diffusers
+from genmodels.exchange.folders import downsampling, network_settings
 from genmodels.exchange.scheduler import process_of
 from genmodels.exchange.stable_diffusion import PIPELINE, import_stable_diffusion
 from genmodels.latent import Latent
 from genmodels.pretrained import (
-    CodecSettings,
     PretrainedKL,
     PretrainedVQ,
     Size,
@@ -95,12 +95,12 @@ def import_pipeline(folder: Path) -> Generator:
         return _dit(folder, process)
     # The oldest pipelines have no subfolders.
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    settings = _settings(unet, "UNet2DModel")
+    settings = network_settings(unet, "UNet2DModel")
     used = from_settings(UNetSettings, settings, str(unet / "config.json"))
     side = used.sample_size
     if kind in IN_PIXELS:
         return _unet(unet, settings, used, process, side, None)
-    size = side * _factor(folder / "vqvae")
+    size = side * downsampling(folder / "vqvae")
     codec = load_pretrained(folder / "vqvae", size)
     if not isinstance(codec, PretrainedVQ):
         raise ValueError(f"{folder / 'vqvae'} holds a {codec.family}, not a VQModel: that is not supported")
@@ -108,34 +108,6 @@ def import_pipeline(folder: Path) -> Generator:
     assert model.vector_scale is not None
     model.vector_scale.fill_(codec.network.config.scaling_factor)
     return model.eval()
-
-
-def _settings(folder: Path, kind: str) -> dict[str, Any]:
-    """Read config.json of a network of class `kind`. A square sample_size becomes one number.
-
-    Raises:
-        ValueError: when the file is missing or damaged, is of another class, or is not for squares.
-    """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} has no config.json: the pipeline is incomplete")
-    if class_name(file) != kind:
-        raise ValueError(f"{folder} holds a {class_name(file)}, not a {kind}: that is not supported")
-    settings = dict(read_json(file))
-    side = settings.get("sample_size")
-    if isinstance(side, list) and len(side) == 2:
-        if side[0] != side[1]:
-            raise ValueError(f"{file}: sample_size {side} is not square: that is not supported")
-        settings["sample_size"] = side[0]
-    return settings
-
-
-def _factor(folder: Path) -> int:
-    """Return the factor by which an autoencoder downsamples."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} has no config.json: the pipeline is incomplete")
-    return 2 ** (len(from_settings(CodecSettings, read_json(file), str(file)).block_out_channels) - 1)
 
 
 def _unet(
@@ -172,9 +144,9 @@ def _dit(folder: Path, process: DDPM) -> Latent:
     from diffusers import DiTTransformer2DModel
 
     transformer = folder / "transformer"
-    settings = _settings(transformer, "DiTTransformer2DModel")
+    settings = network_settings(transformer, "DiTTransformer2DModel")
     file = str(transformer / "config.json")
-    size = from_settings(DiTSettings, settings, file).sample_size * _factor(folder / "vae")
+    size = from_settings(DiTSettings, settings, file).sample_size * downsampling(folder / "vae")
     codec = load_pretrained(folder / "vae", size)
     if not isinstance(codec, PretrainedKL):
         raise ValueError(f"{folder / 'vae'} holds a {codec.family}, not an AutoencoderKL: that is not supported")

@@ -23,15 +23,17 @@ from genmodels.exchange.clip_layout import (
     text_settings,
     tokenizer_for_transformers,
 )
+from genmodels.exchange.folders import downsampling, network_settings
 from genmodels.exchange.scheduler import process_of, scheduler_for
 from genmodels.hashing import weights_hash
 from genmodels.latent import Latent
 from genmodels.nn.text_encoder import TextEncoder, TextEncoderConfig
 from genmodels.pretrained import PretrainedKL, Size, load_pretrained, read_network
 from genmodels.reading import read_json
-from genmodels.saving import Range, from_settings
+from genmodels.saving import Range, from_dict, from_settings
 from genmodels.text import TOKENIZER
 from genmodels.text_conditions import TextSource, conditioned_on_text
+from genmodels.usage import say
 from genmodels.weights import build, check_same, read_all_shapes, read_tensors
 
 PIPELINE = "StableDiffusionPipeline"
@@ -168,11 +170,10 @@ def import_stable_diffusion(folder: Path) -> Latent:
     """
     check_layout(folder)
     unet = folder / "unet"
-    settings = {name: value for name, value in read_json(unet / "config.json").items() if not name.startswith("_")}
+    settings = network_settings(unet, "UNet2DConditionModel")
+    settings = {name: value for name, value in settings.items() if not name.startswith("_")}
     used = from_settings(UNetSettings, settings, str(unet / "config.json"))
-    vae = read_json(folder / "vae" / "config.json")
-    factor = 2 ** (len(vae.get("block_out_channels") or (1,)) - 1)
-    codec = load_pretrained(folder / "vae", used.sample_size * factor)
+    codec = load_pretrained(folder / "vae", used.sample_size * downsampling(folder / "vae"))
     if not isinstance(codec, PretrainedKL):
         raise ValueError(f"{folder / 'vae'} holds a {codec.family}, not an AutoencoderKL: that is not supported")
     if used.in_channels != codec.latent_shape[0] or used.out_channels != codec.latent_shape[0]:
@@ -182,6 +183,8 @@ def import_stable_diffusion(folder: Path) -> Latent:
         )
     if used.addition_embed_type or used.class_embed_type:
         raise ValueError(f"{unet}: a U-Net with further embeddings is not supported")
+    if (folder / "safety_checker").is_dir():
+        say(f"the safety checker in {folder} is not run: check what you sample")
     source = import_text_encoder(folder / "text_encoder", folder / "tokenizer")
     width = source.encoder.config.transformer.width
     if width != used.cross_attention_dim:
@@ -232,9 +235,9 @@ def process_at(folder: Path) -> DDPM | Flow:
     file = folder / "scheduler" / PARTS["scheduler"]
     settings = read_json(file)
     if isinstance(settings, dict) and settings.get("use_flow_sigmas"):
-        return Flow(shift=float(settings.get("flow_shift", 1.0)))
+        return Flow(shift=from_dict(float, settings.get("flow_shift", 1.0), f"{file}: flow_shift"))
     # The pipeline never clips latents, whatever its scheduler says.
-    return process_of(settings | {"clip_sample": False}, file)
+    return process_of(settings | {"clip_sample": False} if isinstance(settings, dict) else settings, file)
 
 
 def import_text_encoder(folder: Path, tokenizer: Path) -> TextSource:

@@ -38,10 +38,6 @@ class EncodedText(nn.Module):
         empty = torch.full((config.length,), settings.end)
         empty[0] = config.start
         self.register_buffer("empty", empty, persistent=False)
-        self.freeze()
-
-    def freeze(self) -> None:
-        """Exclude the encoder from training."""
         self.encoder.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
