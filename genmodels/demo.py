@@ -123,9 +123,8 @@ def _draw(vae: Generator, ae: Generator, data: Packed, out: Path) -> dict[str, n
         "ae pairs": pictures.in_pairs(real, sampling.reconstruct(ae, real), 8),
     }
     tours = [sampling.interpolate(vae, seeds, 16) for seeds in PATHS]  # each (3, 16, H, W, 3)
-    gap = np.full((45, shown["real"].shape[1], 2, 3), 128, np.uint8)  # grey: on light and dark pages
-    columns = [part for tour in tours for part in (pictures.animation_frames(tour), gap)]
-    pictures.save_animation(out / "interpolation.gif", np.concatenate(columns[:-1], axis=2))
+    walks = np.stack([pictures.animation_frames(tour) for tour in tours])
+    pictures.save_animation(out / "interpolation.gif", pictures.side_by_side(walks))
     shown["tour"] = tours[0].reshape(-1, *tours[0].shape[2:])
     pictures.save_grid(out / "grid.png", shown["vae"])
     pictures.save_grid(out / "reconstructions.png", shown["pairs"], columns=8)

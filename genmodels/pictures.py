@@ -78,6 +78,17 @@ def animation_frames(legs: np.ndarray) -> np.ndarray:
     return legs[:, :-1].reshape(-1, *legs.shape[2:])  # the last frame of a leg is the first of the next one
 
 
+def side_by_side(walks: np.ndarray) -> np.ndarray:
+    """Arrange walks (W, F, H, W, 3) as one animation (F, ..., 3): rows of at most 12 walks, with 2
+    pixels of grey between them, which suits light and dark pages."""
+    columns = math.ceil(len(walks) / math.ceil(len(walks) / 12))
+    missing = -len(walks) % columns
+    tiles = np.pad(walks, ((0, missing), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=128)
+    tiles = tiles.reshape(-1, columns, *tiles.shape[1:]).transpose(2, 0, 3, 1, 4, 5)  # (F, rows, H, columns, W, 3)
+    frames, rows, height, _, width, _ = tiles.shape
+    return tiles.reshape(frames, rows * height, columns * width, 3)[:, 1:-1, 1:-1]
+
+
 def in_pairs(above: np.ndarray, below: np.ndarray, columns: int = 16) -> np.ndarray:
     """Interleave two sets of N images: in a grid, each row of `above` is over its row of `below`.
 
@@ -140,10 +151,12 @@ def generated_by(model: str) -> PngInfo:
 
 
 def save_animation(path: str | Path, images: np.ndarray, milliseconds: int = 80) -> None:
-    """Save uint8 images (N, H, W, 3) as a looping GIF with one palette per frame."""
+    """Save uint8 images (N, H, W, 3) as a looping animation: a .gif with one palette per frame, or a
+    .webp, which is smaller and has all colours."""
     first, *rest = (Image.fromarray(image) for image in images)
+    quality = {"quality": 80, "method": 6} if Path(path).suffix == ".webp" else {}
     with replacing(Path(path)) as draft:
-        first.save(draft, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+        first.save(draft, save_all=True, append_images=rest, duration=milliseconds, loop=0, **quality)
 
 
 def save_images(path: str | Path, images: np.ndarray, columns: int | None = None, mark: PngInfo | None = None) -> None:

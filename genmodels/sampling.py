@@ -120,8 +120,8 @@ def sample(
 
 
 @torch.inference_mode()
-def interpolate(model: Any, seeds: Sequence[int], frames: int, **options: Any) -> np.ndarray:
-    """Interpolate between the first images of several seeds.
+def interpolate(model: Any, seeds: Sequence[int], frames: int, image: int = 0, **options: Any) -> np.ndarray:
+    """Interpolate between images of several seeds.
 
     Two seeds give one leg. Three or more give a closed path, whose last leg returns to the first.
 
@@ -129,6 +129,7 @@ def interpolate(model: Any, seeds: Sequence[int], frames: int, **options: Any) -
         model: the model, on the device it should run on.
         seeds: at least two seeds.
         frames: number of images per leg, evenly spaced, both ends included.
+        image: which image of each seed: i is image i of `sample`.
         **options: fields of the model's options.
 
     Returns:
@@ -143,7 +144,7 @@ def interpolate(model: Any, seeds: Sequence[int], frames: int, **options: Any) -
     legs = []
     with evaluating(model):
         for first, second in _legs(seeds):
-            start, end = (Noise.for_images(seed, [0], model.device) for seed in (first, second))
+            start, end = (Noise.for_images(seed, [image], model.device) for seed in (first, second))
             legs.append(to_uint8(model.interpolate(start, end, weights, settings)))
     return np.stack(legs)
 

@@ -295,6 +295,14 @@ def test_interpolate_to_strip_and_animation(run: Path, capsys: pytest.CaptureFix
     assert main(["interpolate", str(run), *arguments]) == 0
     with Image.open("tour.gif") as tour:
         assert len(list(ImageSequence.Iterator(tour))) == 9
+    assert main(["interpolate", str(run), "--walks", "13", "--frames", "3", "--out", "walks.webp"]) == 0
+    with Image.open("walks.webp") as walks:  # two rows of seven, there and back
+        assert (walks.n_frames, walks.size) == (4, (7 * 18 - 2, 2 * 18 - 2))
+        shown = np.asarray(walks.convert("RGB")).astype(int)
+    last = sampling.sample(genmodels.load(run), 13, seed=1, progress=False)[12]
+    assert abs(shown[18:, 90:106] - last).mean() < 12  # lossy
+    assert (abs(shown[18:, 108:] - 128) < 12).all()  # no fourteenth walk
+    assert "--walks 2 needs --seeds, and an animation" in fails(capsys, 2, "interpolate", run, "--walks", "2")
     assert "must end in .png or .gif" in fails(capsys, 2, "interpolate", run, "--out", "x.npy")
     assert "do not interpolate" in fails(capsys, 1, "interpolate", run.parent / "only", "--out", "x.png")
 

@@ -107,6 +107,7 @@ def interpolate(
     seeds: tuple[int, ...] = (1, 2),
     images: tuple[Path, ...] = (),
     frames: int = 16,
+    walks: int = 1,
     out: Path = Path("interpolation.png"),
     options: tuple[str, ...] = (),
     force: bool = False,
@@ -119,7 +120,9 @@ def interpolate(
             a closed path.
         images: image files to interpolate between instead.
         frames: number of images from one to the next, both included.
-        out: NAME.png for rows of images, one for each leg, or NAME.gif for an animation.
+        walks: number of walks that an animation shows side by side: walk i leads through image i of
+            each seed.
+        out: NAME.png for rows of images, one for each leg; NAME.gif or NAME.webp for an animation.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
         force: overwrite an existing file.
     """
@@ -129,21 +132,29 @@ def interpolate(
             f"{len(images or seeds)} and {frames}"
         )
 
+    animated = out.suffix in (".gif", ".webp")
+    if walks < 1 or (walks > 1 and (images or not animated)):
+        raise UsageError(f"--walks {walks} needs --seeds, and an animation: --out NAME.gif or NAME.webp")
+
+    import numpy as np
+
     from genmodels import pictures, sampling
 
     model = open_model(run, "morph" if images else "interpolate")
-    check_free(out, force, ".png", ".gif")
+    check_free(out, force, ".png", ".gif", ".webp")
     chosen = chosen_options(model, options)
     if images:
-        legs = sampling.morph(model, read_images(images, model.config.size), frames, **chosen)
+        tours = [sampling.morph(model, read_images(images, model.config.size), frames, **chosen)]
     else:
-        legs = sampling.interpolate(model, seeds, frames, **chosen)
-    if out.suffix == ".gif":
-        pictures.save_animation(out, pictures.animation_frames(legs))
+        tours = [sampling.interpolate(model, seeds, frames, image, **chosen) for image in range(walks)]
+    legs = tours[0]
+    if animated:
+        loops = np.stack([pictures.animation_frames(tour) for tour in tours])  # (walks, F, H, W, 3)
+        pictures.save_animation(out, pictures.side_by_side(loops))
     else:
         pictures.save_grid(out, legs.reshape(-1, *legs.shape[2:]), columns=frames)
     through = f"{len(images)} images" if images else f"seeds {', '.join(map(str, seeds))}"
-    print(f"{len(legs)} x {frames} images through {through} in {out}")
+    print(f"{walks * len(legs)} x {frames} images through {through} in {out}")
 
 
 def edit(
