@@ -5,6 +5,8 @@
 # make storm   200 kills and 120 full disks (about 20 minutes; as root, for a small file system in memory)
 # make lint    set up and run the linters and the type checker
 # make format  let ruff rewrite what it can
+# make dist    build the sdist and the wheel, and check their contents
+# make release the same, if this commit may be released; prints the commands that publish it
 # make clean   remove what make set up (never runs/)
 #
 # make PYTHON=/path/to/python3.12 ...   chooses the interpreter; otherwise the first of these that is 3.11 to 3.13.
@@ -12,10 +14,11 @@
 CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 VENV = .venv
 BIN = $(VENV)/bin
+FORMS = $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 # One thread per test process: the suite runs in two.
 WORKERS ?= 2
 
-.PHONY: demo test test-browser fuzz storm lint format clean
+.PHONY: demo test test-browser fuzz storm lint format dist release clean
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 
@@ -44,14 +47,24 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms $(FORMS)
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+dist: $(VENV)/.installed-release
+	$(BIN)/python tools/release.py
+
+release: $(VENV)/.installed-release
+	$(BIN)/python tools/release.py --final
+
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
-	find genmodels recipes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find genmodels recipes tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is written last, so that an interrupted installation is taken up again.
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
@@ -65,6 +78,10 @@ $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.installed-browser: $(VENV)/.created pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,browser]'
 	@touch $(VENV)/.installed $(VENV)/.installed-dev $@
+
+$(VENV)/.installed-release: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[release]'
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.created:
 	@for python in $(CANDIDATES); do \
