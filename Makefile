@@ -1,6 +1,7 @@
 # make demo    set up and run the demonstration (a few minutes)
 # make test    set up and run the tests
 # make test-browser    the same for the pages, in a Chromium; as root, it installs one where there is none
+# make docs    the documentation as a site, in site/; needs npm, which fetches KaTeX for the formulas
 # make fuzz    5,000 malformed inputs (at most 10 minutes); of which make test runs a share
 # make storm   200 kills and 120 full disks (about 20 minutes; as root, for a small file system in memory)
 # make lint    set up and run the linters and the type checker
@@ -15,10 +16,11 @@ CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 VENV = .venv
 BIN = $(VENV)/bin
 FORMS = $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+KATEX = 0.19.1
 # One thread per test process: the suite runs in two.
 WORKERS ?= 2
 
-.PHONY: demo test test-browser fuzz storm lint format dist release clean
+.PHONY: demo test test-browser docs fuzz storm lint format dist release clean
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 
@@ -36,6 +38,9 @@ test-browser: $(VENV)/.installed-browser
 	echo "test-browser needs chromium, chromium-browser or google-chrome: install one, such as by apt-get install chromium" >&2; \
 	exit 1
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python tests/fuzz/run.py $(ARGS)
@@ -63,7 +68,7 @@ release: $(VENV)/.installed-release
 	$(BIN)/python tools/release.py --final
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
 	find genmodels recipes tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is written last, so that an interrupted installation is taken up again.
@@ -81,6 +86,12 @@ $(VENV)/.installed-browser: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-release: $(VENV)/.created pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[release]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt
+	@command -v npm >/dev/null || { echo "docs needs npm, which fetches KaTeX: install Node.js" >&2; exit 1; }
+	npm install --silent --no-save --no-audit --no-fund --prefix build/katex katex@$(KATEX)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.created:

@@ -265,8 +265,9 @@ def ddpm(
 ) -> Tensor:
     """Ancestral sampling of a DDPM (arXiv 2006.11239, algorithm 2).
 
+    The other arguments are those of every solver.
+
     Args:
-        denoise, x, s, normal: as for every solver.
         fraction: the learned variance at the last evaluation (arXiv 2102.09672), like x: the
             position of its logarithm between the posterior's variance (0) and that of the forward
             step (1). None: the posterior's variance, which is DDIM with eta 1.
@@ -306,10 +307,9 @@ def repaint(
 
     The known pixels replace those of every predicted x_0 (DDNM, arXiv 2212.00490), and every step
     is repeated `rounds` times, so that the completion fits the known pixels (RePaint,
-    arXiv 2201.09865).
+    arXiv 2201.09865). The other arguments are those of every solver.
 
     Args:
-        denoise, x, s, normal: as for every solver.
         image: like x.
         known: bool, broadcast against `image`.
         rounds: how often each step is taken; 1: no repetition.
