@@ -203,7 +203,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
             raise ValueError(f"{folder} holds a {header['family']!r} model, not {cls.family!r}")
         config = from_dict(cls.Config, header["model"], str(file))
         try:
-            model = load_model(lambda: cls(config), str(file), folder / "model.safetensors", Model)
+            model = load_model(lambda: cls(config), str(file), folder / MODEL_FILES[0], Model, header["precision"])
         except FileNotFoundError:
             raise ValueError(f"{folder} has config.json, but model.safetensors is not there: save it again") from None
         model.load_files(folder)

@@ -1,4 +1,4 @@
-"""Where a saved model is: a folder on this machine, or a repository on the Hugging Face Hub."""
+"""Where a saved model is: in a folder, in this package, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genmodels.reading import in_one_line, read_json
+from genmodels.shipped import locate
 
 FILES = ("config.json", "model.safetensors")
 """Files of a saved model, in the order in which they are downloaded."""
@@ -29,18 +30,20 @@ def folder_of(
 ) -> Path:
     """Return the folder of a saved model, which is downloaded if it is on the Hub.
 
-    A path that does not exist is refused at once. What can only be an id of the form user/name is
-    looked up on the Hub once, and in the cache of the Hub if that does not answer.
+    A folder of this name is used first, then a model of this package. Another path that does not
+    exist is refused at once. What can only be an id of the form user/name is looked up on the Hub
+    once, and in the cache of the Hub if that does not answer.
 
     Args:
-        path_or_hub_id: a folder, or the id of a repository on the Hub.
+        path_or_hub_id: a folder, the name of a model of this package (toyfaces/vae), or the id of a
+            repository on the Hub.
         revision, token, cache_dir, force_download, local_files_only: see `hf_hub_download` of
             huggingface_hub.
 
     Raises:
         ValueError: if there is no such folder or repository.
     """
-    where = Path(os.path.expanduser(path_or_hub_id))
+    where = locate(os.path.expanduser(path_or_hub_id))
     if where.is_dir():
         return where
     if where.exists():

@@ -27,6 +27,8 @@ FORMAT = 2
 """Version of config.json. A folder of another version is refused."""
 MODEL_FILES = ("model.safetensors", "config.json")
 """Files of a saved model. A folder with a config.json is complete, so the weights come first."""
+HALVED = 4096
+"""Smallest tensor that `halve` stores in half precision, in numbers."""
 LARGEST = 2**63 - 1
 """Largest integer in a config."""
 
@@ -59,6 +61,29 @@ def write_model(folder: Path, family: str, config: Any, weights: Mapping[str, Te
     tensors.chmod(header.stat().st_mode)
 
 
+def halve(folder: Path) -> None:
+    """Store the weights of a saved model of float32 in half precision, from which it is loaded as
+    float32. Small tensors, such as biases and statistics, stay as they are.
+
+    Raises:
+        ValueError: if a weight is too large for half precision.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors, header = (folder / name for name in MODEL_FILES)
+    weights = load_file(tensors)
+    for name, value in weights.items():
+        if value.dtype == torch.float32 and value.numel() >= HALVED:
+            weights[name] = value.half()
+            if not weights[name].isfinite().all():
+                raise ValueError(f"{tensors}: {name} is too large for half precision")
+    mode = tensors.stat().st_mode
+    save_file(weights, tensors)
+    tensors.chmod(mode)
+    write_json(header, read_json(header) | {"precision": "float32"}, indent=2)
+
+
 def reset_derived(config: T, **values: Any) -> T:
     """Return a copy of a config with its derived fields at their defaults, or at `values`.
 
@@ -81,7 +106,8 @@ def reset_derived(config: T, **values: Any) -> T:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Read and check config.json of a model folder: {"format", "family", "model"}.
+    """Read and check config.json of a model folder: {"format", "family", "model"}, and "precision"
+    if the weights are loaded in another precision than they are stored in.
 
     Raises:
         ValueError: if it is missing, damaged, not written by genmodels, or of another version.
@@ -99,6 +125,8 @@ def read_header(path: Path) -> dict[str, Any]:
         newer = isinstance(version, int) and version > FORMAT
         remedy = "upgrade genmodels" if newer else "load it with the genmodels that wrote it, or train it again"
         raise ValueError(f"{path} has format {str(version)[:20]}; this genmodels reads format {FORMAT}: {remedy}")
+    if header.setdefault("precision", None) not in (None, "float32"):
+        raise _wrong(f"{path}: precision", "float32", header["precision"])
     return header
 
 

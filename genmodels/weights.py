@@ -64,7 +64,7 @@ def checked_settings(network: type, settings: Mapping[str, Any]) -> dict[str, An
     return checked
 
 
-def load_model(make: Callable[[], M], where: str, path: Path, part: type[nn.Module]) -> M:
+def load_model(make: Callable[[], M], where: str, path: Path, part: type[nn.Module], precision: str | None = None) -> M:
     """Build a model and load its weights.
 
     Each part gets the precision in which all of its floating-point weights are saved. No other type
@@ -75,6 +75,7 @@ def load_model(make: Callable[[], M], where: str, path: Path, part: type[nn.Modu
         where: the file of its config, for messages.
         path: the safetensors file of its weights.
         part: class of the modules that can each have a precision of their own, such as a codec.
+        precision: "float32" to convert all floating-point weights to it, see `saving.halve`.
 
     Raises:
         FileNotFoundError: if `path` does not exist.
@@ -85,9 +86,10 @@ def load_model(make: Callable[[], M], where: str, path: Path, part: type[nn.Modu
     with _described(where):
         model = make()
     tensors = read_tensors(path, masks(model))
-    names = [name for name, module in model.named_modules() if isinstance(module, part)]
-    for name, kind in _precisions(tensors, names, path).items():
-        model.get_submodule(name).to(kind)
+    if precision is None:
+        names = [name for name, module in model.named_modules() if isinstance(module, part)]
+        for name, kind in _precisions(tensors, names, path).items():
+            model.get_submodule(name).to(kind)
     model.load_state_dict(tensors)
     return model
 

@@ -23,7 +23,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # imports from layers below its own, and never from its own layer or above.
 LAYERS: tuple[set[str], ...] = (
     {"reading", "writing"},
-    {"image_files", "array_files", "saving"},
+    {"image_files", "array_files", "saving", "shipped"},
     {"conditions"},
     {"types", "abilities", "weights", "hub", "hashing", "pictures", "modes", "distributed"},
     {"card", "inpainting", "token_sampling", "usage", "stopping", "candidates", "text"},

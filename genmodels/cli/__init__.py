@@ -14,7 +14,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from genmodels import __version__
-from genmodels.cli import data, directions, editing, evaluation, exchange, info, retrieval, sample, train
+from genmodels.cli import data, directions, editing, evaluation, exchange, info, models, retrieval, sample, train
 from genmodels.usage import UsageError, expand_home, one_line_refusals, printing, say
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": exchange.export,
     "import": exchange.import_,
     "info": info.info,
+    "models": models.models,
     "demo": train.demo,
 }
 DATA_COMMANDS: dict[str, Callable[..., None]] = {

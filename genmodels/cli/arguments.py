@@ -31,7 +31,7 @@ def open_model(run: str, ability: str) -> Any:
     """Load the model of a command that needs an ability, before it reads other files.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         ability: a name in `genmodels.abilities`.
 
     Raises:

@@ -41,7 +41,7 @@ def traverse(
     for each face and attribute, with the face in the middle.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         images: image files to change. Without any, samples of the model are changed.
         attributes: names of attributes of the data.
         reach: largest change in either direction, in distances between the two means.

@@ -28,7 +28,7 @@ def reconstruct(
     """Show images above their reconstructions by a model.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         images: image files. Aligned CelebA images (178 x 218) get the default crop, others their
             centre square.
         out: picture to write.
@@ -64,7 +64,7 @@ def inpaint(
     Each row of the picture shows the whole image, its known part, and N completions.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         images: image files. Aligned CelebA images (178 x 218) get the default crop, others their
             centre square.
         known: fraction of the rows that are known, from the top.
@@ -115,7 +115,7 @@ def interpolate(
     """Interpolate between samples or, with --images, between given images.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         seeds: seeds of the samples (image 0 of each, as of `genmodels sample`). Three or more give
             a closed path.
         images: image files to interpolate between instead.
@@ -172,7 +172,7 @@ def edit(
     Each row of the picture shows the image and its edits, one for each strength.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         images: image files. Aligned CelebA images (178 x 218) get the default crop, others their
             centre square.
         strength: how much of the image changes, above 0 and at most 1 (everything). Several

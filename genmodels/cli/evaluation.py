@@ -43,8 +43,8 @@ def evaluate(
     each metric and its limits.
 
     Args:
-        run: run or model folder, or an id on the Hub; or a set of images: a folder, .zip, .npy or
-            .npz.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub; or a set of images: a folder,
+            .zip, .npy or .npz.
         settings: options shared by evaluate and compare.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
         json: file to which the metrics and their protocols are also written.

@@ -17,7 +17,7 @@ def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers",
     """Write a model as a folder that another library loads without genmodels.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         out: new or empty folder.
         to: library that loads it: diffusers for a unet, dit, kl or tiny, transformers for a clip.
     """

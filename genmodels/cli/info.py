@@ -15,6 +15,7 @@ from genmodels.abilities import ABILITIES
 from genmodels.cli.arguments import load
 from genmodels.cli.run_folder import last_metrics, read_recipe
 from genmodels.saving import to_dict
+from genmodels.shipped import locate
 from genmodels.usage import console
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def info(run: Positional[str]) -> None:
     """Describe a saved model: abilities, config, sampling options and training.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
     """
     from rich.table import Table
     from rich.text import Text
@@ -52,7 +53,7 @@ def describe(run: str, model: Model) -> dict[str, str]:
     if model.can("sample"):
         options: Any = model.options_class
         facts["sampling options"] = listed(dataclasses.asdict(options())) or "none"
-    folder = Path(run)
+    folder = locate(run)
     if folder.is_dir():
         files = [path for path in folder.rglob("*") if path.is_file()]
         weights = [p for p in files if p.suffix == ".safetensors" and "checkpoints" not in p.relative_to(folder).parts]

@@ -42,7 +42,7 @@ def retrieve(
     printed.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         query: a sentence, or an image file.
         data: what to search: a data set by name, a packed directory or a set of images. For an
             image, it is their captions, or the lines of a text file (.txt). By default, the data
@@ -111,7 +111,7 @@ def embed(
     The cosine similarity of an image and a sentence is the inner product of their vectors.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         inputs: image files; or sentences; or one text file (.txt) with a sentence per line. None:
             the images of --data.
         data: a data set by name, a packed directory or a set of images. By default, the data that

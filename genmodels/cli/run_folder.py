@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from genmodels.reading import read_yaml
 from genmodels.saving import from_settings, read_last_line
+from genmodels.shipped import locate
 from genmodels.usage import say
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def read_recipe(run: str) -> dict[str, Any]:
     Raises:
         ValueError: if the file is damaged.
     """
-    file = Path(run) / "config.yaml"
+    file = locate(run) / "config.yaml"
     if not file.is_file():
         return {}
     settings = read_yaml(file)
@@ -49,7 +50,7 @@ def read_trained(run: str) -> Trained:
     Raises:
         ValueError: if the file is damaged, or a setting has another type.
     """
-    return from_settings(Trained, read_recipe(run), f"{Path(run) / 'config.yaml'}")
+    return from_settings(Trained, read_recipe(run), f"{locate(run) / 'config.yaml'}")
 
 
 def last_metrics(run: str) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def last_metrics(run: str) -> dict[str, Any]:
 
     Damaged lines are named on standard error.
     """
-    return read_last_line(Path(run) / "metrics.jsonl", say)
+    return read_last_line(locate(run) / "metrics.jsonl", say)
 
 
 def read_subject(run: str, family: str) -> Subject:

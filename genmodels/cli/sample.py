@@ -48,7 +48,7 @@ def sample(
     them.
 
     Args:
-        run: run or model folder, or an id on the Hub (user/name).
+        run: run or model folder, toyfaces/NAME, or an id on the Hub (user/name).
         n: number of images, 64 by default; with --prompts, of each prompt, 8 by default.
         seed: seed of the images. Image i of a seed is always the same, up to rounding.
         out: NAME.png for a grid, NAME.npy for uint8 (N, H, W, 3), or a new or empty folder for one
@@ -148,7 +148,7 @@ def trajectory(
     there.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         n: number of images (image i of a seed is that of `genmodels sample`).
         seed: seed of the images.
         frames: number of steps to show, evenly spaced, with the first and the last.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import genmodels
+from genmodels.shipped import locate
 
 
 def load_guide(folder: Path) -> nn.Module:
@@ -18,6 +19,7 @@ def load_guide(folder: Path) -> nn.Module:
     Raises:
         ValueError: when the folder holds no model.
     """
+    folder = locate(folder)
     weights = folder / "model.safetensors"
     return _load(folder.resolve(), weights.stat().st_mtime_ns if weights.is_file() else 0)
 

@@ -16,6 +16,7 @@ from genmodels.hashing import weights_hash
 from genmodels.modes import evaluating, full_precision
 from genmodels.reading import read_json
 from genmodels.sampling import require
+from genmodels.shipped import locate
 
 TEXTS = 256
 """Number of sentences embedded at a time."""
@@ -56,7 +57,7 @@ def embedder(model: Any, name: str | None = None) -> Extractor:
 
 def is_saved_model(folder: Path) -> bool:
     """Return whether `folder` holds a model that genmodels saved, and not one of another library."""
-    file = folder / "config.json"
+    file = locate(folder) / "config.json"
     header = read_json(file) if file.is_file() else None
     return isinstance(header, dict) and "family" in header
 

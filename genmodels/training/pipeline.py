@@ -20,6 +20,7 @@ from genmodels.latent import over_codec
 from genmodels.prior import Prior
 from genmodels.sampling import processes
 from genmodels.saving import read_last_line, reset_derived
+from genmodels.shipped import locate
 from genmodels.text_conditions import conditioned_on_text
 from genmodels.training.dry_run import dry_run
 from genmodels.training.fit import fit
@@ -66,6 +67,7 @@ def train(kind: type[Model], recipe: Any, **parts: Any) -> Path:
     check_tracker(recipe.track)
     device = processes().device
     recipe = replace(recipe, size=recipe.size or default_size(recipe.data))
+    recipe = with_located_parts(recipe)
     codec, text = open_codec(kind, recipe), open_text_encoder(kind, recipe)
     config = derived_config(kind, recipe, codec)
     if text is not None:
@@ -93,6 +95,13 @@ def train(kind: type[Model], recipe: Any, **parts: Any) -> Path:
     startup = recipe.startup + time.monotonic() - began
     recipe = replace(recipe, model=config, startup=startup)
     return dry_run(model, data, check_recipe(recipe), encoding) if recipe.dry_run else fit(model, data, recipe)
+
+
+def with_located_parts(recipe: Any) -> Any:
+    """Return `recipe` with the folders of codec and text encoder in place of names such as
+    toyfaces/vqvae."""
+    paths = {name: getattr(recipe, name, None) for name in ("codec", "text")}
+    return replace(recipe, **{name: locate(path) for name, path in paths.items() if path is not None})
 
 
 def open_codec(kind: type[Model], recipe: Any) -> Any:

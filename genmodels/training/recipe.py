@@ -116,12 +116,12 @@ class PriorRecipe(Recipe):
     """Defaults that differ when --codec is given."""
 
     codec: Path | None = None
-    """Run folder of a trained codec (vqvae, vae, ae, kl or tiny), or folder of a diffusers
-    AutoencoderKL, AutoencoderTiny or VQModel, whose latents the model is trained on. None: the
-    model is trained on pixels."""
+    """Run folder of a trained codec (vqvae, vae, ae, kl or tiny), toyfaces/vqvae, or folder of a
+    diffusers AutoencoderKL, AutoencoderTiny or VQModel, whose latents the model is trained on.
+    None: the model is trained on pixels."""
     text: Path | None = None
-    """Run folder of a trained clip, or folder of a CLIPModel of transformers, whose text encoder
-    reads the captions that the model is conditioned on. None: no text."""
+    """Run folder of a trained clip, toyfaces/clip, or folder of a CLIPModel of transformers, whose
+    text encoder reads the captions that the model is conditioned on. None: no text."""
     cache: bool = True
     """Encode all images once, before training, and store the latents in the cache. Otherwise every
     step encodes its batch."""

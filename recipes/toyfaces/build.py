@@ -1,0 +1,112 @@
+"""Models of the package: trains them on toyfaces, stores them in genmodels/models, and measures them.
+
+python recipes/toyfaces/build.py             # all of them, one after the other
+python recipes/toyfaces/build.py vae gan     # two of them
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+import yaml
+
+import genmodels
+from genmodels.saving import halve, read_last_line
+from genmodels.shipped import FOLDER, SCORES, read_scores
+from genmodels.writing import write_json, write_text
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs" / "toyfaces"
+ORDER = ("vae", "vqvae", "clip", "gan", "autoregressive", "unet", "dit", "meanflow", "text")
+"""All models. Those that others are trained with come first."""
+KEPT = {"fd-faces": "fd_faces", "images-per-second": "images_per_s", "zero-shot": "zero_shot"}
+"""Scores of `genmodels evaluate` that are stored, and their names in scores.json."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What to build."""
+
+    models: tyro.conf.Positional[tuple[str, ...]] = ORDER
+    """Names in configs/toyfaces."""
+    runs: Path = Path("runs/toyfaces")
+    """Folder of the run folders. A run that is there already is not trained again."""
+    n: int = 2048
+    """Number of samples that each model is measured on."""
+
+
+def build(settings: Build) -> None:
+    """Train, store and measure models."""
+    for name in settings.models:
+        config = CONFIGS / f"{name}.yaml"
+        run = settings.runs / name
+        if not (run / "config.json").is_file():
+            family = yaml.safe_load(config.read_text())["family"]
+            command("train", family, "--config", str(config), "--output", str(run))
+        store(run, f"toyfaces/{name}")
+        measure(f"toyfaces/{name}", settings)
+
+
+def command(*arguments: str) -> None:
+    """Run a genmodels command."""
+    subprocess.run([sys.executable, "-m", "genmodels", *arguments], check=True)
+
+
+def store(run: Path, name: str) -> None:
+    """Write the model of a run into the package, in half precision, with what it records."""
+    folder = FOLDER / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = genmodels.load(run)
+    model.save_pretrained(folder)
+    halve(folder)
+    card = model.generate_model_card().content.replace("PATH_OR_HUB_ID", name)
+    write_text(folder / "README.md", card)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings = {key: value for key, value in settings.items() if key not in ("output", "root")}
+    for part in ("codec", "text"):
+        if settings.get(part):  # of another model of the package, its name
+            settings[part] = Path(settings[part]).relative_to(FOLDER).as_posix()
+    write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    write_text(folder / "metrics.jsonl", json.dumps(read_last_line(run / "metrics.jsonl")) + "\n")
+
+
+def measure(name: str, settings: Build) -> None:
+    """Evaluate a model of the package, and record its scores."""
+    metrics = settings.runs / f"{name.split('/')[1]}.json"
+    command("evaluate", name, "--n", str(settings.n), "--json", str(metrics), "--force")
+    result = json.loads(metrics.read_text())
+    scores = {own: result["scores"][key]["value"] for key, own in KEPT.items() if key in result["scores"]}
+    if "fd_faces" in scores:
+        scores |= {"floor": result["scores"]["fd-faces"]["floor"], "samples": settings.n}
+        scores["seconds_per_image"] = seconds_per_image(genmodels.load(name))
+    scores["minutes"] = result["subject"]["training"]["minutes"]
+    rounded: dict[str, Any] = {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in scores.items()
+    }
+    write_json(
+        SCORES, dict(sorted((read_scores() | {name: rounded | {"date": date.today().isoformat()}}).items())), indent=2
+    )
+
+
+def seconds_per_image(model: Any, rounds: int = 5) -> float:
+    """Return the shortest time of sampling one image, in seconds, on this machine."""
+    times = []
+    for seed in range(rounds):
+        began = time.perf_counter()
+        model.generate(1, seed)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    build(tyro.cli(Build))
