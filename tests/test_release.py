@@ -115,5 +115,5 @@ def test_ci_runs_every_check_on_every_python() -> None:
     assert set(re.findall(r"^make ([\w-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)) <= targets
     steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
     called = targets | set(re.findall(r"^make ([a-z-]+)", "\n".join(steps), re.MULTILINE))
-    assert called >= {"lint", "test", "test-browser", "dist"}
+    assert called >= {"lint", "test", "test-browser", "docs", "dist"}
     assert called <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
