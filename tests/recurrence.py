@@ -12,8 +12,8 @@ class Recurrence(Mixer):
     """h_t = a h_(t-1) + v_t for every channel, gated; without causality, one scan in each
     direction."""
 
-    def __init__(self, config, causal):
-        super().__init__(config, causal)
+    def __init__(self, config, causal, index=0):
+        super().__init__(config, causal, index)
         self.inputs = nn.Linear(config.width, 2 * config.width, bias=False)
         self.out = nn.Linear(config.width, config.width, bias=False)
         self.decay = nn.Parameter(torch.empty(1 if causal else 2, config.width))  # a = sigmoid(decay)

@@ -52,6 +52,9 @@ SMALL["gan:dcgan"] = dict(
     size=16, network="dcgan", loss="non-saturating", r1=0.0, r2=0.0, channels=(16, 8), latent_dim=8
 )
 SMALL["dit"] = dict(size=16, patch=4, transformer=TRANSFORMER, gaussian=16)
+SSM = TRANSFORMER | dict(ssm=dict(head=8, state=4, chunk=8))
+SMALL["autoregressive:mamba2"] = dict(size=8, levels=16, transformer=SSM | dict(mixers=("mamba2",)))
+SMALL["dit:hybrid"] = dict(size=16, patch=4, transformer=SSM | dict(mixers=("mamba", "mamba2"), depth=2))
 SMALL["latent"] = dict(
     size=SIZE,
     codec=dict(family="vqvae", model=SMALL["vqvae"]),
@@ -391,6 +394,7 @@ ABLE: dict[str, set[str]] = {
 }
 """What each family can do besides sampling: the tests below must not pass because a model claims too little."""
 ABLE["gan:dcgan"], ABLE["latent:unet over vectors"] = ABLE["gan"], ABLE["latent:unet"]
+ABLE["autoregressive:mamba2"], ABLE["dit:hybrid"] = ABLE["autoregressive"], ABLE["dit"]
 
 
 def test_abilities_are_those_of_the_family(model, family):

@@ -40,8 +40,8 @@ class Attention(Mixer):
     rewindable: ClassVar[bool] = True
     needs_mask: ClassVar[bool] = True
 
-    def __init__(self, config: TransformerConfig, causal: bool):
-        super().__init__(config, causal)
+    def __init__(self, config: TransformerConfig, causal: bool, index: int = 0):
+        super().__init__(config, causal, index)
         self.backend: Backend = config.backend
         self.head_dim = config.head_dim
         self.heads = [config.heads, config.key_heads, config.key_heads]

@@ -61,6 +61,7 @@ class Mixer(Branch):
         config: of the transformer.
         causal: whether token t may depend on tokens up to t only. Otherwise every token depends on
             every other.
+        index: of the block, counted from 0.
 
     Raises:
         ValueError: when a mixer that is causal by nature is built for a transformer that is not.
@@ -74,7 +75,7 @@ class Mixer(Branch):
     """Whether it reads `places.mask`, which grows with T x S and is not computed otherwise. Other
     mixers must respect `places.starts` and `places.valid`."""
 
-    def __init__(self, config: TransformerConfig, causal: bool):
+    def __init__(self, config: TransformerConfig, causal: bool, index: int = 0):
         super().__init__()
         if not causal and not self.bidirectional:
             raise ValueError(

@@ -1,10 +1,8 @@
-"""The transformer that autoregressive models and diffusion transformers share. It does not know
-what tokens mean.
+"""The transformer that all families share. It does not know what tokens mean.
 
-The default block is Llama's (arXiv 2302.13971, 2407.21783): RMSNorm before each branch,
-grouped-query attention with rotary positions, SwiGLU, no biases. Each of these has an older
-alternative: LayerNorm, no rotation, GELU and biases, which together are the block of GPT-2 and of
-the first diffusion transformer. Embeddings, heads and conditions belong to the models.
+The default block is Llama's (arXiv 2302.13971, 2407.21783): RMSNorm, grouped-query attention with
+rotary positions, SwiGLU, no biases. LayerNorm, no rotation, GELU and biases make the block of GPT-2
+and of the first diffusion transformer. Embeddings, heads and conditions belong to the models.
 """
 
 from __future__ import annotations
@@ -21,13 +19,14 @@ from torch.utils.checkpoint import checkpoint
 from genmodels.nn.attention import BACKENDS, Attention, Backend
 from genmodels.nn.cache import Cache
 from genmodels.nn.layers import MLPS, NORMS, make_mlp, make_norm
+from genmodels.nn.mamba import Mamba, Mamba2
 from genmodels.nn.mixer import Mixer, State, init_weights
 from genmodels.nn.places import Places, attention_mask, number_sequences
 from genmodels.nn.rope import rope
+from genmodels.nn.ssm import SSMConfig
 
-MIXERS: dict[str, type[Mixer]] = {"attention": Attention}
-"""Each mixer by its name in `TransformerConfig.mixers`, which is also the name of its weights
-inside a block."""
+MIXERS: dict[str, type[Mixer]] = {"attention": Attention, "mamba": Mamba, "mamba2": Mamba2}
+"""Each mixer by its name in `TransformerConfig.mixers` and in its block's weights."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +42,21 @@ class TransformerConfig:
     kv_heads: int | None = None
     """G, heads of keys and values, a divisor of `heads`. None: `heads` (multi-head attention); 1:
     multi-query; between: grouped-query (arXiv 2305.13245)."""
-    mixers: tuple[Literal["attention"], ...] = ("attention",)
+    mixers: tuple[Literal["attention", "mamba", "mamba2"], ...] = ("attention",)
     """Mixers of the blocks, a pattern that repeats over the depth."""
+    ssm: SSMConfig = SSMConfig()
+    """Of the mixers mamba and mamba2."""
     norm: Literal["rms", "layer", "affine"] = "rms"
-    """RMSNorm with a gain, LayerNorm without a gain, or LayerNorm with a gain and a bias."""
+    """RMSNorm, LayerNorm without a gain, or (affine) with a gain and a bias."""
     mlp: Literal["swiglu", "gelu", "exact_gelu", "quick_gelu"] = "swiglu"
-    """SwiGLU, or two layers with GELU between them: its tanh approximation, GELU itself, or
-    x sigmoid(1.702 x)."""
+    """SwiGLU, or GELU between two layers: its tanh approximation, itself, or x sigmoid(1.702 x)."""
     hidden: int | None = None
     """Inner width of the MLP. None: 4 times the width with GELU; with SwiGLU 8/3 of the width,
     rounded up to a multiple of 64, which gives as many weights (arXiv 2002.05202)."""
     bias: bool = False
     """Biases in the linear layers of the blocks."""
     rotary: bool = True
-    """Rotary positions. Otherwise the tokens must contain their positions."""
+    """Rotary positions, of attention. Otherwise tokens must contain their positions."""
     qk_norm: bool = False
     """RMSNorm on the queries and keys of each head, which bounds the scores (arXiv 2302.05442)."""
     rope_theta: float = 10_000.0
@@ -68,8 +68,8 @@ class TransformerConfig:
     backend: Backend = "native"
     """Implementation of attention; see `genmodels.nn.attention`."""
     recompute: bool = False
-    """Recompute each block in the backward pass instead of storing its activations (arXiv
-    1604.06174): about a third more computation for a fraction of the memory."""
+    """Recompute each block in the backward pass (arXiv 1604.06174): about a third more computation
+    for a fraction of the memory."""
 
     def __post_init__(self) -> None:
         for mixer in self.mixers:
@@ -82,19 +82,23 @@ class TransformerConfig:
             raise ValueError("width, depth, heads, kv_heads and hidden of a transformer must be at least 1")
         if not 1 <= len(self.mixers) <= self.depth:
             raise ValueError(f"mixers must name 1 to {self.depth} mixers, one per block, got {len(self.mixers)}")
+        self.ssm.check(self.width, self.mixers)
         if self.width % self.heads or self.head_dim % 2:
-            raise ValueError(
-                f"width {self.width} must be {self.heads} heads of an even number of channels: choose a multiple of "
-                f"{2 * self.heads}"
-            )
+            even = f"{self.heads} heads of an even number of channels: choose a multiple of {2 * self.heads}"
+            raise ValueError(f"width {self.width} must be {even}")
         if self.heads % self.key_heads:
             raise ValueError(f"kv_heads {self.key_heads} must divide heads {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.rope_theta <= 0 or self.norm_eps <= 0:
+        if min(self.rope_theta, self.norm_eps) <= 0:
             raise ValueError("rope_theta and norm_eps must be positive")
         if self.backend not in BACKENDS:
             raise ValueError(f"unknown attention backend {self.backend!r}; known: {', '.join(BACKENDS)}")
+
+    @property
+    def unused_fields(self) -> tuple[str, ...]:
+        """Fields without effect, which are not recorded."""
+        return () if self.ssm.is_used(self.mixers) else ("ssm",)
 
     @property
     def head_dim(self) -> int:
@@ -136,14 +140,15 @@ class Block(nn.Module):
         kind: name of the mixer in `MIXERS`. Its weights are called `<kind>.*` and those of its norm
             `<kind>_norm.*`.
         causal: whether tokens depend on earlier ones only.
+        index: of the block, counted from 0.
     """
 
-    def __init__(self, config: TransformerConfig, kind: str, causal: bool):
+    def __init__(self, config: TransformerConfig, kind: str, causal: bool, index: int):
         super().__init__()
         self.dropout = config.dropout
         self.kind = kind
         self.add_module(f"{kind}_norm", make_norm(config))
-        self.add_module(kind, MIXERS[kind](config, causal))
+        self.add_module(kind, MIXERS[kind](config, causal, index))
         self.mlp_norm = make_norm(config)
         self.mlp = make_mlp(config)
 
@@ -186,7 +191,7 @@ class Transformer(nn.Module):
         self.config = config
         self.causal = causal
         kinds = (config.mixers[i % len(config.mixers)] for i in range(config.depth))
-        self.blocks = nn.ModuleList(Block(config, kind, causal) for kind in kinds)
+        self.blocks = nn.ModuleList(Block(config, kind, causal, i) for i, kind in enumerate(kinds))
         self.norm = make_norm(config)
         self.needs_mask = any(block.mixer.needs_mask for block in self._blocks())
         init_weights(self, config.depth)

@@ -1,0 +1,229 @@
+"""State-space recurrences and the short convolution before them, in plain PyTorch.
+
+A recurrence h_t = decay_t h_(t-1) + input_t is computed for all t at once: Mamba-2's in chunks of
+matrix products (`ssd`), Mamba-1's in blocks with a gradient of its own (`selective_scan`). Decays
+are float32, or float64 where the inputs are. A sequence that begins inside a row (`starts`) does
+not see the state before it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 16
+"""Steps of Mamba-1's scan whose states are in memory at once. At (N, D, S) = (8, 512, 16), the
+states of a block are 4 MB."""
+
+
+def segments(starts: Tensor) -> Tensor:
+    """Number of the sequence of each position, counted from the state before: int (N, T) from bool
+    (N, T)."""
+    return starts.to(torch.int32).cumsum(1, dtype=torch.int32)
+
+
+def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor, numbers: Tensor | None) -> Tensor:
+    """Causal depthwise convolution as a sum of shifted inputs.
+
+    Args:
+        x: (N, T, C).
+        weight: (C, K). The last column multiplies x_t, the one before it x_(t-1).
+        bias: (C,), or None.
+        before: the K - 1 inputs before x, (N, K - 1, C).
+        numbers: of `segments`, (N, T); inputs of other sequences count as 0. None: one sequence.
+
+    Returns:
+        (N, T, C).
+    """
+    length, kernel = x.shape[1], weight.shape[1]
+    padded = torch.cat([before.to(x.dtype), x], dim=1)  # (N, K - 1 + T, C)
+    if numbers is not None:
+        own = F.pad(numbers, (kernel - 1, 0))  # the state has number 0
+    out = x * weight[:, -1]
+    for back in range(1, kernel):
+        shifted = padded[:, kernel - 1 - back :][:, :length]
+        if numbers is not None:
+            shifted = shifted * (own[:, kernel - 1 - back :][:, :length] == numbers)[..., None]
+        out = out + shifted * weight[:, -1 - back]
+    return out if bias is None else out + bias
+
+
+def last_inputs(before: Tensor, inputs: Tensor, numbers: Tensor | None, valid: Tensor | None) -> Tensor:
+    """The K - 1 inputs before the next position, (N, K - 1, C): those of padding and of earlier
+    sequences are left out. Padding is last in `inputs` (N, T, C)."""
+    kept = before.shape[1]
+    padded = torch.cat([before.to(inputs.dtype), inputs], dim=1)  # (N, K - 1 + T, C)
+    if numbers is not None:
+        own = F.pad(numbers, (kept, 0))
+        padded = padded * (own == numbers[:, -1:])[..., None]
+    if valid is None:
+        return padded[:, padded.shape[1] - kept :]
+    places = valid.sum(1, keepdim=True) + torch.arange(kept, device=inputs.device)  # (N, K - 1)
+    return padded.gather(1, places[..., None].expand(*places.shape, padded.shape[-1]))
+
+
+def ssd(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor, numbers: Tensor | None = None, chunk: int = 64
+) -> tuple[Tensor, Tensor]:
+    """Mamba-2's state-space duality (arXiv 2405.21060), in chunks.
+
+        h_t = exp(dt_t a) h_(t-1) + dt_t x_t b_t^T,    y_t = h_t c_t
+
+    Within a chunk it is masked attention; between chunks, states are passed on. A head h reads the
+    group h // (H / G) of b and c.
+
+    Args:
+        x: inputs (N, T, H, P).
+        dt: step sizes (N, T, H), positive; at 0 a position leaves the state as it is.
+        a: (H,), negative.
+        b, c: (N, T, G, S).
+        h: state before, (N, H, P, S), in the dtype of dt.
+        numbers: of `segments`, (N, T). None: one sequence.
+        chunk: L, positions of a chunk. It changes speed and rounding only.
+
+    Returns:
+        y (N, T, H, P) in the dtype of x, and the last state (N, H, P, S).
+    """
+    n, length, heads, width = x.shape
+    groups, size = b.shape[2:]
+    chunk = min(chunk, length)
+    extra = -length % chunk
+    if extra:
+        # dt = 0: positions after the end change no state.
+        x, dt, b, c = (F.pad(value, (0,) * (2 * value.ndim - 3) + (extra,)) for value in (x, dt, b, c))
+        numbers = None if numbers is None else torch.cat([numbers, numbers[:, -1:].expand(-1, extra)], dim=1)
+    count = (length + extra) // chunk  # K chunks
+    shape = (n, count, chunk)
+    x = x.reshape(*shape, heads, width).permute(0, 1, 3, 2, 4)  # (N, K, H, L, P)
+    dt = dt.reshape(*shape, heads).transpose(2, 3)  # (N, K, H, L)
+    b, c = (value.reshape(*shape, groups, size).transpose(2, 3) for value in (b, c))  # (N, K, G, L, S)
+    total = (dt * a[:, None]).cumsum(-1)  # (N, K, H, L): log of the decay since the chunk's beginning
+    inside = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()  # (L, L)
+    from_before = to_end = None
+    if numbers is not None:
+        numbers = numbers.reshape(shape)
+        inside = (inside & (numbers[..., :, None] == numbers[..., None, :]))[:, :, None]  # (N, K, 1, L, L)
+        last = torch.cat([torch.zeros_like(numbers[:, :1, -1]), numbers[:, :-1, -1]], dim=1)  # (N, K)
+        from_before = (numbers == last[..., None])[:, :, None]  # (N, K, 1, L)
+        to_end = (numbers == numbers[..., -1:])[:, :, None]  # (N, K, 1, L)
+
+    decay = (total[..., :, None] - total[..., None, :]).masked_fill(~inside, -torch.inf).exp()  # (N, K, H, L, L)
+    scores = _per_head(c @ b.mT, heads)  # (N, K, H, L, L)
+    y = (scores * decay * dt[..., None, :]).to(x.dtype) @ x  # (N, K, H, L, P)
+
+    after = (total[..., -1:] - total).exp() * dt  # (N, K, H, L)
+    since = total.exp()  # (N, K, H, L)
+    if from_before is not None and to_end is not None:
+        after, since = after * to_end, since * from_before
+    added = (x * after[..., None].to(x.dtype)).mT @ _per_head(b, heads)  # (N, K, H, P, S)
+    states = []
+    # The decay over a chunk is 0 if a sequence begins in it.
+    for k in range(count):
+        states.append(h)
+        h = since[:, k, :, -1, None, None] * h + added[:, k].to(h.dtype)
+    before = torch.stack(states, dim=1).to(x.dtype)  # (N, K, H, P, S)
+    y = y + (_per_head(c, heads) @ before.mT) * since[..., None].to(x.dtype)
+    return y.permute(0, 1, 3, 2, 4).reshape(n, count * chunk, heads, width)[:, :length], h
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    """Repeat the groups (N, K, G, ...) for their heads, (N, K, H, ...)."""
+    groups = x.shape[2]
+    return x if groups == heads else x.repeat_interleave(heads // groups, dim=2)
+
+
+def ssd_step(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """One position of `ssd`: shapes as there, without T. Returns y (N, H, P) and the state."""
+    heads = x.shape[1]
+    b, c = (value.repeat_interleave(heads // value.shape[1], dim=1).to(h.dtype) for value in (b, c))  # (N, H, S)
+    h = (dt * a).exp()[..., None, None] * h + (dt[..., None] * x)[..., None] * b[:, :, None]
+    return (h @ c[..., None])[..., 0].to(x.dtype), h
+
+
+def selective_scan(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor, starts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mamba-1's selective scan (arXiv 2312.00752).
+
+        h_t = exp(dt_t a) h_(t-1) + dt_t x_t b_t,    y_t = sum over S of c_t h_t
+
+    The states of BLOCK steps are in memory at once. The gradient computes those of a block again
+    from the state at its beginning. There is none with respect to the first state.
+
+    Args:
+        x: inputs (N, T, D).
+        dt: step sizes (N, T, D), positive; at 0 a position leaves the state as it is.
+        a: (D, S), negative.
+        b, c: (N, T, S).
+        h: state before, (N, D, S), in the dtype of dt.
+        starts: bool (N, T), True where a sequence begins. None: nowhere.
+
+    Returns:
+        y (N, T, D) in the dtype of dt, and the last state (N, D, S).
+    """
+    keep = torch.ones_like(dt[..., :1]) if starts is None else (~starts)[..., None].to(dt.dtype)  # (N, T, 1)
+    x, b, c = (value.to(dt.dtype) for value in (x, b, c))
+    return _SelectiveScan.apply(x, dt, a, b, c, h, keep)
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """Time is the first axis inside, so that a step reads and writes contiguous memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor, keep: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        length = x.shape[1]
+        y = torch.empty_like(x)
+        firsts = []
+        for t in range(0, length, BLOCK):
+            part = slice(t, t + BLOCK)
+            firsts.append(h)
+            states, _ = _states(x[:, part], dt[:, part], a, b[:, part], h, keep[:, part])  # (t, N, D, S)
+            h = states[-1].clone()
+            y[:, part] = torch.einsum("tnds,nts->ntd", states, c[:, part])
+        ctx.save_for_backward(x, dt, a, b, c, keep, *firsts)
+        ctx.mark_non_differentiable(h)
+        return y, h
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gy = gradients[0]
+        x, dt, a, b, c, keep, *firsts = ctx.saved_tensors
+        gx, gdt, gb, gc, ga = (torch.empty_like(value) for value in (x, dt, b, c, a))
+        ga.zero_()
+        later = torch.zeros_like(firsts[0])  # gradient that reaches the state from later steps, (N, D, S)
+        for k in reversed(range(len(firsts))):
+            part = slice(k * BLOCK, (k + 1) * BLOCK)
+            xs, dts, bs, cs, gys = x[:, part], dt[:, part], b[:, part], c[:, part], gy[:, part]
+            states, decay = _states(xs, dts, a, bs, firsts[k], keep[:, part])  # (t, N, D, S)
+            gh = gys.transpose(0, 1)[..., None] * cs.transpose(0, 1)[:, :, None]  # (t, N, D, S)
+            for t in reversed(range(len(gh))):
+                gh[t] += later
+                later = gh[t] * decay[t]
+            gc[:, part] = torch.einsum("ntd,tnds->nts", gys, states)
+            gb[:, part] = torch.einsum("tnds,ntd->nts", gh, dts * xs)
+            gu = torch.einsum("tnds,nts->ntd", gh, bs)  # gradient of dt x
+            gx[:, part] = gu * dts
+            # What a decay of exp(dt a) receives, times that decay: (t, N, D, S).
+            decay[1:] *= states[:-1]
+            decay[0] *= firsts[k]
+            gh *= decay
+            gdt[:, part] = gu * xs + torch.einsum("tnds,ds->ntd", gh, a)
+            ga += torch.einsum("tnds,ntd->ds", gh, dts)
+        return gx, gdt, ga, gb, gc, None, None
+
+
+def _states(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, h: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the states and the decays of a block, (t, N, D, S) each."""
+    dt, x, b, keep = (value.transpose(0, 1) for value in (dt, x, b, keep))  # (t, N, ...)
+    decay = (dt[..., None] * a).exp_()  # (t, N, D, S)
+    decay *= keep[..., None]
+    states = (dt * x)[..., None] * b[:, :, None]  # (t, N, D, S)
+    for t in range(len(states)):
+        states[t].addcmul_(decay[t], h)
+        h = states[t]
+    return states, decay

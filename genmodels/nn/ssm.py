@@ -1,0 +1,279 @@
+"""State-space mixers: Mamba (arXiv 2312.00752) and Mamba-2 (arXiv 2405.21060).
+
+    values, gate = inputs(x)
+    y = scan(convolution(values)) + D values
+    output = out(gated(y, gate))
+
+In a causal transformer the scan follows the order of the tokens and has a state of constant size.
+Otherwise one scan runs in each direction, and their outputs are added. Over a grid, `SSMConfig.scans`
+chooses the order: by rows, by columns, or by rows in alternating directions.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genmodels.nn.mixer import Mixer, State
+from genmodels.nn.places import Places
+from genmodels.nn.scan import last_inputs, segments, short_convolution
+
+if TYPE_CHECKING:
+    from genmodels.nn.transformer import TransformerConfig
+
+Scan = Literal["row", "column", "zigzag"]
+SCANS: tuple[Scan, ...] = get_args(Scan)
+FIRST_STEPS = (1e-3, 1e-1)
+"""Range of the step sizes before training, log-uniform."""
+FIRST_DECAYS = (1.0, 16.0)
+"""Range of -A of Mamba-2 before training, uniform. Mamba's are 1 to S."""
+
+
+@dataclass(frozen=True)
+class SSMConfig:
+    """Settings of the mixers mamba and mamba2. Others do not read them."""
+
+    state: int | None = None
+    """S, numbers of the state per channel. None: 16 for mamba, 64 for mamba2."""
+    expand: int = 2
+    """Channels of the scan, as a multiple of the width."""
+    conv: int = 4
+    """Length of the short convolution."""
+    head: int = 64
+    """P, channels of a head of mamba2, which share one decay. Must divide expand x width."""
+    groups: int = 1
+    """Groups of heads of mamba2 that share B and C. Must divide the number of heads."""
+    chunk: int = 64
+    """Tokens of a chunk of mamba2. It changes speed and rounding only."""
+    rank: int | None = None
+    """Rank of the step sizes of mamba. None: width / 16, rounded up."""
+    separate: bool = False
+    """Use separate convolutions and decays for the two directions where tokens see all others."""
+    scans: tuple[Scan, ...] = ("row",)
+    """Orders in which the blocks scan a grid where tokens see all others, a pattern that repeats
+    over the depth: by rows, by columns, or by rows in alternating directions (zigzag)."""
+
+    def __post_init__(self) -> None:
+        for name in ("state", "expand", "conv", "head", "groups", "chunk", "rank"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"ssm: {name} must be at least 1, got {value}")
+        if not self.scans or any(scan not in SCANS for scan in self.scans):
+            raise ValueError(f"ssm: scans must be some of {', '.join(SCANS)}, got {self.scans}")
+
+    @staticmethod
+    def is_used(mixers: Sequence[str]) -> bool:
+        """Whether one of the mixers reads these settings."""
+        return not {"mamba", "mamba2"}.isdisjoint(mixers)
+
+    def check(self, width: int, mixers: Sequence[str]) -> None:
+        """Raises ValueError when a transformer of `width` with these mixers cannot be built, or
+        settings would have no effect."""
+        if not self.is_used(mixers):
+            if self != SSMConfig():
+                raise ValueError("ssm: these settings apply to the mixers mamba and mamba2 only, and there is none")
+            return
+        inner = self.expand * width
+        if "mamba2" in mixers and (inner % self.head or inner // self.head % self.groups):
+            raise ValueError(
+                f"ssm: head must divide expand x width = {inner}, and groups the number of heads; got head "
+                f"{self.head} and groups {self.groups}"
+            )
+
+
+class StateSpace(Mixer):
+    """What both kinds share: projections, orders, directions, and the state of the convolution.
+
+    Args:
+        config: of the transformer.
+        causal: whether token t may depend on tokens up to t only.
+        index: of the block, which selects the order of the scan.
+    """
+
+    bidirectional: ClassVar[bool] = True
+    rewindable: ClassVar[bool] = False
+
+    def __init__(self, config: TransformerConfig, causal: bool, index: int = 0):
+        super().__init__(config, causal, index)
+        self.settings = config.ssm
+        self.scan: Scan = config.ssm.scans[index % len(config.ssm.scans)]
+        self.width = config.ssm.expand * config.width
+        """I, channels of the scan."""
+
+    @property
+    @abstractmethod
+    def convolved(self) -> int:
+        """C, the first channels of the values, which are convolved."""
+
+    @abstractmethod
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The values (N, T, V) to scan and the gate (N, T, I) of tokens (N, T, D)."""
+
+    @abstractmethod
+    def scanned(
+        self, core: Core, x: Tensor, values: Tensor, h: Tensor, numbers: Tensor | None, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Scan the convolved channels x (N, T, C), in order. Returns y (N, T, I) and the last state."""
+
+    @abstractmethod
+    def gated(self, y: Tensor, gate: Tensor) -> Tensor:
+        """Apply the gate (N, T, I) to y (N, T, I)."""
+
+    @abstractmethod
+    def first_state(self, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The state before the first position."""
+
+    def forward(self, x: Tensor, places: Places, state: State | None = None) -> Tensor:
+        values, gate = self.split(x)
+        y = self._run(self.cores[0], values, self._order(places, len(x)), places, state)
+        if not self.causal:
+            y = y + self._run(self.cores[-1], values, self._order(places, len(x), backwards=True), places, None)
+        return self.out(self.gated(y, gate))  # (N, T, D)
+
+    def make_state(self, n: int, capacity: int, dtype: torch.dtype, device: torch.device) -> State:
+        """The last inputs of the convolution (N, K - 1, C), and the state of the scan."""
+        before = torch.zeros(n, self.settings.conv - 1, self.convolved, dtype=dtype, device=device)
+        return before, self.first_state(n, dtype, device)
+
+    def residual(self) -> Iterable[Tensor]:
+        return (self.out.weight,)
+
+    def muon(self) -> Iterable[Tensor]:
+        return self.inputs.weight, self.out.weight
+
+    def no_decay(self) -> Iterable[Tensor]:
+        return [parameter for core in self.cores for parameter in core.undecayed()]
+
+    def initialise(self) -> None:
+        for core in self.cores:
+            core.initialise()
+
+    def _order(self, places: Places, rows: int, backwards: bool = False) -> Tensor | None:
+        """The order in which the tokens are scanned, (T,) or (N, T): sequence by sequence, padding
+        last. None: as they are, in a causal transformer without padding."""
+        if self.causal:
+            return None if places.valid is None else (~places.valid).long().argsort(dim=1, stable=True)
+        key = scan_key(places.positions, self.scan)  # (T,) or (N, T)
+        if places.starts is not None:
+            key = key + segments(places.starts) * (key.max() - key.min() + 1)
+        if backwards:
+            key = -key
+        if places.valid is not None:
+            key = key.expand(rows, -1).masked_fill(~places.valid, torch.inf)
+        return key.argsort(dim=-1)
+
+    def _run(self, core: Core, values: Tensor, order: Tensor | None, places: Places, state: State | None) -> Tensor:
+        """Convolve and scan in an order. Returns y (N, T, I) in the order of the tokens."""
+        valid = None if places.valid is None else taken(places.valid, order)
+        numbers = None
+        if places.starts is not None:
+            numbers = segments(places.starts)
+            end = numbers[:, -1:]
+            numbers = taken(numbers, order)
+            if valid is not None:  # a sequence may begin at padding, and the state then ends empty
+                numbers = torch.where(valid, numbers, end)
+        values = taken(values, order)
+        before, h = state or self.make_state(len(values), 0, values.dtype, values.device)
+        with torch.autocast(values.device.type, enabled=False):
+            inputs = values[..., : self.convolved]
+            x = F.silu(short_convolution(inputs, *core.kernel(values.dtype), before, numbers))
+            y, last = self.scanned(core, x, values, h, numbers, valid)
+            if state is not None:
+                before.copy_(last_inputs(before, inputs, numbers, valid))
+                h.copy_(last)
+        return y if order is None else taken(y, order.argsort(dim=-1))
+
+    def _build(self, config: TransformerConfig, projected: int, cores: Sequence[Core]) -> None:
+        self.inputs = nn.Linear(config.width, projected, bias=config.bias)
+        self.cores = nn.ModuleList(cores)
+        self.out = nn.Linear(self.width, config.width, bias=config.bias)
+
+    def _count(self) -> int:
+        return 1 if self.causal or not self.settings.separate else 2
+
+
+class Core(nn.Module):
+    """The convolution and the decays of one direction.
+
+    Args:
+        channels: C, convolved channels.
+        kernel: length of the convolution.
+        decays: shape of A.
+        steps: number of step sizes.
+        skips: number of values of D.
+    """
+
+    def __init__(self, channels: int, kernel: int, decays: tuple[int, ...], steps: int, skips: int):
+        super().__init__()
+        self.conv = nn.Parameter(torch.zeros(channels, kernel))
+        self.conv_bias = nn.Parameter(torch.zeros(channels))
+        self.dt_bias = nn.Parameter(torch.zeros(steps))
+        self.log_a = nn.Parameter(torch.zeros(decays))
+        self.skip = nn.Parameter(torch.ones(skips))
+
+    def kernel(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution."""
+        return self.conv.to(dtype), self.conv_bias.to(dtype)
+
+    def undecayed(self) -> Iterable[Tensor]:
+        """Parameters without weight decay."""
+        return self.conv, self.log_a
+
+    def initialise(self) -> None:
+        """Set initial values."""
+        bound = 1 / math.sqrt(self.conv.shape[1])
+        nn.init.uniform_(self.conv, -bound, bound)
+        nn.init.zeros_(self.conv_bias)
+        nn.init.ones_(self.skip)
+        low, high = (math.log(step) for step in FIRST_STEPS)
+        step = torch.empty_like(self.dt_bias).uniform_(low, high).exp()
+        self.dt_bias.copy_(step + (-(-step).expm1()).log())  # the inverse of softplus
+        if self.log_a.ndim == 1:
+            self.log_a.uniform_(*FIRST_DECAYS).log_()
+        else:
+            self.log_a.copy_(torch.arange(1, self.log_a.shape[1] + 1).log().expand_as(self.log_a))
+
+    def decay(self, like: Tensor) -> Tensor:
+        """A, negative, in float32 or higher."""
+        return -at_least_float(self.log_a, like).exp()
+
+    def steps(self, dt: Tensor, valid: Tensor | None) -> Tensor:
+        """Step sizes (N, T, steps) in float32 or higher; 0 at padding."""
+        dt = F.softplus(at_least_float(dt, dt) + self.dt_bias)
+        return dt if valid is None else dt * valid[..., None]
+
+
+def scan_key(positions: Tensor, scan: Scan) -> Tensor:
+    """What tokens at `positions`, (T,), (T, 2) or (N, T, 1 or 2), are sorted by: (T,) or (N, T)."""
+    if positions.ndim == 1:
+        return positions.double()
+    if positions.shape[-1] == 1:
+        return positions[..., 0].double()
+    row, column = positions.double().unbind(-1)
+    if scan == "column":
+        row, column = column, row
+    span = column.max() - column.min() + 1
+    if scan == "zigzag":
+        column = torch.where(row.round() % 2 == 0, column, column.max() + column.min() - column)
+    return row * span + column
+
+
+def taken(x: Tensor, order: Tensor | None) -> Tensor:
+    """Reorder the tokens of x (N, T, ...) by `order`, (T,) or (N, T)."""
+    if order is None:
+        return x
+    if order.ndim == 1:
+        return x.index_select(1, order)
+    return x.gather(1, order.reshape(*order.shape, *(1,) * (x.ndim - 2)).expand_as(x))
+
+
+def at_least_float(x: Tensor, like: Tensor) -> Tensor:
+    """x in float32, or in the dtype of `like` if it is wider."""
+    return x.to(torch.promote_types(like.dtype, torch.float32))
