@@ -5,13 +5,14 @@ Its latents have the layout of those of Stable Diffusion, and diffusers loads wh
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from genmodels.adversarial import TURN, AdversarialCodec, AdversarialConfig
 from genmodels.autoencoder import ContinuousCodec
 from genmodels.nn.conv import check_norm
 from genmodels.nn.diffusers_codec import check_side, decoded, posterior
@@ -25,13 +26,33 @@ first step on."""
 
 
 @dataclass(frozen=True)
-class KLConfig:
-    """Architecture and loss of an AutoencoderKL."""
+class DiffusersCodecConfig(AdversarialConfig):
+    """Latents and loss of an autoencoder of diffusers."""
 
     size: Derived[int] = 64
     """Side of the images in pixels. Training sets it from --size."""
     latent_channels: int = 4
     """Channels of the latents. Stable Diffusion's have 4."""
+    lpips: float = 0.0
+    """Weight of the LPIPS perceptual loss (VGG). Needs the lpips package and torchvision's VGG
+    weights on this machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "size", "latent_channels")
+        self.at_least(0, "lpips")
+
+    def at_least(self, least: int, *names: str) -> None:
+        """Raise ValueError if one of the fields `names` is smaller than `least`, or is nan."""
+        for name in names:
+            if not (value := getattr(self, name)) >= least:
+                raise ValueError(f"{name} must {'be at least 1' if least else 'not be negative'}, got {value}")
+
+
+@dataclass(frozen=True)
+class KLConfig(DiffusersCodecConfig):
+    """Architecture and loss of an AutoencoderKL."""
+
     channels: tuple[int, ...] = (16, 16, 32, 64)
     """Channels of each level, finest first; every level after the first halves the resolution. The
     latents are size / 2^(levels - 1) a side: 8 x 8 at 64 px with the defaults."""
@@ -44,24 +65,20 @@ class KLConfig:
     kl: float = 1e-6
     """Weight of the KL term in nats per image, relative to the sum of the errors of all values of an
     image. The default is that of latent diffusion: it keeps latents from growing and is no prior."""
-    lpips: float = 0.0
-    """Weight of the LPIPS perceptual loss (VGG). Needs the lpips package and torchvision's VGG
-    weights on this machine."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "latent_channels", "blocks", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        self.at_least(1, "blocks", "groups")
+        self.at_least(0, "kl")
         if not self.channels or any(width < 1 or width % self.groups for width in self.channels):
             raise ValueError(f"channels must be multiples of groups, which is {self.groups}, got {self.channels}")
-        for name in ("kl", "lpips"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         check_norm(self.groups, self.channels[-1], check_side("kl", self.size, 2 ** (len(self.channels) - 1)))
 
 
-class DiffusersCodec(ContinuousCodec, ABC):
-    """Codec whose network is an autoencoder of diffusers. A family implements `loss` and `_code`.
+class DiffusersCodec(AdversarialCodec, ContinuousCodec, ABC):
+    """Codec whose network is an autoencoder of diffusers.
+
+    A family implements `_autoencoder_loss`, `_last_layer`, `_remade` and `_code`.
 
     Args:
         config: settings of the family.
@@ -72,26 +89,38 @@ class DiffusersCodec(ContinuousCodec, ABC):
         super().__init__(config)
         self.network: Any = network
         self._perceptual = PerceptualLoss() if config.lpips else None
+        self.add_discriminator()
 
     @final
-    def reconstruction(self, images: Tensor, raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare images with decoded raw latents: L1 + L2, and LPIPS if it has a weight.
+    def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
+        total, metrics = self.discriminator_loss(batch) if turn == TURN else self._autoencoder_loss(batch)
+        return total, {name: value.detach() for name, value in metrics.items()}
+
+    @abstractmethod
+    def _autoencoder_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of encoder and decoder, and metrics."""
+
+    @final
+    def reconstruction(self, batch: Batch, raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compare images with decoded raw latents: L1 + L2, and LPIPS and the adversarial loss if they
+        have a weight.
 
         Args:
-            images: (N, 3, H, W) in [-1, 1].
+            batch: the images, (N, 3, H, W) in [-1, 1].
             raw: (N, *latent_shape).
 
         Returns:
             The mean over all values, and its parts.
         """
         made = self._mean_image(raw)
-        error = images - made
+        error = batch.images - made
         parts = {"mse": error.square().mean(), "l1": error.abs().mean()}
         total = parts["mse"] + parts["l1"]
         if self._perceptual is not None:
-            parts["lpips"] = self._perceptual(images, made)
+            parts["lpips"] = self._perceptual(batch.images, made)
             total = total + self.config.lpips * parts["lpips"]
-        return total, parts
+        adversarial, more = self.adversarial(batch, total, made)
+        return total + adversarial, parts | more
 
 
 class KL(DiffusersCodec):
@@ -99,7 +128,8 @@ class KL(DiffusersCodec):
 
     The posterior q(z | x) is Gaussian with diagonal covariance. The loss is L1 + L2 of the image
     decoded from a draw of it, plus kl KL(q(z | x) || N(0, I)) divided by the number of values of an
-    image, so that `kl` has the scale of the paper, whose errors are sums. Latents are the means.
+    image, so that `kl` has the scale of the paper, whose errors are sums. LPIPS and the loss of a
+    discriminator are optional. Latents are the means.
     """
 
     family = "kl"
@@ -116,13 +146,22 @@ class KL(DiffusersCodec):
         grid = check_side(self.family, c.size, 2 ** (len(c.channels) - 1))
         return (c.latent_channels, grid, grid)
 
-    def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
-        mean, log_variance = posterior(self.network, batch.images)
-        z = mean + (0.5 * log_variance).exp() * batch.noise.normal(*self.latent_shape)  # (N, *latent_shape)
-        total, metrics = self.reconstruction(batch.images, z)
+    def _autoencoder_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        z, mean, log_variance = self._draw_posterior(batch)
+        total, metrics = self.reconstruction(batch, z)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1).mean()  # nats per image
-        total = total + self.config.kl * kl / batch.images[0].numel()
-        return total, {name: value.detach() for name, value in (metrics | {"kl": kl}).items()}
+        return total + self.config.kl * kl / batch.images[0].numel(), metrics | {"kl": kl}
+
+    def _draw_posterior(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a draw of q(z | x), its mean and its log variance, each (N, *latent_shape)."""
+        mean, log_variance = posterior(self.network, batch.images)
+        return mean + (0.5 * log_variance).exp() * batch.noise.normal(*self.latent_shape), mean, log_variance
+
+    def _remade(self, batch: Batch) -> Tensor:
+        return self._mean_image(self._draw_posterior(batch)[0])
+
+    def _last_layer(self) -> nn.Conv2d:
+        return self.network.decoder.conv_out  # type: ignore[no-any-return]
 
     def _code(self, images: Tensor) -> Tensor:
         return posterior(self.network, images)[0]

@@ -10,23 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from genmodels.kl import DiffusersCodec
+from genmodels.kl import DiffusersCodec, DiffusersCodecConfig
 from genmodels.nn.density import RunningWhitening
 from genmodels.nn.diffusers_codec import check_side, decoded, latents
-from genmodels.saving import Derived
 from genmodels.types import Batch
 
 
 @dataclass(frozen=True)
-class TinyConfig:
+class TinyConfig(DiffusersCodecConfig):
     """Architecture and loss of an AutoencoderTiny."""
 
-    size: Derived[int] = 64
-    """Side of the images in pixels. Training sets it from --size."""
-    latent_channels: int = 4
-    """Channels of the latents. Stable Diffusion's have 4."""
     width: int = 32
     """Channels of every level. The network cannot have different ones."""
     encoder_blocks: tuple[int, ...] = (0, 1, 1, 3)
@@ -34,14 +29,10 @@ class TinyConfig:
     the resolution. The latents are size / 2^(levels - 1) a side: 8 x 8 at 64 px."""
     decoder_blocks: tuple[int, ...] = (0, 1, 1, 3)
     """Residual blocks of the decoder at each level, finest first."""
-    lpips: float = 0.0
-    """Weight of the LPIPS perceptual loss (VGG). Needs the lpips package and torchvision's VGG
-    weights on this machine."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "latent_channels", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        self.at_least(1, "width")
         for name in ("encoder_blocks", "decoder_blocks"):
             blocks = getattr(self, name)
             if not blocks or len(blocks) != len(self.encoder_blocks) or min(blocks) < 0:
@@ -49,8 +40,6 @@ class TinyConfig:
                     f"{name} needs a number of blocks of at least 0 for each level, and as many levels as "
                     f"encoder_blocks, got {blocks}"
                 )
-        if not self.lpips >= 0:
-            raise ValueError(f"lpips must not be negative, got {self.lpips}")
         check_side("tiny", self.size, 2 ** (len(self.encoder_blocks) - 1))
 
 
@@ -80,14 +69,20 @@ class Tiny(DiffusersCodec):
         grid = check_side(self.family, c.size, 2 ** (len(c.encoder_blocks) - 1))
         return (c.latent_channels, grid, grid)
 
-    def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
+    def _autoencoder_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         raw = self._code(batch.images)
         if self.training and torch.is_grad_enabled():
             self.whitening.observe(raw)
-        total, metrics = self.reconstruction(batch.images, raw)
-        return total, {name: value.detach() for name, value in metrics.items()}
+        return self.reconstruction(batch, raw)
+
+    def _remade(self, batch: Batch) -> Tensor:
+        return self._mean_image(self._code(batch.images))
+
+    def _last_layer(self) -> nn.Conv2d:
+        return self.network.decoder.layers[-1]  # type: ignore[no-any-return]
 
     def after_step(self) -> None:
+        super().after_step()
         self.whitening.commit()
 
     @torch.no_grad()

@@ -11,11 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from genmodels.adversarial import TURN, AdversarialCodec, AdversarialConfig
 from genmodels.autoencoder import NetworksConfig
-from genmodels.base import Generator
 from genmodels.conditions import Condition
 from genmodels.nn.conv import Decoder, Encoder, coarsest_grid, output_layer, zero_output
-from genmodels.nn.discriminator import AdaptiveWeight, PatchDiscriminator, discriminator_hinge, generator_hinge
 from genmodels.nn.perceptual import PerceptualLoss
 from genmodels.nn.principal import MAX_SIDE, PatchComponents, PrincipalComponents
 from genmodels.nn.quantise.base import Estimator, Quantiser
@@ -31,7 +30,7 @@ STARTING_POINTS = 8
 
 
 @dataclass(frozen=True)
-class VQVAEConfig(NetworksConfig):
+class VQVAEConfig(AdversarialConfig, NetworksConfig):
     """Architecture and loss of a VQ-VAE."""
 
     patch: int = 2
@@ -67,17 +66,10 @@ class VQVAEConfig(NetworksConfig):
     """Weight of the commitment loss, beta in the papers."""
     gradient: Estimator = "straight-through"
     """Gradient estimator of the quantisation. "rotation" is the rotation trick, not for "fsq"."""
-    discriminator: float = 0.0
-    """Weight of the adversarial loss of a patch discriminator, times VQGAN's adaptive weight. 0
-    trains without a discriminator."""
-    discriminator_channels: tuple[int, ...] = (32, 64, 128)
-    """Channels of each level of the discriminator; every level halves the resolution."""
-    discriminator_start: float = 0.25
-    """Fraction of training after which the adversarial loss is added. Until then, only the
-    discriminator is trained with it."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        NetworksConfig.__post_init__(self)
+        AdversarialConfig.__post_init__(self)
         if self.quantiser not in ("ema", "fsq", "cosine"):
             raise ValueError(f"quantiser must be 'ema', 'fsq' or 'cosine', got {self.quantiser!r}")
         if self.gradient not in ("straight-through", "rotation"):
@@ -95,10 +87,8 @@ class VQVAEConfig(NetworksConfig):
             raise ValueError(f"residual must be at least 1 code per position, got {self.residual}")
         if self.residual > 1 and self.quantiser != "ema":
             raise ValueError(f"residual {self.residual} needs quantiser 'ema', got {self.quantiser!r}")
-        if self.commitment < 0 or self.discriminator < 0:
-            raise ValueError("commitment and discriminator must not be negative")
-        if not 0 <= self.discriminator_start <= 1:
-            raise ValueError(f"discriminator_start must be in [0, 1], got {self.discriminator_start}")
+        if self.commitment < 0:
+            raise ValueError(f"commitment must not be negative, got {self.commitment}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,7 @@ class VQVAEOptions:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
 
-class VQVAE(Generator):
+class VQVAE(AdversarialCodec):
     """Autoencoder with an encoder, a quantiser and a decoder.
 
     The loss is the squared error plus the loss of the quantiser (commitment) and, optionally, a
@@ -141,16 +131,8 @@ class VQVAE(Generator):
         self.decoder = Decoder(c.size, c.patch, c.channels, c.decoder_blocks, values, grid, self.principal is not None)
         self.frequencies = CodeFrequencies(math.prod(self.latent_shape), self.codebook_size)
         self._perceptual = PerceptualLoss() if c.lpips else None
-        self.discriminator: PatchDiscriminator | None = None
-        self.balance: AdaptiveWeight | None = None
-        if c.discriminator:
-            self.discriminator = PatchDiscriminator(c.discriminator_channels)
-            self.balance = AdaptiveWeight(output_layer(self.decoder).weight.numel())
+        self.add_discriminator()
         self.to(memory_format=torch.channels_last)  # fastest layout for convolutions
-
-    @property
-    def turns(self) -> tuple[str, ...]:
-        return ("model", "discriminator") if self.config.discriminator else ("model",)
 
     @property
     def codebook_size(self) -> int:
@@ -218,8 +200,8 @@ class VQVAE(Generator):
         return self.decode(self.quantiser.encode(vectors))
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
-        if turn == "discriminator":
-            return self._discriminator_loss(batch.images)
+        if turn == TURN:
+            return self.discriminator_loss(batch)
         quantised = self.quantiser(self._vectors(batch.images), batch.noise)
         decoded = self._decode(quantised.vectors)
         reconstruction = (batch.images - decoded).square().mean()
@@ -227,14 +209,8 @@ class VQVAE(Generator):
         if self._perceptual is not None:
             metrics["lpips"] = self._perceptual(batch.images, decoded)
             reconstruction = reconstruction + self.config.lpips * metrics["lpips"]
-        total = reconstruction + quantised.loss
-        if self.discriminator is not None and batch.progress >= self.config.discriminator_start:
-            assert self.balance is not None
-            adversarial = generator_hinge(self.discriminator(decoded))
-            if self.training and torch.is_grad_enabled():
-                self.balance.observe(reconstruction, adversarial, output_layer(self.decoder).weight)
-            total = total + self.config.discriminator * self.balance.value * adversarial
-            metrics |= {"adversarial": adversarial, "adaptive_weight": self.balance.value}
+        adversarial, more = self.adversarial(batch, reconstruction, decoded)
+        total, metrics = reconstruction + quantised.loss + adversarial, metrics | more
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def _vectors(self, images: Tensor) -> Tensor:
@@ -259,25 +235,21 @@ class VQVAE(Generator):
             linear = self.principal.decode(white.float())  # PCA reconstruction, refined by the decoder
         return linear + self.decoder(white, linear).float()
 
-    def _discriminator_loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        assert self.discriminator is not None
-        with torch.no_grad():
-            decoded = self._decode(self.quantiser.decode(self.encode(images)))
-        real, fake = self.discriminator(torch.cat([images, decoded])).chunk(2)
-        loss = discriminator_hinge(real, fake)
-        return loss, {"real": real.detach().mean(), "fake": fake.detach().mean()}
+    def _last_layer(self) -> nn.Linear | nn.Conv2d:
+        return output_layer(self.decoder)
+
+    def _remade(self, batch: Batch) -> Tensor:
+        return self._decode(self.quantiser.decode(self.encode(batch.images)))
 
     def parameters_for(self, turn: str) -> Iterator[nn.Parameter]:
         """Return the parameters of the discriminator, or of encoder, quantiser and decoder."""
-        if turn == "discriminator":
-            assert self.discriminator is not None
-            return self.discriminator.parameters()
+        if turn == TURN:
+            return super().parameters_for(turn)
         return chain(self.encoder.parameters(), self.quantiser.parameters(), self.decoder.parameters())
 
     def after_step(self) -> None:
+        super().after_step()
         self.quantiser.commit()
-        if self.balance is not None:
-            self.balance.commit()
 
     @torch.no_grad()
     def initialise(self, images: Iterable[Tensor]) -> None:

@@ -19,7 +19,10 @@ from genmodels.training.recipe import OptimConfig, Precision, Recipe
 class KLRecipe(Recipe):
     """Settings of the training of an AutoencoderKL."""
 
-    shown = ("model.latent_channels", "model.channels", "model.blocks", "model.kl", "model.lpips")
+    shown = (
+        *("model.latent_channels", "model.channels", "model.blocks", "model.kl"),
+        *("model.lpips", "model.discriminator"),
+    )
 
     model: KLConfig = KLConfig()
     mixed_precision: Precision = "bf16"

@@ -19,7 +19,10 @@ from genmodels.training.recipe import OptimConfig, Precision, Recipe
 class TinyRecipe(Recipe):
     """Settings of the training of an AutoencoderTiny."""
 
-    shown = ("model.latent_channels", "model.width", "model.encoder_blocks", "model.decoder_blocks", "model.lpips")
+    shown = (
+        *("model.latent_channels", "model.width", "model.encoder_blocks", "model.decoder_blocks"),
+        *("model.lpips", "model.discriminator"),
+    )
 
     model: TinyConfig = TinyConfig()
     mixed_precision: Precision = "bf16"

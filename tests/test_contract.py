@@ -60,6 +60,9 @@ SMALL["latent"] = dict(
     codec=dict(family="vqvae", model=SMALL["vqvae"]),
     prior=dict(family="autoregressive", model=dict(size=SIZE, codes=(4, 4), codebook_size=32, transformer=TRANSFORMER)),
 )
+DISCRIMINATOR = dict(size=16, discriminator=0.5, discriminator_channels=(8, 16))
+SMALL["kl:discriminator"] = dict(channels=(8, 16), groups=4) | DISCRIMINATOR
+SMALL["tiny:discriminator"] = dict(width=16, encoder_blocks=(0, 1), decoder_blocks=(0, 1)) | DISCRIMINATOR
 MAP = SMALL["vae"] | dict(spatial=True, latent_dim=4)
 DIFFUSION = SMALL["unet"] | dict(size=SIZE, latents=(4, 4, 4), patch=1)
 SMALL["latent:unet"] = dict(size=SIZE, codec=dict(family="vae", model=MAP), prior=dict(family="unet", model=DIFFUSION))
@@ -393,6 +396,7 @@ ABLE: dict[str, set[str]] = {
     "clip:vit": {"embed", "tokenize", "measure"},
 }
 """What each family can do besides sampling: the tests below must not pass because a model claims too little."""
+ABLE["kl:discriminator"], ABLE["tiny:discriminator"] = ABLE["kl"], ABLE["tiny"]
 ABLE["gan:dcgan"], ABLE["latent:unet over vectors"] = ABLE["gan"], ABLE["latent:unet"]
 ABLE["autoregressive:mamba2"], ABLE["dit:hybrid"] = ABLE["autoregressive"], ABLE["dit"]
 

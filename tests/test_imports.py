@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"card", "inpainting", "token_sampling", "usage", "stopping", "candidates", "text"},
     {"nn"},
     {"base"},
-    {"prior", "autoencoder", "pretrained", "sampling", "data"},
+    {"prior", "autoencoder", "adversarial", "pretrained", "sampling", "data"},
     {"codecs", "directions", "text_conditions"},
     {"ae", "vae", "vqvae", "kl", "gan_config", "autoregressive", "diffusion", "clip"},
     {"gan", "dit", "tiny"},

@@ -9,9 +9,12 @@ from typing import Any
 
 import diffusers
 import pytest
+import tiny as tiny_runs
 import torch
+from safetensors.torch import load_file
 from test_contract import SMALL, faces, train
 from test_exchange import noise, ours, script
+from test_fit import STATE, tensors
 from test_latent_diffusion import UNET
 from test_two_commands import QUICK
 from test_two_commands import train as run_recipe
@@ -25,6 +28,7 @@ from genmodels.kl import KL, KLConfig
 from genmodels.nn.density import RunningWhitening
 from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedTiny
 from genmodels.tiny import Tiny, TinyConfig
+from genmodels.training.fit import fit
 from genmodels.types import Batch, Noise
 
 SMALL_KL = SMALL["kl"] | dict(size=16)
@@ -45,14 +49,22 @@ torch.save([latents, decoded], folder + "/found.pt")
 """
 
 
-def batch(n: int = 6) -> Batch:
-    return Batch(faces(n, size=16), Noise.for_images(0, range(n)))
+ADVERSARIAL = dict(discriminator=0.5, discriminator_channels=(8, 16))
 
 
-def trained(kind: type) -> Any:
-    """A codec after a few steps, whose latents have another mean and scale in each channel."""
+def batch(n: int = 6, progress: float = 0.0) -> Batch:
+    return Batch(faces(n, size=16), Noise.for_images(0, range(n)), progress=progress)
+
+
+def small(kind: type, **changes: Any) -> Any:
+    """Build a codec with the same initial weights at every call."""
     torch.manual_seed(0)
-    model = kind(kind.Config(**(SMALL_KL if kind is KL else SMALL_TINY)))
+    return kind(kind.Config(**(SMALL_KL if kind is KL else SMALL_TINY), **changes))
+
+
+def trained(kind: type, **changes: Any) -> Any:
+    """A codec after a few steps, whose latents have another mean and scale in each channel."""
+    model = small(kind, **changes)
     model.initialise([faces(24, seed=3, size=16)])
     train(model, steps=3)
     model.calibrate([faces(16, seed=seed, size=16) for seed in (1, 2)])
@@ -89,9 +101,71 @@ def test_lpips_joins_the_loss(monkeypatch):
         torch.testing.assert_close(loss, metrics["l1"] + 3 * metrics["mse"])
 
 
+# ---- the discriminator ----
+
+
+@pytest.mark.parametrize("kind", [KL, Tiny])
+def test_the_adversarial_loss_starts_late_and_has_the_adaptive_weight(kind):
+    """The weight is |d reconstruction / d w| / |d adversarial / d w| at the last layer of the decoder."""
+    plain, model = small(kind), small(kind, **ADVERSARIAL, discriminator_start=0.3)
+    assert model.turns == ("model", "discriminator") and plain.turns == ("model",)
+    assert not any("discriminator" in name or "balance" in name for name in plain.state_dict())
+    early, metrics = model(batch(progress=0.29))
+    assert torch.equal(early, plain(batch())[0]) and "adversarial" not in metrics
+    loss, seen = model(batch(), "discriminator")  # which is trained from the first step on
+    scores = [model.discriminator(x) for x in (batch().images, model._remade(batch()))]
+    torch.testing.assert_close(loss, 0.5 * ((1 - scores[0]).relu().mean() + (1 + scores[1]).relu().mean()))
+    assert set(seen) == {"real", "fake"}
+    assert torch.equal(model(batch(progress=0.3))[0], early), "the first step has weight 0"
+    model.after_step()
+    last = model.network.decoder.conv_out if kind is KL else model.network.decoder.layers[-1]
+    made = model._remade(batch())
+    error = batch().images - made
+    gradients = [
+        torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm()
+        for loss in (error.square().mean() + error.abs().mean(), -model.discriminator(made).mean())
+    ]
+    found, metrics = model(batch(progress=0.3))
+    expected = gradients[0] / gradients[1]
+    torch.testing.assert_close(metrics["adaptive_weight"], expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(found, early + 0.5 * expected * metrics["adversarial"], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", [KL, Tiny])
+def test_a_resumed_run_with_a_discriminator_equals_an_uninterrupted_one(kind, tmp_path):
+    def run(**changes: Any) -> Path:
+        model = small(kind, **ADVERSARIAL)
+        settings = tiny_runs.recipe(tmp_path / "run", size=16, steps=4, save_every=2, model=model.config, **changes)
+        return fit(model, tiny_runs.faces(size=16), settings)
+
+    whole = tensors(run(), 4)
+    assert whole["model.safetensors"]["balance.value"] > 0
+    (tmp_path / "run" / "checkpoints" / "step_00000004" / STATE).unlink()
+    for name, values in tensors(run(resume=True), 4).items():
+        for key, value in values.items():
+            assert torch.equal(value, whole[name][key]), f"{name}: {key}"
+
+
+@pytest.mark.parametrize("kind", [KL, Tiny])
+def test_an_exported_autoencoder_leaves_the_discriminator_out(kind, tmp_path):
+    model, plain = trained(kind, **ADVERSARIAL), small(kind)
+    assert len(model.state_dict()) > len(plain.state_dict())
+    autoencoder_for_diffusers(model).save_pretrained(tmp_path)
+    found = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    expected = plain.network.state_dict()
+    assert {name: value.shape for name, value in found.items()} == {n: value.shape for n, value in expected.items()}
+
+
 @pytest.mark.parametrize(
     ("config", "settings", "message"),
     [
+        (KLConfig, dict(discriminator=-1.0), "discriminator must not be negative, got -1.0"),
+        (
+            KLConfig,
+            dict(discriminator=1.0, discriminator_start=2.0),
+            r"discriminator_start must be in \[0, 1\], got 2.0",
+        ),
+        (TinyConfig, dict(discriminator_channels=(8,)), r"discriminator_channels has no effect .*, got \(8,\)"),
         (KLConfig, dict(size=60), "kl downsamples by 8, which does not divide 60 px"),
         (TinyConfig, dict(size=60), "tiny downsamples by 8, which does not divide 60 px"),
         (KLConfig, dict(groups=12), r"channels must be multiples of groups, which is 12, got \(16, 16, 32, 64\)"),

@@ -100,7 +100,7 @@ def test_what_decode_refuses():
         (dict(quantiser="fsq", gradient="rotation"), "has no vector to rotate to: use gradient 'straight-through'"),
         (dict(residual=0), "residual must be at least 1 code per position, got 0"),
         (dict(residual=2, quantiser="cosine"), "residual 2 needs quantiser 'ema', got 'cosine'"),
-        (dict(commitment=-1.0), "must not be negative"),
+        (dict(commitment=-1.0), "commitment must not be negative, got -1.0"),
         (dict(discriminator=1.0, discriminator_channels=(12,)), r"multiples of 8, got \(12,\)"),
         (dict(discriminator_start=2.0), "discriminator_start must be in"),
         (dict(encoder_blocks=(1,)), r"encoder_blocks needs one number for each of the 2 channels"),
