@@ -173,6 +173,8 @@ def run_plain_loop(settings: argparse.Namespace) -> None:
     model: Any = genmodels.load(settings.out / "ours")
     data = open_data(settings.data, settings.root, model.config.size).split("train")
     pipeline, speed = plain_loop(model, data, settings, lambda step: time.time() < end)
+    if not speed["images"]:
+        raise SystemExit(f"--minutes {settings.minutes:g} was over before the first step of the second loop: give more")
     pipeline.save_pretrained(settings.out / "plain")
     (settings.out / "plain" / "speed.json").write_text(json.dumps(speed))
 

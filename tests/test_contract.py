@@ -60,7 +60,8 @@ SMALL["latent"] = dict(
     codec=dict(family="vqvae", model=SMALL["vqvae"]),
     prior=dict(family="autoregressive", model=dict(size=SIZE, codes=(4, 4), codebook_size=32, transformer=TRANSFORMER)),
 )
-DISCRIMINATOR = dict(size=16, discriminator=0.5, discriminator_channels=(8, 16))
+# Wide enough for logits beyond the margin of the hinge loss: without any, its gradient for the last bias is exactly 0.
+DISCRIMINATOR = dict(size=16, discriminator=0.5, discriminator_channels=(32, 64))
 SMALL["kl:discriminator"] = dict(channels=(8, 16), groups=4) | DISCRIMINATOR
 SMALL["tiny:discriminator"] = dict(width=16, encoder_blocks=(0, 1), decoder_blocks=(0, 1)) | DISCRIMINATOR
 MAP = SMALL["vae"] | dict(spatial=True, latent_dim=4)
