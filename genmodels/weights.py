@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
 
 from genmodels.reading import check_regular, in_one_line
 from genmodels.saving import from_dict
@@ -103,9 +104,24 @@ def _shape(make: Callable[[], M], where: str, like: Mapping[str, Tensor] | None)
         held = sum(t.numel() for t in like.values())
         tensors, numbers = 2 * len(like) + 64, 2 * held + 2**24
         why = f"but its weights are {len(like):,} tensors of {held:,} numbers: one of the files is damaged or mixed up"
-    with warnings.catch_warnings(), _described(where), torch.device("meta"), _at_most(tensors, numbers, why):
+    with warnings.catch_warnings(), _described(where), torch.device("meta"), _Shapes(), _at_most(tensors, numbers, why):
         warnings.simplefilter("ignore")  # about empty layers, several lines each
         return make()
+
+
+class _Shapes(TorchFunctionMode):
+    """Context in which no random numbers are drawn, for tensors of which only the shape is used.
+
+    Drawing them on the meta device imports torch._dynamo, which takes seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        if func in (torch.rand, torch.randn):
+            func = torch.empty
+        return func(*args, **kwargs)
 
 
 def _precisions(tensors: Mapping[str, Tensor], parts: Iterable[str], path: Path) -> dict[str, torch.dtype]:

@@ -140,7 +140,7 @@ class TextEmbedding(nn.Module):
         super().__init__()
         self.ids = nn.Embedding(config.vocabulary, width)
         self.positions = nn.Embedding(config.length, width)
-        self.null = nn.Parameter(torch.randn(width) * INIT_STD)
+        self.null = nn.Parameter(torch.empty(width).normal_(std=INIT_STD))
 
     def forward(self, text: Text, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Embed N sentences. A row without a real token becomes a learned null token.

@@ -6,8 +6,6 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import Tensor, nn
 
 from genmodels.distributed import all_reduce_sum
@@ -109,10 +107,12 @@ class GaussianMixture(nn.Module):
     def __init__(self, components: int, dim: int):
         super().__init__()
         self.full = components * dim**2 <= MAX_COVARIANCE_VALUES
-        scale = torch.eye(dim).expand(components, dim, dim) if self.full else torch.ones(components, dim)
+        scale = torch.zeros(components, dim, dim) if self.full else torch.ones(components, dim)
+        if self.full:  # not torch.eye, which imports torch._dynamo on the meta device: it takes seconds
+            scale.diagonal(dim1=1, dim2=2).fill_(1)
         self.register_buffer("weights", torch.full((components,), 1.0 / components))
         self.register_buffer("means", torch.zeros(components, dim))
-        self.register_buffer("scale", scale.clone())  # Cholesky factors (K, D, D), or standard deviations (K, D)
+        self.register_buffer("scale", scale)  # Cholesky factors (K, D, D), or standard deviations (K, D)
         self.register_buffer("fitted", torch.tensor(False))
 
     @torch.no_grad()
@@ -122,6 +122,10 @@ class GaussianMixture(nn.Module):
         If fewer than K latents are distinct, as many Gaussians as there are distinct latents are
         fitted, and the others get the weight 0.
         """
+        # Slow to import, and needed in training only.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture as SklearnMixture
+
         if not latents.isfinite().all():
             raise ValueError(
                 "the latents of the model are not finite: its weights, or those of the checkpoint, are damaged"

@@ -23,6 +23,11 @@ def block_dct() -> Tensor:
     A convolution with stride 8 by these filters is an orthogonal map, so densities and bits per
     dimension do not change.
     """
+    with torch.device("cpu"):  # also for a model on the meta device, on which some functions are slow to import
+        return _block_dct()
+
+
+def _block_dct() -> Tensor:
     k = torch.arange(BLOCK, dtype=torch.float64)
     dct = torch.cos(math.pi * (k[None] + 0.5) * k[:, None] / BLOCK) * math.sqrt(2 / BLOCK)  # (frequency, position)
     dct[0] /= math.sqrt(2)

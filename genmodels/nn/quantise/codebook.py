@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -36,6 +34,9 @@ def k_means(points: Tensor, size: int) -> Tensor:
         points = points[chosen.to(points.device)]
     if len(points) < size:
         return points.repeat(-(-size // len(points)), 1)[:size]
+    from sklearn.cluster import KMeans  # slow to import, and needed in training only
+    from sklearn.exceptions import ConvergenceWarning
+
     model = KMeans(size, init="random", n_init=1, max_iter=ROUNDS, random_state=0)
     # With several threads, the order of summation would differ between runs, and so would the last
     # bits.
