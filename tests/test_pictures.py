@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+import math
 
+import numpy as np
+import pytest
+import torch
+from torchvision.utils import make_grid
+
+from genmodels import pictures
 from genmodels.pictures import to_float, to_uint8
 
 
@@ -33,3 +38,11 @@ def test_to_uint8_rounds_to_the_nearest_level_and_clamps() -> None:
     values = torch.tensor([-1.5, -1.0, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1, 1.0, 1.5])
     images = values.view(1, 1, 1, -1).expand(1, 3, 1, -1)
     assert to_uint8(images)[0, 0, :, 0].tolist() == [0, 0, 100, 101, 255, 255]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, None), (2, None), (5, 3), (7, 12), (16, None)])
+def test_grids_against_torchvision(count: int, columns: int | None) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (count, 6, 5, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    expected = make_grid(pixels, nrow=columns or math.ceil(math.sqrt(count)), padding=2, pad_value=255)
+    assert np.array_equal(np.asarray(pictures.grid(images, columns)), expected.permute(1, 2, 0).numpy())

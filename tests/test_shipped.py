@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +121,13 @@ def test_half_precision_on_disk_is_loaded_as_float32(tmp_path: Path) -> None:
     header.write_text(header.read_text().replace('"float32"', '"float8"'))
     with pytest.raises(ValueError, match="precision: expected float32, got 'float8'"):
         genmodels.load(tmp_path / "half")
+
+
+def test_sampling_imports_no_library_that_is_slow_and_not_needed(tmp_path: Path) -> None:
+    """The first image of a new installation should appear within ten seconds."""
+    command = ["sample", "toyfaces/vae", "--n", "4", "--out", "x.png"]
+    slow = {"diffusers", "sklearn", "scipy", "pandas", "torch._dynamo", "sympy", "torchvision"}
+    code = f"import sys; from genmodels.cli import main; print(main({command}), sorted(sys.modules.keys() & {slow}))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stdout + done.stderr
