@@ -2,7 +2,7 @@
 #
 #   docker build -t genmodels .                                  # CPU
 #   docker build -t genmodels:cuda --build-arg DEVICE=cuda .     # GPUs
-#   docker run --rm -v "$PWD:/work" --user "$(id -u)" genmodels sample toyfaces/gan --out faces.png
+#   docker run --rm -v "$PWD:/work" --user "$(id -u)" genmodels sample toyfaces/vae --out faces.png
 #   docker run --rm -v "$PWD:/work" --user "$(id -u)" --gpus all genmodels:cuda train dit --output runs/dit
 #   docker run --rm -p 127.0.0.1:7860:7860 genmodels app --host 0.0.0.0
 #

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import genmodels
+from genmodels.abilities import ABILITIES
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -44,9 +45,30 @@ def test_the_readme_has_only_absolute_addresses_on_pypi(release: ModuleType) -> 
     assert release.RELATIVE.findall(text) == []
     source = PROJECT["project"]["urls"]["Homepage"]
     raw = source.replace("github.com", "raw.githubusercontent.com")
-    for picture in re.findall(r"!\[[^\]]*\]\((.*?)\)", README):
+    first, *_ = pictures = re.findall(r"!\[[^\]]*\]\((.*?)\)", README)
+    assert (ROOT / first).stat().st_size <= 2_000_000
+    for picture in pictures:
         assert f"({raw}/v$HFPR_VERSION/{picture})" in text
     assert f"({source}/blob/v$HFPR_VERSION/CONTRIBUTING.md)" in text
+
+
+def test_the_table_of_families_in_the_readme_is_that_of_the_abilities() -> None:
+    """A column is a command of the table of abilities, "likelihood" or "conditions"."""
+    header, _, *lines = re.search(r"^\| family \|.*\n(?:\|.*\n)+", README, re.MULTILINE)[0].splitlines()
+    columns = [cell.strip(" `") for cell in header.strip("|").split("|")[1:]]
+    named = {"likelihood": ("bits_per_dim", "bits_per_token")}
+    families = []
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        families.append(re.search(r"`(\w+)`$", cells[0])[1])
+        of = genmodels.family(families[-1])
+        for column, cell in zip(columns, cells[1:], strict=True):
+            rows = [row for row in ABILITIES if row.command == column or row.name in named.get(column, ())]
+            assert rows or column == "conditions"
+            can = any(all(getattr(of, part, None) is not None for part in row.methods) for row in rows)
+            can |= column == "conditions" and hasattr(of.Config(), "condition")
+            assert cell == ("✓" if can else ""), f"{families[-1]}: {column}"
+    assert families == [name for name in genmodels.FAMILIES if name != "latent"]
 
 
 @pytest.mark.parametrize(
