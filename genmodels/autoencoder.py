@@ -235,7 +235,7 @@ class ContinuousCodec(Generator, ABC):
 
     @final
     def _draw_from_density(self, noise: Noise, temperature: float) -> Tensor:
-        if not self.density.fitted:
+        if not torch.compiler.is_exporting() and not self.density.fitted:  # a trace cannot branch on a value
             raise ValueError(
                 f"the {self.family}'s latent density is not fitted yet: train it, or call calibrate(images)"
             )

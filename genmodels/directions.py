@@ -1,4 +1,4 @@
-"""Directions in latent space along which one attribute of the images changes."""
+"""Directions in latent space along which the images change: of attributes, and principal ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genmodels.modes import evaluating
@@ -15,6 +16,8 @@ from genmodels.types import Noise
 
 LEAST = 10
 """Smallest number of images with, and of images without, an attribute."""
+SIDE = 16
+"""Side of the downsampled images whose principal components give directions."""
 
 
 @torch.inference_mode()
@@ -50,6 +53,44 @@ def attribute_directions(
     present = torch.from_numpy(attributes > 0).to(latents)  # (N, K)
     absent = torch.from_numpy(attributes < 0).to(latents)
     return _means(present, latents) - _means(absent, latents)
+
+
+@torch.inference_mode()
+def principal_directions(model: Any, count: int, n: int = 1024, seed: int = 0, **options: Any) -> Tensor:
+    """Compute the directions along which the samples of a model vary most (GANSpace, arXiv
+    2004.02546).
+
+    They are regressions of the latents on the principal components of the images, which are
+    downsampled. A step of 1 changes its component by one standard deviation.
+
+    Args:
+        model: model with the ability `latent_directions`, on the device to compute on.
+        count: K, number of directions.
+        n: number of samples.
+        seed: seed of the samples.
+        **options: sampling options of the model.
+
+    Returns:
+        Directions (K, D), in the order of the variance of their components.
+
+    Raises:
+        ValueError: if the model has no latent directions, or K is not below n.
+    """
+    require(model, "latent_directions")
+    if not 1 <= count < n:
+        raise ValueError(f"the number of directions must be from 1 to {n - 1}, got {count}")
+    settings, latents, images = model.options(**options), [], []
+    with evaluating(model):
+        for start in range(0, n, 64):
+            noise = Noise.for_images(seed, range(start, min(start + 64, n)), model.device)
+            latents.append(model.draw_latents(noise, settings).float())
+            made = model.from_latents(latents[-1]).float()
+            images.append(F.adaptive_avg_pool2d(made, min(made.shape[-1], SIDE)).flatten(1))
+    flat, values = torch.cat(images), torch.cat(latents)
+    scores, _, components = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)  # (n, n), ..., (n, P)
+    signs = components[:count].gather(1, components[:count].abs().argmax(1, keepdim=True)).sign()  # (K, 1)
+    # Scores have the variance 1 / n, and are uncorrelated.
+    return signs * (scores[:, :count].T @ (values - values.mean(0))) / n**0.5
 
 
 @torch.inference_mode()

@@ -79,10 +79,10 @@ class GAN(Prior):
         """Map z (N, latent_dim) to images or latents (N, C, H, W), float32, not clamped."""
         inputs = z
         if self.generator_condition is not None:
-            given = Condition() if condition is None else condition
-            embedded = self.generator_condition(given, len(z), z.device).pooled
+            given, n = Condition() if condition is None else condition, z.shape[0]
+            embedded = self.generator_condition(given, n, z.device).pooled
             if guidance != 1:
-                embedded = torch.lerp(self.generator_condition.nothing(len(z), z.device).pooled, embedded, guidance)
+                embedded = torch.lerp(self.generator_condition.nothing(n, z.device).pooled, embedded, guidance)
             inputs = torch.cat([z, embedded], 1)
         if self.principal is None:
             return self.generator(inputs).float()

@@ -173,9 +173,9 @@ class VQVAE(AdversarialCodec):
                 raise ValueError(f"decode() takes vectors of shape (N, {_shape(expected)}), got {tuple(latents.shape)}")
             return self._decode(latents).clamp(-1, 1)
         if tuple(latents.shape[1:]) != self.latent_shape:
-            expected = self.latent_shape
-            raise ValueError(f"decode() takes codes of shape (N, {_shape(expected)}), got {tuple(latents.shape)}")
-        if len(latents) and (latents.min() < 0 or latents.max() >= self.codebook_size):
+            raise ValueError(f"decode() takes codes (N, {_shape(self.latent_shape)}), got {tuple(latents.shape)}")
+        traced = torch.compiler.is_exporting()  # a trace cannot branch on a value
+        if not traced and len(latents) and (latents.min() < 0 or latents.max() >= self.codebook_size):
             raise ValueError(
                 f"codes go from 0 to {self.codebook_size - 1:,}, got {latents.min().item()} to {latents.max().item()}: "
                 "they belong to another codec"
@@ -277,7 +277,7 @@ class VQVAE(AdversarialCodec):
         self.frequencies.fit(self.encode(batch).flatten(1) for batch in images)
 
     def sample(self, noise: Noise, condition: Condition, options: VQVAEOptions) -> Tensor:
-        if not self.frequencies.fitted:
+        if not torch.compiler.is_exporting() and not self.frequencies.fitted:  # a trace cannot branch on a value
             raise ValueError("the vqvae's code frequencies are not known yet: train it, or call calibrate(images)")
         codes = self.frequencies.sample(noise.uniform(self.frequencies.positions), options.temperature)  # (N, T)
         return self.decode(codes.unflatten(1, self.latent_shape))

@@ -14,7 +14,7 @@ from tiny_model import OnlySamples, TinyConfig
 import genmodels
 from genmodels import sampling
 from genmodels.cli import main
-from genmodels.directions import attribute_directions, traverse
+from genmodels.directions import attribute_directions, principal_directions, traverse
 from genmodels.gan import GAN, GANConfig
 from genmodels.latent import Latent
 from genmodels.pictures import to_uint8
@@ -58,6 +58,17 @@ def test_traverse_moves_samples_and_images() -> None:
     assert np.array_equal(rows[:, 1, 2], to_uint8(model.from_latents(z + directions[1])))
     given = traverse(model, rows[:2, 0, 1], directions, amounts)
     assert np.abs(given[:, 0, 1].astype(int) - rows[:2, 0, 1]).mean() < 3  # inverted and generated again
+
+
+def test_principal_directions_of_a_linear_generator() -> None:
+    model = linear_gan()
+    found = principal_directions(model, 3, n=4096, seed=1)
+    torch.testing.assert_close(found @ found.T, torch.eye(3), atol=0.1, rtol=0)
+    slopes = (model.from_latents(0.1 * torch.eye(6)) - model.from_latents(torch.zeros(1, 6))).flatten(1) / 0.1
+    expected = torch.linalg.svdvals(slopes)[:3]  # standard deviations of the principal components
+    torch.testing.assert_close((found @ slopes).norm(dim=1), expected, rtol=0.05, atol=0)
+    with pytest.raises(ValueError, match="from 1 to 1023"):
+        principal_directions(linear_gan(), 1024)
 
 
 def test_an_autoencoder_has_directions_too() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from genmodels.cli.arguments import check_free, open_model, read_images
-from genmodels.cli.real_images import EvaluationFlags, RealImages, real_images
+from genmodels.cli.real_images import EvaluationFlags, real_images
 from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ def traverse(
 
     model = open_model(run, "latent_directions")
     check_free(out, force, ".png")
-    real = real_images([run], EvaluationFlags(data=data, root=root))
     size = model.config.size
-    labelled = _labelled(real, size, attributes)
+    labelled = labelled_images(run, size, attributes, data, root)
     directions = attribute_directions(model, np.asarray(labelled.images), labelled.attributes, attributes)
     starts = read_images(images, size) if images else None
     amounts = torch.linspace(-reach, reach, frames)
@@ -79,13 +78,27 @@ def traverse(
     print(f"{len(rows)} faces, each with {', '.join(attributes)} from less to more, one below the other, in {out}")
 
 
-def _labelled(real: RealImages, size: int, attributes: tuple[str, ...]) -> Packed:
-    """Open training images with these attributes, at most `ENOUGH` of them."""
+def labelled_images(
+    run: str, size: int, attributes: tuple[str, ...], data: str | None = None, root: Path | None = None
+) -> Packed:
+    """Open training images with these attributes, at most `ENOUGH` of them.
+
+    Args:
+        run: the run folder.
+        size: side of the images in pixels.
+        attributes: names of attributes.
+        data: a data set by name or a packed directory. None: the data of the run.
+        root: where the files of the data set are.
+
+    Raises:
+        UsageError: if the data do not have an attribute.
+    """
     from genmodels.data import open_data
     from genmodels.data.rows import spread_rows
 
-    data = open_data(real.data, real.root, size, real.crop).split("train")
-    if unknown := [name for name in attributes if name not in data.attribute_names]:
-        known = ", ".join(data.attribute_names) or "none"
-        raise UsageError(f"--attributes {unknown[0]}: {data.source} does not have it; it has: {known}")
-    return data.take(spread_rows(len(data), min(len(data), ENOUGH))).with_attributes(attributes)
+    real = real_images([run], EvaluationFlags(data=data, root=root))
+    opened = open_data(real.data, real.root, size, real.crop).split("train")
+    if unknown := [name for name in attributes if name not in opened.attribute_names]:
+        known = ", ".join(opened.attribute_names) or "none"
+        raise UsageError(f"--attributes {unknown[0]}: {opened.source} does not have it; it has: {known}")
+    return opened.take(spread_rows(len(opened), min(len(opened), ENOUGH))).with_attributes(attributes)

@@ -1,31 +1,109 @@
-"""Commands that exchange models with other libraries: export and import.
+"""Commands that exchange models with other programs: export and import.
 
 Signatures and docstrings are what `--help` prints. Slow imports are inside the functions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from genmodels.cli.arguments import check_empty, load
+from genmodels.cli.arguments import check_empty, chosen_options, load
+from genmodels.usage import UsageError
+
+if TYPE_CHECKING:
+    from genmodels.exchange.web import Directions
+
+Target = Literal["diffusers", "transformers", "onnx", "web", "space"]
+FLAGS = {
+    "options": ("onnx", "web"),
+    "attributes": ("web",),
+    "data": ("web",),
+    "root": ("web",),
+    "runtime": ("web",),
+    "wheel": ("space",),
+}
+"""Targets that each further flag belongs to."""
+REACH = 1.5
+"""Largest value of the slider of an attribute, in distances between the means with and without it."""
 
 
-def export(run: Positional[str], out: Positional[Path], to: Literal["diffusers", "transformers"] = "diffusers") -> None:
-    """Write a model as a folder that another library loads without genmodels.
+def export(
+    run: Positional[str],
+    out: Positional[Path],
+    to: Target = "diffusers",
+    attributes: tuple[str, ...] = (),
+    data: str | None = None,
+    root: Path | None = None,
+    runtime: Path | None = None,
+    wheel: Path | None = None,
+    options: tuple[str, ...] = (),
+) -> None:
+    """Write a model as a folder for another library, a web page, or a Space of the Hub.
 
     Args:
         run: run or model folder, toyfaces/NAME, or an id on the Hub.
         out: new or empty folder.
-        to: library that loads it: diffusers for a unet, dit, kl or tiny, transformers for a clip.
+        to: diffusers for a unet, dit, kl or tiny, transformers for a clip; onnx: what needs few evaluations of
+            the network, for onnxruntime; web: a static page that draws images in the browser; space: a Space
+            of the Hugging Face Hub with the page of `genmodels app`.
+        attributes: web: attributes that get a slider, such as Smiling; none: the principal directions.
+        data: web: labelled images for --attributes. By default, what the run was trained on.
+        root: web: where the files of the data set are. By default, that of the run.
+        runtime: web: folder or archive of onnxruntime-web. By default, npm downloads it into the cache.
+        wheel: space: wheel of genmodels that the Space installs. By default, the package of this version.
+        options: onnx, web: sampling options of the family, as NAME=VALUE or --NAME VALUE.
     """
+    given = {"options": options, "attributes": attributes, "data": data, "root": root}
+    given |= {"runtime": runtime, "wheel": wheel}
+    for name, targets in FLAGS.items():
+        if given[name] and to not in targets:
+            raise UsageError(f"--{name} has no effect with --to {to}: it belongs to --to {' or '.join(targets)}")
+    if (data or root) and not attributes:
+        raise UsageError("--data and --root have no effect without --attributes")
+    model = load(run)
+    print(f"{out} is {_write(model, out, to, chosen_options(model, options), given, run)}")
+
+
+def _write(model: Any, out: Path, to: Target, options: Mapping[str, Any], given: Mapping[str, Any], run: str) -> str:
+    """Write `model` into the folder `out` and return one line on how to use it."""
+    if to == "onnx":
+        from genmodels.exchange.onnx import export_to_onnx
+
+        return export_to_onnx(model, out, options)
+    if to == "web":
+        from genmodels.exchange.web import export_to_web
+
+        check_empty(out)
+        directions = _attribute_directions(model, run, given) if given["attributes"] else None
+        return export_to_web(model, out, options, directions, given["runtime"])
+    if to == "space":
+        from genmodels.exchange.space import export_to_space
+
+        return export_to_space(model, out, given["wheel"])
     from genmodels.exchange.clip import export_to_transformers
     from genmodels.exchange.export import export_to_diffusers
 
-    write = {"diffusers": export_to_diffusers, "transformers": export_to_transformers}[to]
-    print(f"{out} is {write(load(run), out)}")
+    return {"diffusers": export_to_diffusers, "transformers": export_to_transformers}[to](model, out)
+
+
+def _attribute_directions(model: Any, run: str, given: Mapping[str, Any]) -> Directions:
+    """Compute the directions of attributes from labelled images."""
+    import numpy as np
+
+    from genmodels.cli.directions import labelled_images
+    from genmodels.directions import attribute_directions
+    from genmodels.exchange.web import Directions
+    from genmodels.sampling import require
+
+    require(model, "latent_directions")
+    names = given["attributes"]
+    images = labelled_images(run, model.config.size, names, given["data"], given["root"])
+    vectors = attribute_directions(model, np.asarray(images.images), images.attributes, names)
+    return Directions(tuple(name.replace("_", " ") for name in names), vectors, REACH)
 
 
 def import_(folder: Positional[Path], out: Positional[Path]) -> None:

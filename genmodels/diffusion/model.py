@@ -226,7 +226,7 @@ class Diffusion(Prior, ABC):
 
     def as_latents(self, x: Tensor) -> Tensor:
         """The inverse of `as_map`."""
-        return x if self.config.latents is None else x.view(len(x), *self.config.latents)
+        return x if self.config.latents is None else x.view(x.shape[0], *self.config.latents)
 
     def finished(self, x_0: Tensor) -> Tensor:
         """(N, C, H, W) from a solver -> pixels clamped to [-1, 1], or latents (N, *latents)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,8 @@ SOLVERS: dict[str, Solver] = {
     "jump": solvers.jump,
 }
 STOCHASTIC = ("ddpm", "dpm-sde")
+_kept_schedule = lru_cache(maxsize=64)(solvers.schedule)
+"""`solvers.schedule`, computed once: a trace (torch.export) after a first run then sees numbers."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class DiffusionOptions:
         Raises:
             ValueError: for too many steps, or a shift that the process does not have.
         """
-        return solvers.schedule(process, self.steps, self.schedule, self.shift)
+        return _kept_schedule(process, self.steps, self.schedule, self.shift)
 
     def check_reversible(self, task: str) -> None:
         """Raise ValueError when the solver is stochastic; `task` names what needs another one."""

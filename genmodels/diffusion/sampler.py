@@ -42,7 +42,7 @@ def sample(
     # Pure noise x_T = sigma_T eps.
     x_t = initial_noise(model, noise, options) if start is None else start
     # The denoiser D(x_t, t) = E[x_0 | x_t, condition], with the guidance of the options.
-    denoise = make_denoiser(model, condition, options, len(x_t), x_t.device)
+    denoise = make_denoiser(model, condition, options, x_t.shape[0], x_t.device)
     # Times t_0 > ... > t_S from noise to data, with alpha and sigma at each.
     if schedule is None:
         schedule = options.schedule_for(model.process)
@@ -100,9 +100,9 @@ class Denoiser:
         g = self.guidance
         guided = g is not None and g.low <= self.model.process.ratio(t) <= g.high
         if not isinstance(t, Tensor):
-            t = x_t.new_full((len(x_t), 1, 1, 1), t)
+            t = x_t.new_full((x_t.shape[0], 1, 1, 1), t)
         if to is not None and not isinstance(to, Tensor):
-            to = x_t.new_full((len(x_t), 1, 1, 1), to)
+            to = x_t.new_full((x_t.shape[0], 1, 1, 1), to)
         x_0, self.fraction = self.model.denoise(x_t, t, self.condition, to)
         if g is not None and guided:
             # Every parameterisation is linear in x_0 at fixed (x_t, t), so that guiding x_0, eps, v
@@ -164,7 +164,7 @@ def trajectory(
         (evaluations + 1, N, C, H, W). Both end with the sample.
     """
     x_t = initial_noise(model, noise, options)
-    denoise = make_denoiser(model, condition, options, len(x_t), x_t.device)
+    denoise = make_denoiser(model, condition, options, x_t.shape[0], x_t.device)
     noisy, predicted = [], []
 
     def recorded(x_t: Tensor, t: float, to: float | None = None) -> Tensor:

@@ -121,7 +121,8 @@ class Conditioner(nn.Module):
             raise ValueError(f"the condition has labels of shape {tuple(labels.shape)}, not ({n},)")
         if labels.is_floating_point():
             raise ValueError(f"the condition has labels of type {labels.dtype}, and labels are integers")
-        if labels.max() >= self.labels.num_embeddings:
+        # A trace (torch.export) cannot branch on a value.
+        if not torch.compiler.is_exporting() and labels.max() >= self.labels.num_embeddings:
             raise ValueError(f"label {labels.max().item()} is not one of the {self.labels.num_embeddings} classes")
         known = (labels >= 0).unsqueeze(1)  # (N, 1)
         return known * self.labels(labels.clamp_min(0)).float()

@@ -164,7 +164,9 @@ class GaussianMixture(nn.Module):
             choice: uniform numbers (N,), which select the component.
             eps: standard normal numbers (N, D).
         """
-        component = torch.searchsorted(self.weights.cumsum(0), choice).clamp_max(len(self.weights) - 1)  # (N,)
+        # As searchsorted, which ONNX lacks: the number of cumulative weights below the choice.
+        below = self.weights.cumsum(0) < choice.unsqueeze(1)  # (N, K)
+        component = below.sum(1).clamp_max(len(self.weights) - 1)  # (N,)
         scale = self.scale[component]
         spread = torch.einsum("nij,nj->ni", scale, eps) if self.full else scale * eps
         return self.means[component] + spread

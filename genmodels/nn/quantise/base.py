@@ -157,7 +157,7 @@ class Quantiser(nn.Module, ABC):
         self._learn(counts)
 
     def _on_map(self, codes: Tensor, z: Tensor) -> Tensor:
-        return codes.reshape(len(z), *z.shape[2:], *codes.shape[1:])
+        return codes.reshape(z.shape[0], *z.shape[2:], *codes.shape[1:])
 
 
 def _points(z: Tensor) -> Tensor:
