@@ -1,4 +1,4 @@
-"""Exchange of models with diffusers and transformers.
+"""Exchange of models with diffusers and transformers; export as ONNX, a web page and a Space.
 
 export.py      writes folders that diffusers loads without this package
 autoencoder.py codecs as autoencoders of diffusers
@@ -7,4 +7,8 @@ clip.py        CLIP, in both directions with transformers
 sample.py      script that is added to an export for which diffusers has no pipeline
 dit.py         weights of diffusion transformers
 scheduler.py   configs of schedulers
+methods.py     methods that need few evaluations, as modules of tensors
+onnx.py        ONNX files of them
+web.py         a static page, page/, that draws with them by the files of runtime.py
+space.py       a Space of the Hugging Face Hub
 """

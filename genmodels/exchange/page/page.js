@@ -2,7 +2,8 @@
 //
 // For scripts and tests: `await genmodels.ready`, then `await genmodels.draw(vectors, n)`, where
 // `vectors` are the latents (or the noise) of n images as one Float32Array. It returns the pixels,
-// RGB in 0 to 255, as one Uint8Array (n, size, size, 3).
+// RGB in 0 to 255, as one Uint8Array (n, size, size, 3). `genmodels.drawing` tells whether the large
+// picture is being drawn.
 "use strict";
 
 const genmodels = (() => {
@@ -359,5 +360,5 @@ const genmodels = (() => {
 
   const ready = start();
   ready.catch(report);
-  return { ready, draw, get description() { return model; } };
+  return { ready, draw, get drawing() { return busy; } };
 })();
