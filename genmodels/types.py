@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class Noise:
     @classmethod
     def for_images(
         cls, seed: int, indices: Iterable[int], device: torch.device | str = "cpu", candidate: int = 0
-    ) -> Noise:
+    ) -> Self:
         """Return the streams of the images with these `indices` under sampling seed `seed`.
 
         Each image has further streams of its own, for candidates 1, 2, ... of the same image.

@@ -208,9 +208,11 @@ def _sampler(model: Any, options: Any) -> Exported:
 
     def call(model: Any, *inputs: Tensor) -> Tensor:
         draws, given = inputs[: len(inputs) - len(names)], inputs[len(inputs) - len(names) :]
-        return model.sample(GivenNoise(draws), Condition(**dict(zip(names, given, strict=True))), options)
+        row = dict(zip(names, given, strict=True))
+        return model.sample(GivenNoise(draws), Condition(row.get("attributes"), row.get("labels")), options)
 
-    given = Condition(**{value.name: value.example for value in known})
+    rows = {value.name: value.example for value in known}
+    given = Condition(rows.get("attributes"), rows.get("labels"))
     with few_evaluations(model):
         images = model.sample(noise, given, options)
     return Exported("sample", Method(model, call), (*_drawn(noise), *known), _images(images))
