@@ -78,7 +78,7 @@ def wheel_problems(wheel: Path, tracked: set[str]) -> list[str]:
     problems = difference(wheel, names - about, inside)
     if "LICENSE" not in texts:
         problems.append(f"{wheel.name} has no LICENSE")
-    if relative := RELATIVE.findall(metadata.get_payload()):
+    if relative := RELATIVE.findall(str(metadata.get_payload())):
         problems.append(f"{wheel.name}: the README has relative addresses, which PyPI cannot follow: {relative[:3]}")
     if not metadata.get_all("Project-URL"):
         problems.append(f"{wheel.name} has no project addresses")
