@@ -139,13 +139,12 @@ def interpolate(model: Any, seeds: Sequence[int], frames: int, image: int = 0, *
         ValueError: if the model does not interpolate.
     """
     require(model, "interpolate")
-    settings = model.options(**options)
-    weights = torch.linspace(0, 1, frames, device=model.device)
+    settings, weights = model.options(**options), torch.linspace(0, 1, frames, device=model.device)
     legs = []
     with evaluating(model):
-        for first, second in _legs(seeds):
-            start, end = (Noise.for_images(seed, [image], model.device) for seed in (first, second))
-            legs.append(to_uint8(model.interpolate(start, end, weights, settings)))
+        for ends in _legs(seeds):
+            noises = (Noise.for_images(seed, [image], model.device) for seed in ends)
+            legs.append(to_uint8(model.interpolate(*noises, weights, settings)))
     return np.stack(legs)
 
 
