@@ -1,6 +1,7 @@
 # make demo    set up and run the demonstration (a few minutes)
 # make test    set up and run the tests
 # make test-browser    the same for the pages, in a Chromium; as root, it installs one where there is none
+# make notebooks    run the notebooks with small budgets and check their outputs (a few minutes)
 # make docs    the documentation as a site, in site/; needs npm, which fetches KaTeX for the formulas
 # make fuzz    5,000 malformed inputs (at most 10 minutes); of which make test runs a share
 # make storm   200 kills and 120 full disks (about 20 minutes; as root, for a small file system in memory)
@@ -20,7 +21,7 @@ KATEX = 0.19.1
 # One thread per test process: the suite runs in two.
 WORKERS ?= 2
 
-.PHONY: demo test test-browser docs fuzz storm lint format dist release clean
+.PHONY: demo test test-browser notebooks docs fuzz storm lint format dist release clean
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 
@@ -38,6 +39,9 @@ test-browser: $(VENV)/.installed-browser
 	echo "test-browser needs chromium, chromium-browser or google-chrome: install one, such as by apt-get install chromium" >&2; \
 	exit 1
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+notebooks: $(VENV)/.installed-notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/notebooks $(ARGS)
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -87,6 +91,10 @@ $(VENV)/.installed-browser: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.installed-release: $(VENV)/.created pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[release]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-notebooks: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,notebooks]'
+	@touch $(VENV)/.installed $(VENV)/.installed-dev $@
 
 $(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt
 	@command -v npm >/dev/null || { echo "docs needs npm, which fetches KaTeX: install Node.js" >&2; exit 1; }

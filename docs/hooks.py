@@ -21,12 +21,13 @@ from mkdocs.structure.files import File
 from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
-}
+} | {f"notebooks/{path.stem}.py": f"notebooks/{path.stem}.md" for path in NOTEBOOKS}
 """Pages that are files outside docs/, and their names in the site."""
 EXECUTED = ROOT / "build/notebooks"
 """Where `make notebooks` leaves the executed notebooks, whose outputs the site shows."""
@@ -34,6 +35,7 @@ LINK = re.compile(r"(?<=\]\()(?!#|[a-z]+:)([^)\s#]+)(#[^)\s]*)?(?=\))")
 IMAGE = re.compile(r"!\[([^\]]+)\]\((?:docs/)?(results/[^)]+)\)")
 HEADING = re.compile(r"^#+ (.+)$")
 LOADED = re.compile(r"""<(?:script|img|iframe|source|link)\s[^>]*(?:src|href)="?(https?:[^\s">]+)""")
+DOLLARS = re.compile(r"^\$\$(\n.*?\n)\$\$$", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r"^```math\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 KATEX = ROOT / "build/katex/node_modules/katex"
 """Where `make docs` installs KaTeX."""
@@ -47,7 +49,8 @@ slug = slugify(case="lower")
 
 def on_config(config: Any) -> Any:
     """Give headings the anchors that GitHub gives them, and draw the formulas of ```math fences."""
-    drawn = draw([path.read_text(encoding="utf-8") for path in sorted(Path(config.docs_dir).glob("*.md"))])
+    texts = [path.read_text(encoding="utf-8") for path in Path(config.docs_dir).rglob("*.md")]
+    drawn = draw(texts + [notebook(path, config)[0] for path in NOTEBOOKS])
 
     def formula(source: str, *_: Any, **__: Any) -> str:
         return f'<div class="math" data-search-exclude>{drawn[source.strip()]}</div>'
@@ -84,9 +87,8 @@ def on_files(files: Any, config: Any) -> Any:
     pages = {page: (ROOT / path).read_text(encoding="utf-8") for path, page in ELSEWHERE.items()}
     pages["index.md"] = "---\nhide: [navigation]\n---\n\n" + pages["index.md"]
     pages["gallery.md"] = gallery(Path(config.docs_dir))
-    for text in sorted((ROOT / "notebooks").glob("*.py")):
-        page, pictures = notebook(text)
-        pages[f"notebooks/{text.stem}.md"] = page
+    for path in NOTEBOOKS:
+        pages[f"notebooks/{path.stem}.md"], pictures = notebook(path, config)
         for name, content in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
     for name, content in pages.items():
@@ -157,30 +159,37 @@ def figure(picture: str, caption: str, where: str) -> str:
     )
 
 
-def notebook(text: Path) -> tuple[str, dict[str, bytes]]:
+def notebook(text: Path, config: Any) -> tuple[str, dict[str, bytes]]:
     """Write a notebook as Markdown, with the outputs of its executed copy if that is up to date.
 
     Returns:
         The page, and its pictures by name.
     """
     cells = jupytext.read(text).cells
-    executed = EXECUTED / f"{text.stem}.ipynb"
-    if executed.exists():
-        done = nbformat.read(executed, as_version=4).cells
-        if [cell.source for cell in done] == [cell.source for cell in cells]:
-            cells = done
+    path = EXECUTED / f"{text.stem}.ipynb"
+    done = nbformat.read(path, as_version=4).cells if path.exists() else []
+    outputs = {cell.source: cell.outputs for cell in done if cell.cell_type == "code"}
+    budget = [cell.source for cell in done if "injected-parameters" in cell.metadata.get("tags", [])]
+    if not all(cell.source in outputs for cell in cells if cell.cell_type == "code"):
+        outputs, budget = {}, []
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in cells:
-        parts.append(cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```")
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if "image/png" in data:
+        if cell.cell_type == "markdown":
+            parts.append(DOLLARS.sub(r"```math\1```", cell.source))
+            continue
+        sources = [cell.source, *budget] if "parameters" in cell.metadata.get("tags", []) else [cell.source]
+        parts += [f"```python\n{source}\n```" for source in sources]
+        for output in outputs.get(cell.source, []):
+            if picture := output.get("data", {}).get("image/png"):
                 name = f"{text.stem}_{len(pictures)}.png"
-                pictures[name] = base64.b64decode(data["image/png"])
+                pictures[name] = base64.b64decode(picture)
                 parts.append(f"![output]({name})")
-            elif said := output.get("text") or data.get("text/plain"):
-                parts.append(f'```text title="output"\n{said.rstrip()}\n```')
-    path = text.relative_to(ROOT).as_posix()
-    parts.insert(1, f"*This page is the notebook [{path}](../../{path}); `make notebooks` runs it.*")
+            elif said := output.get("text", "").strip():
+                parts.append(f'```text title="output"\n{said}\n```')
+    address = f"{config.extra['social'][0]['link']}/blob/main/notebooks/{text.name}"
+    parts.insert(
+        1,
+        f"*This page is the notebook [notebooks/{text.name}]({address}). `make notebooks` runs it with small budgets.*",
+    )
     return "\n\n".join(parts), pictures
