@@ -7,6 +7,7 @@ import http.server
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ import torch
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
 import genmodels
+from genmodels.conditions import Condition, ConditionConfig
+from genmodels.dit import DiT, DiTConfig
 from genmodels.exchange.web import export_to_web
+from genmodels.nn.transformer import TransformerConfig
 from genmodels.pictures import to_uint8
 from genmodels.types import Noise
 
@@ -38,12 +42,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    with served(folder) as place:
+        yield place
 
 
 def is_trouble(said: ConsoleMessage) -> bool:
@@ -158,6 +168,42 @@ def test_page_fits_and_is_labelled(width: int, scheme: str, show: Callable[..., 
     assert tab.locator("#strip button").evaluate_all("all => all.every(one => one.ariaLabel)")
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.tagName") in ("BUTTON", "A", "INPUT")
+
+
+def mean_flow() -> DiT:
+    """A conditional mean flow whose weights are all random."""
+    torch.manual_seed(0)
+    transformer = TransformerConfig(width=16, depth=1, heads=2)
+    condition = ConditionConfig(attributes=("Smiling", "Wearing_Hat"), classes=2, class_names=("cat", "dog"))
+    config = DiTConfig(size=8, patch=4, transformer=transformer, process="meanflow", condition=condition)
+    model = DiT(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
+    return model
+
+
+def test_a_conditional_model_of_noise(browser: Browser, tmp_path: Path) -> None:
+    model = mean_flow()
+    export_to_web(model, tmp_path / "page", {"steps": 1})
+    noise = Noise.for_images(0, range(2)).normal(3, 8, 8)
+    given = Condition(torch.tensor([[0.0, 1.0]] * 2), torch.tensor([1, 1]))
+    with torch.no_grad():
+        expected = to_uint8(model.generate_from(noise, given, model.options(steps=1)))
+    with served(tmp_path / "page") as address, browser.new_context() as context:
+        tab = context.new_page()
+        tab.goto(address)
+        tab.evaluate("genmodels.ready")
+        assert not tab.locator("#directions").is_visible()
+        script = "async (values) => Array.from(await genmodels.draw(Float32Array.from(values), 2))"
+        plain = tab.evaluate(script, noise.flatten().tolist())
+        before = picture(tab)
+        tab.get_by_label("Wearing Hat").select_option("yes")
+        tab.get_by_label("Class").select_option("dog")
+        assert picture(tab) != before
+        pixels = np.reshape(tab.evaluate(script, noise.flatten().tolist()), expected.shape)
+    assert np.abs(pixels - expected).max() <= 1
+    assert np.abs(np.reshape(plain, expected.shape) - expected).max() > 10
 
 
 def test_a_missing_file_is_named(browser: Browser, address: str) -> None:
