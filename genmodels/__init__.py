@@ -169,13 +169,16 @@ def family(name: str) -> type[Model]:
         raise ValueError(f"family {name!r} is registered as {path}, which cannot be imported: {error}") from None
 
 
-def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
+def load(path_or_hub_id: str | Path, *, safety_checker: bool = True, **hub: Any) -> Any:
     """Load a saved model of any family.
 
     Args:
         path_or_hub_id: a run or model folder (runs/vae); the id of a repository on the Hugging Face
             Hub (user/name); or the folder of a supported diffusers pipeline (DDPMPipeline,
-            DDIMPipeline, LDMPipeline, DiTPipeline) or of transformers' CLIPModel.
+            DDIMPipeline, LDMPipeline, DiTPipeline, StableDiffusionPipeline) or of transformers'
+            CLIPModel.
+        safety_checker: False leaves out the safety checker, if the model has one. Otherwise the
+            images that it flags are black.
         **hub: arguments of `from_pretrained`: revision, token, cache_dir, force_download,
             local_files_only.
 
@@ -192,8 +195,9 @@ def load(path_or_hub_id: str | Path, **hub: Any) -> Any:
     if is_foreign(folder):
         from genmodels.exchange.importing import import_folder
 
-        return import_folder(folder)
-    return family(read_header(folder / "config.json")["family"]).from_pretrained(folder)
+        return import_folder(folder, safety_checker)
+    kind = family(read_header(folder / "config.json")["family"])
+    return kind.from_pretrained(folder, safety_checker=safety_checker)
 
 
 def __getattr__(name: str) -> Any:

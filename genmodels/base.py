@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
@@ -16,7 +16,7 @@ from genmodels.abilities import ability
 from genmodels.card import model_card, without_local_pictures
 from genmodels.conditions import UNCONDITIONAL, Condition, ConditionConfig, condition_of
 from genmodels.hub import folder_of
-from genmodels.modes import evaluating
+from genmodels.safety import checking, without_checker
 from genmodels.saving import MODEL_FILES, from_dict, read_header, write_model
 from genmodels.types import Batch, Noise
 from genmodels.weights import load_model
@@ -97,11 +97,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         """Compute metrics of how training goes, and warnings. Optional.
 
         The training loop calls it with --evaluate-every on the trained weights, in eval mode and
-        without gradients.
-
-        Args:
-            seen: training images (N, 3, H, W) in [-1, 1].
-            held_out: images that the model is not trained on, of the same shape.
+        without gradients, on training images and held-out ones, each (N, 3, H, W) in [-1, 1].
         """
         return {}, []
 
@@ -185,12 +181,15 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @classmethod
     @final
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, safety_checker: bool = True, **hub: Any
+    ) -> Self:
         """Load a saved model of this family, in eval mode and in the precision it was saved in.
 
         Args:
             pretrained_model_name_or_path: a run or model folder, or the id of a repository on the
                 Hub.
+            safety_checker: False leaves out the safety checker, if the model has one.
             **hub: revision, token, cache_dir, force_download, local_files_only.
 
         Raises:
@@ -202,6 +201,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         if header["family"] != cls.family:
             raise ValueError(f"{folder} holds a {header['family']!r} model, not {cls.family!r}")
         config = from_dict(cls.Config, header["model"], str(file))
+        config = config if safety_checker else without_checker(config)
         try:
             model = load_model(lambda: cls(config), str(file), folder / MODEL_FILES[0], Model, header["precision"])
         except FileNotFoundError:
@@ -215,8 +215,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 class Generator(Model):
     """A model that samples images.
 
-    A family implements `loss` and `sample`, and sets `Options`, a frozen dataclass of sampling
-    options.
+    A family implements `loss` and `sample`, and sets `Options`, the dataclass of its options.
 
     Example::
 
@@ -238,11 +237,12 @@ class Generator(Model):
         >>> model.eval().generate(16, seed=0).shape
         torch.Size([16, 3, 64, 64])
 
-    `genmodels.fit` is this loop with an average of the weights, checkpoints, several processes and
-    time budgets.
+    `genmodels.fit` is this loop with averaged weights, checkpoints, processes and time budgets.
     """
 
     Options: ClassVar[type]
+    safety_checker: Callable[[Tensor], Tensor] | None = None
+    """Returns which images (N, 3, H, W) are not shown, bool (N,). See `genmodels.safety.checking`."""
 
     @abstractmethod
     def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:
@@ -312,11 +312,11 @@ class Generator(Model):
         self.check_complete()
         settings, conditions = self.options(**options), condition_of(self, condition, n)
         parts = []
-        with evaluating(self), torch.inference_mode():
+        with checking(self) as checked, torch.inference_mode():
             for start in range(0, n, batch_size):
                 rows = slice(start, min(start + batch_size, n))
                 noise = Noise.for_images(seed, range(rows.start, rows.stop), self.device)
-                parts.append(self.sample(noise, conditions[rows].to(self.device), settings).float())
+                parts.append(checked(self.sample(noise, conditions[rows].to(self.device), settings)).float())
         # Copied outside of inference mode, so that the images can be used in training.
         return torch.cat(parts)
 

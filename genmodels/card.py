@@ -16,8 +16,15 @@ LIMITS = """## Limits
 Prompts have at most {length} tokens. The model knows the words of the captions that it was trained
 on, and what other words name is ignored. It can be wrong about what a prompt denies, about
 attributes that are rarely seen together, and about people who are rare in its data. Samples are not
-photos, and should be marked as generated."""
+photos, and should be marked as generated: `genmodels sample` does so in the metadata of PNG files,
+and with `--watermark` also invisibly in the pixels."""
 """Section of models that take prompts."""
+CHECKED = """## Safety checker
+
+A safety checker looks at the generated images, and shows a black one in place of each that it
+flags. It was trained on other images: it misses some, and flags harmless ones.
+`load(PATH, safety_checker=False)` leaves it out."""
+"""Section of models with a safety checker."""
 EMBEDDING = """\
 `genmodels retrieve PATH "a smiling woman with glasses" --data IMAGES` shows the images that are
 closest to a sentence, and `genmodels retrieve PATH FACE.jpg` prints the sentences that are closest
@@ -77,6 +84,7 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
         f"## Use\n\n```python\n{code}\n```",
         EMBEDDING if embeds else "",
         LIMITS.format(length=model.tokenizer.length - 2) if prompted else "",
+        CHECKED if samples and model.safety_checker is not None else "",
         f"## Classes\n\n{conditions.classes:,} classes: {listed}." if (listed := conditions.list_classes()) else "",
         sections,
     ]

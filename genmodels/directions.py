@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genmodels.modes import evaluating
 from genmodels.pictures import to_uint8
+from genmodels.safety import checking
 from genmodels.sampling import require, to_floats
 from genmodels.types import Noise
 
@@ -116,14 +117,15 @@ def traverse(
         ValueError: if the model has no latent directions.
     """
     require(model, "latent_directions")
-    with evaluating(model):
+    with checking(model) as checked:
         if starts is None:
             device = next(model.parameters()).device
             latents = model.draw_latents(Noise.for_images(seed, range(n), device), model.options())
         else:
             latents = model.find_latents(to_floats(model, starts))
         steps = amounts.to(latents)[None, :, None] * directions[:, None]  # (K, A, D)
-        rows = [to_uint8(model.from_latents((each + steps).flatten(0, 1))) for each in latents]  # N x (K A, H, W, 3)
+        paths = ((each + steps).flatten(0, 1) for each in latents)  # N x (K A, D)
+        rows = [to_uint8(checked(model.from_latents(path))) for path in paths]  # N x (K A, H, W, 3)
     return np.stack(rows).reshape(len(latents), *steps.shape[:2], *rows[0].shape[1:])
 
 

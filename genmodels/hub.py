@@ -11,8 +11,11 @@ from genmodels.shipped import locate
 
 FILES = ("config.json", "model.safetensors")
 """Files of a saved model, in the order in which they are downloaded."""
-TOKENIZER = "tokenizer.json"
-"""File that a model whose config has a tokenizer also has."""
+FURTHER = {
+    "tokenizer": ("tokenizer.json",),
+    "safety_checker": ("safety_checker.safetensors", "safety_checker.json"),
+}
+"""Further files of a model, by the setting that its config then has, or the config of a part of it."""
 REFUSALS = (401, 403, 404)
 """Statuses by which the Hub says that a model is not there, or not for us."""
 TIMEOUT = 5.0
@@ -89,8 +92,8 @@ def _download(name: str, revision: str | None, token: str | bool | None, local_f
     try:
         how = {"revision": revision, "token": token, "local_files_only": local_files_only, **other}
         config, _ = (Path(hf_hub_download(name, file, **how)) for file in FILES)
-        if _has_tokenizer(config):
-            hf_hub_download(name, TOKENIZER, **how)
+        for file in _further_files(config):
+            hf_hub_download(name, file, **how)
     except Exception:
         if unanswered is None:
             raise
@@ -98,10 +101,17 @@ def _download(name: str, revision: str | None, token: str | bool | None, local_f
     return config.parent
 
 
-def _has_tokenizer(config: Path) -> bool:
-    """Return whether a config.json is that of a model with a tokenizer. What is wrong with the file
-    is said when the model is loaded."""
+def _further_files(config: Path) -> list[str]:
+    """Return the files besides `FILES` of the model that a config.json describes. What is wrong with
+    the file is said when the model is loaded."""
+
+    def has(settings: Any, name: str) -> bool:
+        if not isinstance(settings, dict):
+            return False
+        return bool(settings.get(name)) or any(has(part, name) for part in settings.values())
+
     try:
-        return bool(read_json(config)["model"].get("tokenizer"))
-    except (ValueError, OSError, LookupError, TypeError, AttributeError):
-        return False
+        settings = read_json(config)
+    except (ValueError, OSError):
+        return []
+    return [file for name, files in FURTHER.items() if has(settings, name) for file in files]

@@ -21,6 +21,7 @@ from genmodels.inpainting import continued, known_cells
 from genmodels.modes import evaluating, full_precision
 from genmodels.pretrained import PRETRAINED
 from genmodels.prior import Prior
+from genmodels.safety import FILES, SafetyChecker
 from genmodels.saving import from_dict, to_dict
 from genmodels.text import Tokenizer
 from genmodels.types import Batch, Noise
@@ -65,6 +66,8 @@ class LatentConfig:
     """Hash of the codec's weights. Its latents mean nothing to another codec."""
     size: int = 64
     """Side of the images in pixels."""
+    safety_checker: bool = False
+    """Whether a safety checker flags samples that are not shown."""
 
 
 class Latent(Generator):
@@ -83,7 +86,8 @@ class Latent(Generator):
 
     family = "latent"
     Config = LatentConfig
-    further_files: ClassVar[tuple[str, ...]] = Prior.further_files
+    further_files: ClassVar[tuple[str, ...]] = (*Prior.further_files, *FILES)
+    safety_checker: SafetyChecker | None = None
     vector_scale: Tensor | None
     """Factor that gives vectors unit variance, for a prior over vectors before quantisation."""
 
@@ -136,11 +140,20 @@ class Latent(Generator):
         """Turn texts into token ids, on the CPU."""
         return self.prior.tokenize(texts)
 
+    def use_safety_checker(self, checker: SafetyChecker | None) -> None:
+        """Flag samples by `checker`, which becomes a part of the model, or by nothing."""
+        self.safety_checker = checker
+        self.config = replace(self.config, safety_checker=checker is not None)
+
     def save_files(self, folder: Path) -> None:
         self.prior.save_files(folder)
+        if self.safety_checker is not None:
+            self.safety_checker.save(folder)
 
     def load_files(self, folder: Path) -> None:
         self.prior.load_files(folder)
+        if self.config.safety_checker:
+            self.safety_checker = SafetyChecker.beside_weights(folder)
 
     def name_classes(self, names: tuple[str, ...]) -> None:
         self.prior.name_classes(names)

@@ -22,6 +22,7 @@ from genmodels.candidates import BestOf
 from genmodels.conditions import Condition, condition_of
 from genmodels.modes import evaluating
 from genmodels.pictures import to_float, to_uint8
+from genmodels.safety import checking
 from genmodels.stopping import StoppedError, image_progress, stoppable
 from genmodels.types import Noise
 
@@ -97,7 +98,7 @@ def sample(
     size = model.config.size
     mine = np.zeros((share, size, size, 3), np.uint8)  # of one size on every rank, so that it can be gathered
     stopped = False
-    with evaluating(model), image_progress(n, "sampling", progress and state.is_main_process) as bar:
+    with checking(model) as checked, image_progress(n, "sampling", progress and state.is_main_process) as bar:
         try:
             for start in range(0, len(rows), batch_size):
                 indices = rows[start : start + batch_size]
@@ -106,7 +107,7 @@ def sample(
                 def draw(candidate: int, indices: range = indices, given: Condition = given) -> np.ndarray:
                     noise = Noise.for_images(seed, indices, model.device, candidate)
                     with stoppable(model, bar, until):
-                        return to_uint8(model.sample(noise, given, settings))
+                        return to_uint8(checked(model.sample(noise, given, settings)))
 
                 mine[start : start + len(indices)] = best.choose(draw) if best else draw(0)
                 bar.update(min(len(indices) * state.num_processes, n - bar.n))
@@ -121,9 +122,8 @@ def sample(
 
 @torch.inference_mode()
 def interpolate(model: Any, seeds: Sequence[int], frames: int, image: int = 0, **options: Any) -> np.ndarray:
-    """Interpolate between images of several seeds.
-
-    Two seeds give one leg. Three or more give a closed path, whose last leg returns to the first.
+    """Interpolate between images of several seeds: two give one leg, and more a closed path, whose last
+    leg returns to the first.
 
     Args:
         model: the model, on the device it should run on.
@@ -141,10 +141,10 @@ def interpolate(model: Any, seeds: Sequence[int], frames: int, image: int = 0, *
     require(model, "interpolate")
     settings, weights = model.options(**options), torch.linspace(0, 1, frames, device=model.device)
     legs = []
-    with evaluating(model):
+    with checking(model) as checked:
         for ends in _legs(seeds):
             noises = (Noise.for_images(seed, [image], model.device) for seed in ends)
-            legs.append(to_uint8(model.interpolate(*noises, weights, settings)))
+            legs.append(to_uint8(checked(model.interpolate(*noises, weights, settings))))
     return np.stack(legs)
 
 
@@ -200,7 +200,7 @@ def inpaint(
     settings, conditions = model.options(**options), condition_of(model, condition, len(images))
     mask = torch.from_numpy(known).to(model.device)
     parts = []
-    with evaluating(model):
+    with checking(model) as checked:
         for j, image in enumerate(images):
             floats = to_floats(model, image[None])[0]  # (3, H, W)
             for start in range(j * n, (j + 1) * n, batch_size):
@@ -208,7 +208,7 @@ def inpaint(
                 noise = Noise.for_images(seed, streams, model.device)
                 given = conditions[slice(j, j + 1)].repeat(len(streams)).to(model.device)
                 views = floats.expand(len(streams), -1, -1, -1)
-                parts.append(to_uint8(model.inpaint(views, mask, noise, given, settings)))
+                parts.append(to_uint8(checked(model.inpaint(views, mask, noise, given, settings))))
     return np.concatenate(parts).reshape(len(images), n, *images.shape[1:])
 
 
@@ -232,8 +232,8 @@ def morph(model: Any, images: np.ndarray, frames: int, **options: Any) -> np.nda
     settings = model.options(**options)
     floats = to_floats(model, images)
     weights = torch.linspace(0, 1, frames, device=floats.device)
-    with evaluating(model):
-        legs = [to_uint8(model.morph(a[None], b[None], weights, settings)) for a, b in _legs(floats)]
+    with checking(model) as checked:
+        legs = [to_uint8(checked(model.morph(a[None], b[None], weights, settings))) for a, b in _legs(floats)]
     return np.stack(legs)
 
 
@@ -271,12 +271,12 @@ def edit(
     conditions = condition_of(model, condition, len(images))
     floats = to_floats(model, images)
     parts = []
-    with evaluating(model):
+    with checking(model) as checked:
         for start in range(0, len(images), batch_size):
             rows = slice(start, min(start + batch_size, len(images)))
             noise = Noise.for_images(seed, range(rows.start, rows.stop), floats.device)
             given = conditions[rows].to(floats.device)
-            parts.append(to_uint8(model.edit(floats[rows], strength, noise, given, settings)))
+            parts.append(to_uint8(checked(model.edit(floats[rows], strength, noise, given, settings))))
     return np.concatenate(parts)
 
 
@@ -306,12 +306,11 @@ def trajectory(
     """
     _check_positive(n=n)
     require(model, "trajectory")
-    noise = Noise.for_images(seed, range(n), model.device)
-    conditions = condition_of(model, condition, n).to(model.device)
-    with evaluating(model):
-        both = model.trajectory(noise, conditions, model.options(**options))
-    rows = [np.stack([to_uint8(step) for step in steps], axis=1) for steps in both]  # 2 x (n, evaluations + 1, H, W, 3)
-    return np.stack(rows, axis=1)
+    noise, conditions = Noise.for_images(seed, range(n), model.device), condition_of(model, condition, n)
+    with checking(model) as checked:
+        both = model.trajectory(noise, conditions.to(model.device), model.options(**options))
+        rows = [np.stack([to_uint8(checked(step)) for step in steps], axis=1) for steps in both]
+    return np.stack(rows, axis=1)  # (n, 2, evaluations + 1, H, W, 3)
 
 
 def to_floats(model: Model, images: np.ndarray) -> Tensor:

@@ -245,13 +245,6 @@ def test_folders_that_cannot_be_imported_are_refused(change: Any, message: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_safety_checker_that_is_not_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = stable_diffusion(tmp_path / "sd", 1)
-    (folder / "safety_checker").mkdir()
-    genmodels.load(folder)
-    assert "the safety checker in" in capsys.readouterr().err
-
-
 def edit(folder: Path, **settings: Any) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))

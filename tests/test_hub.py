@@ -124,9 +124,17 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         genmodels.load("~/saved")
 
 
-def test_the_tokenizer_of_a_model_is_downloaded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_further_files_of_a_model_are_downloaded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "config.json"
-    for text, further in (('{"model": {"tokenizer": "ab"}}', ["tokenizer.json"]), ('{"model": {}}', []), ("{", [])):
+    checker = ["safety_checker.safetensors", "safety_checker.json"]
+    over_codec = '{"model": {"prior": {"model": {"text": {"tokenizer": "ab"}}}, "safety_checker": true}}'
+    for text, further in (
+        ('{"model": {"tokenizer": "ab"}}', ["tokenizer.json"]),
+        (over_codec, ["tokenizer.json", *checker]),
+        ('{"model": {"text": {"tokenizer": ""}, "safety_checker": false}}', []),
+        ("[1]", []),
+        ("{", []),
+    ):
         config.write_text(text)
         hub = Hub(monkeypatch, tmp_path)
         assert folder_of("user/name") == tmp_path

@@ -23,11 +23,11 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # imports from layers below its own, and never from its own layer or above.
 LAYERS: tuple[set[str], ...] = (
     {"reading", "writing"},
-    {"image_files", "array_files", "saving", "shipped"},
+    {"image_files", "array_files", "saving", "shipped", "watermark"},
     {"conditions"},
     {"types", "abilities", "weights", "hub", "hashing", "pictures", "modes", "distributed"},
     {"card", "inpainting", "token_sampling", "usage", "stopping", "candidates", "text"},
-    {"nn"},
+    {"nn", "safety"},
     {"base"},
     {"prior", "autoencoder", "adversarial", "pretrained", "sampling", "data"},
     {"codecs", "directions", "text_conditions"},

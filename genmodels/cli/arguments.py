@@ -18,28 +18,30 @@ if TYPE_CHECKING:
 
     from genmodels.base import Model
     from genmodels.conditions import Condition
+    from genmodels.pictures import Mark
 
 
-def load(run: str) -> Any:
+def load(run: str, safety_checker: bool = True) -> Any:
     """Load the model of folder or Hub id `run` onto the device of this process."""
     from genmodels.sampling import processes
 
-    return genmodels.load(run).to(processes().device)
+    return genmodels.load(run, safety_checker=safety_checker).to(processes().device)
 
 
-def open_model(run: str, ability: str) -> Any:
+def open_model(run: str, ability: str, safety_checker: bool = True) -> Any:
     """Load the model of a command that needs an ability, before it reads other files.
 
     Args:
         run: run or model folder, toyfaces/NAME, or an id on the Hub.
         ability: a name in `genmodels.abilities`.
+        safety_checker: see `genmodels.load`.
 
     Raises:
         ValueError: if there is no such model, or it lacks the ability.
     """
     from genmodels import sampling
 
-    model = load(run)
+    model = load(run, safety_checker)
     sampling.require(model, ability)
     return model
 
@@ -86,6 +88,37 @@ class ConditionFlags:
 
 NO_CONDITION = ConditionFlags()
 """The default: no condition."""
+
+
+@dataclass(frozen=True)
+class ShownFlags:
+    """How generated images are checked and marked: flags shared by all commands that show them."""
+
+    safety_checker: bool = True
+    """Images that the model's safety checker flags are black. Only some imported models have one."""
+    watermark: bool = False
+    """Also mark PNG files by an invisible watermark, which needs the extra watermark and pictures of
+    at least 256 x 256 pixels."""
+
+    def mark(self, model: Model, path: Path | None, count: int, columns: int | None = None) -> Mark:
+        """Return the marks of the picture of `count` images that a command will write at `path`, or of
+        each of them in a folder (None).
+
+        Raises:
+            UsageError: if it cannot have a watermark.
+        """
+        from genmodels import pictures
+
+        if self.watermark:
+            try:
+                pictures.check_watermark(path, count, model.config.size, columns)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+        return pictures.Mark(model.kind, self.watermark)
+
+
+SHOWN = ShownFlags()
+"""The default: images are checked, and marked in the metadata of PNG files."""
 
 
 def chosen_options(model: Model, settings: tuple[str, ...]) -> dict[str, Any]:

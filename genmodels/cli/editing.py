@@ -11,7 +11,9 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from genmodels.cli.arguments import (
     NO_CONDITION,
+    SHOWN,
     ConditionFlags,
+    ShownFlags,
     check_free,
     check_images_given,
     chosen_options,
@@ -57,6 +59,7 @@ def inpaint(
     out: Path = Path("completed.png"),
     condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
+    shown: OmitArgPrefixes[ShownFlags] = SHOWN,
     force: bool = False,
 ) -> None:
     """Complete images of which a part is known: the upper rows, or what a mask leaves.
@@ -75,6 +78,7 @@ def inpaint(
         out: picture to write.
         condition: condition of the samples.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
+        shown: how images are checked and marked.
         force: overwrite an existing file.
     """
     check_images_given(images, "inpaint")
@@ -85,10 +89,11 @@ def inpaint(
 
     from genmodels import pictures, sampling
 
-    model = open_model(run, "inpaint")
+    model = open_model(run, "inpaint", shown.safety_checker)
     check_free(out, force, ".png")
     chosen = chosen_options(model, options)
     conditions = condition.of(model, len(images))
+    mark = shown.mark(model, out, (2 + n) * len(images), 2 + n)
     size = model.config.size
     originals = read_images(images, size)  # (N, H, W, 3)
     visible = np.zeros((size, size), bool)
@@ -98,7 +103,7 @@ def inpaint(
     completions = sampling.inpaint(model, originals, visible, n, seed, conditions, **chosen)
     masked = np.where(visible[:, :, None], originals, np.uint8(127))
     rows = np.concatenate([originals[:, None], masked[:, None], completions], axis=1)  # (N, 2 + n, H, W, 3)
-    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), rows.shape[1], mark)
     print(f"{len(originals)} images, each completed in {n} ways, in {out}")
 
 
@@ -110,6 +115,7 @@ def interpolate(
     walks: int = 1,
     out: Path = Path("interpolation.png"),
     options: tuple[str, ...] = (),
+    shown: OmitArgPrefixes[ShownFlags] = SHOWN,
     force: bool = False,
 ) -> None:
     """Interpolate between samples or, with --images, between given images.
@@ -124,6 +130,7 @@ def interpolate(
             each seed.
         out: NAME.png for rows of images, one for each leg; NAME.gif or NAME.webp for an animation.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
+        shown: how images are checked and marked.
         force: overwrite an existing file.
     """
     if len(seeds) < 2 or frames < 2 or len(images) == 1:
@@ -140,9 +147,11 @@ def interpolate(
 
     from genmodels import pictures, sampling
 
-    model = open_model(run, "morph" if images else "interpolate")
+    model = open_model(run, "morph" if images else "interpolate", shown.safety_checker)
     check_free(out, force, ".png", ".gif", ".webp")
     chosen = chosen_options(model, options)
+    count = len(images) or len(seeds)
+    mark = shown.mark(model, out, frames * (count if count > 2 else 1), frames)
     if images:
         tours = [sampling.morph(model, read_images(images, model.config.size), frames, **chosen)]
     else:
@@ -152,7 +161,7 @@ def interpolate(
         loops = np.stack([pictures.animation_frames(tour) for tour in tours])  # (walks, F, H, W, 3)
         pictures.save_animation(out, pictures.side_by_side(loops))
     else:
-        pictures.save_grid(out, legs.reshape(-1, *legs.shape[2:]), columns=frames)
+        pictures.save_grid(out, legs.reshape(-1, *legs.shape[2:]), frames, mark)
     through = f"{len(images)} images" if images else f"seeds {', '.join(map(str, seeds))}"
     print(f"{walks * len(legs)} x {frames} images through {through} in {out}")
 
@@ -165,6 +174,7 @@ def edit(
     out: Path = Path("edited.png"),
     condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
+    shown: OmitArgPrefixes[ShownFlags] = SHOWN,
     force: bool = False,
 ) -> None:
     """Edit images by adding noise and removing it again (SDEdit).
@@ -181,6 +191,7 @@ def edit(
         out: picture to write.
         condition: condition of the samples.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
+        shown: how images are checked and marked.
         force: overwrite an existing file.
     """
     check_images_given(images, "edit")
@@ -191,13 +202,14 @@ def edit(
 
     from genmodels import pictures, sampling
 
-    model = open_model(run, "edit")
+    model = open_model(run, "edit", shown.safety_checker)
     check_free(out, force, ".png")
     chosen = chosen_options(model, options)
     conditions = condition.of(model, len(images))
+    mark = shown.mark(model, out, (1 + len(strength)) * len(images), 1 + len(strength))
     originals = read_images(images, model.config.size)  # (N, H, W, 3)
     edits = [sampling.edit(model, originals, each, seed, conditions, **chosen) for each in strength]
     rows = np.stack([originals, *edits], axis=1)  # (N, 1 + strengths, H, W, 3)
-    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=rows.shape[1])
+    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), rows.shape[1], mark)
     strengths = ", ".join(f"{each:g}" for each in strength)
     print(f"{len(originals)} images, each edited with strength {strengths}, in {out}")

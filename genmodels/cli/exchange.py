@@ -106,7 +106,7 @@ def _attribute_directions(model: Any, run: str, given: Mapping[str, Any]) -> Dir
     return Directions(tuple(name.replace("_", " ") for name in names), vectors, REACH)
 
 
-def import_(folder: Positional[Path], out: Positional[Path]) -> None:
+def import_(folder: Positional[Path], out: Positional[Path], safety_checker: bool = True) -> None:
     """Convert a pipeline of diffusers, or a CLIPModel of transformers, to a genmodels model.
 
     Every command also reads the folder itself.
@@ -115,6 +115,8 @@ def import_(folder: Positional[Path], out: Positional[Path]) -> None:
         folder: folder of a DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline, StableDiffusionPipeline or
             CLIPModel.
         out: new or empty folder for the model.
+        safety_checker: keep the safety checker of a StableDiffusionPipeline, if it has one. The model then
+            shows black images in place of those that it flags.
     """
     from genmodels.exchange.importing import import_folder
     from genmodels.saving import is_foreign
@@ -124,6 +126,6 @@ def import_(folder: Positional[Path], out: Positional[Path]) -> None:
     if not is_foreign(folder):
         raise ValueError(f"{folder} is not a pipeline of diffusers, since it has no model_index.json, nor a CLIPModel")
     check_empty(out)
-    model = import_folder(folder)
+    model = import_folder(folder, safety_checker)
     model.save_pretrained(out)
     print(f"{model.family} model of {model.config.size} px in {out}: genmodels info {out}")

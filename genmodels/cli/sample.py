@@ -13,7 +13,9 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from genmodels.cli.arguments import (
     NO_CONDITION,
+    SHOWN,
     ConditionFlags,
+    ShownFlags,
     check_empty,
     check_free,
     chosen_options,
@@ -40,6 +42,7 @@ def sample(
     data: str | None = None,
     root: Path | None = None,
     extractor: str = "faces",
+    shown: OmitArgPrefixes[ShownFlags] = SHOWN,
     force: bool = False,
 ) -> None:
     """Sample images from a saved model.
@@ -65,6 +68,7 @@ def sample(
             default, what the run was trained on.
         root: where the files of the data set are. By default, that of the run.
         extractor: extractor whose features candidates are compared by, as for evaluate.
+        shown: how images are checked and marked.
         force: overwrite an existing file.
     """
     if best_of < 1:
@@ -83,7 +87,7 @@ def sample(
 
     from genmodels import pictures, sampling
 
-    model = open_model(run, "sample")
+    model = open_model(run, "sample", shown.safety_checker)
     if as_folder:
         check_empty(target, "choose another --out")
     else:
@@ -91,13 +95,14 @@ def sample(
     chosen = chosen_options(model, options)
     rows = [condition] if prompts is None else [replace(condition, prompt=text) for text in read_lines(prompts)]
     conditions = [row.of(model, count) for row in rows]
+    columns = None if prompts is None else count
+    mark = shown.mark(model, None if as_folder else target, count * len(rows), columns)
     best = _best(run, model, best_of, data, root, extractor, batch_size) if best_of > 1 else None
     parts = [
         sampling.sample(model, count, seed, given, batch_size=batch_size, best=best, **chosen) for given in conditions
     ]
     if sampling.processes().is_main_process:
-        mark = pictures.generated_by(model.kind)
-        pictures.save_images(target, np.concatenate(parts), None if prompts is None else count, mark)
+        pictures.save_images(target, np.concatenate(parts), columns, mark)
         of_each = "" if prompts is None else f" of each of {len(parts)} prompts"
         print(f"{count} images{of_each} of seed {seed} in {target}")
         if best:
@@ -140,6 +145,7 @@ def trajectory(
     out: Path = Path("trajectory.png"),
     condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
+    shown: OmitArgPrefixes[ShownFlags] = SHOWN,
     force: bool = False,
 ) -> None:
     """Show the steps by which noise becomes images.
@@ -155,6 +161,7 @@ def trajectory(
         out: NAME.png for rows of images, or NAME.gif for an animation.
         condition: condition of the samples.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
+        shown: how images are checked and marked.
         force: overwrite an existing file.
     """
     if n < 1 or frames < 2:
@@ -164,15 +171,16 @@ def trajectory(
 
     from genmodels import pictures, sampling
 
-    model = open_model(run, "trajectory")
+    model = open_model(run, "trajectory", shown.safety_checker)
     check_free(out, force, ".png", ".gif")
     chosen = chosen_options(model, options)
+    mark = shown.mark(model, out, 2 * n * frames, frames)
     steps = sampling.trajectory(model, n, seed, condition.of(model, n), **chosen)
-    shown = np.linspace(0, steps.shape[2] - 1, min(frames, steps.shape[2])).round().astype(int)
-    steps = steps[:, :, shown]  # (N, 2, frames, H, W, 3)
+    rows = np.linspace(0, steps.shape[2] - 1, min(frames, steps.shape[2])).round().astype(int)
+    steps = steps[:, :, rows]  # (N, 2, frames, H, W, 3)
     if out.suffix == ".gif":
-        every = steps.transpose(2, 1, 0, 3, 4, 5).reshape(len(shown), -1, *steps.shape[3:])  # (frames, 2 N, H, W, 3)
+        every = steps.transpose(2, 1, 0, 3, 4, 5).reshape(len(rows), -1, *steps.shape[3:])  # (frames, 2 N, H, W, 3)
         pictures.save_animation(out, np.stack([np.asarray(pictures.grid(frame, n)) for frame in every]), 150)
     else:
-        pictures.save_grid(out, steps.reshape(-1, *steps.shape[3:]), columns=len(shown))
-    print(f"{n} images of seed {seed}, {len(shown)} steps of each, in {out}")
+        pictures.save_grid(out, steps.reshape(-1, *steps.shape[3:]), len(rows), mark)
+    print(f"{n} images of seed {seed}, {len(rows)} steps of each, in {out}")

@@ -60,7 +60,8 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
         if prior.conditions.text.encoder:
             if not isinstance(codec, WITH_COUNTERPART):
                 raise ValueError("StableDiffusionPipeline needs a codec of diffusers: train over a kl or AutoencoderKL")
-            return write_stable_diffusion(prior, autoencoder_for_diffusers(codec), draft, out)
+            checker: Any = model.safety_checker
+            return write_stable_diffusion(prior, autoencoder_for_diffusers(codec), checker, draft, out)
         return write_unet(model, prior, codec, draft, out)
 
 

@@ -61,17 +61,21 @@ class DiTSettings:
     out_channels: Size | None = None
 
 
-def import_folder(folder: Path) -> Model:
+def import_folder(folder: Path, safety_checker: bool = True) -> Model:
     """Import the folder of another library, for which `saving.is_foreign` is true.
+
+    Args:
+        folder: the folder.
+        safety_checker: False leaves out the safety checker of a pipeline that has one.
 
     Raises:
         ValueError: see `import_pipeline` and `import_clip`.
     """
-    return import_pipeline(folder) if (folder / "model_index.json").is_file() else import_clip(folder)
+    return import_pipeline(folder, safety_checker) if (folder / "model_index.json").is_file() else import_clip(folder)
 
 
 @without_warnings()
-def import_pipeline(folder: Path) -> Generator:
+def import_pipeline(folder: Path, safety_checker: bool = True) -> Generator:
     """Import a folder with the layout of google/ddpm-celebahq-256 (DDPMPipeline, DDIMPipeline),
     CompVis/ldm-celebahq-256 (LDMPipeline), facebook/DiT-XL-2-256 (DiTPipeline) or Stable Diffusion 1.x
     and 2.x (StableDiffusionPipeline).
@@ -83,7 +87,7 @@ def import_pipeline(folder: Path) -> Generator:
     """
     kind = class_name(folder / "model_index.json")
     if kind == PIPELINE:
-        return import_stable_diffusion(folder)
+        return import_stable_diffusion(folder, safety_checker)
     if kind not in (*IN_PIXELS, *IN_LATENTS, TRANSFORMER):
         known = (*IN_PIXELS, IN_LATENTS[0], TRANSFORMER, PIPELINE)
         raise ValueError(f"{folder} is a {kind} of diffusers, which is not supported; {', '.join(known)} are")

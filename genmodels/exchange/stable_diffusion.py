@@ -30,10 +30,10 @@ from genmodels.latent import Latent
 from genmodels.nn.text_encoder import TextEncoder, TextEncoderConfig
 from genmodels.pretrained import PretrainedKL, Size, load_pretrained, read_network
 from genmodels.reading import read_json
+from genmodels.safety import SafetyChecker
 from genmodels.saving import Range, from_dict, from_settings
 from genmodels.text import TOKENIZER
 from genmodels.text_conditions import TextSource, conditioned_on_text
-from genmodels.usage import say
 from genmodels.weights import build, check_same, read_all_shapes, read_tensors
 
 PIPELINE = "StableDiffusionPipeline"
@@ -70,12 +70,13 @@ class UNetSettings:
 # ---- export ----
 
 
-def write_stable_diffusion(prior: UNet, autoencoder: Any, draft: Path, out: Path) -> str:
+def write_stable_diffusion(prior: UNet, autoencoder: Any, checker: SafetyChecker | None, draft: Path, out: Path) -> str:
     """Write a StableDiffusionPipeline into `draft`, which becomes the folder `out`.
 
     Args:
         prior: the U-Net, with its text encoder.
         autoencoder: an AutoencoderKL whose latents are those of the prior.
+        checker: the safety checker, or None.
         draft: folder that receives the files.
         out: its name afterwards, for the message.
 
@@ -91,9 +92,9 @@ def write_stable_diffusion(prior: UNet, autoencoder: Any, draft: Path, out: Path
         tokenizer=tokenizer_for_transformers(prior.tokenizer, draft),
         unet=prior.network,
         scheduler=scheduler_with_text(prior),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        safety_checker=checker and checker.network,
+        feature_extractor=checker and checker.processor,
+        requires_safety_checker=checker is not None,
     )
     (draft / TOKENIZER).unlink()
     pipeline.save_pretrained(draft)
@@ -161,8 +162,14 @@ def encoder_names(depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
 # ---- import ----
 
 
-def import_stable_diffusion(folder: Path) -> Latent:
+def import_stable_diffusion(folder: Path, safety_checker: bool = True) -> Latent:
     """Import a folder in the layout of Stable Diffusion 1.x or 2.x, from safetensors only.
+
+    Its safety checker, if it has one, flags images that are not shown.
+
+    Args:
+        folder: the folder.
+        safety_checker: False leaves it out.
 
     Raises:
         ValueError: for another pipeline, settings without a counterpart, or missing or damaged
@@ -183,8 +190,6 @@ def import_stable_diffusion(folder: Path) -> Latent:
         )
     if used.addition_embed_type or used.class_embed_type:
         raise ValueError(f"{unet}: a U-Net with further embeddings is not supported")
-    if (folder / "safety_checker").is_dir():
-        say(f"the safety checker in {folder} is not run: check what you sample")
     source = import_text_encoder(folder / "text_encoder", folder / "tokenizer")
     width = source.encoder.config.transformer.width
     if width != used.cross_attention_dim:
@@ -197,7 +202,9 @@ def import_stable_diffusion(folder: Path) -> Latent:
     prior.network = read_network(unet, prior.network).to(memory_format=torch.channels_last)
     prior.use_text_encoder(source)
     codec.set_scale(codec.network.config.scaling_factor)
-    return Latent.over(codec, prior).eval()
+    model = Latent.over(codec, prior)
+    model.use_safety_checker(SafetyChecker.of_pipeline(folder) if safety_checker else None)
+    return model.eval()
 
 
 def unet_config(
