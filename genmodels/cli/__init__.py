@@ -121,7 +121,7 @@ def fold_options(arguments: Sequence[str]) -> list[str]:
     for token in tokens:
         flag, equals, value = token.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--") or name in own | {"help"}:
+        if not flag.startswith("--") or name.removeprefix("no_") in own | {"help"}:
             kept.append(token)
             continue
         value = value if equals else next(tokens, "--")
