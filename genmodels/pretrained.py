@@ -287,6 +287,7 @@ def read_network(place: Path, like: Any) -> Any:
         ValueError: if weights are missing, damaged or incomplete.
     """
     kind = type(like).__name__
+    read_all_shapes(place, kind)
     try:
         network, loaded = type(like).from_pretrained(
             place, use_safetensors=True, local_files_only=True, output_loading_info=True

@@ -30,6 +30,8 @@ def negative_condition(model: Any, negative: str, n: int, device: torch.device) 
     Raises:
         ValueError: if there is a negative prompt, and the model was trained without text.
     """
+    if negative and not model.can("tokenize"):
+        raise ValueError(f"negative {negative!r} was given, and this {model.family} was trained without text")
     return condition_of(model, {"prompt": negative} if negative else None, n).to(device)
 
 

@@ -112,4 +112,5 @@ def _unframed(text: str) -> str:
         " ".join(line.strip("│| ") for line in block.strip().splitlines()) for block in blocks if block.strip()
     ]
     untitled = sentences if plain.startswith("╭") else sentences[1:]
-    return ". ".join(" ".join(sentence.split()).rstrip(".") for sentence in untitled)
+    text = ". ".join(" ".join(sentence.split()).rstrip(".") for sentence in untitled)
+    return re.sub(r"^Error parsing [A-Z]\w+: ", "", text)  # the name of a class, which says nothing to users

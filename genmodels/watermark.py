@@ -1,7 +1,8 @@
 """Invisible watermark of generated pictures, by the library invisible-watermark (extra watermark).
 
 The 72 bits of `MARK` are repeated over the picture, in singular values of blocks of its wavelet
-transform (method dwtDctSvd). It survives PNG and light compression, but no crop and no resize.
+transform (method dwtDctSvd). It survives PNG and JPEG, but no crop and no resize, and a white
+picture cannot hold it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ METHOD = "dwtDctSvd"
 LEAST_PIXELS = 256 * 256
 """Number of pixels that the library needs."""
 LEAST_BITS = 60
-"""Bits of `MARK` that a marked picture has. An unrelated one has 36 on average; 60 have a
-probability of 1e-9 if its bits are random."""
+"""Bits of `MARK` that a marked picture has at least. Of random bits 36 agree on average, and 60 with a
+probability of 1e-9; those of smooth pictures vary more (docs/text-to-image.md)."""
 
 
 def check_size(width: int, height: int) -> None:

@@ -224,6 +224,7 @@ def test_an_imported_folder_can_be_exported_again(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda f: shutil.rmtree(f / "tokenizer"), "has no tokenizer/: the pipeline is incomplete"),
+        (lambda f: [p.unlink() for p in (f / "tokenizer").iterdir()], "has no tokenizer/tokenizer.json and no token"),
         (lambda f: shutil.rmtree(f / "vae"), "has no vae/config.json: the pipeline is incomplete"),
         (lambda f: (f / "text_encoder_2").mkdir(), "it is a Stable Diffusion XL, which is not supported"),
         (lambda f: edit(f / "unet", in_channels=9), "9 channels in and 4 out"),

@@ -177,7 +177,7 @@ def test_prompts_that_cannot_be_are_refused(call: Any, message: str) -> None:
 
 def test_a_negative_prompt_for_a_model_without_text_is_refused() -> None:
     attributes = replace(CONFIGS["dit"], condition=replace(CONFIGS["dit"].condition, attributes=("Smiling",)))
-    with pytest.raises(ValueError, match="trained without text"):
+    with pytest.raises(ValueError, match="negative 'hat' was given, and this dit was trained without text"):
         DiT(attributes).generate(2, condition={"Smiling": 1}, guidance=2.0, negative="hat", steps=1)
 
 
@@ -262,7 +262,7 @@ def test_commands_take_prompts(place: Path, capsys: pytest.CaptureFixture[str]) 
     ("arguments", "message"),
     [
         (["sample", "codec", "--prompt", "a man"], "this model was trained without text"),
-        (["sample", "dit", "--prompt", "a man", "--negative", "hat"], "negative 'hat' has no effect at guidance 1"),
+        (["sample", "dit", "--prompt", "a man", "--negative", "hat"], "error: negative 'hat' has no effect at guidance 1"),
         (["sample", "dit", "--prompt", "a man", "--prompts", "x.txt"], "--prompt and --prompts"),
         (["sample", "dit", "--prompt", ""], "a text is empty"),
         (["sample", "dit", "--prompts", "empty.txt"], "empty.txt is empty"),

@@ -32,7 +32,7 @@ from genmodels.pretrained import PretrainedKL, Size, load_pretrained, read_netwo
 from genmodels.reading import read_json
 from genmodels.safety import SafetyChecker
 from genmodels.saving import Range, from_dict, from_settings
-from genmodels.text import TOKENIZER
+from genmodels.text import TOKENIZER, VOCABULARY
 from genmodels.text_conditions import TextSource, conditioned_on_text
 from genmodels.weights import build, check_same, read_all_shapes, read_tensors
 
@@ -235,6 +235,8 @@ def check_layout(folder: Path) -> None:
             raise ValueError(f"{folder} has no {part}/{file}: the pipeline is incomplete")
     if not (folder / "tokenizer").is_dir():
         raise ValueError(f"{folder} has no tokenizer/: the pipeline is incomplete")
+    if not any((folder / "tokenizer" / name).is_file() for name in (TOKENIZER, VOCABULARY)):
+        raise ValueError(f"{folder} has no tokenizer/{TOKENIZER} and no tokenizer/{VOCABULARY}: it is incomplete")
 
 
 def process_at(folder: Path) -> DDPM | Flow:
