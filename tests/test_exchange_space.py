@@ -49,3 +49,19 @@ def test_a_wheel_is_copied_and_named(run, tmp_path, capsys):
     assert main(["export", str(run), str(tmp_path / "space"), "--to", "space", "--wheel", str(wheel)]) == 0
     assert (tmp_path / "space" / wheel.name).read_bytes() == b"wheel"
     assert (tmp_path / "space" / "requirements.txt").read_text() == f"genmodels[app] @ file:./{wheel.name}\n"
+
+
+def test_app_py_builds_the_page_of_its_model(run, tmp_path, monkeypatch):
+    server = pytest.importorskip("genmodels.app.server", reason="genmodels app is not there")
+    from genmodels.app.page import page
+
+    assert main(["export", str(run), str(tmp_path / "space"), "--to", "space"]) == 0
+    pages = []
+    monkeypatch.setattr(server, "serve", lambda served, host, port: pages.append((page(served), host, port)))
+    spec = importlib.util.spec_from_file_location("space", tmp_path / "space" / "app.py")
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    assert app.run() == 0
+    ((blocks, *place),) = pages
+    assert place == ["0.0.0.0", 7860]
+    assert "gan, 8 x 8 pixels" in str(blocks.get_config_file()["components"])
