@@ -91,8 +91,8 @@ def on_files(files: Any, config: Any) -> Any:
         pages[f"notebooks/{path.stem}.md"], pictures = notebook(path, config)
         for name, content in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
-    for name, content in pages.items():
-        files.append(File.generated(config, name, content=content))
+    for name, page in pages.items():
+        files.append(File.generated(config, name, content=page))
     return files
 
 
