@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,28 @@ def traverse(
         paths = ((each + steps).flatten(0, 1) for each in latents)  # N x (K A, D)
         rows = [to_uint8(checked(model.from_latents(path))) for path in paths]  # N x (K A, H, W, 3)
     return np.stack(rows).reshape(len(latents), *steps.shape[:2], *rows[0].shape[1:])
+
+
+def changed(
+    model: Any,
+    starts: np.ndarray | None,
+    directions: Mapping[str, Tensor],
+    amounts: Mapping[str, float],
+    n: int = 1,
+    seed: int = 0,
+) -> np.ndarray:
+    """Change images along several directions at once.
+
+    Args:
+        model, starts, n, seed: as for `traverse`.
+        directions: (D,) by attribute.
+        amounts: how far to go along those of at least one attribute. 1 is as in `traverse`.
+
+    Returns:
+        uint8 (N, 2, H, W, 3): each image before and after.
+    """
+    together = torch.stack([amount * directions[name] for name, amount in amounts.items()]).sum(0)  # (D,)
+    return traverse(model, starts, together[None], torch.tensor([0.0, 1.0]), n, seed)[:, 0]
 
 
 def _means(mask: Tensor, latents: Tensor) -> Tensor:

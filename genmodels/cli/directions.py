@@ -5,12 +5,13 @@ Signatures and docstrings are what `--help` prints. Slow imports are inside the 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from genmodels.cli.arguments import check_free, open_model, read_images
+from genmodels.cli.arguments import check_free, name_and_value, open_model, read_images
 from genmodels.cli.real_images import EvaluationFlags, real_images
 from genmodels.usage import UsageError
 
@@ -25,6 +26,7 @@ def traverse(
     run: Positional[str],
     images: Positional[tuple[Path, ...]] = (),
     attributes: tuple[str, ...] = ("Smiling", "Male", "Eyeglasses"),
+    change: str = "",
     reach: float = 2.0,
     frames: int = 7,
     n: int = 2,
@@ -44,6 +46,9 @@ def traverse(
         run: run or model folder, toyfaces/NAME, or an id on the Hub.
         images: image files to change. Without any, samples of the model are changed.
         attributes: names of attributes of the data.
+        change: amounts of several attributes, such as Smiling=1.5,Male=-1, that are changed together.
+            The picture then shows each face before and after, and --attributes, --reach and
+            --frames have no effect.
         reach: largest change in either direction, in distances between the two means.
         frames: number of images in a row.
         n: number of samples to change.
@@ -59,11 +64,14 @@ def traverse(
             "traverse needs --attributes, an odd number of --frames from 3, --n from 1 and --reach above 0"
         )
 
+    amounts = _amounts(change)
+    attributes = tuple(amounts) or attributes
+
     import numpy as np
     import torch
 
     from genmodels import pictures
-    from genmodels.directions import attribute_directions
+    from genmodels.directions import attribute_directions, changed
     from genmodels.directions import traverse as along
 
     model = open_model(run, "latent_directions")
@@ -72,10 +80,29 @@ def traverse(
     labelled = labelled_images(run, size, attributes, data, root)
     directions = attribute_directions(model, np.asarray(labelled.images), labelled.attributes, attributes)
     starts = read_images(images, size) if images else None
-    amounts = torch.linspace(-reach, reach, frames)
-    rows = along(model, starts, directions, amounts, n, seed)  # (N, K, frames, H, W, 3)
+    if amounts:
+        pairs = changed(model, starts, dict(zip(attributes, directions, strict=True)), amounts, n, seed)
+        pictures.save_grid(out, pairs.reshape(-1, *pairs.shape[2:]), columns=2)
+        print(f"{len(pairs)} faces, each before and after {change}, in {out}")
+        return
+    steps = torch.linspace(-reach, reach, frames)
+    rows = along(model, starts, directions, steps, n, seed)  # (N, K, frames, H, W, 3)
     pictures.save_grid(out, rows.reshape(-1, *rows.shape[3:]), columns=frames)
     print(f"{len(rows)} faces, each with {', '.join(attributes)} from less to more, one below the other, in {out}")
+
+
+def _amounts(change: str) -> dict[str, float]:
+    """Return the numbers of --change, by attribute."""
+    amounts = {}
+    for part in filter(None, change.split(",")):
+        name, text = name_and_value(part, "--change")
+        try:
+            amounts[name] = float(text)
+        except ValueError:
+            raise UsageError(f"--change {part.strip()}: {text!r} is not a number") from None
+        if not math.isfinite(amounts[name]):
+            raise UsageError(f"--change {part.strip()}: the number must be finite")
+    return amounts
 
 
 def labelled_images(

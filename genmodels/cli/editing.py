@@ -1,4 +1,5 @@
-"""Commands that work on given images or between samples: reconstruct, inpaint, interpolate, edit.
+"""Commands that work on given images or between samples: reconstruct, inpaint,
+interpolate, edit, variations.
 
 Signatures and docstrings are what `--help` prints. Slow imports are inside the functions.
 """
@@ -17,6 +18,7 @@ from genmodels.cli.arguments import (
     check_free,
     check_images_given,
     chosen_options,
+    load,
     open_model,
     read_images,
     read_mask,
@@ -213,3 +215,52 @@ def edit(
     pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), rows.shape[1], mark)
     strengths = ", ".join(f"{each:g}" for each in strength)
     print(f"{len(originals)} images, each edited with strength {strengths}, in {out}")
+
+
+def variations(
+    run: Positional[str],
+    images: Positional[tuple[Path, ...]],
+    n: int = 8,
+    strength: float = 0.5,
+    seed: int = 0,
+    out: Path = Path("variations.png"),
+    condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
+    options: tuple[str, ...] = (),
+    force: bool = False,
+) -> None:
+    """Make images that resemble given images.
+
+    A model that edits adds noise and removes it again. Others move the latent vector of the image
+    towards those of samples. Each row of the picture shows the image and its variations.
+
+    Args:
+        run: run or model folder, or an id on the Hub.
+        images: image files. Aligned CelebA images (178 x 218) get the default crop, others their
+            centre square.
+        n: number of variations of each image.
+        strength: how much they differ from it, above 0 and at most 1 (everything).
+        seed: seed of the variations.
+        out: picture to write.
+        condition: condition of the samples, for models that edit.
+        options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
+        force: overwrite an existing file.
+    """
+    check_images_given(images, "variations")
+    if not 0 < strength <= 1 or n < 1:
+        raise UsageError(f"--strength must be above 0 and at most 1, and --n at least 1, got {strength:g} and {n}")
+
+    import numpy as np
+
+    from genmodels import pictures
+    from genmodels.variations import check_varies
+    from genmodels.variations import variations as vary
+
+    model = load(run)
+    check_varies(model)
+    check_free(out, force, ".png")
+    chosen = chosen_options(model, options)
+    given = condition.of(model, len(images))
+    originals = read_images(images, model.config.size)
+    rows = np.concatenate([originals[:, None], vary(model, originals, n, strength, seed, given, **chosen)], axis=1)
+    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=n + 1)
+    print(f"{len(originals)} images, each with {n} variations of seed {seed}, in {out}")
