@@ -91,8 +91,7 @@ def sample(
     _check_positive(n=n, batch_size=batch_size)
     require(model, "sample")
     state = processes()
-    settings = model.options(**options)
-    conditions = condition_of(model, condition, n)
+    settings, conditions = model.options(**options), condition_of(model, condition, n)
     share = math.ceil(n / state.num_processes)
     rows = range(min(n, share * state.process_index), min(n, share * (state.process_index + 1)))
     size = model.config.size
@@ -113,7 +112,7 @@ def sample(
                 bar.update(min(len(indices) * state.num_processes, n - bar.n))
         except StoppedError:
             stopped = True
-    if until is not None and reduce(torch.tensor(float(stopped), device=state.device), "sum") > 0:
+    if stopped if until is None else reduce(torch.tensor(float(stopped), device=state.device), "sum") > 0:
         raise StoppedError
     if state.num_processes == 1:
         return mine

@@ -31,18 +31,19 @@ LAYERS: tuple[set[str], ...] = (
     {"base"},
     {"prior", "autoencoder", "adversarial", "pretrained", "sampling", "data"},
     {"codecs", "directions", "text_conditions"},
+    {"variations"},
     {"ae", "vae", "vqvae", "kl", "gan_config", "autoregressive", "diffusion", "clip"},
     {"gan", "dit", "tiny"},
     {"latent"},
     {"exchange", "evaluation"},
     {"training"},
-    {"demo"},
+    {"demo", "app"},
     {"cli"},
 )
 LOADS_BY_NAME = {"codecs", "latent", "diffusion", "evaluation", "exchange"}
 """Modules that load a model of any family (codec, prior, guide, extractor, CLIP) through the package itself."""
 UNRESTRICTED = {"__init__", "__main__"}
-SHARED = ["training", "sampling", "evaluation", "cli", "codecs", "data", "directions"]
+SHARED = ["training", "sampling", "evaluation", "cli", "app", "codecs", "data", "directions", "variations"]
 """Modules that serve every family alike."""
 LONGEST = 330
 

@@ -14,7 +14,19 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from genmodels import __version__
-from genmodels.cli import data, directions, editing, evaluation, exchange, info, models, retrieval, sample, train
+from genmodels.cli import (
+    app,
+    data,
+    directions,
+    editing,
+    evaluation,
+    exchange,
+    info,
+    models,
+    retrieval,
+    sample,
+    train,
+)
 from genmodels.usage import UsageError, expand_home, one_line_refusals, printing, say
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -24,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inpaint": editing.inpaint,
     "interpolate": editing.interpolate,
     "edit": editing.edit,
+    "variations": editing.variations,
     "traverse": directions.traverse,
     "trajectory": sample.trajectory,
     "retrieve": retrieval.retrieve,
@@ -35,6 +48,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": exchange.import_,
     "info": info.info,
     "models": models.models,
+    "app": app.app,
     "demo": train.demo,
 }
 DATA_COMMANDS: dict[str, Callable[..., None]] = {

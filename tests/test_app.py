@@ -1,0 +1,254 @@
+"""The page without a browser: what it offers, the command lines it shows, and what it refuses."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import socket
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from app_models import SIZE, save_models
+from PIL import Image
+
+from genmodels import pictures, sampling
+from genmodels.app import jobs, uploads, work
+from genmodels.app.controls import Control, chosen_options, condition_values, flags, option_controls
+from genmodels.app.server import listen
+from genmodels.app.uploads import Picture
+from genmodels.app.work import Result, Served
+from genmodels.cli import main
+from genmodels.cli.app import served_model
+from genmodels.stopping import StoppedError
+from genmodels.variations import variations
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
+    """The small models, as the page has them."""
+    return {name: served_model(str(path)) for name, path in save_models(tmp_path_factory.mktemp("models")).items()}
+
+
+def drawing(side: int = 20) -> Image.Image:
+    """Draw a picture that is not square and has no symmetry."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side + 8, 3), np.uint8))
+
+
+def by_name(controls: list[Control]) -> dict[str, Control]:
+    return {control.name: control for control in controls}
+
+
+def test_controls_are_those_of_the_options_and_the_condition(served: dict[str, Served]) -> None:
+    unet, text, vae = (option_controls(served[name].model) for name in ("unet", "text", "vae"))
+    assert [control.name for control in vae] == ["temperature", "latents"]
+    assert by_name(vae)["latents"].choices == ("mixture", "prior")
+    assert by_name(vae)["temperature"].about.startswith("Factor on the standard deviation")
+    assert [control.name for control in unet][:3] == ["temperature", "guidance", "steps"]
+    # A prompt to avoid needs text, a path is no control, and only inpainting resamples.
+    assert not {"negative", "guide", "resample"} & set(by_name(unet))
+    assert "negative" in by_name(text)
+    assert by_name(option_controls(served["unet"].model, "inpaint"))["resample"].default == 3
+    # Without a condition there is nothing to guide towards.
+    plain = served["vae"].model
+    assert plain.conditions.is_empty
+    assert "schedule" in by_name(unet) and by_name(unet)["schedule"].choices[0] is None
+
+
+def test_values_of_the_page_become_options_and_flags(served: dict[str, Served]) -> None:
+    controls = [c for c in option_controls(served["unet"].model) if c.name in ("guidance", "steps", "guidance_high")]
+    assert [control.name for control in controls] == ["guidance", "steps", "guidance_high"]
+    # The browser sends floats for whole numbers, and rounding errors of its sliders.
+    assert chosen_options(controls, [2.3000000000000003, 12.0, None]) == {"guidance": 2.3, "steps": 12}
+    assert chosen_options(controls, [1, 20, 4]) == {"guidance_high": 4.0}
+    with pytest.raises(ValueError, match="Guidance high must be a number, got 'x'"):
+        chosen_options(controls, [1, 20, "x"])
+    assert flags({"seed": -3, "top_k": 5, "negative": "", "images": ["a b", "c"]}) == [
+        *("--seed=-3", "--top-k", "5", "--images", "a b", "c")
+    ]
+    assert condition_values(["Smiling"], ["Male"], "", " a man ") == {"Smiling": "yes", "Male": "no", "prompt": "a man"}
+    with pytest.raises(ValueError, match="Smiling is chosen both as present and as absent"):
+        condition_values(["Smiling"], ["Smiling"])
+
+
+def results(served: dict[str, Served], face: Picture, painted: np.ndarray) -> dict[str, Result]:
+    """Compute a result of every kind whose command draws images."""
+    vae, unet, text = served["vae"], served["unet"], served["text"]
+    sample = uploads.sampled(unet.name, unet.model, 5)
+    condition = {"Smiling": "yes", "label": "sea lion"}
+    quick = {"steps": 3, "guidance": 2.5}
+    return {
+        "sample": work.sample(vae, 5, 7, {}, {"temperature": 0.7, "latents": "prior"}),
+        "condition": work.sample(unet, 3, -1, condition, quick),
+        "prompt": work.sample(text, 2, 1, {"prompt": "an old man's face"}, {**quick, "negative": "-a woman"}),
+        "vary by edit": work.vary(unet, sample, 3, 0.6, 2, condition, quick),
+        "vary by latents": work.vary(vae, face, 3, 0.6, 2, {}, {}),
+        "reconstruct": work.reconstruct(vae, face),
+        "interpolate": work.interpolate(vae, 3, 4, 6, {"temperature": 0.5}),
+        "morph": work.morph(vae, face, uploads.sampled(vae.name, vae.model, 2), 5, {}),
+        "edit": work.edit(unet, face, 0.45, 3, condition, quick),
+        "inpaint": work.inpaint(unet, face, painted, 0.5, 2, 4, condition, {**quick, "resample": 2}),
+        "inpaint rows": work.inpaint(unet, face, None, 0.25, 2, 4, {}, quick),
+        "trajectory": work.trajectory(unet, 2, 1, 3, condition, quick),
+    }
+
+
+def test_commands_make_the_same_images(
+    served: dict[str, Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawing().save("my face.png")
+    face = uploads.uploaded("my face.png", SIZE)
+    painted = np.zeros((SIZE, SIZE), bool)
+    painted[3:9, 5:12] = True
+    for title, result in results(served, face, painted).items():
+        for name, picture in result.files.items():
+            Image.fromarray(picture).save(name)
+        for line in result.command.splitlines():
+            words = shlex.split(line)
+            assert words[0] == "genmodels"
+            assert main([*words[1:], "--force"] if "--out" in words and not words[-1].endswith("/") else words[1:]) == 0
+        pictures.save_grid("expected.png", result.images, result.columns)
+        assert len(np.unique(result.images, axis=0)) == len(result.images) or title == "trajectory", title
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(result.out)), np.asarray(Image.open("expected.png")), err_msg=title
+        )
+        shutil.rmtree("seed5", ignore_errors=True)
+        shutil.rmtree("seed2", ignore_errors=True)
+        Path(result.out).unlink()
+
+
+def test_directions_are_added_up_and_their_command_agrees(
+    served: dict[str, Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("genmodels.cli.directions.ENOUGH", 500)
+    vae = served["vae"]
+    assert set(work.DIRECTIONS) <= set(vae.attributes)
+    amounts = dict.fromkeys(work.DIRECTIONS, 0.0) | {"Smiling": 1.5, "Male": -2.0}
+    result = work.change(vae, None, 3, amounts)
+    assert result.command.endswith("--n 1 --seed 3 --change Smiling=1.5,Male=-2 --out directions.png")
+    assert main(shlex.split(result.command)[1:]) == 0
+    pictures.save_grid("expected.png", result.images, 2)
+    np.testing.assert_array_equal(np.asarray(Image.open("directions.png")), np.asarray(Image.open("expected.png")))
+    before, after = result.images.astype(int)
+    assert abs(before - after).max() > 0
+    assert main(["traverse", vae.name, "--change", "Smiling=much", "--out", "no.png"]) == 2
+
+
+def test_variations_end_at_samples_or_are_edits(served: dict[str, Served]) -> None:
+    faces = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+    vae, unet = served["vae"].model, served["unet"].model
+    made = variations(vae, faces, 2, 1.0, seed=3, temperature=0.5)  # nothing of the images is left
+    assert made.shape == (2, 2, SIZE, SIZE, 3)
+    samples = sampling.sample(vae, 4, 3, temperature=0.5, progress=False)
+    np.testing.assert_allclose(made.reshape(samples.shape), samples, atol=1)
+    near = variations(vae, faces, 2, 0.01, seed=3).astype(int)
+    assert abs(near - sampling.reconstruct(vae, faces)[:, None]).max() <= 4
+    edits = sampling.edit(unet, faces.repeat(2, 0), 0.5, 3, {"Male": 1}, steps=2)
+    np.testing.assert_array_equal(variations(unet, faces, 2, 0.5, 3, {"Male": 1}, steps=2).reshape(edits.shape), edits)
+
+
+def test_uploads_are_limited_and_named_without_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> str:
+        with pytest.raises(ValueError) as error:
+            uploads.uploaded(str(path), SIZE)
+        assert str(tmp_path) not in str(error.value)
+        return str(error.value)
+
+    text = tmp_path / "face.png"
+    text.write_text("not a picture\n")
+    assert refused(text) == "face.png: not an image of a known format"
+    # 30,000 pixels a side, in 57 bytes: the header is enough to refuse it.
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    huge = tmp_path / "huge.png"
+    parts = [header, b"IDAT" + zlib.compress(b""), b"IEND"]
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    huge.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    assert refused(huge) == "huge.png: decompression bomb: it has more than 89,478,485 pixels"
+    small = tmp_path / "small.png"
+    drawing(12).save(small)
+    assert "small.png: smaller than the size" in refused(small)
+    monkeypatch.setattr(uploads, "LARGEST_UPLOAD", 100)
+    assert "small.png: larger than 0 MB" in refused(small)
+    with pytest.raises(ValueError, match="there is no image yet"):
+        uploads.uploaded(None, SIZE)
+
+
+def test_painted_pixels_are_those_that_are_mostly_covered() -> None:
+    layer = np.zeros((4 * SIZE, 4 * SIZE, 4), np.uint8)
+    layer[8:16, 4:11, 3] = 255  # rows 2 and 3; column 1, and three quarters of column 2
+    region = uploads.painted([layer, np.zeros_like(layer)], SIZE)
+    assert region is not None
+    expected = np.zeros((SIZE, SIZE), bool)
+    expected[2:4, 1:3] = True
+    np.testing.assert_array_equal(region, expected)
+    assert uploads.painted([np.zeros_like(layer)], SIZE) is None
+    assert uploads.painted([], SIZE) is None
+
+
+def test_what_a_model_cannot_do_is_refused(served: dict[str, Served]) -> None:
+    face = Picture(np.array(drawing())[:SIZE, :SIZE], "face.png")
+    with pytest.raises(ValueError, match="a prompt was given, and this model was trained without text"):
+        work.sample(served["unet"], 1, 0, {"prompt": "a man"}, {})
+    with pytest.raises(ValueError, match="the sentence is empty"):
+        work.retrieve(served["clip"], "  ", 3)
+    with pytest.raises(ValueError, match="vary images without a condition|without attributes"):
+        work.vary(served["vae"], face, 1, 0.5, 0, {"Smiling": "yes"}, {})
+    assert main(["variations", served["clip"].name, "face.png"]) == 1
+
+
+def test_jobs_are_cancelled_by_session(served: dict[str, Served]) -> None:
+    model = served["unet"].model
+    blocks: list[int] = []
+    with jobs.job("visitor", [model], blocks.append):
+        assert not jobs.cancel("somebody else")
+        work.sample(served["unet"], 1, 0, {}, {"steps": 2})
+    assert not jobs.cancel("visitor")  # it is over
+    assert blocks and blocks[0] == 1
+    with jobs.job("visitor", [model], blocks.append):
+        assert jobs.cancel("visitor")
+        with pytest.raises(StoppedError):
+            work.sample(served["unet"], 1, 0, {}, {"steps": 2})
+    # The next job of the same visitor runs, and no hook is left on the model.
+    with jobs.job("visitor", [model], blocks.append):
+        work.sample(served["unet"], 1, 0, {}, {"steps": 2})
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_deleted_model_is_still_served(served: dict[str, Served], tmp_path: Path) -> None:
+    shutil.copytree(served["vae"].name, tmp_path / "vae")
+    copy = served_model(str(tmp_path / "vae"))
+    before = work.sample(copy, 2, 0, {}, {}).images
+    assert not copy.is_deleted
+    shutil.rmtree(tmp_path / "vae")
+    assert copy.is_deleted
+    np.testing.assert_array_equal(work.sample(copy, 2, 0, {}, {}).images, before)
+
+
+def test_a_busy_port_is_passed_over() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with listen("127.0.0.1", port) as bound:
+            assert bound.getsockname()[0] == "127.0.0.1"
+            assert port < bound.getsockname()[1] < port + 100
+    with pytest.raises(ValueError, match="--host 192.0.2.1: "):
+        listen("192.0.2.1", 7860)
+
+
+def test_the_command_refuses_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["app", str(tmp_path)]) == 1
+    assert main(["app", "--port", "70000"]) == 2
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["app", str(tmp_path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("genmodels: error: ") for line in lines)
+    assert "config.json" in lines[0]
+    assert "--port must be from 1 to 65535, got 70000" in lines[1]
+    assert 'pip install "genmodels[app]"' in lines[2]
