@@ -21,6 +21,7 @@ QUEUE = 200
 """Largest number of jobs that wait."""
 STYLE = """
 .faces .grid-container { grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)) !important; }
+.faces .fixed-height { min-height: 14rem !important; max-height: none !important; }
 .faces .caption-label { font-size: 10px !important; padding: 1px 4px !important; max-width: 100% !important; }
 .small img { width: 100% !important; height: 100% !important; object-fit: contain !important; }
 @media (max-width: 640px) {

@@ -209,7 +209,7 @@ def leave(request: gr.Request) -> None:
 def _fill(result: Result, parts: Parts, folder: Path) -> list[Any]:
     """Return the values of `parts`, in order, after writing the downloads to `folder`."""
     stem = Path(result.out).stem
-    mark = pictures.generated_by(result.kind)
+    mark = pictures.Mark(result.kind)
     folder.mkdir(parents=True, exist_ok=True)
     pictures.save_images(folder / f"{stem}.png", result.images, result.columns, mark)
     pictures.save_images(folder / f"{stem}.npy", result.images)

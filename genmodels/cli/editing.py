@@ -226,6 +226,7 @@ def variations(
     out: Path = Path("variations.png"),
     condition: OmitArgPrefixes[ConditionFlags] = NO_CONDITION,
     options: tuple[str, ...] = (),
+    shown: OmitArgPrefixes[ShownFlags] = SHOWN,
     force: bool = False,
 ) -> None:
     """Make images that resemble given images.
@@ -243,6 +244,7 @@ def variations(
         out: picture to write.
         condition: condition of the samples, for models that edit.
         options: sampling options of the family as NAME=VALUE. --NAME VALUE is short for it.
+        shown: how images are checked and marked.
         force: overwrite an existing file.
     """
     check_images_given(images, "variations")
@@ -255,12 +257,13 @@ def variations(
     from genmodels.variations import check_varies
     from genmodels.variations import variations as vary
 
-    model = load(run)
+    model = load(run, shown.safety_checker)
     check_varies(model)
     check_free(out, force, ".png")
     chosen = chosen_options(model, options)
     given = condition.of(model, len(images))
+    mark = shown.mark(model, out, (1 + n) * len(images), 1 + n)
     originals = read_images(images, model.config.size)
     rows = np.concatenate([originals[:, None], vary(model, originals, n, strength, seed, given, **chosen)], axis=1)
-    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), columns=n + 1)
+    pictures.save_grid(out, rows.reshape(-1, *rows.shape[2:]), n + 1, mark)
     print(f"{len(originals)} images, each with {n} variations of seed {seed}, in {out}")
