@@ -36,6 +36,7 @@ ABILITIES = (
     Ability("invert", ("invert", "reconstruct"), "reconstruct images by a search for their latents", "reconstruct"),
     Ability("inpaint", ("inpaint",), "complete images of which a part is known", "inpaint"),
     Ability("interpolate", ("interpolate",), "interpolate between samples", "interpolate"),
+    Ability("interpolate_prompts", ("interpolate_prompts",), "interpolate between prompts", "interpolate --prompts"),
     Ability("morph", ("morph",), "interpolate between given images", "interpolate --images"),
     Ability("edit", ("edit",), "edit images by adding and removing noise", "edit"),
     Ability("trajectory", ("trajectory",), "denoise step by step", "trajectory"),

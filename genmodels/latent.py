@@ -254,9 +254,7 @@ class Latent(Generator):
         Args:
             images: (N, 3, H, W) in [-1, 1].
             known: bool (H, W), True where the images are known.
-            noise: N streams.
-            condition: N rows.
-            options: sampling options of the prior.
+            noise, condition, options: as for `sample`.
 
         Raises:
             ValueError: if the mask has another size, or the prior cannot complete this region.
@@ -282,6 +280,10 @@ class Latent(Generator):
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: Any) -> Tensor:
         """Interpolate between the samples of `first` and `second`: (len(weights), 3, H, W)."""
         return self.decode(self.prior.interpolate(first, second, weights, options))
+
+    def interpolate_prompts(self, noise: Noise, a: Condition, b: Condition, weights: Tensor, options: Any) -> Tensor:
+        """Interpolate between two conditions of one row, from the same noise: (len(weights), 3, H, W)."""
+        return self.decode(self.prior.interpolate_prompts(noise, a, b, weights, options))
 
     def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: Any) -> Tensor:
         """Interpolate between two images (1, 3, H, W), each reconstructed by the codec."""
@@ -316,9 +318,8 @@ class Latent(Generator):
 
 
 def over_codec(codec: Any, prior: Prior, images: Iterable[Tensor]) -> Latent:
-    """Prepare a codec and combine it with a prior to be trained on its latents.
-
-    It is defined here and not in `genmodels.codecs`, which this module imports.
+    """Prepare a codec and combine it with a prior to be trained on its latents. (This module imports
+    `genmodels.codecs`, which can therefore not define it.)
 
     Args:
         codec: as `load_codec` returns it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -120,31 +120,36 @@ def sample(
 
 
 @torch.inference_mode()
-def interpolate(model: Any, seeds: Sequence[int], frames: int, image: int = 0, **options: Any) -> np.ndarray:
-    """Interpolate between images of several seeds: two give one leg, and more a closed path, whose last
-    leg returns to the first.
+def interpolate(
+    model: Any, seeds: Sequence[int], frames: int, image: int = 0, prompts: Sequence[str] = (), **options: Any
+) -> np.ndarray:
+    """Interpolate between images of several seeds or, for each seed, between prompts: two give one leg,
+    and more a closed path, whose last leg returns to the first.
 
     Args:
         model: the model, on the device it should run on.
-        seeds: at least two seeds.
+        seeds: at least two seeds; with `prompts`, at least one.
         frames: number of images per leg, evenly spaced, both ends included.
         image: which image of each seed: i is image i of `sample`.
+        prompts: at least two sentences, or none.
         **options: fields of the model's options.
 
     Returns:
         uint8 (legs, frames, H, W, 3).
 
     Raises:
-        ValueError: if the model does not interpolate.
+        ValueError: if the model does not interpolate, or was trained without text.
     """
-    require(model, "interpolate")
+    ends = [condition_of(model, {"prompt": prompt}, 1).to(model.device) for prompt in prompts]
+    require(model, "interpolate_prompts" if prompts else "interpolate")
     settings, weights = model.options(**options), torch.linspace(0, 1, frames, device=model.device)
-    legs = []
+    of = partial(Noise.for_images, indices=[image], device=model.device)
     with checking(model) as checked:
-        for ends in _legs(seeds):
-            noises = (Noise.for_images(seed, [image], model.device) for seed in ends)
-            legs.append(to_uint8(checked(model.interpolate(*noises, weights, settings))))
-    return np.stack(legs)
+        if prompts:
+            legs = [model.interpolate_prompts(of(s), *leg, weights, settings) for s in seeds for leg in _legs(ends)]
+        else:
+            legs = [model.interpolate(of(first), of(second), weights, settings) for first, second in _legs(seeds)]
+        return np.stack([to_uint8(checked(leg)) for leg in legs])
 
 
 @torch.inference_mode()
@@ -228,8 +233,7 @@ def morph(model: Any, images: np.ndarray, frames: int, **options: Any) -> np.nda
         ValueError: if the model does not interpolate between given images.
     """
     require(model, "morph")
-    settings = model.options(**options)
-    floats = to_floats(model, images)
+    settings, floats = model.options(**options), to_floats(model, images)
     weights = torch.linspace(0, 1, frames, device=floats.device)
     with checking(model) as checked:
         legs = [to_uint8(checked(model.morph(a[None], b[None], weights, settings))) for a, b in _legs(floats)]
@@ -266,8 +270,7 @@ def edit(
     """
     _check_positive(batch_size=batch_size)
     require(model, "edit")
-    settings = model.options(**options)
-    conditions = condition_of(model, condition, len(images))
+    settings, conditions = model.options(**options), condition_of(model, condition, len(images))
     floats = to_floats(model, images)
     parts = []
     with checking(model) as checked:
@@ -281,11 +284,7 @@ def edit(
 
 @torch.inference_mode()
 def trajectory(
-    model: Any,
-    n: int,
-    seed: int = 0,
-    condition: Condition | Mapping[str, Any] | None = None,
-    **options: Any,
+    model: Any, n: int, seed: int = 0, condition: Condition | Mapping[str, Any] | None = None, **options: Any
 ) -> np.ndarray:
     """Return the steps by which `n` images are sampled.
 

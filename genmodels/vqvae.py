@@ -197,7 +197,7 @@ class VQVAE(AdversarialCodec):
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Quantise vectors (N, *vector_shape) and decode them to images (N, 3, H, W) in [-1, 1]."""
-        return self.decode(self.quantiser.encode(vectors))
+        return self._decode(self.quantiser.decode(self.quantiser.encode(vectors))).clamp(-1, 1)
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         if turn == TURN:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import json
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +15,6 @@ from genmodels.cli import main
 from genmodels.conditions import Condition, ConditionConfig
 from genmodels.diffusion import solvers
 from genmodels.diffusion.ddpm import DDPM
-from genmodels.diffusion.process import EDM, Flow
 from genmodels.diffusion.sampler import make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, vanilla
@@ -116,107 +113,6 @@ def test_a_ddpm_over_a_vqmodel_becomes_an_ldm_pipeline(tmp_path):
     images = pipeline(2, torch.Generator().manual_seed(3), num_inference_steps=10, output_type="np").images
     expected = ours(model, noise(model.prior), solver="ddim", steps=10) / 2 + 0.5
     torch.testing.assert_close(torch.from_numpy(images).permute(0, 3, 1, 2), expected, rtol=0, atol=1e-5)
-
-
-def module(folder):
-    spec = importlib.util.spec_from_file_location("exported_sample", folder / "sample.py")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-def script(folder):
-    return module(folder).Model(folder)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        dict(process="flow"),
-        dict(process="flow", patch=2, gaussian=20, flow=Flow(shift=2.0)),
-        dict(process="edm", gaussian=20, edm=EDM(data=0.7)),
-        dict(process="ddpm", gaussian=20),
-        dict(process="ddpm", patch=2, ddpm=DDPM(prediction="eps")),
-        dict(process="ddpm", gaussian=20, ddpm=DDPM(clip=True, spacing="leading")),
-    ],
-    ids=["flow", "flow, patches, gaussian", "edm", "ddpm, gaussian", "ddpm, patches", "ddpm, clipped"],
-)
-@pytest.mark.parametrize("attributes", [(), ("Smiling", "Male")], ids=["free", "asked"])
-def test_everything_else_comes_with_a_script(settings, attributes, tmp_path):
-    model = unet(condition=ConditionConfig(attributes), **settings)
-    assert "sample.py" in export_to_diffusers(model, tmp_path / "out")
-    wanted = torch.tensor([[1.0, -1.0], [0.0, 1.0]]) if attributes else None
-    guidance = 2.5 if attributes else 1.0
-    found = script(tmp_path / "out").sample(noise(model), 10, wanted, guidance=guidance)
-    # The script's flow walks with even times; its scheduler spaces those of EDM and DDPM as we do.
-    spacing = "uniform" if settings["process"] == "flow" else None
-    expected = ours(
-        model, noise(model), Condition(wanted), solver="euler", steps=10, guidance=guidance, schedule=spacing
-    )
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-
-
-def test_latents_of_a_kl_autoencoder_come_with_it(tmp_path):
-    torch.manual_seed(0)
-    codec = PretrainedKL(PretrainedConfig(16, KL)).requires_grad_(False).eval()
-    codec.prepare([torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
-    model = Latent.over(codec, unet(latents=codec.latent_shape, gaussian=10)).eval()
-    export_to_diffusers(model, tmp_path / "kl")
-    found = script(tmp_path / "kl").sample(noise(model.prior), 6)
-    torch.testing.assert_close(
-        found, ours(model, noise(model.prior), solver="euler", steps=6, schedule="uniform"), rtol=0, atol=1e-4
-    )
-    vq = latent_vq(process="flow")
-    export_to_diffusers(vq, tmp_path / "vq")
-    found = script(tmp_path / "vq").sample(noise(vq.prior), 6)
-    torch.testing.assert_close(
-        found, ours(vq, noise(vq.prior), solver="euler", steps=6, schedule="uniform"), rtol=0, atol=1e-4
-    )
-
-
-def test_export_runs_without_genmodels(tmp_path):
-    """The command, and the script in a process of its own that cannot import this package."""
-    import subprocess
-    import sys
-
-    condition = ConditionConfig(("Smiling",), classes=2, class_names=("cat", "sea lion"))
-    unet(condition=condition).save_pretrained(tmp_path / "run")
-    assert main(["export", str(tmp_path / "run"), "--to", "diffusers", str(tmp_path / "out")]) == 0
-    code = "import sys, runpy; sys.modules['genmodels'] = None; sys.argv = sys.argv[1:]; "
-    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    picture = tmp_path / "faces.png"
-    given = ["--n", "2", "--steps", "3", "--attributes", "Smiling=yes", "--label", "Sea lion", "--guidance", "2"]
-    given += ["--out", str(picture)]
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "out" / "sample.py"), *given], capture_output=True, text=True
-    )
-    assert done.returncode == 0 and picture.is_file(), done.stderr
-
-
-def test_the_script_takes_the_name_or_the_number_of_a_class(tmp_path, monkeypatch, capsys):
-    from PIL import Image
-
-    names = ("cat", "sea lion", "7", "0")
-    model = unet(condition=ConditionConfig(classes=4, class_names=names))
-    export_to_diffusers(model, tmp_path / "out")
-    loaded = module(tmp_path / "out")
-    numbers = [loaded.class_number(label, 4, list(names)) for label in ("SEA LION", "2", "0", "7", "4", "-1", "dog")]
-    assert numbers == [1, 2, 3, 2, None, None, None]  # names come before numbers
-    assert [loaded.class_number(label, 4, []) for label in ("cat", "3", "4")] == [None, 3, None]
-    assert loaded.class_number("CAFE\u0301", 2, ["bar", "caf\u00e9"]) == 1
-    given = ["sample.py", "--n", "2", "--steps", "4", "--out", str(tmp_path / "a.png"), "--label"]
-    monkeypatch.setattr("sys.argv", [*given, "sea lion"])
-    loaded.main()
-    x = torch.randn(2, *model.config.shape, generator=torch.Generator().manual_seed(0))
-    wanted = Condition(labels=torch.tensor([1, 1]))
-    expected = ours(model, x, wanted, solver="euler", steps=4, schedule="uniform").clamp(-1, 1) / 2 + 0.5
-    with Image.open(tmp_path / "a.png") as picture:
-        found = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
-    torch.testing.assert_close(found[:, 2:18, 2:18], expected[0], rtol=0, atol=0.003)
-    monkeypatch.setattr("sys.argv", [*given, "dog"])
-    with pytest.raises(SystemExit):
-        loaded.main()
-    assert "--label dog: this model has 4 classes: cat, sea lion" in capsys.readouterr().err
 
 
 # ---- import ----
@@ -378,17 +274,6 @@ def test_a_named_part_of_the_classes_does_not_hide_the_others(tmp_path):
     edit_json(tmp_path / "out" / "model_index.json", id2label={"0": 5})
     with pytest.raises(ValueError, match="id2label.*expected text, got 5"):
         genmodels.load(tmp_path / "out")
-
-
-def test_dits_that_a_pipeline_cannot_be_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="at most 1,000 classes: this dit has 1,001"):
-        export_to_diffusers(dit_over_kl(classes=1001), tmp_path / "out")
-    with pytest.raises(ValueError, match="it has no classes"):
-        export_to_diffusers(dit_over_kl(classes=0), tmp_path / "out")
-    in_pixels = DiT(vanilla(size=16, transformer=TransformerConfig(width=16, depth=1, heads=2)))
-    with pytest.raises(ValueError, match="needs latents of an AutoencoderKL"):
-        export_to_diffusers(in_pixels, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_commands_take_the_pipeline_itself(tmp_path, monkeypatch, capsys):

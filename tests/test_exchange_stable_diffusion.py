@@ -26,7 +26,7 @@ from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import Flow
 from genmodels.diffusion.solvers import Schedule, through
 from genmodels.diffusion.unet import UNet, UNetConfig
-from genmodels.exchange.export import export_to_diffusers
+from genmodels.exchange.export import export_to_diffusers, export_to_stable_diffusion
 from genmodels.exchange.text_encoder import load_text_encoder
 from genmodels.latent import Latent
 from genmodels.pretrained import load_pretrained
@@ -269,7 +269,7 @@ def test_models_that_the_pipeline_does_not_support_are_refused(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        export_to_diffusers(latent(tmp_path, **settings), tmp_path / "out")
+        export_to_stable_diffusion(latent(tmp_path, **settings), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

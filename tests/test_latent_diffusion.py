@@ -156,7 +156,6 @@ def test_a_folder_of_diffusers_is_a_codec_of_the_recipe(kind: str, data: list[st
     getattr(diffusers, kind)(**settings).save_pretrained("codec")
     assert train("ldm", *data, *QUICK, *UNET, "--codec", "codec", "--steps", "3", "--output", "runs/ldm") == 0
     assert main(["sample", "runs/ldm", "--n", "2", "--steps", "2"]) == 0
-    assert main(["export", "runs/ldm", "out"]) == 0 and Path("out/sample.py").is_file()
 
 
 def test_statistics_of_a_codec_depend_on_the_images_and_not_on_the_time(

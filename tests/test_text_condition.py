@@ -20,12 +20,14 @@ from test_pipeline import CODEC, PRIOR
 from torch import Tensor
 
 import genmodels
+from genmodels import sampling
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.cli import main
 from genmodels.clip import CLIP
 from genmodels.conditions import Condition, condition_of
 from genmodels.data import load_packed, pack
 from genmodels.data.captions import held_out, parse
+from genmodels.diffusion import sampler
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, DiTConfig
 from genmodels.evaluation.embedder import embedder
@@ -175,6 +177,61 @@ def test_prompts_that_cannot_be_are_refused(call: Any, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_prompts_change_the_unknown_part_of_completions_and_edits() -> None:
+    model = model_of("unet", scale=0.2)
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    known = np.zeros((8, 8), bool)
+    known[:3] = True
+
+    def inpaint(prompt: str, **options: Any) -> np.ndarray:
+        return sampling.inpaint(model, images, known, 2, 0, {"prompt": prompt}, steps=3, **options).astype(int)
+
+    def edit(prompt: str, strength: float = 0.7, **options: Any) -> np.ndarray:
+        return sampling.edit(model, images, strength, 0, {"prompt": prompt}, steps=4, **options).astype(int)
+
+    man, woman = inpaint("a man"), inpaint("a smiling woman with glasses")
+    for completions in (man, woman):
+        assert (completions[:, :, known] == images[:, None, known]).all()
+    assert np.abs(man - woman)[:, :, ~known].max() > 5
+    for make in (inpaint, edit):
+        plain, guided = make("a man"), make("a man", guidance=4.0, negative="a hat")
+        assert np.abs(guided - plain).max() > 5
+        assert np.abs(make("a man", guidance=4.0, negative="a man") - plain).max() <= 1  # it cancels guidance
+        assert np.abs(make("a man", guidance=4.0) - guided).max() > 1  # not the null condition
+    assert np.abs(edit("a man") - edit("a smiling woman with glasses")).max() > 5
+    # At strength 1 nothing of the image is left: a sample of the prompt.
+    sample = sampling.sample(model, 1, 0, {"prompt": "a man"}, steps=4)
+    assert np.abs(edit("a man", strength=1.0) - sample).max() <= 1
+
+
+def test_interpolation_between_prompts_starts_from_the_noise_of_each_seed(tmp_path: Path) -> None:
+    model, texts = model_of("unet", scale=0.2), ["a man", "a smiling woman with glasses", "a bald man"]
+    legs = sampling.interpolate(model, [1, 2], 3, prompts=texts[:2], steps=3).astype(int)
+    assert legs.shape == (2, 3, 8, 8, 3)
+    for frames, seed in zip(legs, (1, 2), strict=True):
+        ends = [sampling.sample(model, 1, seed, {"prompt": text}, steps=3)[0] for text in texts[:2]]
+        assert np.abs(frames[[0, 2]] - np.stack(ends)).max() <= 1
+        cpu = torch.device("cpu")
+        first, second = (model.embed(condition_of(model, {"prompt": text}, 1), 1, cpu) for text in texts[:2])
+        middle = replace(first, tokens=(first.tokens + second.tokens) / 2)
+        with torch.no_grad():
+            sample = sampler.sample(model, Noise.for_images(seed, [0]), middle, model.options(steps=3))
+        assert np.abs(frames[1] - to_uint8(sample)[0]).max() <= 1
+    assert np.abs(legs[0, 0] - legs[0, 2]).max() > 5 and np.abs(legs[0, 0] - legs[1, 0]).max() > 5
+    closed = sampling.interpolate(model, [1], 2, prompts=texts, steps=3, guidance=3.0, negative="a hat").astype(int)
+    assert closed.shape == (3, 2, 8, 8, 3) and np.abs(closed[2, 1] - closed[0, 0]).max() <= 1
+    assert model.can("interpolate_prompts") and not UNet(CONFIGS["unet"]).can("interpolate_prompts")
+    with pytest.raises(ValueError, match=r"--guide other does not work between prompts"):
+        sampling.interpolate(model, [1], 2, prompts=texts, guidance=2.0, guide=Path("other"))
+    model.save_pretrained(tmp_path / "run")
+    command = ["interpolate", str(tmp_path / "run"), "--prompts", *texts[:2], "--seeds", "1", "--steps", "3"]
+    assert main([*command, "--frames", "3", "--out", str(tmp_path / "row.png")]) == 0
+    with Image.open(tmp_path / "row.png") as image:
+        found = np.asarray(image)
+    for i, frame in enumerate(legs[0]):
+        assert np.abs(found[2:10, 2 + 10 * i : 10 + 10 * i] - frame).max() <= 1
+
+
 def test_a_negative_prompt_for_a_model_without_text_is_refused() -> None:
     attributes = replace(CONFIGS["dit"], condition=replace(CONFIGS["dit"].condition, attributes=("Smiling",)))
     with pytest.raises(ValueError, match="negative 'hat' was given, and this dit was trained without text"):
@@ -265,6 +322,10 @@ def test_commands_take_prompts(place: Path, capsys: pytest.CaptureFixture[str]) 
         (["sample", "dit", "--prompt", "a man", "--negative", "hat"], "error: negative 'hat' has no effect"),
         (["sample", "dit", "--prompt", "a man", "--prompts", "x.txt"], "--prompt and --prompts"),
         (["sample", "dit", "--prompt", ""], "a text is empty"),
+        (["interpolate", "codec", "--prompts", "a", "b"], "do not interpolate between samples"),
+        (["interpolate", "dit", "--prompts", "a man"], "at least 2 --seeds or --images or --prompts"),
+        (["interpolate", "dit", "--prompts", "a", "b", "--images", "x.png", "y.png"], "--images and --prompts both"),
+        (["interpolate", "dit", "--prompts", "a man", " "], "a text is empty"),
         (["sample", "dit", "--prompts", "empty.txt"], "empty.txt is empty"),
         (["sample", "dit", "--prompt", "a man", "--attributes", "Smiling=yes"], "trained without attributes"),
         (["train", "gan", "--data", "data", "--text", "clip"], "gan models are not conditioned on text"),

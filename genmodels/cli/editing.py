@@ -113,6 +113,7 @@ def interpolate(
     run: Positional[str],
     seeds: tuple[int, ...] = (1, 2),
     images: tuple[Path, ...] = (),
+    prompts: tuple[str, ...] = (),
     frames: int = 16,
     walks: int = 1,
     out: Path = Path("interpolation.png"),
@@ -120,13 +121,14 @@ def interpolate(
     shown: OmitArgPrefixes[ShownFlags] = SHOWN,
     force: bool = False,
 ) -> None:
-    """Interpolate between samples or, with --images, between given images.
+    """Interpolate between samples, between given images (--images) or between prompts (--prompts).
 
     Args:
         run: run or model folder, toyfaces/NAME, or an id on the Hub.
         seeds: seeds of the samples (image 0 of each, as of `genmodels sample`). Three or more give
             a closed path.
         images: image files to interpolate between instead.
+        prompts: sentences to interpolate between instead, from the noise of each seed in turn.
         frames: number of images from one to the next, both included.
         walks: number of walks that an animation shows side by side: walk i leads through image i of
             each seed.
@@ -135,14 +137,17 @@ def interpolate(
         shown: how images are checked and marked.
         force: overwrite an existing file.
     """
-    if len(seeds) < 2 or frames < 2 or len(images) == 1:
+    if images and prompts:
+        raise UsageError("--images and --prompts both say what to interpolate between: give one of them")
+    given = images or prompts or seeds
+    if len(given) < 2 or frames < 2 or not seeds:
         raise UsageError(
-            "an interpolation needs at least 2 --seeds or --images, and 2 --frames, got "
-            f"{len(images or seeds)} and {frames}"
+            f"an interpolation needs at least 2 --seeds or --images or --prompts, and 2 --frames, got "
+            f"{len(given)} and {frames}"
         )
 
     animated = out.suffix in (".gif", ".webp")
-    if walks < 1 or (walks > 1 and (images or not animated)):
+    if walks < 1 or (walks > 1 and (images or prompts or not animated)):
         raise UsageError(f"--walks {walks} needs --seeds, and an animation: --out NAME.gif or NAME.webp")
 
     import numpy as np
@@ -152,20 +157,23 @@ def interpolate(
     model = open_model(run, "morph" if images else "interpolate", shown.safety_checker)
     check_free(out, force, ".png", ".gif", ".webp")
     chosen = chosen_options(model, options)
-    count = len(images) or len(seeds)
-    mark = shown.mark(model, out, frames * (count if count > 2 else 1), frames)
+    rows = (len(given) if len(given) > 2 else 1) * (len(seeds) if prompts else 1)
+    mark = shown.mark(model, out, frames * rows, frames)
     if images:
         tours = [sampling.morph(model, read_images(images, model.config.size), frames, **chosen)]
+    elif prompts:
+        tours = [sampling.interpolate(model, [seed], frames, prompts=prompts, **chosen) for seed in seeds]
     else:
         tours = [sampling.interpolate(model, seeds, frames, image, **chosen) for image in range(walks)]
-    legs = tours[0]
+    legs = np.concatenate(tours)
     if animated:
         loops = np.stack([pictures.animation_frames(tour) for tour in tours])  # (walks, F, H, W, 3)
         pictures.save_animation(out, pictures.side_by_side(loops))
     else:
         pictures.save_grid(out, legs.reshape(-1, *legs.shape[2:]), frames, mark)
-    through = f"{len(images)} images" if images else f"seeds {', '.join(map(str, seeds))}"
-    print(f"{walks * len(legs)} x {frames} images through {through} in {out}")
+    through = f"{len(given)} {'images' if images else 'prompts'}" if images or prompts else "seeds"
+    of = "" if images else f"{' of seeds' if prompts else ''} {', '.join(map(str, seeds))}"
+    print(f"{len(legs)} x {frames} images through {through}{of} in {out}")
 
 
 def edit(

@@ -17,7 +17,7 @@ from genmodels.usage import UsageError
 if TYPE_CHECKING:
     from genmodels.exchange.web import Directions
 
-Target = Literal["diffusers", "transformers", "onnx", "web", "space"]
+Target = Literal["diffusers", "stable-diffusion", "transformers", "onnx", "web", "space"]
 FLAGS = {
     "options": ("onnx", "web"),
     "attributes": ("web",),
@@ -47,9 +47,10 @@ def export(
     Args:
         run: run or model folder, toyfaces/NAME, or an id on the Hub.
         out: new or empty folder.
-        to: diffusers for a unet, dit, kl or tiny, transformers for a clip; onnx: what needs few evaluations of
-            the network, for onnxruntime; web: a static page that draws images in the browser; space: a Space
-            of the Hugging Face Hub with the page of `genmodels app`.
+        to: diffusers: for a unet, dit, kl or tiny; a standard pipeline if one fits, otherwise a custom pipeline.
+            stable-diffusion: a StableDiffusionPipeline, or an error that says why not. transformers: for a clip.
+            onnx: what needs few evaluations of the network, for onnxruntime. web: a static page that draws
+            images in the browser. space: a Space of the Hugging Face Hub with the page of `genmodels app`.
         attributes: web: attributes that get a slider, such as Smiling; none: the principal directions.
         data: web: labelled images for --attributes. By default, what the run was trained on.
         root: web: where the files of the data set are. By default, that of the run.
@@ -85,9 +86,14 @@ def _write(model: Any, out: Path, to: Target, options: Mapping[str, Any], given:
 
         return export_to_space(model, out, given["wheel"])
     from genmodels.exchange.clip import export_to_transformers
-    from genmodels.exchange.export import export_to_diffusers
+    from genmodels.exchange.export import export_to_diffusers, export_to_stable_diffusion
 
-    return {"diffusers": export_to_diffusers, "transformers": export_to_transformers}[to](model, out)
+    write = {
+        "diffusers": export_to_diffusers,
+        "stable-diffusion": export_to_stable_diffusion,
+        "transformers": export_to_transformers,
+    }[to]
+    return write(model, out)
 
 
 def _attribute_directions(model: Any, run: str, given: Mapping[str, Any]) -> Directions:

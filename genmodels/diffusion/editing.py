@@ -16,7 +16,8 @@ from genmodels.conditions import Condition
 from genmodels.diffusion import solvers
 from genmodels.diffusion.options import DiffusionOptions
 from genmodels.diffusion.sampler import initial_noise, make_denoiser, sample
-from genmodels.nn.interpolation import slerp
+from genmodels.nn.conditioning import Embedded
+from genmodels.nn.interpolation import lerp, slerp
 from genmodels.types import Noise
 
 if TYPE_CHECKING:
@@ -133,6 +134,33 @@ def interpolate(model: Diffusion, first: Noise, second: Noise, weights: Tensor, 
     options.check_reversible("interpolation")
     eps = [options.temperature * noise.normal(*model.shape) for noise in (first, second)]
     return generate_from(model, slerp(eps[0], eps[1], weights.to(eps[0])), Condition(), options)
+
+
+def interpolate_prompts(
+    model: Diffusion, noise: Noise, first: Condition, second: Condition, weights: Tensor, options: DiffusionOptions
+) -> Tensor:
+    """Samples (len(weights), ...) from the same noise, under conditions between two.
+
+    The vectors of the tokens and the pooled vectors are interpolated linearly.
+
+    Args:
+        model: a model with text.
+        noise: one stream.
+        first, second: conditions of one row.
+        weights: 0 for the first condition, 1 for the second.
+        options: solver, steps and guidance.
+
+    Raises:
+        ValueError: for a stochastic solver, or a guide.
+    """
+    options.check_reversible("interpolation")
+    start, end = (model.embed(condition, 1, model.device) for condition in (first, second))
+    assert start is not None and start.tokens is not None and start.mask is not None
+    assert end is not None and end.tokens is not None
+    pooled, tokens = lerp(start.pooled, end.pooled, weights), lerp(start.tokens, end.tokens, weights)
+    between = Embedded(pooled, tokens, start.mask.expand(len(weights), -1))
+    x_t = initial_noise(model, noise, options).expand(len(weights), -1, -1, -1)
+    return sample(model, NO_NOISE, between, options, start=x_t)
 
 
 def morph(model: Diffusion, first: Tensor, second: Tensor, weights: Tensor, options: DiffusionOptions) -> Tensor:

@@ -67,6 +67,8 @@ class Diffusion(Prior, ABC):
         return replace(config, latents=prior_shape(codec, codes=False))
 
     def can(self, name: str) -> bool:
+        if name == "interpolate_prompts" and not self.can("tokenize"):
+            return False
         return super().can(name) and (name != "bits_per_dim" or not self.over_latents)
 
     @property
@@ -144,8 +146,10 @@ class Diffusion(Prior, ABC):
 
     # ---- denoising ----
 
-    def embed(self, condition: Condition, n: int, device: torch.device) -> Embedded | None:
-        """Embed a condition of n rows; None for an unconditional model."""
+    def embed(self, condition: Condition | Embedded, n: int, device: torch.device) -> Embedded | None:
+        """Embed a condition of n rows, unless it is embedded; None for an unconditional model."""
+        if isinstance(condition, Embedded):
+            return condition
         return None if self.condition is None else self.condition(condition, n, device)
 
     def null_condition(self, n: int, device: torch.device, negative: str = "") -> Embedded | None:
@@ -258,6 +262,11 @@ class Diffusion(Prior, ABC):
 
     def interpolate(self, first: Noise, second: Noise, weights: Tensor, options: DiffusionOptions) -> Tensor:
         return editing.interpolate(self, first, second, weights, options)
+
+    def interpolate_prompts(
+        self, noise: Noise, first: Condition, second: Condition, weights: Tensor, options: DiffusionOptions
+    ) -> Tensor:
+        return editing.interpolate_prompts(self, noise, first, second, weights, options)
 
     def morph(self, first: Tensor, second: Tensor, weights: Tensor, options: DiffusionOptions) -> Tensor:
         return editing.morph(self, first, second, weights, options)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def sample(
     model: Diffusion,
     noise: Noise,
-    condition: Condition,
+    condition: Condition | Embedded,
     options: DiffusionOptions,
     start: Tensor | None = None,
     schedule: Schedule | None = None,
@@ -34,7 +34,7 @@ def sample(
     Args:
         model: the diffusion model.
         noise: one stream per sample, for the initial noise and for stochastic solvers.
-        condition: one row per sample.
+        condition: one row per sample, which may be embedded.
         options: solver, steps and guidance.
         start: x_t at the first time of the schedule (N, C, H, W); None: pure noise.
         schedule: times from noise to data; None: those of `options`.
@@ -121,18 +121,21 @@ class Denoiser:
 
 
 def make_denoiser(
-    model: Diffusion, condition: Condition, options: DiffusionOptions, n: int, device: torch.device
+    model: Diffusion, condition: Condition | Embedded, options: DiffusionOptions, n: int, device: torch.device
 ) -> Denoiser:
     """The denoiser of `model` under a condition of n rows, with the guidance of `options`.
 
     Raises:
-        ValueError: for guidance without a condition or guide, or a guide of another kind.
+        ValueError: for guidance without a condition or guide, a guide of another kind, or a guide
+            and a condition that is embedded, as each model does differently.
     """
     o = options
     denoise = Denoiser(model, model.embed(condition, n, device), clip=model.process.clip)
     if o.guidance == 1:
         return denoise
     if o.guide is not None:
+        if isinstance(condition, Embedded):
+            raise ValueError(f"--guide {o.guide} does not work between prompts, whose vectors are those of the model")
         guide = model.checked_guide(load_guide(o.guide).to(device), o.guide)
         reference = guide.embed(condition, n, device)
     elif denoise.condition is None:
@@ -140,7 +143,7 @@ def make_denoiser(
             f"guidance {o.guidance:g} needs a condition, and this {model.family} was trained without; a weaker "
             "model can guide it instead: --guide RUN"
         )
-    elif condition.is_empty and not o.negative:
+    elif isinstance(condition, Condition) and condition.is_empty and not o.negative:
         return denoise  # equal to the reference, so guidance has no effect
     else:
         guide, reference = model, model.null_condition(n, device, o.negative)

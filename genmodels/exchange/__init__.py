@@ -4,7 +4,8 @@ export.py      writes folders that diffusers loads without this package
 autoencoder.py codecs as autoencoders of diffusers
 importing.py   reads pipelines of diffusers
 clip.py        CLIP, in both directions with transformers
-sample.py      script that is added to an export for which diffusers has no pipeline
+custom.py      exports what no pipeline of diffusers supports: programs, and the code that
+               samples with them (pipeline.py, program.py)
 dit.py         weights of diffusion transformers
 scheduler.py   configs of schedulers
 methods.py     methods that need few evaluations, as modules of tensors

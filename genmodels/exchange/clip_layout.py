@@ -111,8 +111,8 @@ def text_settings(config: TextEncoderConfig, tokenizer: Tokenizer) -> dict[str, 
     }
 
 
-def check_blocks(tower: str, blocks: TransformerConfig) -> None:
-    """Raise ValueError for blocks that the towers of transformers do not support."""
+def unsupported_blocks(blocks: TransformerConfig) -> list[str]:
+    """Return what the towers of transformers do not support of blocks."""
     reasons = {
         "its blocks are not those of CLIP (LayerNorm with gain and bias, GELU, biases, no rotation)": (
             blocks.norm != "affine" or blocks.mlp not in ACTIVATIONS or not blocks.bias or blocks.rotary
@@ -121,8 +121,13 @@ def check_blocks(tower: str, blocks: TransformerConfig) -> None:
         "its heads share keys": blocks.key_heads != blocks.heads,
         "its mixers are not attention": set(blocks.mixers) != {"attention"},
     }
-    if applying := [reason for reason, applies in reasons.items() if applies]:
-        raise ValueError(f"a CLIPModel does not support the {tower} of this clip: {applying[0]}")
+    return [reason for reason, applies in reasons.items() if applies]
+
+
+def check_blocks(tower: str, blocks: TransformerConfig) -> None:
+    """Raise ValueError for blocks that the towers of transformers do not support."""
+    if reasons := unsupported_blocks(blocks):
+        raise ValueError(f"a CLIPModel does not support the {tower} of this clip: {reasons[0]}")
 
 
 def tokenizer_for_transformers(tokenizer: Tokenizer, folder: Path) -> Any:

@@ -112,7 +112,8 @@ def to_diffusers(model: DiT, classes: int | None = None) -> Any:
     """
     from diffusers import DiTTransformer2DModel
 
-    check_supported(model.config)
+    if reasons := unsupported(model.config):
+        raise ValueError(f"a DiTTransformer2DModel does not support this dit: {'; '.join(reasons)}")
     c, blocks = model.config, model.config.transformer
     classes = c.condition.classes if classes is None else classes
     if c.condition.classes > classes:
@@ -154,8 +155,8 @@ def to_diffusers(model: DiT, classes: int | None = None) -> Any:
     return network.eval()
 
 
-def check_supported(config: DiTConfig) -> None:
-    """Raise ValueError for a config that a DiTTransformer2DModel does not support."""
+def unsupported(config: DiTConfig) -> list[str]:
+    """Return what a DiTTransformer2DModel does not support of a config."""
     c, blocks = config, config.transformer
     reasons = {
         "its blocks are not those of vanilla (LayerNorm, GELU, biases, no rotation)": (
@@ -164,14 +165,15 @@ def check_supported(config: DiTConfig) -> None:
         "it normalises queries and keys": blocks.qk_norm,
         "its heads share keys": blocks.key_heads != blocks.heads,
         "its MLP is not 4 times as wide": blocks.inner != 4 * blocks.width,
+        "its mixers are not attention": set(blocks.mixers) != {"attention"},
         "it corrects a closed-form denoiser": c.gaussian > 0,
         "it takes attributes": bool(c.condition.attributes),
         "it takes text": c.condition.text.vocabulary > 0,
         "it has no classes": not c.condition.classes,
         "its input is not square": c.shape[1] != c.shape[2],
+        "its positions are interpolated": c.trained is not None,
     }
-    if applying := [reason for reason, applies in reasons.items() if applies]:
-        raise ValueError(f"a DiTTransformer2DModel does not support this dit: {applying[0]}")
+    return [reason for reason, applies in reasons.items() if applies]
 
 
 def _classes_used(classes: int, weights: Mapping[str, Tensor], class_names: tuple[str, ...]) -> int:

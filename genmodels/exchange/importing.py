@@ -86,6 +86,10 @@ def import_pipeline(folder: Path, safety_checker: bool = True) -> Generator:
         ValueError: for another pipeline, or components that have no counterpart.
     """
     kind = class_name(folder / "model_index.json")
+    if kind is None and (folder / "pipeline.py").is_file():
+        raise ValueError(
+            f"{folder} is a custom pipeline of diffusers, whose code is not run: load the model it was exported from"
+        )
     if kind == PIPELINE:
         return import_stable_diffusion(folder, safety_checker)
     if kind not in (*IN_PIXELS, *IN_LATENTS, TRANSFORMER):

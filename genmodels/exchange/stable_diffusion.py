@@ -10,18 +10,21 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from genmodels.base import Model
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.process import Flow
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.dit import DiT
+from genmodels.exchange.autoencoder import WITH_COUNTERPART
 from genmodels.exchange.clip_layout import (
     TextSettings,
     block_names,
-    check_blocks,
     import_transformers,
     is_weight,
     load_tokenizer,
     text_settings,
     tokenizer_for_transformers,
+    unsupported_blocks,
 )
 from genmodels.exchange.folders import downsampling, network_settings
 from genmodels.exchange.scheduler import process_of, scheduler_for
@@ -70,22 +73,17 @@ class UNetSettings:
 # ---- export ----
 
 
-def write_stable_diffusion(prior: UNet, autoencoder: Any, checker: SafetyChecker | None, draft: Path, out: Path) -> str:
-    """Write a StableDiffusionPipeline into `draft`, which becomes the folder `out`.
+def write_stable_diffusion(prior: UNet, autoencoder: Any, checker: SafetyChecker | None, draft: Path) -> None:
+    """Write a StableDiffusionPipeline.
 
     Args:
-        prior: the U-Net, with its text encoder.
+        prior: the U-Net, which the pipeline supports, with its text encoder.
         autoencoder: an AutoencoderKL whose latents are those of the prior.
         checker: the safety checker, or None.
         draft: folder that receives the files.
-        out: its name afterwards, for the message.
-
-    Raises:
-        ValueError: for a model that the pipeline does not support.
     """
     import diffusers
 
-    check_unet(prior)
     pipeline: Any = diffusers.StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=text_encoder_for_transformers(prior),
@@ -98,22 +96,30 @@ def write_stable_diffusion(prior: UNet, autoencoder: Any, checker: SafetyChecker
     )
     (draft / TOKENIZER).unlink()
     pipeline.save_pretrained(draft)
-    return f"a {PIPELINE}: diffusers.{PIPELINE}.from_pretrained('{out}')"
 
 
-def check_unet(prior: UNet) -> None:
-    """Raise ValueError for a U-Net that the pipeline does not support."""
+def unsupported(prior: UNet | DiT, codec: Model | None) -> list[str]:
+    """Return what the pipeline does not support of a model."""
+    if isinstance(prior, DiT):
+        return ["its network is not a U-Net"]
     c = prior.config
+    name = "pixels" if codec is None else f"a codec {codec.family}"
     reasons = {
-        f"the closed-form denoiser that it corrects (train with --model.gaussian 0, this has {c.gaussian})": c.gaussian,
+        "a model without text (train with --text)": not c.condition.text.encoder,
+        f"{name} (train over a kl, a tiny or an autoencoder of diffusers)": not isinstance(codec, WITH_COUNTERPART),
+        f"the closed-form denoiser of {c.gaussian} components (train with --model.gaussian 0)": c.gaussian > 0,
         f"patches of {c.patch} latents (train with --model.patch 1)": c.patch > 1,
-        "attributes or classes": c.condition.attributes or c.condition.classes,
+        "attributes or classes": bool(c.condition.attributes or c.condition.classes),
         "a learned variance": c.outputs > c.shape[0],
         f"the process {c.process} (flow and ddpm are supported)": c.process not in ("flow", "ddpm"),
         "a clipped x_0": prior.process.clip,
     }
-    if applying := [reason for reason, applies in reasons.items() if applies]:
-        raise ValueError(f"diffusers' {PIPELINE} does not support what this unet has: {'; '.join(applying)}")
+    applying = [reason for reason, applies in reasons.items() if applies]
+    if c.condition.text.encoder:
+        conditioner: Any = prior.condition
+        blocks = conditioner.text.encoder.config.transformer
+        applying += [f"its text encoder ({reason})" for reason in unsupported_blocks(blocks)]
+    return applying
 
 
 def scheduler_with_text(prior: UNet) -> Any:
@@ -134,7 +140,6 @@ def text_encoder_for_transformers(prior: UNet) -> Any:
     """Return the CLIPTextModel with the same vectors as the text encoder of `prior`."""
     conditioner: Any = prior.condition
     encoder: TextEncoder = conditioner.text.encoder
-    check_blocks("text encoder", encoder.config.transformer)
     transformers = import_transformers()
     config = transformers.CLIPTextConfig(**text_settings(encoder.config, prior.tokenizer))
     network = transformers.CLIPTextModel(config)

@@ -68,7 +68,13 @@ class EncodedText(nn.Module):
             ids, mask = F.pad(ids, (0, more)), F.pad(mask, (0, more))
         ids = torch.where(mask.any(1, keepdim=True), torch.where(mask, ids, end), self.empty)  # (N, L)
         ends = self.encoder.ends(Text(ids, mask))
+        pooled, tokens = self.encode(ids, ends)
+        return pooled, tokens, torch.ones_like(mask)
+
+    def encode(self, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode texts (N, L) that are padded with end tokens, the first of which are at `ends` (N,):
+        pooled vectors (N, D) and token vectors (N, L, width), in float32."""
         with torch.no_grad():
             states = self.encoder.states(ids).float()  # (N, L, W)
-        pooled = states[torch.arange(n, device=ids.device), ends]
-        return self.pool(pooled).float(), self.project(states).float(), torch.ones_like(mask)
+        pooled = states[torch.arange(ids.shape[0], device=ids.device), ends]
+        return self.pool(pooled).float(), self.project(states).float()
