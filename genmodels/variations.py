@@ -75,7 +75,8 @@ def variations(
         return made.reshape(len(images), n, *images.shape[1:])
     if not condition_of(model, condition, len(images)).is_empty:
         raise ValueError(f"{model.kind} models vary images without a condition: leave it out")
-    settings, parts = model.options(**options), []
+    settings = model.options(**options)
+    parts: list[np.ndarray] = []
     with evaluating(model):
         latents = model.find_latents(sampling.to_floats(model, images)).repeat_interleave(n, 0)  # (N n, D)
         for start in range(0, len(latents), batch_size):

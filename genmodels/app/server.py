@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from genmodels.app.uploads import LARGEST_UPLOAD
@@ -59,7 +59,8 @@ def serve(served: Sequence[Served], host: str, port: int) -> None:
         print(f"port {port} is busy: using {chosen}", flush=True)
     server = _server(served, bound)
     print(f"{', '.join(each.name for each in served)} on {address(bound)} (Ctrl+C ends it)", flush=True)
-    server.run(sockets=[bound])
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[bound])
 
 
 @contextmanager
@@ -116,5 +117,6 @@ def _server(served: Sequence[Served], bound: socket.socket) -> Any:
             theme=theme(),
             head=f"<style>{STYLE}</style>",  # not `css`, which does not reach the links between parts
         )
-    settings = uvicorn.Config(application, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE)
+    # At the end, uvicorn reports a traceback for every page that is still open: it reports nothing.
+    settings = uvicorn.Config(application, log_level="critical", access_log=False, timeout_graceful_shutdown=GRACE)
     return uvicorn.Server(settings)
