@@ -101,7 +101,8 @@ def _server(served: Sequence[Served], bound: socket.socket) -> Any:
     from genmodels.app.page import STYLE, page, theme
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that pages are not rendered on the server, which nobody asked
+        # gradio says that it does not render pages on the server, which nobody asked for.
+        warnings.simplefilter("ignore", UserWarning)
         application = gradio.mount_gradio_app(
             FastAPI(),
             page(served),
@@ -117,6 +118,6 @@ def _server(served: Sequence[Served], bound: socket.socket) -> Any:
             theme=theme(),
             head=f"<style>{STYLE}</style>",  # not `css`, which does not reach the links between parts
         )
-    # At the end, uvicorn reports a traceback for every page that is still open: it reports nothing.
+    # Otherwise uvicorn reports a traceback, at the end, for every page that is still open.
     settings = uvicorn.Config(application, log_level="critical", access_log=False, timeout_graceful_shutdown=GRACE)
     return uvicorn.Server(settings)
