@@ -27,7 +27,7 @@ FORMAT = 2
 """Version of config.json. A folder of another version is refused."""
 MODEL_FILES = ("model.safetensors", "config.json")
 """Files of a saved model. A folder with a config.json is complete, so the weights come first."""
-HALVED = 4096
+HALVED = 1024
 """Smallest tensor that `halve` stores in half precision, in numbers."""
 LARGEST = 2**63 - 1
 """Largest integer in a config."""
