@@ -9,6 +9,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import gradio
 import numpy as np
 import pytest
 from app_models import SIZE, save_models
@@ -17,6 +18,7 @@ from PIL import Image
 from genmodels import pictures, sampling
 from genmodels.app import jobs, uploads, work
 from genmodels.app.controls import Control, chosen_options, condition_values, flags, option_controls
+from genmodels.app.results import FILES, leave, session_folder
 from genmodels.app.server import listen
 from genmodels.app.uploads import Picture
 from genmodels.app.work import Result, Served
@@ -111,6 +113,8 @@ def test_commands_make_the_same_images(
             assert words[0] == "genmodels"
             assert main([*words[1:], "--force"] if "--out" in words and not words[-1].endswith("/") else words[1:]) == 0
         pictures.save_grid("expected.png", result.images, result.columns)
+        with Image.open(result.out) as picture:
+            assert ("XML:com.adobe.xmp" in picture.info) == bool(result.kind) == (title != "reconstruct"), title
         assert len(np.unique(result.images, axis=0)) == len(result.images) or title == "trajectory", title
         np.testing.assert_array_equal(
             np.asarray(Image.open(result.out)), np.asarray(Image.open("expected.png")), err_msg=title
@@ -218,6 +222,18 @@ def test_jobs_are_cancelled_by_session(served: dict[str, Served]) -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_session_names_no_other_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    for name in (str(tmp_path), "..", "../..", "\ud800"):
+        visitor = gradio.Request(session_hash=name)
+        folder = session_folder(visitor)
+        assert folder.parent == Path(FILES.name) and folder.resolve().parent == Path(FILES.name).resolve()
+        folder.mkdir()
+        leave(visitor)
+        assert not folder.exists()
+    assert (tmp_path / "mine").exists() and Path(FILES.name).exists()
+
+
 def test_a_deleted_model_is_still_served(served: dict[str, Served], tmp_path: Path) -> None:
     shutil.copytree(served["vae"].name, tmp_path / "vae")
     copy = served_model(str(tmp_path / "vae"))
@@ -236,6 +252,8 @@ def test_a_busy_port_is_passed_over() -> None:
         with listen("127.0.0.1", port) as bound:
             assert bound.getsockname()[0] == "127.0.0.1"
             assert port < bound.getsockname()[1] < port + 100
+            with listen("127.0.0.1", bound.getsockname()[1]) as third:  # before either of them serves
+                assert third.getsockname()[1] > bound.getsockname()[1]
     with pytest.raises(ValueError, match="--host 192.0.2.1: "):
         listen("192.0.2.1", 7860)
 

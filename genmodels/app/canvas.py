@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from genmodels.app.parts import Parts, picture_of
-from genmodels.app.results import computing
+from genmodels.app.results import COMPUTING, computing
 from genmodels.app.uploads import painted
 from genmodels.app.work import Served
 from genmodels.image_files import RefusedError, open_image
@@ -78,7 +78,7 @@ def show_picture(inputs: Parts, drawn: gr.Tab, served: Served) -> None:
         show,
         [shown, *chosen.values()],
         [inputs["painted"], shown],
-        concurrency_id="computing",
+        concurrency_id=COMPUTING,
         concurrency_limit=1,
         api_visibility="private",
     )

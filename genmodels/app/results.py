@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import inspect
 import shutil
@@ -125,7 +126,7 @@ def on_click(
             made = compute(dict(zip(inputs, chosen, strict=True)))
             filled: list[Any] = []
             for place, (result, parts) in enumerate(zip(made, outputs, strict=True)):
-                filled += _fill(result, parts, Path(FILES.name, str(request.session_hash), name, str(place)))
+                filled += _fill(result, parts, session_folder(request) / name / str(place))
         return filled
 
     _name_parameters(call, list(inputs))
@@ -203,13 +204,20 @@ def _cancel(request: gr.Request) -> None:
 def leave(request: gr.Request) -> None:
     """Stop the job of a visitor who leaves, and remove their files."""
     _cancel(request)
-    shutil.rmtree(Path(FILES.name, str(request.session_hash)), ignore_errors=True)
+    shutil.rmtree(session_folder(request), ignore_errors=True)
+
+
+def session_folder(request: gr.Request) -> Path:
+    """Return the folder of a session's files. The name of a session comes from the visitor and may be
+    any path, so the folder has its hash."""
+    name = str(request.session_hash).encode(errors="replace")
+    return Path(FILES.name, hashlib.sha256(name).hexdigest())
 
 
 def _fill(result: Result, parts: Parts, folder: Path) -> list[Any]:
     """Return the values of `parts`, in order, after writing the downloads to `folder`."""
     stem = Path(result.out).stem
-    mark = pictures.Mark(result.kind)
+    mark = pictures.Mark(result.kind) if result.kind else None
     folder.mkdir(parents=True, exist_ok=True)
     pictures.save_images(folder / f"{stem}.png", result.images, result.columns, mark)
     pictures.save_images(folder / f"{stem}.npy", result.images)

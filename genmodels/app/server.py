@@ -22,7 +22,9 @@ GRACE = 2
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the first free port from `port` on.
+    """Return a socket that listens on the first free port from `port` on.
+
+    It listens at once: two sockets that do not can be bound to the same port.
 
     Raises:
         ValueError: if none of `PORTS` is free, or the address is not one of this machine.
@@ -36,6 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((address[0], candidate))
+            bound.listen()
         except OSError as error:
             bound.close()
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):

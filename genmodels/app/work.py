@@ -69,7 +69,7 @@ class Result:
         captions: M short texts.
         command: command lines that make the same images.
         out: file that the command writes.
-        kind: kind of the model.
+        kind: kind of the model that generated the images, "" if they are not generated.
         columns: images in a row of that file; None: as square as possible.
         files: further pictures that the command reads, by name: uint8 (H, W, 3).
         text: what the command prints, or "".
@@ -93,6 +93,7 @@ def _result(
     out: str,
     columns: int | None = None,
     pictures: Sequence[Picture] = (),
+    generated: bool = True,
     **more: Any,
 ) -> Result:
     """Return a result, with its command line below those that make its `pictures`.
@@ -100,11 +101,13 @@ def _result(
     Args:
         words: the command line, without `genmodels` and the flag `--out`.
         out: file that the command writes, "" for none.
+        generated: whether the model generated the images, which are marked then.
     """
     setups = list(dict.fromkeys(picture.setup for picture in pictures if picture.setup))
     command = shlex.join(["genmodels", *words, *(["--out", out] if out else [])])
     name = out or "result.png"
-    return Result(images, captions, "\n".join([*setups, command]), name, served.model.kind, columns, **more)
+    kind = served.model.kind if generated else ""
+    return Result(images, captions, "\n".join([*setups, command]), name, kind, columns, **more)
 
 
 def sample(served: Served, n: int, seed: int, condition: Values, options: Values) -> Result:
@@ -131,7 +134,7 @@ def reconstruct(served: Served, picture: Picture) -> Result:
     start = picture.pixels[None]
     images = np.concatenate([start, sampling.reconstruct(served.model, start)])
     words = ["reconstruct", served.name, picture.word]
-    return _result(served, images, ["the image", "reconstruction"], words, "pairs.png", 1, [picture])
+    return _result(served, images, ["the image", "reconstruction"], words, "pairs.png", 1, [picture], False)
 
 
 def interpolate(served: Served, first: int, second: int, frames: int, options: Values) -> Result:
@@ -244,7 +247,7 @@ def retrieve(served: Served, sentence: str, n: int) -> Result:
     closest = images.take(order)
     words = ["retrieve", served.name, sentence, *flags({"n": n})]
     captions = [f"similarity {value:.3f}" for value in similarity]
-    return _result(served, closest.pixels[: len(closest)], captions, words, "retrieved.png")
+    return _result(served, closest.pixels[: len(closest)], captions, words, "retrieved.png", generated=False)
 
 
 def captions(served: Served, picture: Picture, n: int) -> Result:
@@ -264,7 +267,7 @@ def captions(served: Served, picture: Picture, n: int) -> Result:
     order, similarity = nearest(own, embeddings, n)
     lines = "\n".join(f"{value:6.3f}  {texts[row]}" for row, value in zip(order, similarity, strict=True))
     words = ["retrieve", served.name, picture.word, *flags({"n": n})]
-    return _result(served, picture.pixels[None], ["the image"], words, "", 1, [picture], text=lines)
+    return _result(served, picture.pixels[None], ["the image"], words, "", 1, [picture], False, text=lines)
 
 
 def _searched(served: Served) -> Reference:

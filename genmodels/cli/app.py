@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PORT = 7860
 
 
-def app(runs: Positional[tuple[str, ...]] = (), host: str = "127.0.0.1", port: int = PORT, share: bool = False) -> None:
+def app(runs: Positional[tuple[str, ...]] = (), host: str = "127.0.0.1", port: int = PORT) -> None:
     """Serve a page to try models on in a browser.
 
     The page offers what each model can do: samples, variations, interpolation, painting and more.
