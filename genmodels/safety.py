@@ -32,6 +32,8 @@ FILES = FURTHER["safety_checker"]
 CHECKER, PROCESSOR = Path("safety_checker", "config.json"), Path("feature_extractor", "preprocessor_config.json")
 """Its files in the folder of a pipeline of diffusers, with the weights beside the first."""
 KIND = "StableDiffusionSafetyChecker"
+LARGEST_SIDE = 1024
+"""Largest side of the images that a folder's preprocessing makes, in pixels. Theirs have 224."""
 HOW_TO_LEAVE_OUT = "--no-safety-checker, or safety_checker=False in Python"
 
 C = TypeVar("C")
@@ -161,9 +163,15 @@ class SafetyChecker:
         transformers, kind = _libraries()
         try:
             config = transformers.CLIPConfig.from_dict(settings)
+            config._attn_implementation = None  # a name of a file could be that of code on the Hub
             processor = transformers.CLIPImageProcessor.from_dict(preparation)
         except Exception as error:  # of many types, which mean the same to the caller
             raise ValueError(f"{where}: not the settings of a {KIND} ({in_one_line(error, 200)})") from None
+        if largest_side(processor) > LARGEST_SIDE:
+            raise ValueError(
+                f"{where}: its preprocessing makes images of {largest_side(processor):,} pixels a side, more than "
+                f"{LARGEST_SIDE:,}: leave it out ({HOW_TO_LEAVE_OUT})"
+            )
         network = build(lambda: kind(config), str(where), shapes)
         like = network.state_dict()
         tensors = {}
@@ -181,6 +189,13 @@ class SafetyChecker:
         except Exception as error:  # of sizes that do not go together
             raise ValueError(f"{where}: the safety checker cannot be used ({in_one_line(error, 200)})") from None
         return checker
+
+
+def largest_side(processor: Any) -> float:
+    """Return the largest size among the settings of a CLIPImageProcessor, in pixels."""
+    sizes = [value for name, value in json.loads(processor.to_json_string()).items() if name.endswith("size")]
+    numbers = [number for size in sizes for number in (size.values() if isinstance(size, dict) else [size])]
+    return max((number for number in numbers if isinstance(number, int | float)), default=0)
 
 
 def without_checker(config: C) -> C:

@@ -10,8 +10,8 @@ import torch
 
 from genmodels import sampling
 from genmodels.conditions import Condition, condition_of
-from genmodels.modes import evaluating
 from genmodels.pictures import to_uint8
+from genmodels.safety import checking
 from genmodels.types import Noise
 
 
@@ -77,11 +77,12 @@ def variations(
         raise ValueError(f"{model.kind} models vary images without a condition: leave it out")
     settings = model.options(**options)
     parts: list[np.ndarray] = []
-    with evaluating(model):
+    with checking(model) as checked:
         latents = model.find_latents(sampling.to_floats(model, images)).repeat_interleave(n, 0)  # (N n, D)
         for start in range(0, len(latents), batch_size):
             own = latents[start : start + batch_size]
             noise = Noise.for_images(seed, range(start, start + len(own)), model.device)
             others = model.draw_latents(noise, settings).to(own)
-            parts.append(to_uint8(model.from_latents((1 - strength**2) ** 0.5 * own + strength * others)))
+            made = model.from_latents((1 - strength**2) ** 0.5 * own + strength * others)
+            parts.append(to_uint8(checked(made)))
     return np.concatenate(parts).reshape(len(images), n, *images.shape[1:])

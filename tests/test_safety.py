@@ -150,6 +150,8 @@ def test_names_of_earlier_files_are_read(folder: Path, tmp_path: Path) -> None:
     save_file(earlier, file)
     settings = tmp_path / "sd" / "feature_extractor" / "preprocessor_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"crop_size": 16, "size": 16}))
+    # Such a name makes transformers fetch code: it is not read.
+    edit(tmp_path / "sd" / "safety_checker", attn_implementation="kernels-community/flash-attn")
     ours, theirs = (SafetyChecker.of_pipeline(place) for place in (folder, tmp_path / "sd"))
     assert ours is not None and theirs is not None
     images = torch.rand(64, 3, SIZE, SIZE) * 2 - 1
@@ -170,6 +172,7 @@ def test_names_of_earlier_files_are_read(folder: Path, tmp_path: Path) -> None:
         (lambda f: edit(f / "safety_checker", projection_dim=9), "not the weights of this config"),
         (lambda f: edit(f / "safety_checker", vision_config=[1]), "not the settings of a StableDiffusionSafetyChecker"),
         (lambda f: processor(f, crop_size={"height": 8, "width": 8}), "the safety checker cannot be used"),
+        (lambda f: processor(f, size={"shortest_edge": 10**6}), "makes images of 1,000,000 pixels a side"),
         (lambda f: index(f, ["other", "Other"]), "a safety checker Other is not supported: leave it out"),
     ],
 )
