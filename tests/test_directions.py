@@ -109,6 +109,7 @@ def test_the_commands_of_a_gan(data: list[str], capsys: pytest.CaptureFixture[st
     )
     with Image.open("directions.png") as picture:
         assert picture.size == (5 * 18 + 2, 3 * 18 + 2)
+        assert "trainedAlgorithmicMedia" in picture.info["XML:com.adobe.xmp"]
     assert main(["traverse", "runs/gan", "faces/00.png", "--attributes", "Smiling", "--out", "given.png"]) == 0
     assert main(["reconstruct", "runs/gan", "faces/00.png", "faces/01.png"]) == 0
     assert main(["interpolate", "runs/gan", "--images", "faces/00.png", "faces/01.png", "--frames", "3"]) == 0

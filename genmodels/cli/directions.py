@@ -9,9 +9,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
-from genmodels.cli.arguments import check_free, name_and_value, open_model, read_images
+from genmodels.cli.arguments import SHOWN, ShownFlags, check_free, name_and_value, open_model, read_images
 from genmodels.cli.real_images import EvaluationFlags, real_images
 from genmodels.usage import UsageError
 
@@ -34,6 +34,7 @@ def traverse(
     data: str | None = None,
     root: Path | None = None,
     out: Path = Path("directions.png"),
+    shown: OmitArgPrefixes[ShownFlags] = SHOWN,
     force: bool = False,
 ) -> None:
     """Change one attribute of faces, along a direction in the latent space.
@@ -57,6 +58,7 @@ def traverse(
             or a packed directory. By default, what the run was trained on.
         root: where the files of the data set are. By default, that of the run.
         out: picture to write.
+        shown: how images are checked and marked.
         force: overwrite an existing file.
     """
     if not attributes or frames < 3 or frames % 2 == 0 or n < 1 or not reach > 0:
@@ -74,20 +76,22 @@ def traverse(
     from genmodels.directions import attribute_directions, changed
     from genmodels.directions import traverse as along
 
-    model = open_model(run, "latent_directions")
+    model = open_model(run, "latent_directions", shown.safety_checker)
     check_free(out, force, ".png")
-    size = model.config.size
+    size, columns = model.config.size, 2 if amounts else frames
+    faces = len(images) or n
+    mark = shown.mark(model, out, faces * columns * (1 if amounts else len(attributes)), columns)
     labelled = labelled_images(run, size, attributes, data, root)
     directions = attribute_directions(model, np.asarray(labelled.images), labelled.attributes, attributes)
     starts = read_images(images, size) if images else None
     if amounts:
         pairs = changed(model, starts, dict(zip(attributes, directions, strict=True)), amounts, n, seed)
-        pictures.save_grid(out, pairs.reshape(-1, *pairs.shape[2:]), columns=2)
+        pictures.save_grid(out, pairs.reshape(-1, *pairs.shape[2:]), columns, mark)
         print(f"{len(pairs)} faces, each before and after {change}, in {out}")
         return
     steps = torch.linspace(-reach, reach, frames)
     rows = along(model, starts, directions, steps, n, seed)  # (N, K, frames, H, W, 3)
-    pictures.save_grid(out, rows.reshape(-1, *rows.shape[3:]), columns=frames)
+    pictures.save_grid(out, rows.reshape(-1, *rows.shape[3:]), columns, mark)
     print(f"{len(rows)} faces, each with {', '.join(attributes)} from less to more, one below the other, in {out}")
 
 
