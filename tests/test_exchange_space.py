@@ -38,7 +38,7 @@ def test_a_space_is_complete_and_serves_its_model(run, tmp_path, capsys, monkeyp
     calls = []
     monkeypatch.setattr(app, "main", lambda arguments: calls.append(arguments) or 0)
     assert app.run(port=7861) == 0
-    assert calls == [["app", str(out / "model"), "--host", "0.0.0.0", "--port", "7861"]]
+    assert calls == [["app", str(out / "model"), "--host", "127.0.0.1", "--port", "7861"]]
 
 
 def test_a_wheel_is_copied_and_named(run, tmp_path, capsys):
@@ -57,6 +57,7 @@ def test_app_py_builds_the_page_of_its_model(run, tmp_path, monkeypatch):
 
     assert main(["export", str(run), str(tmp_path / "space"), "--to", "space"]) == 0
     pages = []
+    monkeypatch.setenv("SPACE_ID", "user/name")
     monkeypatch.setattr(server, "serve", lambda served, host, port: pages.append((page(served), host, port)))
     spec = importlib.util.spec_from_file_location("space", tmp_path / "space" / "app.py")
     app = importlib.util.module_from_spec(spec)

@@ -12,15 +12,17 @@ from genmodels.writing import is_free, replacing_folder, write_text
 
 APP = '''"""The page of a model on the Hugging Face Hub. Here: python app.py, then http://localhost:7860."""
 
+import os
 import sys
 from pathlib import Path
 
 from genmodels.cli import main
 
 MODEL = Path(__file__).parent / "model"
+HOST = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"  # the Hub sets SPACE_ID
 
 
-def run(host: str = "0.0.0.0", port: int = 7860) -> int:
+def run(host: str = HOST, port: int = 7860) -> int:
     """Serve the page until the process ends, and return its exit status."""
     return main(["app", str(MODEL), "--host", host, "--port", str(port)])
 
