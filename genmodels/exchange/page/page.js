@@ -321,11 +321,13 @@ const genmodels = (() => {
   }
 
   async function toggleWalk() {
-    if (walking || busy) {
+    if (walking) {
       walking = false;
       return;
     }
-    walking = busy = true;
+    walking = true;
+    while (busy) await new Promise(requestAnimationFrame); // a face is being drawn
+    busy = true;
     byId("walk").setAttribute("aria-pressed", "true");
     byId("walk").textContent = "Stop";
     try {
@@ -336,6 +338,7 @@ const genmodels = (() => {
     walking = busy = false;
     byId("walk").setAttribute("aria-pressed", "false");
     byId("walk").textContent = "Walk";
+    if (again) update(); // a control was moved during the walk
     updateStrip();
   }
 
