@@ -120,7 +120,7 @@ def plain_loop(
         tokenizer = tokenizer_for_transformers(model.tokenizer, Path(folder))
     vae, text_encoder = autoencoder_for_diffusers(model.codec), text_encoder_for_transformers(model.prior)
     unet = type(model.prior.network).from_config(model.prior.network.config).train()
-    scheduler = diffusers.DDPMScheduler(**STABLE_DIFFUSION)
+    scheduler: Any = diffusers.DDPMScheduler(**STABLE_DIFFUSION)
     average = EMAModel(unet.parameters())
     optimizer = torch.optim.AdamW(unet.parameters(), settings.lr, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
     rate = get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=settings.warmup)

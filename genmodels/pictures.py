@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -199,7 +200,7 @@ def save_animation(path: str | Path, images: np.ndarray, milliseconds: int = 80)
     """Save uint8 images (N, H, W, 3) as a looping animation: a .gif with one palette per frame, or a
     .webp, which is smaller and has all colours."""
     first, *rest = (Image.fromarray(image) for image in images)
-    quality = {"quality": 80} if Path(path).suffix == ".webp" else {}
+    quality: dict[str, Any] = {"quality": 80} if Path(path).suffix == ".webp" else {}
     with replacing(Path(path)) as draft:
         first.save(draft, save_all=True, append_images=rest, duration=milliseconds, loop=0, **quality)
 

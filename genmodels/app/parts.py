@@ -94,8 +94,8 @@ def picture_of(served: Served, values: Values, key: str = "picture") -> Picture:
 
 def condition_of(values: Values) -> dict[str, Any]:
     """Return the chosen condition, as `ConditionConfig.condition` takes it."""
-    signs = (values.get(name) or () for name in ("present", "absent"))
-    return condition_values(*signs, values.get("label"), values.get("prompt"))
+    present, absent = (values.get(name) or () for name in ("present", "absent"))
+    return condition_values(present, absent, values.get("label"), values.get("prompt"))
 
 
 def options_of(controls: Sequence[Control], values: Values) -> dict[str, Any]:

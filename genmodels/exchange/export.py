@@ -140,6 +140,7 @@ def write_standard_pipeline(kind: str, model: Generator, draft: Path, out: Path)
 
     prior, codec = parts_of(model)
     if kind == stable_diffusion.PIPELINE:
+        assert codec is not None
         checker: Any = model.safety_checker
         stable_diffusion.write_stable_diffusion(prior, autoencoder_for_diffusers(codec), checker, draft)
     elif kind == "DDIMPipeline":
@@ -154,6 +155,7 @@ def write_standard_pipeline(kind: str, model: Generator, draft: Path, out: Path)
         settings = draft / "vqvae" / "config.json"
         write_json(settings, read_json(settings) | {"scaling_factor": float(model.vector_scale)}, indent=2)
     else:
+        assert codec is not None
         write_dit(prior, autoencoder_for_diffusers(codec), draft)
     clipped = "; call it with use_clipped_model_output=True for the same images" if prior.process.clip else ""
     write_readme(model, kind, f"It is a {kind} of diffusers{clipped}.\n", draft)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import ModelMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
@@ -29,7 +29,7 @@ class Program(ModelMixin):
         self.function = program.module()
 
     @classmethod
-    def from_pretrained(cls, folder: str, torch_dtype: torch.dtype | None = None, **_: Any) -> Self:
+    def from_pretrained(cls, folder: str, torch_dtype: torch.dtype | None = None, **_: Any) -> Self:  # type: ignore[override]
         """Load the program in a folder.
 
         Raises:
@@ -50,7 +50,7 @@ class Program(ModelMixin):
             return torch.cat(parts)
         return tuple(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Move the program to another device.
 
         Raises:

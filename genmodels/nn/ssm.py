@@ -15,7 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -132,9 +132,10 @@ class StateSpace(Mixer):
 
     def forward(self, x: Tensor, places: Places, state: State | None = None) -> Tensor:
         values, gate = self.split(x)
-        y = self._run(self.cores[0], values, self._order(places, len(x)), places, state)
+        cores = self._cores()
+        y = self._run(cores[0], values, self._order(places, len(x)), places, state)
         if not self.causal:
-            y = y + self._run(self.cores[-1], values, self._order(places, len(x), backwards=True), places, None)
+            y = y + self._run(cores[-1], values, self._order(places, len(x), backwards=True), places, None)
         return self.out(self.gated(y, gate))  # (N, T, D)
 
     def make_state(self, n: int, capacity: int, dtype: torch.dtype, device: torch.device) -> State:
@@ -149,10 +150,10 @@ class StateSpace(Mixer):
         return self.inputs.weight, self.out.weight
 
     def no_decay(self) -> Iterable[Tensor]:
-        return [parameter for core in self.cores for parameter in core.undecayed()]
+        return [parameter for core in self._cores() for parameter in core.undecayed()]
 
     def initialise(self) -> None:
-        for core in self.cores:
+        for core in self._cores():
             core.initialise()
 
     def _order(self, places: Places, rows: int, backwards: bool = False) -> Tensor | None:
@@ -194,6 +195,9 @@ class StateSpace(Mixer):
         self.inputs = nn.Linear(config.width, projected, bias=config.bias)
         self.cores = nn.ModuleList(cores)
         self.out = nn.Linear(self.width, config.width, bias=config.bias)
+
+    def _cores(self) -> list[Core]:
+        return cast(list[Core], list(self.cores))
 
     def _count(self) -> int:
         return 1 if self.causal or not self.settings.separate else 2
