@@ -229,6 +229,7 @@ def test_an_imported_folder_can_be_exported_again(tmp_path: Path) -> None:
         (lambda f: (f / "text_encoder_2").mkdir(), "it is a Stable Diffusion XL, which is not supported"),
         (lambda f: edit(f / "unet", in_channels=9), "9 channels in and 4 out"),
         (lambda f: edit(f / "unet", cross_attention_dim=48), "the text encoder has width 32 and the U-Net reads 48"),
+        (lambda f: edit(f / "unet", block_out_channels=[4096, 8192]), "but its weights are"),
         (lambda f: only_pickles(f / "text_encoder"), "does not hold the weights of this CLIPTextModel as safetensors"),
         (lambda f: only_pickles(f / "unet"), "does not hold the weights of this UNet2DConditionModel as safetensors"),
         (lambda f: edit(f / "text_encoder", hidden_act="swish"), "hidden_act 'swish' is not supported"),

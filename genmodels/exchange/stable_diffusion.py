@@ -203,7 +203,8 @@ def import_stable_diffusion(folder: Path, safety_checker: bool = True) -> Latent
             "not belong together"
         )
     config = unet_config(used, settings, source, process_at(folder), codec)
-    prior = build(lambda: UNet(config), str(unet / "config.json"), None)
+    weights = read_all_shapes(unet, "UNet2DConditionModel") | source.encoder.state_dict(prefix="text_encoder.")
+    prior = build(lambda: UNet(config), str(unet / "config.json"), weights)
     prior.network = read_network(unet, prior.network).to(memory_format=torch.channels_last)
     prior.use_text_encoder(source)
     codec.set_scale(codec.network.config.scaling_factor)
