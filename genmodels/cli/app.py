@@ -32,7 +32,8 @@ def app(runs: Positional[tuple[str, ...]] = (), host: str = "127.0.0.1", port: i
     It is open until Ctrl+C. It needs the extra: pip install "genmodels[app]".
 
     Args:
-        runs: run or model folders, or ids on the Hub. None: the models of the package.
+        runs: run or model folders, toyfaces/NAME, or ids on the Hub. None: the models of the
+            package.
         host: address to listen on. The default is this machine only, 0.0.0.0 is every network: then
             anyone who reaches it can use the models.
         port: port to listen on. If it is busy, the next free one is used.

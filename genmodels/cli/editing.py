@@ -243,7 +243,7 @@ def variations(
     towards those of samples. Each row of the picture shows the image and its variations.
 
     Args:
-        run: run or model folder, or an id on the Hub.
+        run: run or model folder, toyfaces/NAME, or an id on the Hub.
         images: image files. Aligned CelebA images (178 x 218) get the default crop, others their
             centre square.
         n: number of variations of each image.
