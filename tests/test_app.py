@@ -17,7 +17,7 @@ from PIL import Image
 
 from genmodels import pictures, sampling
 from genmodels.app import jobs, uploads, work
-from genmodels.app.controls import Control, chosen_options, condition_values, flags, option_controls
+from genmodels.app.controls import Control, chosen_options, condition_values, flags, option_controls, whole_number
 from genmodels.app.results import FILES, leave, session_folder
 from genmodels.app.server import listen
 from genmodels.app.uploads import Picture
@@ -67,6 +67,15 @@ def test_values_of_the_page_become_options_and_flags(served: dict[str, Served]) 
     assert chosen_options(controls, [1, 20, 4]) == {"guidance_high": 4.0}
     with pytest.raises(ValueError, match="Guidance high must be a number, got 'x'"):
         chosen_options(controls, [1, 20, "x"])
+    with pytest.raises(ValueError, match="Steps must be from -9,0"):
+        chosen_options(controls, [1, 1e300, 4])
+    assert whole_number(-(2**53)) == -(2**53) and whole_number(12.0) == 12
+    for number in (2**53 + 2, -1e300, 10**400, float("inf")):
+        with pytest.raises(ValueError, match="the seed must be from -9,007,199,254,740,992 to 9,007,199,254,740,992"):
+            whole_number(number)
+    for number in (float("nan"), 0.5, None):
+        with pytest.raises(ValueError, match="n must be a whole number, got"):
+            whole_number(number, "n")
     assert flags({"seed": -3, "top_k": 5, "negative": "", "images": ["a b", "c"]}) == [
         *("--seed=-3", "--top-k", "5", "--images", "a b", "c")
     ]

@@ -30,6 +30,8 @@ FOR_CONDITIONS = ("guidance", "guidance_low", "guidance_high", "guidance_rescale
 """Options without effect on a model without conditions."""
 ONLY = {"resample": "inpaint"}
 """Options of one ability only."""
+LARGEST = 2**53
+"""Largest whole number of the page: above it, the numbers of browsers are not exact."""
 MOST_CLASSES = 2_000
 """Largest number of classes that are listed. Of more, a name or a number is typed."""
 
@@ -65,7 +67,7 @@ class Control:
         """Return a value of the page as the option takes it, rounded as the command line shows it.
 
         Raises:
-            ValueError: if it is not a number, and the option is.
+            ValueError: if it is not a number, or no whole number, and the option is.
         """
         if given is None or given == "":
             return self.default if self.kind in ("slider", "choice", "switch") else None if self.kind != "text" else ""
@@ -73,10 +75,10 @@ class Control:
             return given
         try:
             number = float(f"{float(given):.6g}")
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{self.title} must be a number, got {given!r}") from None
         whole = self.kind == "whole" or isinstance(self.default, int)
-        return int(number) if whole else number
+        return whole_number(number, self.title) if whole else number
 
 
 def option_controls(model: Any, ability: str = "sample") -> list[Control]:
@@ -175,9 +177,11 @@ def whole_number(given: Any, name: str = "the seed") -> int:
     """Return a number of the page as an int.
 
     Raises:
-        ValueError: if it is not a whole number.
+        ValueError: if it is not a whole number from -2^53 to 2^53.
     """
-    if not isinstance(given, (int, float)) or given != int(given):
+    if isinstance(given, (int, float)) and abs(given) > LARGEST:
+        raise ValueError(f"{name} must be from {-LARGEST:,} to {LARGEST:,}: choose a smaller number")
+    if not isinstance(given, (int, float)) or not float(given).is_integer():
         raise ValueError(f"{name} must be a whole number, got {given}")
     return int(given)
 
