@@ -7,6 +7,7 @@ import shutil
 import socket
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import gradio
@@ -18,8 +19,9 @@ from PIL import Image
 from genmodels import pictures, sampling
 from genmodels.app import jobs, uploads, work
 from genmodels.app.controls import Control, chosen_options, condition_values, flags, option_controls, whole_number
+from genmodels.app.page import page
 from genmodels.app.results import FILES, leave, session_folder
-from genmodels.app.server import listen
+from genmodels.app.server import _server, listen
 from genmodels.app.uploads import Picture
 from genmodels.app.work import Result, Served
 from genmodels.cli import main
@@ -251,6 +253,16 @@ def test_a_deleted_model_is_still_served(served: dict[str, Served], tmp_path: Pa
     shutil.rmtree(tmp_path / "vae")
     assert copy.is_deleted
     np.testing.assert_array_equal(work.sample(copy, 2, 0, {}, {}).images, before)
+
+
+def test_no_model_takes_an_address_of_the_server(served: dict[str, Served]) -> None:
+    names = ["first", "config", "runs/Assets", "static/", "login", "docs", "runs/vae.2"]
+    blocks = page([replace(served["clip"], name=name) for name in names])
+    paths = [path for path, *_ in blocks.pages]
+    assert paths == ["", "model-config", "runs-assets", "model-static", "model-login", "docs", "runs-vae-2"]
+    with listen("127.0.0.1", 7960) as bound:
+        application = _server([served["clip"]], bound).config.app
+    assert [getattr(route, "path", None) for route in application.routes] == [""]  # no /docs
 
 
 def test_a_busy_port_is_passed_over() -> None:

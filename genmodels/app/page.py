@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
+from gradio.routes import INTERNAL_ROUTES
 
 from genmodels.app import work
 from genmodels.app.controls import whole_number
@@ -50,7 +51,7 @@ def page(served: Sequence[Served]) -> gr.Blocks:
     with gr.Blocks(title="genmodels", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         _model(blocks, served, served[0])
     for each in served[1:]:
-        with blocks.route(each.name, re.sub(r"[^a-zA-Z0-9]+", "-", each.name).strip("-").lower()):
+        with blocks.route(each.name, slug(each.name)):
             _model(blocks, served, each)
     generators = [each for each in served if each.model.can("sample")]
     if len(generators) > 1:
@@ -58,6 +59,12 @@ def page(served: Sequence[Served]) -> gr.Blocks:
             _side_by_side(blocks, served, generators)
     blocks.queue(max_size=QUEUE, default_concurrency_limit=1)
     return blocks
+
+
+def slug(name: str) -> str:
+    """Return the last part of the address of a model, which is none of gradio's own."""
+    words = re.sub(r"[^a-zA-Z0-9]+", "-", name).strip("-").lower()
+    return f"model-{words}" if words in INTERNAL_ROUTES else words
 
 
 def _frame(blocks: gr.Blocks, served: Sequence[Served]) -> None:

@@ -107,7 +107,7 @@ def _server(served: Sequence[Served], bound: socket.socket) -> Any:
         # gradio says that it does not render pages on the server, which nobody asked for.
         warnings.simplefilter("ignore", UserWarning)
         application = gradio.mount_gradio_app(
-            FastAPI(),
+            FastAPI(openapi_url=None),  # without its /docs and /redoc, which load scripts of other hosts
             page(served),
             "/",
             server_name=bound.getsockname()[0],
