@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from clip_pairs import clip
@@ -212,7 +213,9 @@ def test_what_a_standard_pipeline_does_not_support_is_named(tmp_path: Path, monk
     [
         (dict(prompt="a man"), "this model was trained without text"),
         (dict(attributes={"Hat": True}), "unknown attribute 'Hat'; this model knows: Smiling, Male"),
-        (dict(attributes={"Male": 2}), "Male=2: use True, False or None"),
+        (dict(attributes={"Male": 2}), "Male=2: use True, False or None, or 1, -1 or 0"),
+        (dict(attributes={"Male": 0.5}), "Male=0.5: use True"),
+        (dict(attributes={"Male": [1]}), r"Male=\[1\]: use True"),
         (dict(label="dog"), "label 'dog': this model does not know it; it has cat, Sea lion, 7"),
         (dict(label=3), "label 3: this model does not know it"),
         (dict(negative_prompt="hat"), "no effect at guidance_scale 1"),
@@ -226,6 +229,16 @@ def test_calls_that_cannot_be_are_refused(call: dict[str, Any], message: str) ->
     pipeline = eager(unet(condition=NAMED))
     with pytest.raises(ValueError, match=message):
         pipeline(**call)
+
+
+def test_attributes_are_compared_as_numbers() -> None:
+    """A float means the same as its integer, and no is not taken for unknown, which is 0."""
+    pipeline = eager(unet(condition=NAMED))
+    for yes in (True, 1, 1.0, "1", "yes", np.float32(1), np.True_, torch.tensor(1)):
+        assert pipeline._signs({"Male": yes}) == [0, 1]
+    for no in (False, -1, -1.0, "no", np.int64(-1), np.False_, torch.tensor(False)):
+        assert pipeline._signs({"Smiling": no, "Male": None}) == [-1, 0]
+    assert pipeline._signs({"Smiling": 0.0}) == [0, 0]
 
 
 def test_guidance_of_an_unconditional_model_is_refused() -> None:

@@ -73,7 +73,8 @@ class GenmodelsPipeline(DiffusionPipeline):
         Args:
             prompt: a sentence for all images, or one for each.
             negative_prompt: sentence that guidance leads away from, or one for each image.
-            attributes: values by name, such as {"Smiling": True}. Others are unspecified.
+            attributes: values by name: True, 1 or "yes"; False, -1 or "no"; None or 0 for
+                unspecified, as are those that are not named.
             label: name or number of a class for all images, or one for each.
             batch_size: number of images, unless `prompt` or `label` is a list.
             num_inference_steps: steps of the solver; None: the default of the model.
@@ -178,13 +179,10 @@ class GenmodelsPipeline(DiffusionPipeline):
 
     def _signs(self, attributes: dict[str, Any]) -> list[float]:
         names = self.settings["attributes"]
-        signs = {"True": 1.0, "1": 1.0, "yes": 1.0, "False": -1.0, "-1": -1.0, "no": -1.0, "None": 0.0, "0": 0.0}
-        for name, value in attributes.items():
+        for name in attributes:
             if name not in names:
                 raise ValueError(f"unknown attribute {name!r}; this model knows: {', '.join(names) or 'none'}")
-            if str(value) not in signs:
-                raise ValueError(f"{name}={value!r}: use True, False or None")
-        return [signs[str(attributes.get(name))] for name in names]
+        return [_sign(name, attributes.get(name)) for name in names]
 
     def _number(self, label: int | str) -> int:
         names = [name.casefold() for name in self.settings["class_names"]]
@@ -210,3 +208,16 @@ def _rows(value: Any, n: int, what: str) -> list[Any]:
     if isinstance(value, list) and len(value) != n:
         raise ValueError(f"there are {len(value)} {what} for {n} images: give one, or one for each")
     return value if isinstance(value, list) else [value] * n
+
+
+def _sign(name: str, value: Any) -> float:
+    """Return the value of one attribute as -1, 0 or 1."""
+    words = {"True": 1.0, "yes": 1.0, "False": -1.0, "no": -1.0, "None": 0.0}
+    try:
+        plain = value.item() if hasattr(value, "item") else value  # a scalar of NumPy or torch
+        sign = words[str(plain)] if str(plain) in words else float(plain)
+    except (TypeError, ValueError, RuntimeError):
+        sign = float("nan")
+    if sign not in (-1, 0, 1):
+        raise ValueError(f"{name}={value!r}: use True, False or None, or 1, -1 or 0")
+    return sign
