@@ -17,7 +17,7 @@ import torch
 from clip_pairs import clip
 from test_exchange import ours, unet
 from test_latent import diffusers_kl
-from test_latent_diffusion import codec
+from test_latent_diffusion import codec, over
 from torch import Tensor
 
 import genmodels
@@ -181,6 +181,14 @@ def test_codecs_that_diffusers_lacks_become_programs(kind: str, tmp_path: Path) 
     expected = model.decode(model.prior.as_latents(x)).clamp(-1, 1)
     torch.testing.assert_close(Program.from_pretrained(str(tmp_path / "decoder"))(x), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(eager(model).finished(x, "pt"), expected / 2 + 0.5, rtol=0, atol=1e-5)
+
+
+def test_a_safety_checker_is_not_left_out_silently(tmp_path: Path) -> None:
+    checked: Any = over(codec("map"))
+    checked.safety_checker = object()
+    with pytest.raises(ValueError, match=r"a custom pipeline has no safety checker, .* leave it out by --no-safety-ch"):
+        export_to_diffusers(checked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_standard_pipeline_does_not_support_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

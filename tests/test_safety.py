@@ -216,3 +216,5 @@ def test_commands_run_it_unless_it_is_left_out(
         assert main([command, "run", "face.png", "--no-safety-checker", "--out", f"{command}.png", *flags[:4]]) == 0
     assert main(["interpolate", "run", "--no-safety-checker", "--steps", "2", "--frames", "2"]) == 0
     assert "flagged" not in capsys.readouterr().err
+    assert main(["export", "run", "kept"]) == main(["export", "run", "left", "--no-safety-checker"]) == 0
+    assert genmodels.load("kept").safety_checker is not None and genmodels.load("left").safety_checker is None

@@ -40,6 +40,7 @@ def export(
     root: Path | None = None,
     runtime: Path | None = None,
     wheel: Path | None = None,
+    safety_checker: bool = True,
     options: tuple[str, ...] = (),
 ) -> None:
     """Write a model as a folder for another library, a web page, or a Space of the Hub.
@@ -56,6 +57,7 @@ def export(
         root: web: where the files of the data set are. By default, that of the run.
         runtime: web: folder or archive of onnxruntime-web. By default, npm downloads it into the cache.
         wheel: space: wheel of genmodels that the Space installs. By default, the package of this version.
+        safety_checker: export the model with its safety checker, if it has one.
         options: onnx, web: sampling options of the family, as NAME=VALUE or --NAME VALUE.
     """
     given = {"options": options, "attributes": attributes, "data": data, "root": root}
@@ -65,7 +67,7 @@ def export(
             raise UsageError(f"--{name} has no effect with --to {to}: it belongs to --to {' or '.join(targets)}")
     if (data or root) and not attributes:
         raise UsageError("--data and --root have no effect without --attributes")
-    model = load(run)
+    model = load(run, safety_checker)
     print(f"{out} is {_write(model, out, to, chosen_options(model, options), given, run)}")
 
 

@@ -65,7 +65,8 @@ def export_to_diffusers(model: Generator, out: Path) -> str:
             return write_standard_pipeline(kind, model, draft, out)
         if isinstance(model, Latent) and model.safety_checker is not None:
             raise ValueError(
-                "a custom pipeline has no safety checker, and this model does: load it without its checker"
+                "a custom pipeline has no safety checker, and this model does: leave it out by --no-safety-checker, "
+                "or by load(..., safety_checker=False)"
             )
         write_custom_pipeline(model, prior, draft)
         about = CUSTOM.format(kind=kind, reasons="; ".join(reasons), torch=version("torch"))
