@@ -43,7 +43,7 @@ test-browser: $(VENV)/.installed-browser
 notebooks: $(VENV)/.installed-notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/notebooks $(ARGS)
 
-docs: $(VENV)/.installed-docs
+docs: build/katex/.installed-$(KATEX) $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 fuzz: $(VENV)/.installed-dev
@@ -97,10 +97,13 @@ $(VENV)/.installed-notebooks: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $(VENV)/.installed $(VENV)/.installed-dev $@
 
 $(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt
-	@command -v npm >/dev/null || { echo "docs needs npm, which fetches KaTeX: install Node.js" >&2; exit 1; }
-	npm install --silent --no-save --no-audit --no-fund --prefix build/katex katex@$(KATEX)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	@touch $(VENV)/.installed $@
+
+build/katex/.installed-$(KATEX):
+	@command -v npm >/dev/null || { echo "docs needs npm, which fetches KaTeX: install Node.js" >&2; exit 1; }
+	npm install --silent --no-save --no-audit --no-fund --prefix build/katex katex@$(KATEX)
+	@touch $@
 
 $(VENV)/.created:
 	@for python in $(CANDIDATES); do \

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -48,3 +50,24 @@ def test_links_lead_to_files(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)\s#]+)", text) if not link.startswith(("http", "mailto:"))]
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_make_docs_fetches_katex_again_where_build_was_removed(tmp_path: Path) -> None:
+    """As after `rm -rf build`, which leaves the stamps of .venv."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    stamps = [tmp_path / ".venv" / name for name in (".created", ".installed-docs")]
+    stamps[0].parent.mkdir()
+    for stamp in stamps:
+        stamp.touch()
+
+    def commands() -> str:
+        run = subprocess.run(["make", "-n", "docs"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return run.stdout
+
+    before = commands()
+    assert "npm install" in before and "mkdocs build" in before and "pip install" not in before
+    version = re.findall(r"katex@(\S+)", before)[0]
+    (tmp_path / "build/katex").mkdir(parents=True)
+    (tmp_path / f"build/katex/.installed-{version}").touch()
+    assert "npm install" not in commands() and "mkdocs build" in commands()
