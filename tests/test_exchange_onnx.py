@@ -167,7 +167,12 @@ def test_what_needs_many_evaluations_is_refused(family, options, message):
     with pytest.raises(ValueError, match=message):
         methods_of(built(family), options)
     if family == "unet":
-        assert list(methods_of(built(family), {"steps": 3, "solver": "euler"}).exported) == ["sample"]
+        few = {"steps": 3, "solver": "euler"}
+        without = methods_of(built(family), few)
+        assert (list(without.exported), without.left_out) == (["sample"], {})
+        with_text = methods_of(built(family, condition={"text": {"vocabulary": 9}}), few)
+        assert (list(with_text.exported), list(with_text.left_out)) == (["sample"], ["text"])
+        assert web.drawn_by(with_text).left_out["text"].startswith("prompts are not an input")
 
 
 def test_a_prior_without_its_codec_and_a_missing_package_are_refused(tmp_path, monkeypatch):

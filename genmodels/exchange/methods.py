@@ -93,7 +93,7 @@ class Methods:
 
     Attributes:
         exported: methods that can be exported, by name.
-        left_out: reasons why others cannot, by name.
+        left_out: reasons why others cannot, by name; "text": prompts, of a model that takes them.
     """
 
     exported: dict[str, Exported] = field(default_factory=dict)
@@ -168,6 +168,8 @@ def methods_of(model: Any, options: Mapping[str, Any] | None = None) -> Methods:
                 f"a sample of this {model.kind} needs more than {FEW} evaluations of its network; a vae, a gan and a "
                 "mean flow need one or two"
             )
+    if model.can("sample") and methods.exported and model.conditions.text.vocabulary:
+        methods.left_out["text"] = "prompts are not an input, so the images are those without a prompt"
     if model.can("encode"):
         for method in _codec_methods(model):
             methods.exported[method.name] = method

@@ -108,7 +108,7 @@ def write_methods(methods: Methods, folder: Path) -> Methods:
         compare(method, path)
         written.exported[name] = method
     if not written.exported:
-        raise ValueError(f"nothing to export as ONNX: {'; '.join(written.left_out.values())}")
+        raise ValueError(f"nothing to export as ONNX: {'; '.join(written.left_out[name] for name in methods.exported)}")
     return written
 
 

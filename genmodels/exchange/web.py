@@ -97,7 +97,8 @@ def drawn_by(methods: Methods) -> Methods:
     """
     exported = methods.exported
     if "from_latents" in exported:
-        return Methods({name: exported[name] for name in ("draw_latents", "from_latents") if name in exported})
+        drawn = {name: exported[name] for name in ("draw_latents", "from_latents") if name in exported}
+        return Methods(drawn, methods.left_out)
     if "sample" not in exported:
         raise ValueError(f"no page for this model: {methods.left_out['sample']}")
     draws = [value.name for value in exported["sample"].inputs if value.name not in ("attributes", "labels")]
@@ -106,7 +107,7 @@ def drawn_by(methods: Methods) -> Methods:
             "no page for this model: the page interpolates between samples that are made from normal noise alone, and "
             f"those of this model are made from {' and '.join(draws)}"
         )
-    return Methods({"sample": exported["sample"]})
+    return Methods({"sample": exported["sample"]}, methods.left_out)
 
 
 def described(directions: Directions | None) -> list[dict[str, Any]]:
