@@ -33,19 +33,22 @@ class Value:
         about: what it is, and the range of its values.
         example: an example of `ROWS` rows. The first axis, n, has any length.
         names: names of its columns: attributes or classes; () if they have none.
+        classes: number of classes, of labels; 0: it has none.
     """
 
     name: str
     about: str
     example: Tensor
     names: tuple[str, ...] = ()
+    classes: int = 0
 
     def described(self) -> dict[str, Any]:
         """Return its entry in model.json."""
         shape = ["n", *self.example.shape[1:]]
         kind = str(self.example.dtype).removeprefix("torch.")
         entry = {"name": self.name, "shape": shape, "type": kind, "about": self.about}
-        return entry | ({"names": list(self.names)} if self.names else {})
+        entry |= {"names": list(self.names)} if self.names else {}
+        return entry | ({"classes": self.classes} if self.classes else {})
 
 
 class Method(nn.Module):
@@ -205,7 +208,7 @@ def _sampler(model: Any, options: Any) -> Exported:
         known.append(Value("attributes", "-1 no, 0 unknown, 1 yes", unknown, condition.attributes))
     if condition.classes:
         about = "class, from 0; -1 unknown"
-        known.append(Value("labels", about, torch.full((ROWS,), -1), condition.class_names))
+        known.append(Value("labels", about, torch.full((ROWS,), -1), condition.class_names, condition.classes))
     names = [value.name for value in known]
 
     def call(model: Any, *inputs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Browser, ConsoleMessage, Page
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 import genmodels
 from genmodels.conditions import Condition, ConditionConfig
@@ -170,11 +170,11 @@ def test_page_fits_and_is_labelled(width: int, scheme: str, show: Callable[..., 
     assert tab.evaluate("document.activeElement.tagName") in ("BUTTON", "A", "INPUT")
 
 
-def mean_flow() -> DiT:
+def mean_flow(class_names: tuple[str, ...] = ("cat", "dog")) -> DiT:
     """A conditional mean flow whose weights are all random."""
     torch.manual_seed(0)
     transformer = TransformerConfig(width=16, depth=1, heads=2)
-    condition = ConditionConfig(attributes=("Smiling", "Wearing_Hat"), classes=2, class_names=("cat", "dog"))
+    condition = ConditionConfig(attributes=("Smiling", "Wearing_Hat"), classes=2, class_names=class_names)
     config = DiTConfig(size=8, patch=4, transformer=transformer, process="meanflow", condition=condition)
     model = DiT(config).eval()
     with torch.no_grad():
@@ -204,6 +204,50 @@ def test_a_conditional_model_of_noise(browser: Browser, tmp_path: Path) -> None:
         pixels = np.reshape(tab.evaluate(script, noise.flatten().tolist()), expected.shape)
     assert np.abs(pixels - expected).max() <= 1
     assert np.abs(np.reshape(plain, expected.shape) - expected).max() > 10
+
+
+FAIL_FOR_EIGHT = """() => {
+    const sessions = ort.InferenceSession.prototype, run = sessions.run;
+    sessions.run = function (feeds) {
+        if (feeds.normal.dims[0] === 8) throw new Error("no room for eight");
+        return run.call(this, feeds);
+    };
+}"""
+"""The large face is drawn as one image, and the strip as eight."""
+
+
+def test_an_unnamed_class_is_a_number_and_errors_are_shown(browser: Browser, tmp_path: Path) -> None:
+    export_to_web(mean_flow(class_names=()), tmp_path / "page", {"steps": 1})
+    with served(tmp_path / "page") as address, browser.new_context() as context:
+        tab = context.new_page()
+        tab.goto(address)
+        tab.evaluate("genmodels.ready")
+        field, status, before = tab.get_by_label("Class"), tab.locator("#status"), picture(tab)
+        field.fill("1")
+        assert picture(tab) != before
+        field.fill("2")
+        expect(status).to_have_text("Error: Class: a number from 0 to 1, or empty for any")
+        field.fill("")
+        assert picture(tab) == before
+        expect(status).to_have_text("")
+
+        # At temperature 0 all faces are the same, also those of a walk that has begun.
+        face, weight = "document.getElementById('face').toDataURL()", tab.get_by_label("Weight", exact=True)
+        tab.get_by_role("button", name="Walk").click()
+        set_slider(tab, "Temperature", 0)
+        tab.wait_for_timeout(300)
+        still, place = tab.evaluate(face), weight.input_value()
+        tab.wait_for_timeout(500)
+        assert tab.evaluate(face) == still and weight.input_value() != place
+        set_slider(tab, "Temperature", 1)
+        tab.wait_for_timeout(300)
+        assert tab.evaluate(face) != still
+        tab.get_by_role("button", name="Stop").click()
+        tab.wait_for_selector("#walk[aria-pressed=false]")
+
+        tab.evaluate(FAIL_FOR_EIGHT)
+        field.fill("0")
+        expect(status).to_have_text("Error: no room for eight")
 
 
 def test_a_missing_file_is_named(browser: Browser, address: str) -> None:

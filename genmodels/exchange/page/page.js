@@ -153,7 +153,14 @@ const genmodels = (() => {
   // ---- controls ----
 
   const number = (id) => Number(byId(id).value);
-  const label = () => (byId("label") ? Number(byId("label").value) : -1);
+  // The number of the class, -1 for any. An empty field of an unnamed class is any.
+  function label() {
+    const control = byId("label");
+    if (!control || (control.value === "" && !control.validity.badInput)) return -1;
+    if (!control.checkValidity()) throw new Error(`Class: a number from 0 to ${control.max}, or empty for any`);
+    return Number(control.value);
+  }
+
   const attributes = () => Array.from(document.querySelectorAll("[data-attribute]"), (part) => Number(part.value));
 
   function row(id, text, control) {
@@ -197,9 +204,13 @@ const genmodels = (() => {
         });
       } else if (input.name === "labels" && input.names) {
         byId("condition").append(choice("label", "Class", [[-1, "any"], ...input.names.entries()]));
+      } else if (input.name === "labels") {
+        const field = document.createElement("input");
+        Object.assign(field, { type: "number", min: 0, max: input.classes - 1, step: 1, placeholder: "any" });
+        byId("condition").append(row("label", "Class", field));
       }
     }
-    byId("condition").hidden = !byId("condition").querySelector("select");
+    byId("condition").hidden = !byId("condition").querySelector("select, input");
     for (const part of document.querySelectorAll("fieldset, button")) part.disabled = false;
     byId("about").textContent =
       `A ${model.kind} of ${model.size} px that runs in this browser. Nothing is sent anywhere.`;
@@ -245,6 +256,7 @@ const genmodels = (() => {
         again = false;
         const began = performance.now();
         paint(byId("face"), await draw(await current(), 1));
+        byId("status").textContent = "";
         if (!walking) byId("speed").textContent = `${(performance.now() - began).toFixed(0)} ms for this face`;
         byId("face").setAttribute("aria-label", `Generated face of seed ${number("seed")}`);
       }
@@ -260,26 +272,30 @@ const genmodels = (() => {
   // The faces of the next seeds, after a pause in the changes.
   function updateStrip() {
     clearTimeout(stripTimer);
-    stripTimer = setTimeout(async () => {
-      if (walking || busy) return updateStrip();
-      const first = number("seed");
-      const seeds = Array.from({ length: STRIP }, (_, i) => (first + 1 + i) % SEEDS);
-      const vectors = new Float32Array(STRIP * length);
-      for (const [i, seed] of seeds.entries()) {
-        vectors.set(moved(await vectorOf(seed, number("temperature"))), i * length);
-      }
-      const pixels = await draw(vectors, STRIP);
-      byId("strip").replaceChildren(...seeds.map((seed, i) => {
-        const button = document.createElement("button");
-        const canvas = document.createElement("canvas");
-        button.type = "button";
-        button.setAttribute("aria-label", `Show the face of seed ${seed}`);
-        button.addEventListener("click", () => choose(seed));
-        paint(canvas, pixels, i);
-        button.append(canvas);
-        return button;
-      }));
+    stripTimer = setTimeout(() => {
+      if (walking || busy) updateStrip();
+      else drawStrip().catch(report);
     }, 300);
+  }
+
+  async function drawStrip() {
+    const first = number("seed");
+    const seeds = Array.from({ length: STRIP }, (_, i) => (first + 1 + i) % SEEDS);
+    const vectors = new Float32Array(STRIP * length);
+    for (const [i, seed] of seeds.entries()) {
+      vectors.set(moved(await vectorOf(seed, number("temperature"))), i * length);
+    }
+    const pixels = await draw(vectors, STRIP);
+    byId("strip").replaceChildren(...seeds.map((seed, i) => {
+      const button = document.createElement("button");
+      const canvas = document.createElement("canvas");
+      button.type = "button";
+      button.setAttribute("aria-label", `Show the face of seed ${seed}`);
+      button.addEventListener("click", () => choose(seed));
+      paint(canvas, pixels, i);
+      button.append(canvas);
+      return button;
+    }));
   }
 
   function choose(seed) {
@@ -292,17 +308,21 @@ const genmodels = (() => {
   // ---- latent walk ----
 
   async function walk() {
-    const temperature = number("temperature");
+    let temperature = number("temperature");
     let seed = number("seed");
     let faces = 0;
     const began = performance.now();
     let first = await vectorOf(seed, temperature);
     while (walking) {
       const next = (seed + 1) % SEEDS;
-      const second = await vectorOf(next, temperature);
+      let second = await vectorOf(next, temperature);
       const start = performance.now();
       for (let weight = 0; walking && weight < 1;) {
         weight = Math.min(1, (performance.now() - start) / 1000 / SECONDS_PER_FACE);
+        if (number("temperature") !== temperature) {
+          temperature = number("temperature");
+          [first, second] = [await vectorOf(seed, temperature), await vectorOf(next, temperature)];
+        }
         const smooth = weight * weight * (3 - 2 * weight);
         paint(byId("face"), await draw(moved(between(first, second, smooth)), 1));
         faces += 1;
