@@ -123,7 +123,7 @@ def negative_row(s: Settings, model: Any, probe: Probe) -> dict[str, float]:
     """Return the share of faces with a hat: without a condition, with a prompt, and with a negative."""
 
     def share(prompt: str, **options: Any) -> float:
-        condition = condition_of(model, {"prompt": prompt}, s.n)
+        condition = condition_of(model, {"prompt": prompt}, s.n) if prompt else None
         samples = sampling.sample(model, s.n, 0, condition, progress=False, **options)
         return float((probe.shows(samples, "Wearing_Hat") == 1).mean())
 
