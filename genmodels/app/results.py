@@ -219,7 +219,8 @@ def _fill(result: Result, parts: Parts, folder: Path) -> list[Any]:
     stem = Path(result.out).stem
     mark = pictures.Mark(result.kind) if result.kind else None
     folder.mkdir(parents=True, exist_ok=True)
-    pictures.save_images(folder / f"{stem}.png", result.images, result.columns, mark)
+    picture = result.picture()
+    pictures.save_picture(folder / f"{stem}.png", picture, mark)
     pictures.save_images(folder / f"{stem}.npy", result.images)
     values: dict[str, Any] = {
         "frames": result.images,
@@ -232,12 +233,11 @@ def _fill(result: Result, parts: Parts, folder: Path) -> list[Any]:
     if "frame" in parts:
         values["frame"] = _frame(result.images, 0.5)
     if "rows" in parts:
-        grid = pictures.grid(result.images, result.columns)
-        times = -(-SHORT // grid.height)
-        values["rows"] = grid.resize((grid.width * times, grid.height * times), Image.Resampling.NEAREST)
+        times = -(-SHORT // picture.height)
+        values["rows"] = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
     if "mask" in parts:
-        for name, picture in result.files.items():
-            Image.fromarray(picture).save(folder / name)
+        for name, pixels in result.files.items():
+            Image.fromarray(pixels).save(folder / name)
         there = bool(result.files)
         values["mask"] = gr.DownloadButton(value=folder / "mask.png" if there else None, interactive=there)
     return [values[key] for key in parts]

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
-from genmodels import sampling
+from genmodels import pictures, sampling
 from genmodels.app.controls import condition_flags, flags
 from genmodels.app.uploads import Picture
 from genmodels.directions import attribute_directions, changed
@@ -71,6 +72,7 @@ class Result:
         out: file that the command writes.
         kind: kind of the model that generated the images, "" if they are not generated.
         columns: images in a row of that file; None: as square as possible.
+        sheet: what that file shows instead of a grid of the images, uint8 (H, W, 3), or None.
         files: further pictures that the command reads, by name: uint8 (H, W, 3).
         text: what the command prints, or "".
     """
@@ -81,8 +83,13 @@ class Result:
     out: str
     kind: str
     columns: int | None = None
+    sheet: np.ndarray | None = None
     files: Mapping[str, np.ndarray] = field(default_factory=dict)
     text: str = ""
+
+    def picture(self) -> Image.Image:
+        """Draw what the command writes."""
+        return pictures.grid(self.images, self.columns) if self.sheet is None else Image.fromarray(self.sheet)
 
 
 def _result(
@@ -92,18 +99,18 @@ def _result(
     words: Sequence[str],
     out: str,
     columns: int | None = None,
-    pictures: Sequence[Picture] = (),
+    subjects: Sequence[Picture] = (),
     generated: bool = True,
     **more: Any,
 ) -> Result:
-    """Return a result, with its command line below those that make its `pictures`.
+    """Return a result, with its command line below those that make its `subjects`.
 
     Args:
         words: the command line, without `genmodels` and the flag `--out`.
         out: file that the command writes, "" for none.
         generated: whether the model generated the images, which are marked then.
     """
-    setups = list(dict.fromkeys(picture.setup for picture in pictures if picture.setup))
+    setups = list(dict.fromkeys(picture.setup for picture in subjects if picture.setup))
     command = shlex.join(["genmodels", *words, *(["--out", out] if out else [])])
     name = out or "result.png"
     kind = served.model.kind if generated else ""
@@ -236,7 +243,7 @@ def retrieve(served: Served, sentence: str, n: int) -> Result:
     """Find the `n` images that are closest to a sentence."""
     from genmodels.evaluation.embedder import embed_texts, embedder
     from genmodels.evaluation.features import extract
-    from genmodels.evaluation.retrieval_sheet import nearest
+    from genmodels.evaluation.retrieval_sheet import Search, draw, nearest
 
     if not sentence.strip():
         raise ValueError('the sentence is empty: write one, such as "a smiling woman with glasses"')
@@ -245,9 +252,11 @@ def retrieve(served: Served, sentence: str, n: int) -> Result:
     images = _searched(served).images
     order, similarity = nearest(query, extract(images, extractor, progress=False), n)
     closest = images.take(order)
+    pixels, values = closest.pixels[: len(closest)], [f"{value:.3f}" for value in similarity]
+    sheet = draw([Search(sentence, pixels, values)])
     words = ["retrieve", served.name, sentence, *flags({"n": n})]
-    captions = [f"similarity {value:.3f}" for value in similarity]
-    return _result(served, closest.pixels[: len(closest)], captions, words, "retrieved.png", generated=False)
+    captions = [f"similarity {value}" for value in values]
+    return _result(served, pixels, captions, words, "retrieved.png", generated=False, sheet=sheet)
 
 
 def captions(served: Served, picture: Picture, n: int) -> Result:
