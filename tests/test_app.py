@@ -20,7 +20,7 @@ from genmodels import pictures, sampling
 from genmodels.app import jobs, uploads, work
 from genmodels.app.controls import Control, chosen_options, condition_values, flags, option_controls, whole_number
 from genmodels.app.page import page
-from genmodels.app.results import FILES, leave, session_folder
+from genmodels.app.results import FILES, fill, leave, session_folder
 from genmodels.app.server import _server, listen
 from genmodels.app.uploads import Picture
 from genmodels.app.work import Result, Served
@@ -132,6 +132,32 @@ def test_commands_make_the_same_images(
         shutil.rmtree("seed5", ignore_errors=True)
         shutil.rmtree("seed2", ignore_errors=True)
         Path(result.out).unlink()
+
+
+def test_every_picture_of_a_result_is_marked_if_it_is_generated(served: dict[str, Served], tmp_path: Path) -> None:
+    def marked(path: Path) -> bool:
+        with Image.open(path) as picture:
+            return "trainedAlgorithmicMedia" in picture.info.get("XML:com.adobe.xmp", "")
+
+    drawing().save(tmp_path / "face.png")
+    face, unet = uploads.uploaded(str(tmp_path / "face.png"), SIZE), served["unet"]
+    sample, quick = uploads.sampled(unet.name, unet.model, 5), {"steps": 2}
+    for result, marks in (
+        (work.inpaint(unet, face, None, 0.5, 2, 4, {}, quick), [False, False, True, True]),  # two are the visitor's
+        (work.inpaint(unet, sample, None, 0.5, 1, 4, {}, quick), [True] * 3),
+        (work.vary(unet, face, 2, 0.5, 0, {}, quick), [False, True, True]),
+        (work.edit(unet, face, 0.5, 0, {}, quick), [False, True]),
+        (work.trajectory(unet, 1, 0, 2, {}, quick), [True] * 4),
+        (work.reconstruct(served["vae"], face), [False] * 2),
+    ):
+        gallery, frames, frame, rows = fill(result, ("gallery", "frames", "frame", "rows"), tmp_path / "session")
+        assert [caption for _, caption in gallery] == result.captions and [path for path, _ in gallery] == frames
+        assert [marked(path) for path in frames] == marks
+        np.testing.assert_array_equal([np.asarray(Image.open(path)) for path in frames], result.images)
+        assert frame in frames and marked(rows) == marks[-1] == marked(tmp_path / "session" / result.out)
+        with Image.open(tmp_path / "session" / result.out) as picture, Image.open(rows) as larger:
+            np.testing.assert_array_equal(np.asarray(picture), np.asarray(result.picture()))
+            np.testing.assert_array_equal(np.asarray(larger.resize(picture.size, 0)), np.asarray(picture))
 
 
 def test_directions_are_added_up_and_their_command_agrees(

@@ -8,13 +8,12 @@ import inspect
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
 from genmodels import pictures
@@ -126,7 +125,7 @@ def on_click(
             made = compute(dict(zip(inputs, chosen, strict=True)))
             filled: list[Any] = []
             for place, (result, parts) in enumerate(zip(made, outputs, strict=True)):
-                filled += _fill(result, parts, session_folder(request) / name / str(place))
+                filled += fill(result, parts, session_folder(request) / name / str(place))
         return filled
 
     _name_parameters(call, list(inputs))
@@ -214,27 +213,36 @@ def session_folder(request: gr.Request) -> Path:
     return Path(FILES.name, hashlib.sha256(name).hexdigest())
 
 
-def _fill(result: Result, parts: Parts, folder: Path) -> list[Any]:
-    """Return the values of `parts`, in order, after writing the downloads to `folder`."""
+def fill(result: Result, parts: Iterable[str], folder: Path) -> list[Any]:
+    """Return the values of `parts`, in order, after writing their files to `folder`.
+
+    Pictures are shown from these files, not as arrays, so that they keep their marks when a visitor
+    downloads one.
+    """
     stem = Path(result.out).stem
     mark = pictures.Mark(result.kind) if result.kind else None
     folder.mkdir(parents=True, exist_ok=True)
     picture = result.picture()
     pictures.save_picture(folder / f"{stem}.png", picture, mark)
     pictures.save_images(folder / f"{stem}.npy", result.images)
+    single = [folder / f"{stem}-{place}.png" for place in range(len(result.images))]
+    for place, (path, image) in enumerate(zip(single, result.images, strict=True)):
+        pictures.save_picture(path, Image.fromarray(image), mark if place >= result.given else None)
     values: dict[str, Any] = {
-        "frames": result.images,
-        "gallery": list(zip(result.images, result.captions, strict=True)),
+        "frames": single,
+        "gallery": list(zip(single, result.captions, strict=True)),
         "text": result.text,
         "command": result.command,
         "png": gr.DownloadButton(value=folder / f"{stem}.png", interactive=True),
         "npy": gr.DownloadButton(value=folder / f"{stem}.npy", interactive=True),
     }
     if "frame" in parts:
-        values["frame"] = _frame(result.images, 0.5)
+        values["frame"] = _frame(single, 0.5)
     if "rows" in parts:
         times = -(-SHORT // picture.height)
-        values["rows"] = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+        larger = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+        values["rows"] = folder / f"{stem}-rows.png"
+        pictures.save_picture(values["rows"], larger, mark)
     if "mask" in parts:
         for name, pixels in result.files.items():
             Image.fromarray(pixels).save(folder / name)
@@ -243,6 +251,6 @@ def _fill(result: Result, parts: Parts, folder: Path) -> list[Any]:
     return [values[key] for key in parts]
 
 
-def _frame(frames: np.ndarray | None, place: float) -> np.ndarray | None:
+def _frame(frames: Sequence[Path] | None, place: float) -> Path | None:
     """Return the image at a place from 0 to 1 of an interpolation."""
     return None if frames is None else frames[round(place * (len(frames) - 1))]

@@ -73,6 +73,7 @@ class Result:
         kind: kind of the model that generated the images, "" if they are not generated.
         columns: images in a row of that file; None: as square as possible.
         sheet: what that file shows instead of a grid of the images, uint8 (H, W, 3), or None.
+        given: how many of the images, from the first on, are the visitor's: they are not generated.
         files: further pictures that the command reads, by name: uint8 (H, W, 3).
         text: what the command prints, or "".
     """
@@ -84,6 +85,7 @@ class Result:
     kind: str
     columns: int | None = None
     sheet: np.ndarray | None = None
+    given: int = 0
     files: Mapping[str, np.ndarray] = field(default_factory=dict)
     text: str = ""
 
@@ -101,6 +103,7 @@ def _result(
     columns: int | None = None,
     subjects: Sequence[Picture] = (),
     generated: bool = True,
+    given: int = 0,
     **more: Any,
 ) -> Result:
     """Return a result, with its command line below those that make its `subjects`.
@@ -109,12 +112,14 @@ def _result(
         words: the command line, without `genmodels` and the flag `--out`.
         out: file that the command writes, "" for none.
         generated: whether the model generated the images, which are marked then.
+        given: how many images, from the first on, show a subject that may be an upload.
     """
     setups = list(dict.fromkeys(picture.setup for picture in subjects if picture.setup))
     command = shlex.join(["genmodels", *words, *(["--out", out] if out else [])])
     name = out or "result.png"
     kind = served.model.kind if generated else ""
-    return Result(images, captions, "\n".join([*setups, command]), name, kind, columns, **more)
+    own = 0 if setups else given
+    return Result(images, captions, "\n".join([*setups, command]), name, kind, columns, given=own, **more)
 
 
 def sample(served: Served, n: int, seed: int, condition: Values, options: Values) -> Result:
@@ -133,7 +138,7 @@ def vary(
     settings = flags({"n": n, "strength": strength, "seed": seed})
     words = ["variations", served.name, picture.word, *settings, *condition_flags(condition), *flags(options)]
     captions = ["the image", *(f"seed {seed} #{i}" for i in range(n))]
-    return _result(served, np.concatenate([start, made]), captions, words, "variations.png", n + 1, [picture])
+    return _result(served, np.concatenate([start, made]), captions, words, "variations.png", n + 1, [picture], given=1)
 
 
 def reconstruct(served: Served, picture: Picture) -> Result:
@@ -170,7 +175,7 @@ def edit(served: Served, picture: Picture, strength: float, seed: int, condition
     settings = flags({"strength": strength, "seed": seed})
     words = ["edit", served.name, picture.word, *settings, *condition_flags(condition), *flags(options)]
     captions = ["the image", f"strength {strength:g}, seed {seed}"]
-    return _result(served, images, captions, words, "edited.png", 2, [picture])
+    return _result(served, images, captions, words, "edited.png", 2, [picture], given=1)
 
 
 def inpaint(
@@ -203,7 +208,7 @@ def inpaint(
     words = ["inpaint", served.name, picture.word, *settings, *condition_flags(condition), *flags(options)]
     captions = ["the image", "what is known", *(f"seed {seed} #{i}" for i in range(n))]
     images = np.concatenate([start, masked, made])
-    return _result(served, images, captions, words, "completed.png", n + 2, [picture], files=files)
+    return _result(served, images, captions, words, "completed.png", n + 2, [picture], given=2, files=files)
 
 
 def change(served: Served, picture: Picture | None, seed: int, amounts: Mapping[str, float]) -> Result:
