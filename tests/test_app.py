@@ -100,6 +100,7 @@ def results(served: dict[str, Served], face: Picture, painted: np.ndarray) -> di
         "vary by latents": work.vary(vae, face, 3, 0.6, 2, {}, {}),
         "reconstruct": work.reconstruct(vae, face),
         "interpolate": work.interpolate(vae, 3, 4, 6, {"temperature": 0.5}),
+        "interpolate prompts": work.interpolate(text, -3, 4, 3, quick, ["a man ", "an old man's face"]),
         "morph": work.morph(vae, face, uploads.sampled(vae.name, vae.model, 2), 5, {}),
         "edit": work.edit(unet, face, 0.45, 3, condition, quick),
         "inpaint": work.inpaint(unet, face, painted, 0.5, 2, 4, condition, {**quick, "resample": 2}),
@@ -233,6 +234,9 @@ def test_what_a_model_cannot_do_is_refused(served: dict[str, Served]) -> None:
     face = Picture(np.array(drawing())[:SIZE, :SIZE], "face.png")
     with pytest.raises(ValueError, match="a prompt was given, and this model was trained without text"):
         work.sample(served["unet"], 1, 0, {"prompt": "a man"}, {})
+    for prompts, message in ((["a man", " "], "needs both"), (["a man", "-a"], "'-a' begins with a dash")):
+        with pytest.raises(ValueError, match=message):
+            work.interpolate(served["text"], 1, 2, 3, {"steps": 2}, prompts)
     with pytest.raises(ValueError, match="the sentence is empty"):
         work.retrieve(served["clip"], "  ", 3)
     with pytest.raises(ValueError, match="vary images without a condition|without attributes"):

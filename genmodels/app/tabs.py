@@ -122,19 +122,24 @@ def _frames() -> Parts:
 
 
 def interpolate(served: Served) -> None:
-    """Draw the tab of interpolations between samples."""
+    """Draw the tab of interpolations between samples, and between prompts."""
     controls = option_controls(served.model)
+    prompts = ("first_prompt", "second_prompt") if served.model.can("interpolate_prompts") else ()
 
     def parts() -> Parts:
         ends: Parts = {
             "first": gr.Number(1, label="First seed", precision=0),
             "second": gr.Number(2, label="Second seed", precision=0),
         }
+        about = "With two prompts, the way leads from one to the other, from the noise of the first seed."
+        for name in prompts:
+            ends[name] = gr.Textbox(label=name.replace("_", " ").capitalize(), info=about)
         return ends | _frames() | option_parts(controls)
 
     def compute(v: Values) -> Result:
         first, second = (whole_number(v[name], f"the {name} seed") for name in ("first", "second"))
-        return work.interpolate(served, first, second, _count(v, "frames"), options_of(controls, v))
+        sentences = [v[name] or "" for name in prompts]
+        return work.interpolate(served, first, second, _count(v, "frames"), options_of(controls, v), sentences)
 
     _tab(served, "Interpolate", "The way from one sample to another.", parts, compute, "frames", "gallery")
 

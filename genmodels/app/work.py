@@ -149,10 +149,23 @@ def reconstruct(served: Served, picture: Picture) -> Result:
     return _result(served, images, ["the image", "reconstruction"], words, "pairs.png", 1, [picture], False)
 
 
-def interpolate(served: Served, first: int, second: int, frames: int, options: Values) -> Result:
-    """Interpolate between the first images of two seeds."""
-    images = sampling.interpolate(served.model, [first, second], frames, **options)[0]
-    words = ["interpolate", served.name, *flags({"seeds": [first, second], "frames": frames}), *flags(options)]
+def interpolate(
+    served: Served, first: int, second: int, frames: int, options: Values, prompts: Sequence[str] = ()
+) -> Result:
+    """Interpolate between the first images of two seeds, or between two prompts from the noise of the first.
+
+    Args:
+        prompts: two sentences; none, or empty ones, for the seeds.
+    """
+    sentences = [sentence for prompt in prompts if (sentence := prompt.strip())]
+    if len(sentences) == 1:
+        raise ValueError("the way from one prompt to another needs both: write the other one too, or none")
+    if wrong := next((sentence for sentence in sentences if sentence.startswith("-")), None):
+        raise ValueError(f"the prompt {wrong!r} begins with a dash, as flags of a command line do: leave it out")
+    seeds = [first] if sentences else [first, second]
+    images = sampling.interpolate(served.model, seeds, frames, prompts=sentences, **options)[0]
+    settings = {"seeds": seeds, "prompts": sentences or None, "frames": frames}
+    words = ["interpolate", served.name, *flags(settings), *flags(options)]
     return _result(served, images, _between(frames), words, "interpolation.png", frames)
 
 

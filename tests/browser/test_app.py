@@ -166,6 +166,17 @@ def test_a_slider_moves_along_an_interpolation(visit: Visit, served: list[Served
     np.testing.assert_array_equal(visit.pixels(0), expected[-1])
 
 
+def test_two_prompts_are_the_ends_of_an_interpolation(visit: Visit, served: list[Served]) -> None:
+    page = visit.open("text", "Interpolate")
+    prompts = ["a man", "a woman with glasses"]
+    for place, prompt in zip(("First", "Second"), prompts, strict=True):
+        page.get_by_label(f"{place} prompt").fill(prompt)
+    expected = work.interpolate(served[2], 1, 2, 16, {}, prompts)
+    assert visit.compute("Interpolate") == expected.command
+    assert "--seeds 1 --prompts 'a man' 'a woman with glasses' --frames 16" in expected.command
+    np.testing.assert_array_equal(visit.pixels(16), expected.images[-1])
+
+
 def test_a_brush_stroke_is_completed(visit: Visit, served: list[Served], tmp_path: Path) -> None:
     page = visit.open("unet", "Inpaint")
     canvas = page.locator("canvas").filter(visible=True).first
