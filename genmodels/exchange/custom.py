@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from genmodels.base import Generator
+from genmodels.conditions import Condition, Text
 from genmodels.diffusion import ddpm, process, solvers
 from genmodels.diffusion.model import Diffusion
 from genmodels.exchange import pipeline, program
@@ -22,7 +23,6 @@ from genmodels.exchange.clip_layout import tokenizer_for_transformers
 from genmodels.exchange.program import FILE, ROWS
 from genmodels.latent import Latent
 from genmodels.nn.conditioning import Conditioner, Embedded
-from genmodels.nn.encoded_text import EncodedText
 from genmodels.text import TOKENIZER
 from genmodels.writing import write_json, write_text
 
@@ -60,15 +60,10 @@ class Embed(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attributes (N, K), labels (N,), -1 if unknown, and ids (N, L) that are padded with end
         tokens -> pooled (N, D) and tokens (N, L, W). None is passed for what the model lacks."""
-        c, parts, tokens = self.conditioner, list[Tensor](), None
-        if c.attributes is not None and attributes is not None:
-            parts.append(c.attributes(attributes))
-        if c.labels is not None and labels is not None:
-            parts.append((labels >= 0).unsqueeze(1) * c.labels(labels.clamp_min(0)))
-        if isinstance(c.text, EncodedText) and ids is not None:
-            vector, tokens = c.text.encode(ids, (ids == c.text.empty[-1]).int().argmax(1))
-            parts.append(vector)
-        return torch.stack(parts).sum(0), tokens
+        n, device = next((x.shape[0], x.device) for x in (attributes, labels, ids) if x is not None)
+        text = None if ids is None else Text(ids, torch.ones_like(ids, dtype=torch.bool))
+        embedded = self.conditioner(Condition(attributes, labels, text), n, device)
+        return embedded.pooled, embedded.tokens
 
 
 class Decode(nn.Module):

@@ -58,7 +58,7 @@ class EncodedText(nn.Module):
                 or a text without its end token.
         """
         ids, mask = text.ids, text.mask
-        if ids.ndim != 2 or len(ids) != n or mask.shape != ids.shape or mask.dtype != torch.bool:
+        if ids.ndim != 2 or ids.shape[0] != n or mask.shape != ids.shape or mask.dtype != torch.bool:
             raise ValueError(
                 f"the text needs ids and a bool mask of shape ({n}, L), got {tuple(ids.shape)} and "
                 f"{mask.dtype} {tuple(mask.shape)}"

@@ -82,14 +82,16 @@ class TextEncoder(nn.Module):
             ValueError: as `forward`.
         """
         ids, c = text.ids, self.config
-        if ids.ndim != 2 or not len(ids) or ids.is_floating_point():
+        if ids.ndim != 2 or not ids.shape[0] or ids.is_floating_point():
             raise ValueError(f"the text needs integer ids of shape (N, L), got {ids.dtype} {tuple(ids.shape)}")
         if not 1 <= ids.shape[1] <= c.length:
             raise ValueError(f"the text has {ids.shape[1]} tokens, and this model takes 1 to {c.length}")
+        found = ids == c.end  # (N, L)
+        if torch.compiler.is_exporting():  # a trace cannot branch on a value
+            return found.int().argmax(1)
         low, high = (int(value) for value in ids.aminmax())
         if low < 0 or high >= c.vocabulary:
             raise ValueError(f"token {low if low < 0 else high} is outside the vocabulary of {c.vocabulary}")
-        found = ids == c.end  # (N, L)
         if not bool(found.any(1).all()):
             row = int((~found.any(1)).nonzero()[0])
             raise ValueError(f"text {row} has no end token ({c.end}), which represents the text: tokenize it again")
