@@ -214,7 +214,8 @@ def _sign(name: str, value: Any) -> float:
     """Return the value of one attribute as -1, 0 or 1."""
     words = {"True": 1.0, "yes": 1.0, "False": -1.0, "no": -1.0, "None": 0.0}
     try:
-        plain = value.item() if hasattr(value, "item") else value  # a scalar of NumPy or torch
+        item = getattr(value, "item", None)
+        plain = value if item is None else item()  # a scalar of NumPy or torch
         sign = words[str(plain)] if str(plain) in words else float(plain)
     except (TypeError, ValueError, RuntimeError):
         sign = float("nan")
