@@ -49,3 +49,11 @@ def prior_shape(codec: Any, codes: bool) -> tuple[int, ...]:
             vectors that a codec quantises.
     """
     return tuple(codec.vector_shape if not codes and codec.can("vectors") else codec.latent_shape)
+
+
+def prior_grid(codec: Any, codes: bool) -> tuple[int, int] | None:
+    """Return the rows and columns of what a prior learns, each of which covers a part of the image.
+    None if it describes the whole image. Arguments as for `prior_shape`."""
+    shape = prior_shape(codec, codes)
+    rows, columns = (*(shape[:2] if codes else shape[1:]), 0, 0)[:2]
+    return (rows, columns) if rows == columns > 0 else None

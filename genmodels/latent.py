@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import genmodels
 from genmodels.base import Generator, Model
-from genmodels.codecs import prior_shape
+from genmodels.codecs import prior_grid
 from genmodels.conditions import Condition, ConditionConfig, Text
 from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
@@ -117,7 +117,8 @@ class Latent(Generator):
         return cls(config, codec, prior)
 
     def can(self, name: str) -> bool:
-        return super().can(name) and (name in OWN or self.prior.can(name))
+        able = super().can(name) and (name in OWN or self.prior.can(name))
+        return able and (name != "inpaint" or prior_grid(self.codec, self.prior.learns_codes) is not None)
 
     @property
     def kind(self) -> str:
@@ -263,9 +264,8 @@ class Latent(Generator):
         filled = continued(images, known, size)
         if not known.any():
             return self.sample(noise, condition, options)
-        shape = prior_shape(self.codec, self.prior.learns_codes)
-        grid = shape[:2] if self.prior.learns_codes else shape[1:]
-        if len(grid) < 2 or grid[0] != grid[1]:
+        grid = prior_grid(self.codec, self.prior.learns_codes)
+        if grid is None:
             raise ValueError("this codec's latents describe the whole image, so no part of them can be known")
         kept = known_cells(known, grid)
         if not kept.any():

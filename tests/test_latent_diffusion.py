@@ -124,6 +124,7 @@ def test_any_region_is_completed_through_a_map_and_none_through_a_vector() -> No
     with pytest.raises(ValueError, match="at least one such square must be known"):
         model.inpaint(images, torch.eye(16).bool(), noise, Condition(), model.options())
     vector = over(codec("vector"))
+    assert model.can("inpaint") and not vector.can("inpaint")
     with pytest.raises(ValueError, match="describe the whole image, so no part of them can be known"):
         vector.inpaint(images, known, noise, Condition(), vector.options())
 
