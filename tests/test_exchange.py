@@ -18,7 +18,7 @@ from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.sampler import make_denoiser
 from genmodels.diffusion.unet import UNet, UNetConfig
 from genmodels.dit import DiT, vanilla
-from genmodels.exchange.export import export_to_diffusers
+from genmodels.exchange.export import export_to_diffusers, export_to_stable_diffusion
 from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pretrained import PretrainedConfig, PretrainedKL, PretrainedVQ
@@ -376,8 +376,8 @@ def test_what_diffusers_cannot_be_given_is_refused(tmp_path):
     prior = unet(latents=codec.latent_shape, channels=(16,), attention=(False,))
     with pytest.raises(ValueError, match="makes no images without that codec"):
         export_to_diffusers(prior, tmp_path / "out")
-    with pytest.raises(ValueError, match="cannot decode the latents of our vae"):
-        export_to_diffusers(Latent.over(codec, prior), tmp_path / "out")
+    with pytest.raises(ValueError, match="StableDiffusionPipeline of diffusers does not support this unet: .*vae"):
+        export_to_stable_diffusion(Latent.over(codec, prior), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()

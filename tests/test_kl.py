@@ -13,7 +13,7 @@ import tiny as tiny_runs
 import torch
 from safetensors.torch import load_file
 from test_contract import SMALL, faces, train
-from test_exchange import noise, ours, script
+from test_exchange import noise, ours
 from test_fit import STATE, tensors
 from test_latent_diffusion import UNET
 from test_two_commands import QUICK
@@ -326,8 +326,10 @@ def test_recipes_and_a_prior_over_the_codec(family, settings, data, tmp_path, ca
     assert model.codec.family == family and model.prior.config.latents == (4, 8, 8)
     assert main(["export", "runs/ldm", "out"]) == 0
     x = noise(model.prior)
-    found = script(tmp_path / "out").sample(x, 6)
-    expected = ours(model, x, solver="euler", steps=6, schedule="uniform")
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    found = pipeline(batch_size=len(x), latents=x, solver="euler", num_inference_steps=6, output_type="pt").images
+    expected = ours(model, x, solver="euler", steps=6).clamp(-1, 1) / 2 + 0.5
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     capsys.readouterr()
     assert run_recipe(family, "--data", "toyfaces", *settings, "--size", "19", "--output", "runs/odd") == 2

@@ -307,7 +307,7 @@ def test_rows_that_do_not_fit_are_refused(rows):
 
 
 def test_the_config_names_the_mixers(monkeypatch):
-    with pytest.raises(ValueError, match="unknown mixer 'ssm'; known: attention, recurrence"):
+    with pytest.raises(ValueError, match="unknown mixer 'ssm'; known: attention, mamba, mamba2, recurrence"):
         blocks(("ssm",))
     for mixers in ((), ("attention", "recurrence", "attention")):
         with pytest.raises(ValueError, match=f"mixers must name 1 to 2 mixers, one per block, got {len(mixers)}"):

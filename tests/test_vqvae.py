@@ -81,7 +81,7 @@ def test_what_decode_refuses():
     for wrong in (codes + 16, codes - 16):
         with pytest.raises(ValueError, match="codes go from 0 to 15, got .*: they belong to another codec"):
             model.decode(wrong)
-    with pytest.raises(ValueError, match=r"codes of shape \(N, 2, 2\), got \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"decode\(\) takes codes \(N, 2, 2\), got \(6, 4\)"):
         model.decode(codes.flatten(1))
     with pytest.raises(ValueError, match=r"vectors of shape \(N, 4, 2, 2\), got \(6, 2, 2\)"):
         model.decode(codes.float())

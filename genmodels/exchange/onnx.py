@@ -18,7 +18,7 @@ from genmodels import __version__
 from genmodels.exchange.methods import Exported, Methods, methods_of
 from genmodels.modes import full_precision
 from genmodels.reading import in_one_line
-from genmodels.writing import is_free, replacing_folder, write_json
+from genmodels.writing import is_free, replacing_folder, write_json, write_parts
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -101,7 +101,7 @@ def write_methods(methods: Methods, folder: Path) -> Methods:
     for name, method in methods.exported.items():
         path = folder / f"{name}.onnx"
         try:
-            path.write_bytes(to_onnx(method))
+            write_parts(path, [to_onnx(method)])
         except NotConvertedError as error:
             written.left_out[name] = str(error)
             continue

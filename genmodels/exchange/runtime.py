@@ -12,7 +12,7 @@ from pathlib import Path
 
 from genmodels.data import cache_folder
 from genmodels.reading import in_one_line
-from genmodels.writing import replacing_folder
+from genmodels.writing import replacing_folder, write_parts
 
 VERSION = "1.30.0"
 SHA256 = {
@@ -47,7 +47,7 @@ def runtime_files(path: Path | None = None) -> dict[str, bytes]:
     files = checked(_download(), Path(f"onnxruntime-web-{VERSION}.tgz"))
     with replacing_folder(folder) as draft:
         for name, content in files.items():
-            (draft / name).write_bytes(content)
+            write_parts(draft / name, [content])
     return files
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from genmodels.directions import principal_directions
-from genmodels.exchange.methods import Methods, methods_of
+from genmodels.exchange.methods import Exported, Methods, methods_of
 from genmodels.exchange.onnx import DESCRIPTION, check_packages, describe, write_methods
 from genmodels.exchange.runtime import VERSION, runtime_files
 from genmodels.sampling import require
-from genmodels.writing import is_free, replacing_folder, write_json
+from genmodels.writing import is_free, replacing_folder, write_json, write_parts
 
 PAGE = Path(__file__).parent / "page"
 """The page itself: index.html, page.js, page.css."""
@@ -81,7 +81,7 @@ def export_to_web(
             shutil.copyfile(file, draft / file.name)
         (draft / "runtime").mkdir()
         for name, content in files.items():
-            (draft / "runtime" / name).write_bytes(content)
+            write_parts(draft / "runtime" / name, [content])
     size = sum(path.stat().st_size for path in out.glob("*.onnx")) / 1e6
     return (
         f"a page with {size:.1f} MB of model and onnxruntime-web {VERSION}: python -m http.server -d {out}, then open "
@@ -97,7 +97,9 @@ def drawn_by(methods: Methods) -> Methods:
     """
     exported = methods.exported
     if "from_latents" in exported:
-        drawn = {name: exported[name] for name in ("draw_latents", "from_latents") if name in exported}
+        drawn: dict[str, Exported] = {
+            name: exported[name] for name in ("draw_latents", "from_latents") if name in exported
+        }
         return Methods(drawn, methods.left_out)
     if "sample" not in exported:
         raise ValueError(f"no page for this model: {methods.left_out['sample']}")
