@@ -141,9 +141,12 @@ def changed(
     """Change images along several directions at once.
 
     Args:
-        model, starts, n, seed: as for `traverse`.
+        model: as for `traverse`.
+        starts: as for `traverse`.
         directions: (D,) by attribute.
         amounts: how far to go along those of at least one attribute. 1 is as in `traverse`.
+        n: as for `traverse`.
+        seed: as for `traverse`.
 
     Returns:
         uint8 (N, 2, H, W, 3): each image before and after.

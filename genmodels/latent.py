@@ -250,12 +250,12 @@ class Latent(Generator):
         """Complete images where they are not known. Known pixels stay as they are.
 
         The codec never sees unknown pixels: known ones, mirrored, take their place when it encodes.
-        Latents that cover only known pixels are kept, and the prior samples the others.
+        Latents that cover only known pixels are kept, and the prior samples the others. Noise,
+        condition and options are as for `sample`.
 
         Args:
             images: (N, 3, H, W) in [-1, 1].
             known: bool (H, W), True where the images are known.
-            noise, condition, options: as for `sample`.
 
         Raises:
             ValueError: if the mask has another size, or the prior cannot complete this region.

@@ -181,7 +181,8 @@ def check_watermark(path: Path | None, count: int, size: int, columns: int | Non
 
     Args:
         path: file of a grid that `save_grid` would write, or None for a folder with a file per image.
-        count, size: number of images, and their side in pixels.
+        count: number of images.
+        size: their side in pixels.
         columns: images in a row of the grid.
 
     Raises:
