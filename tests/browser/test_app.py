@@ -133,7 +133,7 @@ def test_every_tab_shows_images_and_their_command(model: str, visit: Visit, tmp_
             visit.upload(tmp_path / "face.png")
         command = visit.compute(title)
         assert command.splitlines()[-1].split()[:3:2] == ["genmodels", model], title
-        assert visit.images().count() >= 1, title
+        expect(visit.images().first).to_be_visible(timeout=TIMEOUT)  # it loads after the command is shown
         assert len(np.unique(visit.pixels(0))) > 1, title
 
 
