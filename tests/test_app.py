@@ -177,6 +177,7 @@ def test_directions_are_added_up_and_their_command_agrees(
     before, after = result.images.astype(int)
     assert abs(before - after).max() > 0
     assert main(["traverse", vae.name, "--change", "Smiling=much", "--out", "no.png"]) == 2
+    assert main(["traverse", vae.name, "--change", "Smiling=1", "--reach", "3", "--out", "no.png"]) == 2
 
 
 def test_variations_end_at_samples_or_are_edits(served: dict[str, Served]) -> None:

@@ -44,36 +44,15 @@ def result_parts(title: str, *kinds: str) -> Parts:
             "mask" (a further picture that the command reads).
     """
     parts: Parts = {}
+    shown: dict[str, Any] = dict(label=title, show_label=False, format="png", interactive=False)
     if "frames" in kinds:
         parts["frames"] = gr.State()
-        parts["frame"] = gr.Image(
-            label=title,
-            show_label=False,
-            format="png",
-            interactive=False,
-            height=300,
-            buttons=["download"],
-            elem_classes="small",
-        )
+        parts["frame"] = gr.Image(**shown, height=300, buttons=["download"], elem_classes="small")
         parts["place"] = gr.Slider(0, 1, value=0.5, step=0.01, label="Position", info="0: the first, 1: the last.")
     if "gallery" in kinds:
-        parts["gallery"] = gr.Gallery(
-            label=title,
-            show_label=False,
-            format="png",
-            interactive=False,
-            buttons=["download", "fullscreen"],
-            elem_classes="faces",
-        )
+        parts["gallery"] = gr.Gallery(**shown, buttons=["download", "fullscreen"], elem_classes="faces")
     if "rows" in kinds:
-        parts["rows"] = gr.Image(
-            label=title,
-            show_label=False,
-            format="png",
-            interactive=False,
-            buttons=["download", "fullscreen"],
-            elem_classes="small",
-        )
+        parts["rows"] = gr.Image(**shown, buttons=["download", "fullscreen"], elem_classes="small")
     if "text" in kinds:
         parts["text"] = gr.Textbox(label="Captions", lines=8)
     # Not disabled, which would keep the keyboard out. The button of gr.Textbox takes its label.

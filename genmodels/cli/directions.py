@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 
 ENOUGH = 10_000
 """Labelled images that directions are computed from. More of them hardly change a mean."""
+ATTRIBUTES = ("Smiling", "Male", "Eyeglasses")
+"""Attributes that `traverse` changes by default."""
+REACH, FRAMES = 2.0, 7
+"""Largest change, and images in a row, by default."""
 
 
 def traverse(
     run: Positional[str],
     images: Positional[tuple[Path, ...]] = (),
-    attributes: tuple[str, ...] = ("Smiling", "Male", "Eyeglasses"),
+    attributes: tuple[str, ...] = ATTRIBUTES,
     change: str = "",
-    reach: float = 2.0,
-    frames: int = 7,
+    reach: float = REACH,
+    frames: int = FRAMES,
     n: int = 2,
     seed: int = 0,
     data: str | None = None,
@@ -48,8 +52,8 @@ def traverse(
         images: image files to change. Without any, samples of the model are changed.
         attributes: names of attributes of the data.
         change: amounts of several attributes, such as Smiling=1.5,Male=-1, that are changed together.
-            The picture then shows each face before and after, and --attributes, --reach and
-            --frames have no effect.
+            The picture then shows each face before and after. It replaces --attributes, --reach
+            and --frames.
         reach: largest change in either direction, in distances between the two means.
         frames: number of images in a row.
         n: number of samples to change.
@@ -65,6 +69,9 @@ def traverse(
         raise UsageError(
             "traverse needs --attributes, an odd number of --frames from 3, --n from 1 and --reach above 0"
         )
+
+    if change and (attributes, reach, frames) != (ATTRIBUTES, REACH, FRAMES):
+        raise UsageError("--change says what changes, and how far: leave out --attributes, --reach and --frames")
 
     amounts = _amounts(change)
     attributes = tuple(amounts) or attributes

@@ -257,10 +257,10 @@ class Core(nn.Module):
 def scan_key(positions: Tensor, scan: Scan) -> Tensor:
     """What tokens at `positions`, (T,), (T, 2) or (N, T, 1 or 2), are sorted by: (T,) or (N, T)."""
     if positions.ndim == 1:
-        return positions.double()
+        return positions.float()
     if positions.shape[-1] == 1:
-        return positions[..., 0].double()
-    row, column = positions.double().unbind(-1)
+        return positions[..., 0].float()
+    row, column = positions.float().unbind(-1)
     if scan == "column":
         row, column = column, row
     span = column.max() - column.min() + 1

@@ -255,4 +255,4 @@ def test_a_missing_file_is_named(browser: Browser, address: str) -> None:
         tab = context.new_page()
         tab.route("**/model.json", lambda route: route.fulfill(status=404))
         tab.goto(address)
-        tab.wait_for_function("document.getElementById('status').textContent.includes('model.json is missing')")
+        expect(tab.locator("#status")).to_contain_text("model.json is missing")
