@@ -398,6 +398,7 @@ def test_info_says_what_a_model_is(run: Path, capsys: pytest.CaptureFixture[str]
         "likelihood",
         "size=16",
         "temperature=1",
+        f"operations {2 * 2 * 4 * 12} FLOPs per image of a training step",
     ):
         assert part in said
     assert "steps=7, optim.lr=0.001" in said

@@ -46,6 +46,7 @@ def describe(run: str, model: Model) -> dict[str, str]:
             row.description + (f" (genmodels {row.command})" if row.command else "") for row in abilities
         ),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "operations": operations(model),
         "config": listed(to_dict(model.config)),
     }
     if names := model.conditions.list_classes():
@@ -61,6 +62,19 @@ def describe(run: str, model: Model) -> dict[str, str]:
         training = {"recipe": listed(read_recipe(run)), "last metrics": listed(last_metrics(run))}
         facts |= {topic: text for topic, text in training.items() if text}
     return facts
+
+
+def operations(model: Model) -> str:
+    """Return the operations per image of a training step, or why they cannot be counted."""
+    from genmodels.evaluation.columns import amount
+    from genmodels.evaluation.context import reasons
+    from genmodels.evaluation.cost import OPERATIONS, training_operations
+
+    absent: dict[str, str] = {}
+    with reasons(absent, "operations"):
+        each = amount(training_operations(model), "FLOPs")
+        return f"{each} per image of a training step, forward and backward: {OPERATIONS}"
+    return f"not counted: {absent['operations']}"
 
 
 def listed(values: dict[str, Any], prefix: str = "") -> str:

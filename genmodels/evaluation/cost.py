@@ -11,8 +11,8 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,6 @@ from typing import Any, Literal
 import psutil
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from genmodels import sampling
 from genmodels.base import Model
@@ -30,6 +28,7 @@ from genmodels.conditions import Condition, Text
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
+from genmodels.nn.operations import counting
 from genmodels.pictures import to_float
 from genmodels.types import Batch, Noise
 
@@ -40,7 +39,7 @@ CYCLE = 4
 """Number of training steps that are averaged."""
 FEW = 4
 """Images per batch. Operations per image hardly depend on it, and counting is slow."""
-OPERATIONS = "matrix products, convolutions and attention, a multiply-add as two; nothing else is counted"
+OPERATIONS = "matrix products, convolutions, attention and recurrences, a multiply-add as two; nothing else is counted"
 
 
 def part(context: Context) -> Part:
@@ -192,22 +191,6 @@ def sampling_operations(model: nn.Module, sample: Callable[[], object]) -> tuple
         for hook in hooks:
             hook.remove()
     return counter.get_total_flops(), max(calls.values(), default=0)
-
-
-@contextmanager
-def counting() -> Iterator[FlopCounterMode]:
-    """Context manager that counts operations, equally on every device.
-
-    torch's fused attention differs between devices, and is not counted at all on the CPU. Inside,
-    plain matrix products replace it.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            yield counter
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def unknown(model: Any, n: int) -> Condition:

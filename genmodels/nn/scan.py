@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genmodels.nn.operations import count, counted
+
 BLOCK = 16
 """Steps of Mamba-1's scan whose states are in memory at once. At (N, D, S) = (8, 512, 16), the
 states of a block are 4 MB."""
@@ -26,7 +28,8 @@ def segments(starts: Tensor) -> Tensor:
 
 
 def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor, numbers: Tensor | None) -> Tensor:
-    """Causal depthwise convolution as a sum of shifted inputs.
+    """Causal depthwise convolution as a sum of shifted inputs: 2 N T C K operations, and 4 N T C K in
+    the backward pass.
 
     Args:
         x: (N, T, C).
@@ -48,6 +51,7 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, before: Te
         if numbers is not None:
             shifted = shifted * (own[:, kernel - 1 - back :][:, :length] == numbers)[..., None]
         out = out + shifted * weight[:, -1 - back]
+    out = counted(out, 2 * x.numel() * kernel)
     return out if bias is None else out + bias
 
 
@@ -74,6 +78,9 @@ def ssd(
 
     Within a chunk it is masked attention; between chunks, states are passed on. A head h reads the
     group h // (H / G) of b and c.
+
+    Every token takes 2 G L S + 2 H L P + 4 H P S operations in matrix products, and every chunk
+    2 H P S to pass the state on. The backward pass takes twice as many, and none for the last state.
 
     Args:
         x: inputs (N, T, H, P).
@@ -123,7 +130,7 @@ def ssd(
     # The decay over a chunk is 0 if a sequence begins in it.
     for k in range(count):
         states.append(h)
-        h = since[:, k, :, -1, None, None] * h + added[:, k].to(h.dtype)
+        h = counted(since[:, k, :, -1, None, None] * h + added[:, k].to(h.dtype), 2 * h.numel())
     before = torch.stack(states, dim=1).to(x.dtype)  # (N, K, H, P, S)
     y = y + (_per_head(c, heads) @ before.mT) * since[..., None].to(x.dtype)
     return y.permute(0, 1, 3, 2, 4).reshape(n, count * chunk, heads, width)[:, :length], h
@@ -136,10 +143,14 @@ def _per_head(x: Tensor, heads: int) -> Tensor:
 
 
 def ssd_step(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """One position of `ssd`: shapes as there, without T. Returns y (N, H, P) and the state."""
+    """One position of `ssd`: shapes as there, without T. Returns y (N, H, P) and the state.
+
+    It takes 5 N H P S operations: 1 for the input, 2 for the state and 2 for the output.
+    """
     heads = x.shape[1]
     b, c = (value.repeat_interleave(heads // value.shape[1], dim=1).to(h.dtype) for value in (b, c))  # (N, H, S)
     h = (dt * a).exp()[..., None, None] * h + (dt[..., None] * x)[..., None] * b[:, :, None]
+    h = counted(h, 3 * h.numel())
     return (h @ c[..., None])[..., 0].to(x.dtype), h
 
 
@@ -152,6 +163,10 @@ def selective_scan(
 
     The states of BLOCK steps are in memory at once. The gradient computes those of a block again
     from the state at its beginning. There is none with respect to the first state.
+
+    It takes 6 N T D S operations: 1 for the exponent of the decay, 1 for the input, 2 for the state
+    and 2 for the output. The backward pass takes 19 N T D S: 4 for the states again, 3 for their
+    gradient, 2 for that of c, 4 for those of x and b, and 6 for those of the decays.
 
     Args:
         x: inputs (N, T, D).
@@ -178,6 +193,7 @@ class _SelectiveScan(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         length = x.shape[1]
         y = torch.empty_like(x)
+        count(4 * x.numel() * a.shape[1])
         firsts = []
         for t in range(0, length, BLOCK):
             part = slice(t, t + BLOCK)
@@ -193,6 +209,7 @@ class _SelectiveScan(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gy = gradients[0]
         x, dt, a, b, c, keep, *firsts = ctx.saved_tensors
+        count(9 * x.numel() * a.shape[1])
         gx, gdt, gb, gc, ga = (torch.empty_like(value) for value in (x, dt, b, c, a))
         ga.zero_()
         later = torch.zeros_like(firsts[0])  # gradient that reaches the state from later steps, (N, D, S)

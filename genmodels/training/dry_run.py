@@ -17,7 +17,8 @@ from torch import Tensor
 from genmodels.base import Model
 from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
-from genmodels.evaluation.cost import FEW, OPERATIONS, counting, machine, peak_memory, training_operations
+from genmodels.evaluation.cost import FEW, OPERATIONS, machine, peak_memory, training_operations
+from genmodels.nn.operations import counting
 from genmodels.sampling import processes
 from genmodels.training.clock import Clock
 from genmodels.training.fit import SAVE_SECONDS, SHOWN_AT, release, save, train_step
