@@ -37,13 +37,14 @@ LAYERS: tuple[set[str], ...] = (
     {"latent"},
     {"exchange", "evaluation"},
     {"training"},
+    {"scaling"},
     {"demo", "app"},
     {"cli"},
 )
 LOADS_BY_NAME = {"codecs", "latent", "diffusion", "evaluation", "exchange"}
 """Modules that load a model of any family (codec, prior, guide, extractor, CLIP) through the package itself."""
 UNRESTRICTED = {"__init__", "__main__"}
-SHARED = ["training", "sampling", "evaluation", "cli", "app", "codecs", "data", "directions", "variations"]
+SHARED = ["training", "sampling", "evaluation", "scaling", "cli", "app", "codecs", "data", "directions", "variations"]
 """Modules that serve every family alike."""
 LONGEST = 330
 

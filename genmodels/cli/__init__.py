@@ -25,6 +25,7 @@ from genmodels.cli import (
     models,
     retrieval,
     sample,
+    scaling,
     train,
 )
 from genmodels.usage import UsageError, expand_home, one_line_refusals, printing, say
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": retrieval.embed,
     "evaluate": evaluation.evaluate,
     "compare": evaluation.compare,
+    "scaling": scaling.scaling,
     "average": train.average,
     "export": exchange.export,
     "import": exchange.import_,

@@ -162,7 +162,7 @@ def amount(value: float, unit: str = "") -> str:
     if not math.isfinite(value):
         return digits(value)
     if unit.startswith("FLOPs"):
-        return _prefixed(value, 1000, ("", "k", "M", "G", "T", "P", "E")) + "FLOPs"
+        return _prefixed(value, 1000, ("", "k", "M", "G", "T", "P", "E", "Z", "Y")) + "FLOPs"
     if unit == "bytes":
         return _prefixed(value, 1024, ("", "Ki", "Mi", "Gi", "Ti")) + "B"
     if not unit and abs(value) >= 1e6:

@@ -15,13 +15,10 @@ from genmodels.evaluation.columns import columns, with_training
 from genmodels.evaluation.figures import write_figures
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import page
+from genmodels.evaluation.report_folder import check_place, report_folder
 from genmodels.evaluation.results import FORMAT, Evaluation, Subject, comparable
 from genmodels.evaluation.sections import facts, lead, sections, title
-from genmodels.reading import read_json
-from genmodels.writing import is_free, replacing_folder, write_json, write_text
-
-RESULTS = "results.json"
-"""File of a report that holds its evaluations and lists its other files."""
+from genmodels.writing import write_text
 
 
 def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = "", force: bool = False) -> Path:
@@ -55,42 +52,11 @@ def write_report(evaluations: Sequence[Evaluation], out: Path, command: str = ""
         footer=f"Written by genmodels {__version__}. The folder of this page also contains results.json, results.csv "
         "and, for print, figures/.",
     )
-    with replacing_folder(out) as draft:
+    with report_folder(out, {"format": FORMAT, "evaluations": [e.plain() for e in named]}) as draft:
         write_figures(shown, metrics, draft / "figures")
         _write_csv(shown, draft / "results.csv")
         write_text(draft / "index.html", text)
-        whole = {"format": FORMAT, "evaluations": [e.plain() for e in named], "files": sorted(_files(draft))}
-        write_json(draft / RESULTS, whole, indent=2)
     return out / "index.html"
-
-
-def check_place(out: Path, force: bool) -> None:
-    """Check that a report can be written into `out`: a new or empty folder or, with `force`, an
-    earlier report in which there is nothing else.
-
-    Raises:
-        ValueError: if it cannot.
-    """
-    if is_free(out):
-        return
-    earlier = _is_report(out)
-    if not (earlier and force):
-        hint = "replace that report with --force, or " if earlier else ""
-        raise ValueError(f"{out} is not an empty folder: {hint}choose another --out")
-
-
-def _is_report(out: Path) -> bool:
-    """Return whether `out` holds a report and no other file."""
-    try:
-        written = read_json(out / RESULTS)["files"]
-        return _files(out) - {RESULTS} == set(written)
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
-
-
-def _files(folder: Path) -> set[str]:
-    """Return the paths of all files in a folder, relative to it."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
 
 
 def with_unique_names(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

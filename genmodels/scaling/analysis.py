@@ -1,0 +1,210 @@
+"""From a table of runs to laws with intervals: what `genmodels scaling` computes and stores as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from genmodels.scaling.approaches import MEASURED, Minimum, PowerLaw, envelope, minima, replicates
+from genmodels.scaling.law import DELTA, NAMES, Law, bootstrap, fit
+from genmodels.scaling.table import Table
+
+FORMAT = 1
+"""Format of the JSON file."""
+SAMPLES = 1_000
+"""Default number of bootstrap samples."""
+LEVEL = 95
+"""Confidence of the intervals in percent."""
+APPROACHES = {
+    "envelope": "1: envelope of the curves of each size",
+    "minimum": "2: minimum over the sizes at each budget",
+    "parametric": "3: parametric law",
+}
+"""Names of the approaches in JSON, and in words."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its bootstrap interval.
+
+    Attributes:
+        value: the estimate; None if there is none.
+        error: standard error: the standard deviation over bootstrap samples.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        failed: fraction of the bootstrap samples that have no such number.
+    """
+
+    value: float | None
+    error: float | None
+    low: float | None
+    high: float | None
+    failed: float = 0.0
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "none"
+        return f"{self.value:.4g} [{_text(self.low)}, {_text(self.high)}]"
+
+
+def _text(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4g}"
+
+
+def estimate(value: Any, samples: np.ndarray) -> Estimate:
+    """Return `value` with the percentile interval of `samples`, of which those that are NaN failed."""
+    number = float(value)
+    if not np.isfinite(number):
+        return Estimate(None, None, None, None, 1.0)
+    kept = samples[np.isfinite(samples)]
+    failed = 1 - len(kept) / len(samples) if len(samples) else 0.0
+    if len(kept) < 2:
+        return Estimate(number, None, None, None, failed)
+    low, high = np.percentile(kept, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return Estimate(number, float(kept.std(ddof=1)), float(low), float(high), failed)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The loss of a run that is not in the table.
+
+    Attributes:
+        name: name of the run.
+        parameters: its parameters.
+        tokens: its tokens.
+        flops: its training FLOPs.
+        loss: the law's loss. Its interval is for the result of a single run: it includes the scatter
+            of runs around the law.
+        optimal: whether the parameters and tokens are N*(C) and D*(C) of the law.
+    """
+
+    name: str
+    parameters: float
+    tokens: float
+    flops: float
+    loss: Estimate
+    optimal: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run whose loss is to be predicted: parameters and tokens, or the FLOPs of the best run.
+
+    Attributes:
+        name: name of the run.
+        parameters: None with `flops`.
+        tokens: None with `flops`.
+        flops: None with `parameters` and `tokens`.
+    """
+
+    name: str
+    parameters: float | None = None
+    tokens: float | None = None
+    flops: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Everything that follows from a table.
+
+    Attributes:
+        table: the runs.
+        law: the parametric law.
+        samples: laws of the bootstrap samples, with constants (B, 1).
+        residuals: log L - log L(N, D) of each run (n,).
+        powers: power laws N*(C) of approaches 1 and 2, by name.
+        minima: minima of approach 2, one for each budget.
+        envelope: budgets (G,) and best sizes (G,) of approach 1.
+        predictions: predicted runs.
+    """
+
+    table: Table
+    law: Law
+    samples: Law
+    residuals: np.ndarray
+    powers: dict[str, PowerLaw]
+    minima: list[Minimum]
+    envelope: tuple[np.ndarray, np.ndarray]
+    predictions: list[Prediction]
+
+    def constants(self) -> dict[str, Estimate]:
+        """The constants of the parametric law."""
+        return {name: estimate(getattr(self.law, name), getattr(self.samples, name)[:, 0]) for name in NAMES}
+
+    def exponents(self) -> dict[str, tuple[Estimate, Estimate]]:
+        """Exponents of N*(C) and of D*(C) by each approach."""
+        cost, found = self.table.cost, {}
+        for name, power in self.powers.items():
+            both = power.exponent, power.data_exponent(cost)
+            found[name] = tuple(estimate(e[MEASURED], e[1:]) for e in both)
+        ours, theirs = self.law.exponents(cost), self.samples.exponents(cost)
+        found["parametric"] = tuple(estimate(x, y[:, 0]) for x, y in zip(ours, theirs, strict=True))
+        return found  # type: ignore[return-value]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the results as JSON values."""
+        table, cost = self.table, self.table.cost
+        exponents = {
+            name: {"N": vars(n), "D": vars(d), "in-words": APPROACHES[name]}
+            for name, (n, d) in self.exponents().items()
+        }
+        return {
+            "format": FORMAT,
+            "runs": len(table),
+            "sizes": len(np.unique(table.parameters)),
+            "budgets": [float(budget) for budget in table.budgets],
+            "shared": dict(table.shared),
+            "notes": list(table.notes),
+            "flops": {"k": cost.k, "m": cost.m, "in-words": "C = k N^m D"},
+            "law": {
+                "in-words": "L(N, D) = E + A / N^a + B / D^b",
+                "huber-delta": DELTA,
+                "constants": {name: vars(value) for name, value in self.constants().items()},
+                "scatter": float(self.residuals.std()),
+            },
+            "exponents": exponents,
+            "confidence-percent": LEVEL,
+            "bootstrap-samples": len(self.samples.a),  # type: ignore[arg-type]
+            "minima": [
+                {"budget": m.budget, "parameters": m.parameters, "loss": m.loss, "left-out": m.left_out}
+                for m in self.minima
+            ],
+            "predictions": [vars(p) | {"loss": vars(p.loss)} for p in self.predictions],
+        }
+
+
+def analyse(table: Table, requests: list[Request] | None = None, samples: int = SAMPLES, seed: int = 0) -> Analysis:
+    """Fit the parametric law and the power laws of all three approaches, and predict runs.
+
+    Args:
+        table: the runs.
+        requests: runs to predict.
+        samples: number of bootstrap samples.
+        seed: seed of all random draws.
+    """
+    n, d, loss = table.parameters, table.tokens, table.loss
+    law = fit(n, d, loss)
+    residuals = np.log(loss / law.loss(n, d))
+    laws = bootstrap(law, n, d, loss, samples, seed)
+    losses = replicates(loss, residuals, samples, seed)
+    by_minimum, found = minima(table, losses)
+    by_envelope, budgets, best = envelope(table, losses)
+    scatter = np.random.default_rng(seed + 1).choice(residuals, samples)
+    predictions = [_predict(request, table, law, laws, scatter) for request in requests or []]
+    powers = {"envelope": by_envelope, "minimum": by_minimum}
+    return Analysis(table, law, laws, residuals, powers, found, (budgets, best), predictions)
+
+
+def _predict(request: Request, table: Table, law: Law, laws: Law, scatter: np.ndarray) -> Prediction:
+    """Predict one run. Its interval covers the uncertainty of the law and the scatter of runs."""
+    if request.flops is not None:
+        size, tokens = (float(x) for x in law.optimum(request.flops, table.cost))
+        flops = request.flops
+    else:
+        assert request.parameters is not None and request.tokens is not None
+        size, tokens = request.parameters, request.tokens
+        flops = float(table.cost.flops(size, tokens))
+    loss = estimate(law.loss(size, tokens), laws.loss(size, tokens)[:, 0] * np.exp(scatter))
+    return Prediction(request.name, size, tokens, flops, loss, request.flops is not None)
