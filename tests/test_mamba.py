@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from genmodels.exchange.mamba import (
+    config_of,
+    from_mamba,
+    mixer_from_transformers,
+    mixer_to_transformers,
+    settings_of,
+    to_mamba,
+)
 from genmodels.nn.mamba import Mamba, Mamba2
 from genmodels.nn.places import Places
 from genmodels.nn.rope import grid_positions
@@ -100,26 +108,13 @@ def test_large_steps_stay_finite():
 # ---- against transformers ----
 
 
-def copied(ours, theirs, pairs: dict[str, str]) -> None:
-    """Copy parameters by name, after drawing theirs."""
+@torch.no_grad()
+def drawn(module: nn.Module) -> nn.Module:
+    """Draw parameters large enough for every part to matter."""
     generator = torch.Generator().manual_seed(0)
-    mine, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
-    assert {*pairs} == {*mine} and {*pairs.values()} == {*other}
-    with torch.no_grad():
-        for name in other:
-            other[name].add_(torch.randn(other[name].shape, generator=generator), alpha=0.2)
-        for name, source in pairs.items():
-            mine[name].copy_(other[source].reshape(mine[name].shape))
-
-
-SHARED = {
-    "inputs.weight": "in_proj.weight",
-    "out.weight": "out_proj.weight",
-    "cores.0.conv": "conv1d.weight",
-    "cores.0.conv_bias": "conv1d.bias",
-    "cores.0.log_a": "A_log",
-    "cores.0.skip": "D",
-}
+    for parameter in module.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return module.eval()
 
 
 def theirs_and_ours(kind: str):
@@ -129,16 +124,16 @@ def theirs_and_ours(kind: str):
 
     common = dict(hidden_size=32, state_size=6, expand=2, conv_kernel=4, use_bias=False, num_hidden_layers=1)
     if kind == "mamba":
-        theirs = MambaMixer(MambaConfig(time_step_rank=3, **common), 0)
+        theirs = drawn(MambaMixer(MambaConfig(time_step_rank=3, **common), 0))
         ours = Mamba(config(kind, state=6, rank=3), True)
-        more = {"cores.0.dt_bias": "dt_proj.bias", "cores.0.dt.weight": "dt_proj.weight"}
-        copied(ours, theirs, SHARED | more | {"cores.0.read.weight": "x_proj.weight"})
     else:
         sizes = dict(num_heads=8, head_dim=8, n_groups=2, chunk_size=16, layer_norm_epsilon=1e-5)
-        theirs = Mamba2Mixer(Mamba2Config(**common, **sizes), 0)
+        theirs = drawn(Mamba2Mixer(Mamba2Config(**common, **sizes), 0))
         ours = Mamba2(config(kind, state=6, head=8, groups=2, chunk=8), True)
-        copied(ours, theirs, SHARED | {"cores.0.dt_bias": "dt_bias", "norm": "norm.weight"})
-    return theirs.eval(), ours.eval()
+    ours.load_state_dict(mixer_from_transformers(theirs.state_dict(), kind))
+    same = mixer_to_transformers(ours.state_dict(), kind)
+    assert all(torch.equal(same.pop(name), value) for name, value in theirs.state_dict().items()) and not same
+    return theirs, ours.eval()
 
 
 def config(kind: str, **ssm) -> TransformerConfig:
@@ -154,6 +149,85 @@ def test_against_transformers(kind):
     assert expected.std() > 0.2
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(*(torch.autograd.grad(out.sum(), x)[0] for out in (y, expected)), atol=1e-4, rtol=0)
+
+
+def whole_model(kind: str, **more):
+    from transformers import Mamba2Config, Mamba2Model, MambaConfig, MambaModel
+
+    common = dict(hidden_size=32, vocab_size=50, state_size=6, num_hidden_layers=2, use_bias=True, **more)
+    if kind == "mamba":
+        return drawn(MambaModel(MambaConfig(time_step_rank=3, **common)))
+    sizes = dict(num_heads=8, head_dim=8, n_groups=2, chunk_size=16)
+    return drawn(Mamba2Model(Mamba2Config(**common, **sizes)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_whole_models_of_transformers(kind):
+    """Outputs to 1e-5, whole and in pieces (theirs token by token: MambaModel ignores its state when
+    several are fed), and the way back."""
+    theirs = whole_model(kind)
+    ours = Transformer(config_of(theirs.config), causal=True).eval()
+    ours.load_state_dict(from_mamba(theirs.state_dict()))
+    ids = torch.randint(0, 50, (2, 21), generator=torch.Generator().manual_seed(1))
+    x = theirs.embeddings(ids)
+    expected = theirs(ids).last_hidden_state
+    torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=0)
+    cache, before = ours.make_cache(2, 21), None
+    pieces = torch.cat([ours(part, cache=cache) for part in x.split([8, 1, 12], 1)], 1)
+    torch.testing.assert_close(pieces, expected, atol=1e-5, rtol=0)
+    for t in range(6):
+        step = theirs(ids[:, t : t + 1], cache_params=before, use_cache=True)
+        before = step.cache_params
+        torch.testing.assert_close(pieces[:, t : t + 1], step.last_hidden_state, atol=1e-5, rtol=0)
+
+    back = type(theirs)(type(theirs.config)(vocab_size=50, **settings_of(ours.config))).eval()
+    back.load_state_dict(to_mamba(ours.state_dict(), ours.config) | {"embeddings.weight": theirs.embeddings.weight})
+    assert torch.equal(back(ids).last_hidden_state, expected)
+
+
+def test_a_convolution_without_a_bias_has_one_of_0_here():
+    theirs = whole_model("mamba", use_conv_bias=False)
+    ours = Transformer(config_of(theirs.config), causal=True).eval()
+    ours.load_state_dict(from_mamba(theirs.state_dict()))
+    x = torch.randn(2, 9, 32)
+    torch.testing.assert_close(ours(x), theirs(inputs_embeds=x).last_hidden_state, atol=1e-5, rtol=0)
+
+
+def test_what_has_no_counterpart_in_transformers():
+    theirs = whole_model("mamba2")
+    state = theirs.state_dict()
+    for change, words in (
+        ({"layers.0.mixer.extra": state["norm_f.weight"]}, "no place for extra"),
+        ({"head.weight": state["norm_f.weight"]}, "no place for head.weight"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            from_mamba(state | change)
+    with pytest.raises(ValueError, match="not the weights of a mamba2 mixer: D is missing"):
+        from_mamba({name: value for name, value in state.items() if name != "layers.1.mixer.D"})
+    theirs.config.time_step_limit = (0.0, 0.1)
+    with pytest.raises(ValueError, match="time_step_limit .* steps are not clamped here"):
+        config_of(theirs.config)
+    for changes, words in (
+        (dict(mixers=("mamba", "mamba2")), "its mixers are mamba, mamba2; its blocks have an MLP"),
+        (dict(mixers=("attention",), mlp="none", norm="layer"), "its mixers are attention; its norm is layer"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            settings_of(TransformerConfig(**changes))
+    mixer = Mamba2(config("mamba2", state=6, head=8, separate=True), False)
+    with pytest.raises(ValueError, match="of a causal mamba2 mixer: cores.1.conv has no counterpart there"):
+        mixer_to_transformers(mixer.state_dict(), "mamba2")
+    with pytest.raises(ValueError, match="hidden 64 is the inner width of an MLP, and there is none"):
+        TransformerConfig(mlp="none", hidden=64)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_blocks_without_an_mlp(causal):
+    plain = Transformer(TransformerConfig(width=16, depth=2, heads=2, mlp="none"), causal=causal)
+    assert {name.split(".")[2] for name in plain.state_dict() if "blocks" in name} == {"attention", "attention_norm"}
+    x, block = torch.randn(2, 5, 16), plain.blocks[0]
+    places = plain.places(torch.arange(5))
+    torch.testing.assert_close(block(x, places), x + block.mixer(block.attention_norm(x), places))
 
 
 # ---- in a transformer ----

@@ -23,7 +23,7 @@ class Mamba2(StateSpace):
     def __init__(self, config: TransformerConfig, causal: bool, index: int = 0):
         super().__init__(config, causal, index)
         c = config.ssm
-        self.size = c.state or 64
+        self.size = c.state_size("mamba2")
         self.heads = self.width // c.head
         cores = [Core(self.convolved, c.conv, (self.heads,), self.heads, self.heads) for _ in range(self._count())]
         self._build(config, self.width + self.convolved + self.heads, cores)
@@ -72,8 +72,8 @@ class Mamba(StateSpace):
     def __init__(self, config: TransformerConfig, causal: bool, index: int = 0):
         super().__init__(config, causal, index)
         c = config.ssm
-        self.size = c.state or 16
-        rank = c.rank or math.ceil(config.width / 16)
+        self.size = c.state_size("mamba")
+        rank = c.step_rank(config.width)
         cores = [MambaCore(self.width, c.conv, self.size, rank) for _ in range(self._count())]
         self._build(config, 2 * self.width, cores)
 

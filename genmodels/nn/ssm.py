@@ -68,6 +68,14 @@ class SSMConfig:
         if not self.scans or any(scan not in SCANS for scan in self.scans):
             raise ValueError(f"ssm: scans must be some of {', '.join(SCANS)}, got {self.scans}")
 
+    def state_size(self, mixer: str) -> int:
+        """S of a mixer."""
+        return self.state or {"mamba": 16, "mamba2": 64}[mixer]
+
+    def step_rank(self, width: int) -> int:
+        """Rank of the step sizes of mamba in a transformer of `width`."""
+        return self.rank or math.ceil(width / 16)
+
     @staticmethod
     def is_used(mixers: Sequence[str]) -> bool:
         """Whether one of the mixers reads these settings."""

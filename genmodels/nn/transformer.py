@@ -48,8 +48,9 @@ class TransformerConfig:
     """Of the mixers mamba and mamba2."""
     norm: Literal["rms", "layer", "affine"] = "rms"
     """RMSNorm, LayerNorm without a gain, or (affine) with a gain and a bias."""
-    mlp: Literal["swiglu", "gelu", "exact_gelu", "quick_gelu"] = "swiglu"
-    """SwiGLU, or GELU between two layers: its tanh approximation, itself, or x sigmoid(1.702 x)."""
+    mlp: Literal["swiglu", "gelu", "exact_gelu", "quick_gelu", "none"] = "swiglu"
+    """SwiGLU, GELU between two layers (its tanh approximation, itself, or x sigmoid(1.702 x)); or
+    none: blocks are a mixer only, as those of Mamba."""
     hidden: int | None = None
     """Inner width of the MLP. None: 4 times the width with GELU; with SwiGLU 8/3 of the width,
     rounded up to a multiple of 64, which gives as many weights (arXiv 2002.05202)."""
@@ -68,18 +69,19 @@ class TransformerConfig:
     backend: Backend = "native"
     """Implementation of attention; see `genmodels.nn.attention`."""
     recompute: bool = False
-    """Recompute each block in the backward pass (arXiv 1604.06174): about a third more computation
-    for a fraction of the memory."""
+    """Recompute each block in the backward pass: a third more computation, less memory."""
 
     def __post_init__(self) -> None:
         for mixer in self.mixers:
             if mixer not in MIXERS:
                 raise ValueError(f"unknown mixer {mixer!r}; known: {', '.join(MIXERS)}")
-        if self.norm not in NORMS or self.mlp not in MLPS:
-            known = f"norm must be {' or '.join(NORMS)} and mlp {' or '.join(MLPS)}"
+        if self.norm not in NORMS or self.mlp not in (*MLPS, "none"):
+            known = f"norm must be {' or '.join(NORMS)} and mlp {' or '.join((*MLPS, 'none'))}"
             raise ValueError(f"{known}, got {self.norm!r} and {self.mlp!r}")
-        if min(self.width, self.depth, self.heads, self.key_heads, self.inner) < 1:
+        if min(self.width, self.depth, self.heads, self.key_heads, self.hidden if self.hidden is not None else 1) < 1:
             raise ValueError("width, depth, heads, kv_heads and hidden of a transformer must be at least 1")
+        if self.mlp == "none" and self.hidden is not None:
+            raise ValueError(f"hidden {self.hidden} is the inner width of an MLP, and there is none: leave it out")
         if not 1 <= len(self.mixers) <= self.depth:
             raise ValueError(f"mixers must name 1 to {self.depth} mixers, one per block, got {len(self.mixers)}")
         self.ssm.check(self.width, self.mixers)
@@ -112,8 +114,8 @@ class TransformerConfig:
 
     @property
     def inner(self) -> int:
-        """Inner width of the MLP."""
-        return MLPS[self.mlp].default_hidden(self.width) if self.hidden is None else self.hidden
+        """Inner width of the MLP; 0 without one."""
+        return self.hidden or (0 if self.mlp == "none" else MLPS[self.mlp].default_hidden(self.width))
 
 
 class Modulation(NamedTuple):
@@ -132,8 +134,7 @@ BlockModulation = tuple[Modulation, Modulation]
 
 
 class Block(nn.Module):
-    """A mixer, then an MLP, each after a norm and added to the residual stream; optionally
-    modulated by adaLN-zero.
+    """A mixer, then an MLP if there is one, each normed, optionally modulated, and added to x.
 
     Args:
         config: of the transformer.
@@ -149,8 +150,8 @@ class Block(nn.Module):
         self.kind = kind
         self.add_module(f"{kind}_norm", make_norm(config))
         self.add_module(kind, MIXERS[kind](config, causal, index))
-        self.mlp_norm = make_norm(config)
-        self.mlp = make_mlp(config)
+        self.mlp_norm = make_norm(config) if config.inner else None
+        self.mlp = make_mlp(config) if config.inner else None
 
     @property
     def mixer(self) -> Mixer:
@@ -163,7 +164,9 @@ class Block(nn.Module):
         first, second = modulation or (None, None)
         mixer, norm = getattr(self, self.kind), getattr(self, f"{self.kind}_norm")
         x = self._add(x, mixer(_modulated(norm(x), first), places, state), first)
-        return self._add(x, self.mlp(_modulated(self.mlp_norm(x), second)), second)
+        if self.mlp is not None and self.mlp_norm is not None:
+            x = self._add(x, self.mlp(_modulated(self.mlp_norm(x), second)), second)
+        return x
 
     def _add(self, x: Tensor, branch: Tensor, modulation: Modulation | None) -> Tensor:
         branch = F.dropout(branch, self.dropout, self.training)
@@ -219,8 +222,7 @@ class Transformer(nn.Module):
             starts: bool (N, T), True where a new sequence (a document) begins. Tokens of one
                 sequence do not see others. None: each row is one sequence.
             valid: bool (N, T), False at padding, which no other token sees. None: no padding.
-            after: one function (N, T, D) -> (N, T, D) per block, such as cross-attention, that is
-                applied to its output.
+            after: one function (N, T, D) -> (N, T, D) per block, applied to its output.
 
         Returns:
             (N, T, D), normalised.
@@ -265,9 +267,7 @@ class Transformer(nn.Module):
             # A compiled step reads the whole cache: a mask hides the slots that are not filled yet.
             whole = cache is not None and torch.compiler.is_compiling()
             mask = attention_mask(write, end, self.causal, sequences) if whole or sequences is not None else None
-        if cache is None:
-            return Places(positions, angles, mask, starts, valid)
-        return Places(positions, angles, mask, starts, valid, write, end)
+        return Places(positions, angles, mask, starts, valid, *(() if cache is None else (write, end)))
 
     def through(
         self,
