@@ -107,6 +107,48 @@ def test_the_gaussian_denoiser_is_the_wiener_filter():
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
 
 
+def test_a_condition_moves_the_mean_of_the_closed_form():
+    """The filter, and the jump of a mean flow, are those of normal data with the moved mean."""
+    x = data(500, (1, 4, 4))
+    denoiser, moved = GaussianDenoiser((1, 4, 4), 16, condition_width=3), GaussianDenoiser((1, 4, 4), 16)
+    for filter_ in (denoiser, moved):
+        filter_.fit([x])
+    torch.nn.init.normal_(denoiser.shift.weight)
+    condition = torch.randn(1, 3)
+    with torch.no_grad():
+        along = denoiser.variance.sqrt() * denoiser.shift(condition)[0]
+    moved.mean += moved.basis @ along
+    x_t, rows = data(5, (1, 4, 4), seed=1), condition.expand(5, 3)
+    t, to = torch.tensor([0.7, 0.2]).view(2, 1, 1, 1, 1).expand(2, 5, 1, 1, 1)
+    with torch.no_grad():
+        found = denoiser(x_t, 1 - t, t, rows), denoiser.mean_velocity(x_t, t, to, rows)
+        unmoved = denoiser(x_t, 1 - t, t)
+    expected = moved(x_t, 1 - t, t), moved.mean_velocity(x_t, t, to)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert (found[0] - unmoved).abs().amax() > 0.1
+
+
+def test_a_condition_is_followed_before_the_network_has_learned_anything():
+    """The gradient reaches the mean of the condition although the network's last layer is 0."""
+    torch.manual_seed(0)
+    condition = ConditionConfig(attributes=("Smiling",))
+    model = UNet(UNetConfig(**(NETWORK | dict(gaussian=16, conditional_mean=True, condition=condition))))
+    signs = torch.tensor([1.0, -1.0]).repeat(8).view(-1, 1, 1, 1)
+    images = data(16) + 0.3 * signs
+    model.initialise([images])
+    optimizer = torch.optim.Adam([*model.gaussian.parameters(), *model.condition.parameters()], 0.05)
+    for step in range(30):
+        condition = Condition(attributes=signs.view(-1, 1).to(torch.int8))
+        loss, _ = model.loss(Batch(images, noises(16, step), condition), "main")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        asked = (Condition(attributes=sign * torch.ones(8, 1, dtype=torch.int8)) for sign in (1, -1))
+        more, less = (model.sample(noises(8), condition, model.options(steps=4)).mean() for condition in asked)
+    assert more - less > 0.2  # 0.6 in the data
+
+
 def test_fewer_components_keep_the_total_variance():
     x = data(500, (3, 8, 8))
     denoiser = GaussianDenoiser((3, 8, 8), 20)

@@ -39,6 +39,9 @@ class DiffusionConfig:
     gaussian: int = 0
     """Principal components of the closed-form Gaussian denoiser that the network corrects, at most
     the number of values in x; 0: no such denoiser."""
+    conditional_mean: bool = False
+    """Let the mean of the closed-form denoiser be a learned linear function of the condition. It has
+    no effect without the one or the other."""
     condition: ConditionConfig = ConditionConfig()
     """What samples can be conditioned on."""
 

@@ -28,9 +28,13 @@ class GaussianDenoiser(nn.Module):
     along each side, in an orthonormal DCT. All other directions have one variance. This keeps size
     and cost of the filter the same for large images.
 
+    With a condition, the mean along each component is a linear function of the condition's vector.
+    It is learned together with the network, from 0. The covariance is that of all data.
+
     Args:
         shape: shape of x, (C, H, W).
         components: K.
+        condition_width: D, size of the vector of a condition; 0: without conditions.
     """
 
     mean: Tensor
@@ -40,7 +44,7 @@ class GaussianDenoiser(nn.Module):
     rows: Tensor | None
     columns: Tensor | None
 
-    def __init__(self, shape: tuple[int, int, int], components: int):
+    def __init__(self, shape: tuple[int, int, int], components: int, condition_width: int = 0):
         super().__init__()
         values = shape[0] * shape[1] * shape[2]
         if not 1 <= components <= values:
@@ -55,6 +59,9 @@ class GaussianDenoiser(nn.Module):
         self.register_buffer("basis", torch.zeros(shape[0] * math.prod(sides), components))
         self.register_buffer("variance", torch.ones(components))
         self.register_buffer("rest", torch.tensor(1.0))  # variance in all other directions
+        self.shift = nn.Linear(condition_width, components, bias=False) if condition_width else None
+        if self.shift is not None:
+            nn.init.zeros_(self.shift.weight)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
@@ -83,17 +90,30 @@ class GaussianDenoiser(nn.Module):
         others = len(mean) - count
         self.rest.copy_(((total - self.variance.sum()) / max(1, others)).clamp_min(MIN_VARIANCE))
 
-    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """x_t (N, C, H, W) -> x_0, float32; alpha and sigma are (N, 1, 1, 1) or one value."""
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Denoise.
+
+        Args:
+            x_t: noisy data (N, C, H, W).
+            alpha: scale of the data in x_t, (N, 1, 1, 1) or one value.
+            sigma: scale of the noise in x_t, as `alpha`.
+            condition: vectors (N, D); None: the mean of all data.
+
+        Returns:
+            x_0 (N, C, H, W), float32.
+        """
         alpha, sigma = alpha.float().view(-1, 1), sigma.float().view(-1, 1)
         centred = x_t.float().flatten(1) - alpha * self.mean  # (N, D)
         rest = self._gain(self.rest, alpha, sigma)  # (N, 1)
-        extra = self._gain(self.variance, alpha, sigma) - rest  # (N, K)
+        gain = self._gain(self.variance, alpha, sigma)  # (N, K)
         basis = self.basis.float()  # also of a model in half precision
-        x_0 = self.mean + rest * centred + self._raise((extra * (self._lower(centred) @ basis)) @ basis.T)
+        along = (gain - rest) * (self._lower(centred) @ basis)  # (N, K)
+        if condition is not None:
+            along = along + (1 - alpha * gain) * self._shift(condition)
+        x_0 = self.mean + rest * centred + self._raise(along @ basis.T)
         return x_0.view(x_t.shape)
 
-    def mean_velocity(self, x_t: Tensor, t: Tensor, to: Tensor) -> Tensor:
+    def mean_velocity(self, x_t: Tensor, t: Tensor, to: Tensor, condition: Tensor | None = None) -> Tensor:
         """Mean velocity (x_t - x_to) / (t - to) of normal data under flow matching, float32.
 
         The ODE scales each principal direction independently, by the ratio of its standard
@@ -101,15 +121,27 @@ class GaussianDenoiser(nn.Module):
 
         Args:
             x_t: noisy data (N, C, H, W).
-            t, to: times (N, 1, 1, 1), 0 <= to <= t.
+            t: times (N, 1, 1, 1).
+            to: times (N, 1, 1, 1), 0 <= to <= t.
+            condition: vectors (N, D); None: the mean of all data.
         """
         t, to = t.float().view(-1, 1), to.float().view(-1, 1)
         centred = x_t.float().flatten(1) - (1 - t) * self.mean  # (N, D)
         rest = self._slope(self.rest, t, to)  # (N, 1)
-        extra = self._slope(self.variance, t, to) - rest  # (N, K)
+        slope = self._slope(self.variance, t, to)  # (N, K)
         basis = self.basis.float()  # also of a model in half precision
-        velocity = rest * centred + self._raise((extra * (self._lower(centred) @ basis)) @ basis.T) - self.mean
+        along = (slope - rest) * (self._lower(centred) @ basis)  # (N, K)
+        if condition is not None:
+            along = along - (slope * (1 - t) + 1) * self._shift(condition)
+        velocity = rest * centred + self._raise(along @ basis.T) - self.mean
         return velocity.view(x_t.shape)
+
+    def _shift(self, condition: Tensor) -> Tensor:
+        """Return how far the mean under a condition (N, D) lies from that of all data, along each
+        component, (N, K)."""
+        if self.shift is None:
+            raise ValueError("this closed-form denoiser was built without conditions")
+        return self.variance.sqrt() * self.shift(condition).float()
 
     def directions(self) -> Tensor:
         """Return the components as maps of full size, one per column: (D, K)."""

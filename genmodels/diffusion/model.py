@@ -55,7 +55,10 @@ class Diffusion(Prior, ABC):
         self.process: Process = c.selected
         self.shape = c.shape  # (C, H, W) of x_t
         self.condition = None if c.condition.is_empty else Conditioner(c.condition, width, project_tokens)
-        self.gaussian = GaussianDenoiser(c.shape, min(c.gaussian, math.prod(c.shape))) if c.gaussian else None
+        self.gaussian: GaussianDenoiser | None = None
+        if c.gaussian:
+            conditional = width if c.conditional_mean and self.condition is not None else 0
+            self.gaussian = GaussianDenoiser(c.shape, min(c.gaussian, math.prod(c.shape)), conditional)
         self.step = StepEmbedding(width) if self.process.jumps else None
 
     @property
@@ -181,6 +184,7 @@ class Diffusion(Prior, ABC):
             position of the step's log variance between its bounds, about 0 to 1 (N, C, H, W), or
             None where it is not learned.
         """
+        mean_condition = condition.pooled if condition is not None and self.config.conditional_mean else None
         if self.step is not None:
             step_embedding = self.step(t - (t if to is None else to))  # (N, D)
             condition = Embedded(step_embedding) if condition is None else condition + step_embedding
@@ -196,8 +200,8 @@ class Diffusion(Prior, ABC):
         # The network corrects the closed-form denoiser of normal data.
         with torch.autocast(x_t.device.type, enabled=False):
             if to is not None:
-                return prediction + self.gaussian.mean_velocity(x_t, t, to), fraction
-            x_0 = self.gaussian(x_t, self.process.alpha(t), self.process.sigma(t))
+                return prediction + self.gaussian.mean_velocity(x_t, t, to, mean_condition), fraction
+            x_0 = self.gaussian(x_t, self.process.alpha(t), self.process.sigma(t), mean_condition)
             return prediction + self.process.output(x_0, x_t, t), fraction
 
     def denoise(
