@@ -27,12 +27,12 @@ class DiTRecipe(PriorRecipe):
 
     size_defaults = MappingProxyType(
         {
-            128: {"model": DiTConfig(patch=8, gaussian=512), "batch_size": 32},
-            256: {"model": DiTConfig(patch=16, gaussian=512), "batch_size": 16},
+            128: {"model": DiTConfig(patch=8, gaussian=512, conditional_mean=True), "batch_size": 32},
+            256: {"model": DiTConfig(patch=16, gaussian=512, conditional_mean=True), "batch_size": 16},
         }
     )
 
-    model: DiTConfig = DiTConfig(gaussian=512)
+    model: DiTConfig = DiTConfig(gaussian=512, conditional_mean=True)
     align: str | None = None
     """Extractor whose features the tokens are aligned with (REPA): faces, inception, dinov2 or
     clip. --model.align.* sets how. None: no alignment."""

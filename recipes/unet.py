@@ -16,7 +16,9 @@ from genmodels.training.command_line import run
 from genmodels.training.pipeline import train
 from genmodels.training.recipe import OptimConfig, Precision, PriorRecipe
 
-PIXELS = UNetConfig(patch=2, channels=(48, 96, 192), blocks=1, attention=(False, False, True), gaussian=512)
+PIXELS = UNetConfig(
+    patch=2, channels=(48, 96, 192), blocks=1, attention=(False, False, True), gaussian=512, conditional_mean=True
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class UNetRecipe(PriorRecipe):
         *("model.channels", "model.blocks", "model.patch"),
     )
     codec_defaults = MappingProxyType(
-        {"model": UNetConfig(channels=(80, 160), blocks=1, gaussian=512), "batch_size": 64}
+        {"model": UNetConfig(channels=(80, 160), blocks=1, gaussian=512, conditional_mean=True), "batch_size": 64}
     )
 
     size_defaults = MappingProxyType(

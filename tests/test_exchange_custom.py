@@ -85,8 +85,8 @@ def eager(model: Any) -> GenmodelsPipeline:
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(process="flow", patch=2, gaussian=20, flow=Flow(shift=2.0)),
-        dict(process="meanflow", gaussian=20),
+        dict(process="flow", patch=2, gaussian=20, conditional_mean=True, flow=Flow(shift=2.0)),
+        dict(process="meanflow", gaussian=20, conditional_mean=True),
         dict(process="edm", patch=2, gaussian=20, edm=EDM(data=0.7)),
         dict(process="ddpm", gaussian=20, ddpm=DDPM(prediction="eps", learned_variance=True)),
         dict(process="ddpm", ddpm=DDPM(clip=True, spacing="leading", offset=1, final="first")),
@@ -113,7 +113,8 @@ def transformer(tmp_path: Path) -> Latent:
     kl = load_pretrained(tmp_path / "kl", 16)
     kl.prepare([torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1])
     source = TextSource.of(clip())
-    config = DiTConfig(size=16, transformer=BLOCKS, gaussian=8, condition=replace(NAMED, classes=0, class_names=()))
+    conditions = replace(NAMED, classes=0, class_names=())
+    config = DiTConfig(size=16, transformer=BLOCKS, gaussian=8, conditional_mean=True, condition=conditions)
     prior = scattered(DiT(conditioned_on_text(DiT.config_over(config, kl), source)))
     prior.use_text_encoder(source)
     prior.gaussian.fit([torch.randn(40, *prior.shape, generator=torch.Generator().manual_seed(0))])

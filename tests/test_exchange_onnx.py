@@ -33,6 +33,7 @@ CONFIGS = {
         patch=4,
         transformer=TRANSFORMER,
         gaussian=8,
+        conditional_mean=True,
         process="meanflow",
         condition=dict(attributes=("Smiling", "Young"), classes=3),
     ),
