@@ -90,8 +90,8 @@ class UNetConfig(DiffusionConfig):
 class UNet(Diffusion):
     """Diffusion with a U-Net (arXiv 2006.11239; 2112.10752).
 
-    The pooled condition is added to the time embedding. Text is read through cross-attention to the
-    vectors of its tokens alone, as in Stable Diffusion.
+    The pooled condition is added to the time embedding. The network reads text through
+    cross-attention to the vectors of its tokens alone, as in Stable Diffusion.
     """
 
     family = "unet"
