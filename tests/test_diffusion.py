@@ -132,9 +132,10 @@ def test_a_condition_is_followed_before_the_network_has_learned_anything():
     """The gradient reaches the mean of the condition although the network's last layer is 0."""
     torch.manual_seed(0)
     condition = ConditionConfig(attributes=("Smiling",))
-    model = UNet(UNetConfig(**(NETWORK | dict(gaussian=16, conditional_mean=True, condition=condition))))
+    small = dict(latents=(1, 4, 4), channels=(16,), attention=(False,), gaussian=16, conditional_mean=True)
+    model = UNet(UNetConfig(**(NETWORK | small | dict(condition=condition))))
     signs = torch.tensor([1.0, -1.0]).repeat(8).view(-1, 1, 1, 1)
-    images = data(16) + 0.3 * signs
+    images = data(16, (1, 4, 4)) + 0.3 * signs
     model.initialise([images])
     optimizer = torch.optim.Adam([*model.gaussian.parameters(), *model.condition.parameters()], 0.05)
     for step in range(30):
