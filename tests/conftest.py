@@ -28,6 +28,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _brief_measurements() -> Iterator[None]:
+    """Time a single batch where an evaluation times 3 seconds of them: no test asserts how fast a model is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("genmodels.evaluation.cost.SPEED_SECONDS", 0.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)
@@ -37,7 +45,11 @@ def _seeded() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Make a folder of 40 smooth images with one attribute, and return arguments of a recipe."""
+    """Make a folder of 40 smooth images with one attribute, and return arguments of a recipe.
+
+    Runs draw grids of 4 samples, not of 64.
+    """
+    monkeypatch.setattr("genmodels.training.show.GRID", 4)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GENMODELS_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)

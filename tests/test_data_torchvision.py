@@ -205,7 +205,10 @@ def test_the_sets_are_those_of_torchvision() -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_from_files_to_samples_of_a_class(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_from_files_to_samples_of_a_class(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genmodels.training.show.GRID", 4)
     images, _ = write_cifar10(tmp_path / "root") if name == "cifar10" else write_mnist(tmp_path / "root")
     packed, run, grid = tmp_path / "packed", tmp_path / "run", tmp_path / "grid.png"
     size = ["--size", "32", "--crop", "pad"] if name == "mnist" else []

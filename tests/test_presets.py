@@ -98,7 +98,8 @@ def test_the_presets_of_celeba_are_those_of_the_published_results(name: str, res
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Ten folders of four smooth images."""
+    """Ten folders of four smooth images. Runs draw grids of 4 samples, not of 64."""
+    monkeypatch.setattr("genmodels.training.show.GRID", 4)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GENMODELS_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)

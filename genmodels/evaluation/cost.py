@@ -33,6 +33,8 @@ from genmodels.pictures import to_float
 from genmodels.types import Batch, Noise
 
 Better = Literal["higher", "lower", "neither"]
+SPEED_SECONDS = 3.0
+"""Duration of the measurement of speed of an evaluation."""
 WATCH_SECONDS = 0.002
 """Seconds between two readings of the memory of the process."""
 CYCLE = 4
@@ -50,6 +52,7 @@ def part(context: Context) -> Part:
         seed=context.seed,
         options=context.options,
         best=context.best,
+        seconds=SPEED_SECONDS,
     )
 
 
@@ -60,7 +63,7 @@ def cost_scores(
     seed: int = 0,
     options: Mapping[str, Any],
     best: BestOf | None = None,
-    seconds: float = 3.0,
+    seconds: float = SPEED_SECONDS,
 ) -> Part:
     """Measure the costs of `model` without a condition. The model is not changed.
 
