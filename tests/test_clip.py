@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clip_pairs import CAPTIONS, clip, images, pairs
+from ranks import in_two_processes
 from test_fit import assert_equal, lines
-from test_fit_processes import in_two_processes
 from tiny import faces, recipe
 
 import genmodels

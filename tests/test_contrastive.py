@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from contrastive import Contrastive, contrastive
+from ranks import in_two_processes
 from test_fit import assert_equal, lines
-from test_fit_processes import in_two_processes
 from tiny import TinyRecipe, faces, recipe
 
 from genmodels.conditions import Condition

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_fit_processes import in_two_processes
+from ranks import in_two_processes
 from test_show import Costly
 from test_two_commands import CODEC, QUICK, train
 from tiny import FakeTime, faces, recipe, tiny

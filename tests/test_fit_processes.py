@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import in_two_processes
 from test_fit import assert_equal, lines
 from tiny import Tiny, TinyPair, faces, recipe, tiny
 
@@ -20,31 +17,6 @@ from genmodels.training.launch import processes_wanted
 ROOT = Path(__file__).parent.parent
 LAUNCHER = ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "train.py"]
 LAUNCHED = {"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
-
-
-def in_two_processes(script: Path, output: Path, **extra: str) -> list[str]:
-    """Run `script OUTPUT` in two processes, as a launcher does, and return the output of each.
-
-    `extra` is added to their environment.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | extra  # what a launcher sets
-    command = [sys.executable, str(script), str(output)]
-    ranks = [
-        subprocess.Popen(command, env=env | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
-    ]
-    try:
-        said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "".join(said)[-3000:]
-    assert "2 x cpu" in said[0]
-    return said
 
 
 @pytest.mark.slow

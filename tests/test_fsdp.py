@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from ranks import in_two_processes
 from safetensors.torch import load_file
 from test_contract import SMALL, make
 from test_fit import assert_equal, lines
-from test_fit_processes import in_two_processes
 from test_latent import diffusers_kl
 from tiny import TinyPair, faces, recipe, tiny
 from torch.distributed.tensor import DTensor

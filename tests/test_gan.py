@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import in_two_processes
 from test_fit import assert_equal, lines
-from test_fit_processes import in_two_processes
 from tiny import faces, recipe
 from torch import Tensor, nn
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+from ranks import in_two_processes
 from test_fit import assert_equal, lines
-from test_fit_processes import in_two_processes
 from test_latent import encoded, make, make_codec
 
 from genmodels.training.fit import fit

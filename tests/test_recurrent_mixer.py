@@ -11,9 +11,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from ranks import in_two_processes
 from recurrence import Recurrence
 from test_fit import assert_equal
-from test_fit_processes import in_two_processes
 from test_fsdp import SHARDED, InShards
 from tiny import faces, recipe
 

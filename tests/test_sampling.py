@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
+from ranks import run_twice
 from tiny_model import Asked, AskedConfig, OnlySamples, Tiny, TinyConfig
 
 from genmodels import pictures, sampling, stopping
 from genmodels.candidates import BestOf
 from genmodels.conditions import Condition
 from genmodels.pictures import to_uint8
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_to_uint8_rounds_and_clamps() -> None:
@@ -122,11 +118,7 @@ def test_two_processes_sample_what_one_does(tmp_path: Path) -> None:
         "    images = sample(model, n, 4, batch_size=2)\n"
         f"    np.save({str(tmp_path)!r} + f'/{{n}}_{{processes().process_index}}.npy', images)\n"
     )
-    # Without MPI, `accelerate launch --cpu` starts only one process. torchrun starts two.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launch, script], env=env, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    run_twice(script)
     for n in (1, 5):  # fewer images than processes; shares of 3 and 2
         expected = sampling.sample(model, n, seed=4, progress=False)
         for rank in range(2):

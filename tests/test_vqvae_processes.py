@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import in_two_processes
 from test_fit import assert_equal, lines, tensors
-from test_fit_processes import in_two_processes
 from test_vqvae import KINDS, Restarting, run
 
 TRAINED = {

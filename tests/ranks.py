@@ -1,0 +1,74 @@
+"""Scripts in two processes that know of each other, as a launcher starts them.
+
+The processes are forked from one that has imported what training imports, which takes longer than
+most of these scripts.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import genmodels
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        *("pytest", "sklearn.cluster", "torch._dynamo", "torch.distributed.fsdp"),
+        *("genmodels.evaluation.evaluate", "genmodels.training.pipeline"),
+        *(target.partition(":")[0] for target in genmodels.FAMILIES.values()),
+    ]
+)
+
+
+def in_two_processes(script: Path, output: Path, **extra: str) -> list[str]:
+    """Run `script OUTPUT`, which trains, in two processes, and return what each of them said.
+
+    `extra` is added to their environment.
+    """
+    said = run_twice(script, str(output), **extra)
+    assert "2 x cpu" in said[0]
+    return said
+
+
+def run_twice(script: Path, *arguments: str, **extra: str) -> list[str]:
+    """Run a script in two processes that know of each other, and return the standard error of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | extra  # what a launcher sets
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / rank for rank in ("0", "1")]
+        command = [str(script), *arguments]
+        ranks = [SERVER.Process(target=_run, args=(command, env | _rank(file.name), file)) for file in files]
+        try:
+            for rank in ranks:
+                rank.start()
+            for rank in ranks:
+                rank.join(timeout=300)
+        finally:
+            for rank in ranks:
+                rank.kill()
+        said = [file.read_text() for file in files]
+    assert [rank.exitcode for rank in ranks] == [0, 0], "".join(said)[-3000:]
+    return said
+
+
+def _rank(number: str) -> dict[str, str]:
+    return {"RANK": number, "LOCAL_RANK": number}
+
+
+def _run(command: list[str], env: dict[str, str], said: Path) -> None:
+    """Run a script in this process, as `python SCRIPT ARGUMENTS` does, with its standard error in a file."""
+    os.environ.clear()
+    os.environ.update(env)
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
