@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 
@@ -51,6 +50,8 @@ def continued(images: Tensor, known: Tensor, size: int) -> Tensor:
     if not known.any():
         return torch.zeros_like(images)
     mask = known.cpu().numpy()
+    from scipy.ndimage import distance_transform_edt  # slow to import, and only needed here
+
     nearest = distance_transform_edt(~mask, return_distances=False, return_indices=True)  # (2, H, W)
     place = np.indices(mask.shape)
     mirrored = 2 * nearest - place + np.sign(place - nearest)  # the nearest pixel itself is repeated

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
+import torch.distributed as dist
 from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from accelerate.utils.other import is_repeated_blocks
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from genmodels.base import Model
+
+# Their imports take seconds, and a single process needs none of them.
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def sharding_wanted(processes: int) -> bool:
@@ -69,7 +72,10 @@ def shard(model: nn.Module, ema: nn.Module, device: torch.device) -> nn.Module:
     Returns:
         A copy of `ema` with the same shards as `model`.
     """
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     reshard = FullyShardedDataParallelPlugin().reshard_after_forward
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -89,9 +95,18 @@ def shard(model: nn.Module, ema: nn.Module, device: torch.device) -> nn.Module:
     return average
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Return whether each process holds a part of `tensor` only."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return `tensor`, gathered if it is sharded. Every process must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def like(tensor: Tensor, value: Tensor) -> Tensor:
@@ -99,7 +114,9 @@ def like(tensor: Tensor, value: Tensor) -> Tensor:
 
     `value` must be complete and equal on all processes.
     """
-    if isinstance(tensor, DTensor):
+    if is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
         # src_data_rank=None: every process has the complete value, so nothing has to be sent.
         return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
     return torch.empty_like(tensor).copy_(value)
