@@ -104,6 +104,13 @@ def page(report: Path) -> Element:
     return Page((report / "index.html").read_text(encoding="utf-8")).root
 
 
+@pytest.fixture(scope="module")
+def two_machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a report on two models that were measured on different machines."""
+    both = [evaluation("one", 0), evaluation("two", 1, machine="another")]
+    return write_report(both, tmp_path_factory.mktemp("machines") / "out").parent
+
+
 # ---- the page ----
 
 
@@ -306,12 +313,11 @@ def test_csv_holds_every_number_with_its_protocol(report: Path) -> None:
     assert len(rows) == 14 + 13 + 14 + 6
 
 
-def test_speeds_of_two_machines_do_not_stand_side_by_side(tmp_path: Path) -> None:
-    both = [evaluation("one", 0), evaluation("two", 1, machine="another")]
-    root = Page(write_report(both, tmp_path / "out").read_text()).root
+def test_speeds_of_two_machines_do_not_stand_side_by_side(two_machines: Path) -> None:
+    root = Page((two_machines / "index.html").read_text()).root
     assert "images/s" not in " ".join(table.text for table in tables_of(root))
     assert f"measured on {MACHINE}, others on another machine" in section(root, "Not measured").text
-    plain = json.loads((tmp_path / "out" / "results.json").read_text())["evaluations"]
+    plain = json.loads((two_machines / "results.json").read_text())["evaluations"]
     assert plain[1]["scores"]["memory"]["protocol"]["machine"] == "another"  # each by itself is still a number
 
 
@@ -419,9 +425,8 @@ def test_quality_over_cost_is_logarithmic_over_more_than_a_decade() -> None:
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
 
 
-def test_operations_stand_in_for_speeds_that_cannot_be_compared(tmp_path: Path) -> None:
-    write_report([evaluation("one", 0), evaluation("two", 1, machine="another")], tmp_path)
-    assert (tmp_path / "figures" / "fd-faces-sample-flops.png").exists()
+def test_operations_stand_in_for_speeds_that_cannot_be_compared(two_machines: Path) -> None:
+    assert (two_machines / "figures" / "fd-faces-sample-flops.png").exists()
 
 
 @pytest.mark.parametrize(

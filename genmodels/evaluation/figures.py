@@ -119,6 +119,7 @@ def plot(names: Sequence[str], quality: Column, cost: Column, ink: str) -> Canva
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.18, color=ink)
     canvas.draw_without_rendering()  # computes the positions of the points on the canvas
+    canvas.set_layout_engine("none")  # they stay: computing them again at every drawing takes most of its time
     _name(axes, [names[i] for i in shown], list(shown.values()))
     return canvas
 
