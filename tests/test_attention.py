@@ -233,8 +233,8 @@ def test_a_block_mask_made_while_sampling_can_be_used_in_training():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (50, 50), (20, 61)])
-@pytest.mark.parametrize("block", [1, 16, 64])
+@pytest.mark.parametrize(("queries", "keys"), [(32, 32), (25, 25), (10, 31)])
+@pytest.mark.parametrize("block", [1, 8, 32])
 def test_the_reference_equals_sdpa(causal, queries, keys, block):
     q, k, v = (3 * x for x in inputs(2, 2, queries, keys))
     expected = attend(q, k, v, causal=causal)

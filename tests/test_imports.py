@@ -208,11 +208,12 @@ def test_starts_at_once_and_without_torch(command: list[str]) -> None:
     assert "genmodels" in loaded
     assert not loaded & {"torch", "torchvision", "accelerate", "matplotlib", "sklearn"}
 
-    # Best CPU time of five, so that the test does not fail on a busy machine.
-    seconds = []
+    # One of five is quick enough, so that the test does not fail on a busy machine.
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, *command], env=env, capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.5
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        if seconds < 0.5:
+            break
+    assert seconds < 0.5
