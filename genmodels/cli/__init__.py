@@ -44,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "embed": retrieval.embed,
     "evaluate": evaluation.evaluate,
     "compare": evaluation.compare,
+    "sweep": scaling.sweep,
     "scaling": scaling.scaling,
     "average": train.average,
     "export": exchange.export,

@@ -16,10 +16,13 @@ from genmodels.usage import UsageError
 
 def pack(
     data: Positional[
-        Literal["celeba", "folder", "mnist", "fashion-mnist", "cifar10", "cifar100", "huggingface", "webdataset"]
+        Literal[
+            *("celeba", "folder", "mnist", "fashion-mnist", "cifar10", "cifar100", "huggingface", "webdataset"),
+            "toyfaces",
+        ]
     ],
-    root: Path,
     out: Path,
+    root: Path | None = None,
     size: int | Literal["native"] | None = None,
     crop: str | None = None,
     store: Literal["raw", "jpeg", "webp"] = "raw",
@@ -30,6 +33,7 @@ def pack(
     image_column: str | None = None,
     label_column: str | None = None,
     text_column: str | None = None,
+    count: int | None = None,
 ) -> None:
     """Decode a data set once into a memory-mapped array with its labels and a manifest.
 
@@ -38,7 +42,7 @@ def pack(
     Args:
         data: celeba for CelebA in its official layout, folder for any tree of images, mnist ...
             cifar100 for the files of torchvision, huggingface for parquet and arrow files,
-            webdataset for tar shards.
+            webdataset for tar shards, toyfaces for procedural faces.
         root: folder that holds the files. mnist ... cifar100 are downloaded to it. It may also be a
             .zip for folder, a file or a Hub id for huggingface, and a .tar or a pattern such as
             shards-{0000..0015}.tar for webdataset.
@@ -57,8 +61,16 @@ def pack(
         image_column: huggingface: column of the images. By default, the only one of type Image.
         label_column: huggingface: column of the labels. By default, label, if there is one.
         text_column: huggingface: column of the captions. By default, none is read.
+        count: toyfaces: number of training images; there are also 2,048 for validation. By default
+            16,384.
     """
     from genmodels import data as sets
+
+    if data == "toyfaces":
+        _draw(out, root, size, crop, store, count)
+        return
+    if count is not None:
+        raise UsageError(f"--count {count}: the number of images of {data} is that of its files")
     from genmodels.data.huggingface import Columns
     from genmodels.data.parts import parse_part
 
@@ -71,6 +83,20 @@ def pack(
         print(f"skipped {name}: {reason}")
     if len(skipped) > 20:
         print(f"... and {len(skipped) - 20:,} more, listed in {out / 'manifest.json'}")
+
+
+def _draw(out: Path, root: Path | None, size: object, crop: str | None, store: str, count: int | None) -> None:
+    """Pack procedural faces."""
+    from genmodels import data as sets
+    from genmodels.writing import is_free
+
+    if root is not None or crop is not None or store != "raw" or size == "native":
+        raise UsageError("toyfaces are drawn, not read from files: leave out --root, --crop, --store and --size native")
+    if not is_free(out):
+        raise ValueError(f"{out} is not an empty folder: choose another --out")
+    train = sets.TOYFACES[0] if count is None else count
+    sets.draw_toyfaces(out, sets.SIZE if size is None else int(str(size)), train)
+    print(sets.load_packed(out).describe())
 
 
 def join(out: Positional[Path], parts: Positional[tuple[Path, ...]]) -> None:

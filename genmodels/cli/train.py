@@ -6,10 +6,12 @@ Signatures and docstrings are what `--help` prints. Slow imports are inside the 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import runpy
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -68,6 +70,30 @@ def recipes() -> dict[str, Path]:
     folders = [package / "recipes", package.parent / "recipes"]
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
     return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
+def recipe_of(family: str) -> tuple[Any, Any]:
+    """Return the class of the models of a family, and the dataclass of its recipe.
+
+    Raises:
+        UsageError: if there is no such family.
+    """
+    from genmodels.training.pipeline import recipe_for
+    from genmodels.training.recipe import Recipe
+
+    known = recipes()
+    if family not in genmodels.FAMILIES and family not in other_families():
+        raise UsageError(f"unknown family {family!r}; known: {', '.join([*genmodels.FAMILIES, *other_families()])}")
+    kind = genmodels.family(family)
+    if family not in known:
+        return kind, recipe_for(kind)
+    name = f"genmodels_recipe_{family}"
+    spec = importlib.util.spec_from_file_location(name, known[family])
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where the types of its fields are looked up
+    spec.loader.exec_module(module)
+    own = (value for value in vars(module).values() if isinstance(value, type) and value.__module__ == name)
+    return kind, next(value for value in own if issubclass(value, Recipe))
 
 
 def other_families() -> list[str]:

@@ -37,6 +37,7 @@ __all__ = [
     "Packed",
     "cache_folder",
     "download_celeba",
+    "draw_toyfaces",
     "export",
     "join",
     "load_packed",
@@ -217,17 +218,36 @@ def _pack_toyfaces(size: int) -> Path:
     """Draw the procedural faces into the cache. The folder is named after a hash of their code."""
     from genmodels.data import toyfaces
 
-    if size < 8:
-        raise ValueError(f"size {size} is too small: images have at least 8 pixels a side")
     code = b"".join(path.read_bytes() for path in sorted(Path(toyfaces.__file__).parent.glob("toy*.py")))
     version = hashlib.sha256(code).hexdigest()[:12]
-    out = cache_folder() / f"toyfaces-{size}-{version}"
+    return draw_toyfaces(cache_folder() / f"toyfaces-{size}-{version}", size, *TOYFACES)
+
+
+def draw_toyfaces(out: Path, size: int = SIZE, train: int = TOYFACES[0], valid: int = TOYFACES[1]) -> Path:
+    """Draw any number of procedural faces into a packed directory, unless it is there already.
+
+    Args:
+        out: packed directory.
+        size: side of the images in pixels.
+        train: number of training images: the faces 0 to train - 1 of seed 0.
+        valid: number of validation images, the faces after them.
+
+    Raises:
+        ValueError: if the size or a number is too small.
+        FullDiskError: if the disk has too little space.
+    """
+    from genmodels.data import toyfaces
+
+    if size < 8:
+        raise ValueError(f"size {size} is too small: images have at least 8 pixels a side")
+    if min(train, valid) < 1:
+        raise ValueError(f"toyfaces: the number of faces must be at least 1, got {train} and {valid}")
     if is_packed(out):
         return out
     with lock(out):
         if is_packed(out):
             return out
-        count = sum(TOYFACES)
+        count = train + valid
         attributes = np.zeros((count, len(toyfaces.ATTRIBUTES)), np.int8)  # (N, K)
         with progress_bar("drawing") as progress, replacing(out / IMAGES) as draft:
             images = create_array(draft, np.uint8, (count, size, size, 3))  # (N, H, W, 3)
@@ -245,6 +265,6 @@ def _pack_toyfaces(size: int) -> Path:
             "attributes": list(toyfaces.ATTRIBUTES),
         }
         names = [f"{i:06d}" for i in range(count)]
-        splits = np.repeat(np.array([0, 1], np.uint8), TOYFACES)
+        splits = np.repeat(np.array([0, 1], np.uint8), (train, valid))
         save_labels(out, manifest, attributes=attributes, names=names, splits=splits)
     return out

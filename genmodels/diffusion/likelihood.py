@@ -39,6 +39,27 @@ def bits_per_dim(model: Diffusion, images: Tensor, noise: Noise, steps: int) -> 
         return ode_bits_per_dim(denoise, model.process, images, noise, steps)
 
 
+def denoising_error(model: Diffusion, images: Tensor, noise: Noise, levels: Tensor) -> Tensor:
+    """The weighted squared error of the training target at given times, without a condition: (N,).
+
+    It is the training loss of a model without learned variances, and can be compared between sizes
+    of one model. For a mean flow it is the error of the velocity.
+
+    Args:
+        model: the model.
+        images: (N, *latents) or (N, 3, H, W).
+        noise: N streams.
+        levels: quantiles of the distribution of training times, in (0, 1), (N,).
+    """
+    process = model.process
+    x_0 = model.as_map(images.float())
+    t = process.draw(levels).view(-1, 1, 1, 1)
+    eps = noise.normal(*x_0.shape[1:])
+    prediction = model.output(process.noisy(x_0, eps, t), t, model.null_condition(len(x_0), x_0.device))[0]
+    error = (prediction - process.target(x_0, eps, t)).square().mean((1, 2, 3))
+    return process.weight(t).view(-1) * error
+
+
 def ode_bits_per_dim(denoise: Denoise, process: Process, images: Tensor, noise: Noise, steps: int) -> Tensor:
     """Bits per dimension of 8-bit images (N, 3, H, W), by the change of variables along the
     probability-flow ODE (arXiv 2011.13456, appendix D.2): (N,).

@@ -277,3 +277,6 @@ class Diffusion(Prior, ABC):
 
     def bits_per_dim(self, images: Tensor, noise: Noise, steps: int = 20) -> Tensor:
         return likelihood.bits_per_dim(self, images, noise, steps)
+
+    def denoising_error(self, images: Tensor, noise: Noise, levels: Tensor) -> Tensor:
+        return likelihood.denoising_error(self, images, noise, levels)

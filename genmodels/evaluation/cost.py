@@ -173,6 +173,15 @@ def training_operations(model: Model, seed: int = 0) -> float:
     return counter.get_total_flops() / FEW / CYCLE
 
 
+def encoding_operations(model: Any) -> float:
+    """Count the floating-point operations per image by which a model over a codec encodes images."""
+    size = model.config.size
+    images = torch.zeros(FEW, 3, size, size, device=model.device)
+    with torch.no_grad(), counting() as counter:
+        model.encode(images)
+    return counter.get_total_flops() / FEW
+
+
 def sampling_operations(model: nn.Module, sample: Callable[[], object]) -> tuple[int, int]:
     """Count the floating-point operations of `sample()`, and its calls of the most called module
     that has weights.

@@ -22,6 +22,7 @@ from torch import Tensor
 import genmodels
 from genmodels.evaluation.protocol import Protocol
 from genmodels.hashing import weights_hash
+from genmodels.shipped import locate
 
 FID_WEIGHTS = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 """Two names of one file, the conversion of the FID graph of 2015: by torch-fidelity and by
@@ -226,7 +227,7 @@ def _dinov2(source: str | None, device: torch.device) -> Extractor:
 def _clip(source: str | None, device: torch.device) -> Extractor:
     from genmodels.evaluation.embedder import embedder, is_saved_model
 
-    if source is not None and is_saved_model(Path(source)):
+    if source is not None and is_saved_model(locate(source)):
         return embedder(genmodels.load(source).to(device), "clip")
     _check_installed("transformers", "clip needs transformers")
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection

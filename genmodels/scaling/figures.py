@@ -23,7 +23,7 @@ FINE = 200
 def isoflop(analysis: Analysis, ink: str) -> Canvas:
     """Plot the loss of each size at each budget, with parabolas and their minima."""
     table = analysis.table
-    canvas, axes = _axes("parameters N", f"loss{_of(analysis)}", ink)
+    canvas, axes = plain_axes("parameters N", f"loss{_of(analysis)}", ink)
     for number, minimum in enumerate(analysis.minima):
         rows = table.budget == minimum.budget
         colour = _colour(number, len(analysis.minima))
@@ -33,7 +33,7 @@ def isoflop(analysis: Analysis, ink: str) -> Canvas:
             x = np.linspace(*np.log([table.parameters[rows].min(), table.parameters[rows].max()]), FINE)
             axes.plot(np.exp(x), np.polyval(minimum.parabola, x), color=colour, linewidth=1.3)
             axes.plot(minimum.parameters, minimum.loss, "*", color=ink, markersize=9)
-    _logarithmic(axes.xaxis)
+    logarithmic(axes.xaxis)
     axes.legend(frameon=False, fontsize=9)
     return canvas
 
@@ -41,7 +41,7 @@ def isoflop(analysis: Analysis, ink: str) -> Canvas:
 def frontier(analysis: Analysis, ink: str) -> Canvas:
     """Plot N*(C) by all three approaches, with the interval of the third."""
     table, cost = analysis.table, analysis.table.cost
-    canvas, axes = _axes("training FLOPs C", "best size N*(C)", ink)
+    canvas, axes = plain_axes("training FLOPs C", "best size N*(C)", ink)
     last = max([table.flops.max(), *(p.flops for p in analysis.predictions)])
     flops = np.geomspace(table.flops.min(), last, FINE)
     axes.plot(table.flops, table.parameters, ".", color=ink, alpha=0.2, markersize=4, label="runs")
@@ -56,7 +56,7 @@ def frontier(analysis: Analysis, ink: str) -> Canvas:
     for p in analysis.predictions:
         axes.plot(p.flops, p.parameters, "D", color=ink, markersize=5)
         axes.annotate(p.name, (p.flops, p.parameters), (-6, 4), textcoords="offset points", ha="right", fontsize=9.5)
-    _logarithmic(axes.xaxis, axes.yaxis)
+    logarithmic(axes.xaxis, axes.yaxis)
     axes.legend(frameon=False, fontsize=9)
     return canvas
 
@@ -64,7 +64,7 @@ def frontier(analysis: Analysis, ink: str) -> Canvas:
 def curves(analysis: Analysis, ink: str) -> Canvas:
     """Plot the loss over the FLOPs for each size, the law's curves, and the least loss at each budget."""
     table, cost, law = analysis.table, analysis.table.cost, analysis.law
-    canvas, axes = _axes("training FLOPs C", f"loss{_of(analysis)}", ink)
+    canvas, axes = plain_axes("training FLOPs C", f"loss{_of(analysis)}", ink)
     sizes = np.unique(table.parameters)
     for number, size in enumerate(sizes):
         rows = table.parameters == size
@@ -85,7 +85,7 @@ def curves(analysis: Analysis, ink: str) -> Canvas:
         if p.loss.low is not None:
             axes.vlines(p.flops, p.loss.low, p.loss.high, color=ink)
         axes.annotate(p.name, (p.flops, p.loss.value), (-6, 4), textcoords="offset points", ha="right", fontsize=9.5)
-    _logarithmic(axes.xaxis, axes.yaxis)
+    logarithmic(axes.xaxis, axes.yaxis)
     axes.legend(frameon=False, fontsize=9)
     return canvas
 
@@ -93,14 +93,14 @@ def curves(analysis: Analysis, ink: str) -> Canvas:
 def residuals(analysis: Analysis, ink: str) -> Canvas:
     """Plot the relative residuals of the law over the FLOPs, coloured by size."""
     table = analysis.table
-    canvas, axes = _axes("training FLOPs C", "measured loss over the law's loss, minus 1", ink)
+    canvas, axes = plain_axes("training FLOPs C", "measured loss over the law's loss, minus 1", ink)
     order = np.log(table.parameters)
     shown = axes.scatter(table.flops, np.expm1(analysis.residuals), c=order, cmap="viridis", s=14)
     low, high = order.min(), order.max()
     bar = axes.figure.colorbar(shown, ax=axes, ticks=[low, high])
     bar.ax.set_yticklabels([f"N = {np.exp(x):.2g}" for x in (low, high)])
     axes.axhline(0, color=ink, linewidth=1)
-    _logarithmic(axes.xaxis)
+    logarithmic(axes.xaxis)
     return canvas
 
 
@@ -117,7 +117,8 @@ FIGURES = {
 """Figures by the name of their file: the function that draws them, title and caption."""
 
 
-def _axes(x_label: str, y_label: str, ink: str) -> tuple[Canvas, Axes]:
+def plain_axes(x_label: str, y_label: str, ink: str) -> tuple[Canvas, Axes]:
+    """Return a figure with one plot, whose axes have labels. Call it inside `drawn_in`."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(6.4, 4.4), layout="constrained")
@@ -128,7 +129,7 @@ def _axes(x_label: str, y_label: str, ink: str) -> tuple[Canvas, Axes]:
     return canvas, axes
 
 
-def _logarithmic(*axes: Axis) -> None:
+def logarithmic(*axes: Axis) -> None:
     """Make axes logarithmic, with plain numbers at their ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

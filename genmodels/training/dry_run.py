@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from genmodels.base import Model
-from genmodels.data.batches import image_batches
 from genmodels.data.packed import Packed
-from genmodels.evaluation.cost import FEW, OPERATIONS, machine, peak_memory, training_operations
-from genmodels.nn.operations import counting
+from genmodels.evaluation.cost import OPERATIONS, encoding_operations, machine, peak_memory, training_operations
 from genmodels.sampling import processes
 from genmodels.training.clock import Clock
 from genmodels.training.fit import SAVE_SECONDS, SHOWN_AT, release, save, train_step
@@ -111,12 +109,7 @@ def count_operations(model: Any, data: Packed) -> float | None:
     if they cannot be counted."""
     try:
         operations = training_operations(model)
-        if data.latents is not None:
-            images = next(image_batches(data, FEW, device=model.device))
-            with torch.no_grad(), counting() as counter:
-                model.encode(images)
-            operations -= counter.get_total_flops() / len(images)
-        return operations
+        return operations if data.latents is None else operations - encoding_operations(model)
     except (RuntimeError, ValueError):
         return None
 
