@@ -41,7 +41,7 @@ LAYERS: tuple[set[str], ...] = (
     {"demo", "app"},
     {"cli"},
 )
-LOADS_BY_NAME = {"codecs", "latent", "diffusion", "evaluation", "exchange"}
+LOADS_BY_NAME = {"codecs", "latent", "diffusion", "evaluation", "exchange", "scaling"}
 """Modules that load a model of any family (codec, prior, guide, extractor, CLIP) through the package itself."""
 UNRESTRICTED = {"__init__", "__main__"}
 SHARED = ["training", "sampling", "evaluation", "scaling", "cli", "app", "codecs", "data", "directions", "variations"]

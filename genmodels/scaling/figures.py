@@ -11,7 +11,6 @@ from genmodels.scaling.analysis import APPROACHES, Analysis
 
 if TYPE_CHECKING:  # importing matplotlib is slow
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure as Canvas
 
 LABELLED = 8
@@ -30,10 +29,11 @@ def isoflop(analysis: Analysis, ink: str) -> Canvas:
         label = f"{minimum.budget:.3g} FLOPs" if _listed(number, len(analysis.minima)) else None
         axes.plot(table.parameters[rows], table.loss[rows], "o", color=colour, markersize=4.5, label=label)
         if not minimum.left_out:
-            x = np.linspace(*np.log([table.parameters[rows].min(), table.parameters[rows].max()]), FINE)
+            low, high = (float(np.log(edge)) for edge in (table.parameters[rows].min(), table.parameters[rows].max()))
+            x = np.linspace(low, high, FINE)
             axes.plot(np.exp(x), np.polyval(minimum.parabola, x), color=colour, linewidth=1.3)
             axes.plot(minimum.parameters, minimum.loss, "*", color=ink, markersize=9)
-    logarithmic(axes.xaxis)
+    logarithmic(axes, "x")
     axes.legend(frameon=False, fontsize=9)
     return canvas
 
@@ -56,7 +56,7 @@ def frontier(analysis: Analysis, ink: str) -> Canvas:
     for p in analysis.predictions:
         axes.plot(p.flops, p.parameters, "D", color=ink, markersize=5)
         axes.annotate(p.name, (p.flops, p.parameters), (-6, 4), textcoords="offset points", ha="right", fontsize=9.5)
-    logarithmic(axes.xaxis, axes.yaxis)
+    logarithmic(axes, "x", "y")
     axes.legend(frameon=False, fontsize=9)
     return canvas
 
@@ -82,10 +82,10 @@ def curves(analysis: Analysis, ink: str) -> Canvas:
     for p in analysis.predictions:
         assert p.loss.value is not None
         axes.plot(p.flops, p.loss.value, "D", color=ink, markersize=5)
-        if p.loss.low is not None:
+        if p.loss.low is not None and p.loss.high is not None:
             axes.vlines(p.flops, p.loss.low, p.loss.high, color=ink)
         axes.annotate(p.name, (p.flops, p.loss.value), (-6, 4), textcoords="offset points", ha="right", fontsize=9.5)
-    logarithmic(axes.xaxis, axes.yaxis)
+    logarithmic(axes, "x", "y")
     axes.legend(frameon=False, fontsize=9)
     return canvas
 
@@ -100,7 +100,7 @@ def residuals(analysis: Analysis, ink: str) -> Canvas:
     bar = axes.figure.colorbar(shown, ax=axes, ticks=[low, high])
     bar.ax.set_yticklabels([f"N = {np.exp(x):.2g}" for x in (low, high)])
     axes.axhline(0, color=ink, linewidth=1)
-    logarithmic(axes.xaxis)
+    logarithmic(axes, "x")
     return canvas
 
 
@@ -129,12 +129,13 @@ def plain_axes(x_label: str, y_label: str, ink: str) -> tuple[Canvas, Axes]:
     return canvas, axes
 
 
-def logarithmic(*axes: Axis) -> None:
-    """Make axes logarithmic, with plain numbers at their ticks."""
+def logarithmic(axes: Axes, *names: str) -> None:
+    """Make the axes "x", "y" or both logarithmic, with plain numbers at their ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    for axis in axes:
-        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    for name in names:
+        axes.set(**{f"{name}scale": "log"})  # type: ignore[arg-type]
+        axis = getattr(axes, f"{name}axis")
         low, high = axis.get_view_interval()
         near = high < 30 * low
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if near else (1,)))

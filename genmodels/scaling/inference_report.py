@@ -108,7 +108,7 @@ def draw(points: Sequence[Point], judge: Extractor, ink: str) -> Canvas:
                 axes.plot(x, y, marker, color=COLOURS[number % len(COLOURS)], markersize=5, label=label)
     best = frontier(points)
     axes.plot([p.flops for p in best], [p.distance for p in best], color=ink, linewidth=1, zorder=0, label="frontier")
-    logarithmic(axes.xaxis, axes.yaxis)
+    logarithmic(axes, "x", "y")
     axes.legend(frameon=False, fontsize=9)
     return canvas
 
