@@ -254,3 +254,20 @@ def test_a_wrong_sweep_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["toyfaces", "--root", "x"], "toyfaces are drawn, not read from files"),
+        (["toyfaces", "--count", "0"], "the number of faces must be at least 1, got 0"),
+        (["folder", "--root", "x", "--count", "3"], "--count 3: the number of images of folder is that of its files"),
+        (["folder"], "--data folder needs --root"),
+    ],
+)
+def test_wrong_data_to_pack_are_refused(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "pack", *arguments, "--out", str(tmp_path / "out")]) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -13,14 +13,13 @@ from tyro.conf import Positional
 from genmodels.cli.arguments import check_free
 from genmodels.usage import UsageError
 
+DataSet = Literal[
+    "celeba", "folder", "mnist", "fashion-mnist", "cifar10", "cifar100", "huggingface", "webdataset", "toyfaces"
+]
+
 
 def pack(
-    data: Positional[
-        Literal[
-            *("celeba", "folder", "mnist", "fashion-mnist", "cifar10", "cifar100", "huggingface", "webdataset"),
-            "toyfaces",
-        ]
-    ],
+    data: Positional[DataSet],
     out: Path,
     root: Path | None = None,
     size: int | Literal["native"] | None = None,
