@@ -31,7 +31,10 @@ def few(count: int, size: int) -> Packed:
 
 
 @pytest.mark.parametrize("family", list(SMALL))
-def test_every_family_trains_on_one_image(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_family_trains_on_one_image(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("genmodels.training.show.GRID", 4)
     torch.manual_seed(0)
     of = genmodels.family(kind(family))
     model = of(from_dict(of.Config, SMALL[family]))
