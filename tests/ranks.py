@@ -1,7 +1,7 @@
-"""Scripts in two processes that know of each other, as a launcher starts them.
+"""Scripts in processes of their own, alone or two that know of each other, as a launcher starts them.
 
 The processes are forked from one that has imported what training imports, which takes longer than
-most of these scripts.
+most of these scripts. It has not computed anything, so that its children can.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import genmodels
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        *("pytest", "sklearn.cluster", "torch._dynamo", "torch.distributed.fsdp"),
+        *("pytest", "gradio", "datasets", "sklearn.cluster", "torch._dynamo", "torch.distributed.fsdp"),
         *("genmodels.evaluation.evaluate", "genmodels.training.pipeline"),
         *(target.partition(":")[0] for target in genmodels.FAMILIES.values()),
     ]
@@ -46,7 +46,10 @@ def run_twice(script: Path, *arguments: str, **extra: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / rank for rank in ("0", "1")]
         command = [str(script), *arguments]
-        ranks = [SERVER.Process(target=_run, args=(command, env | _rank(file.name), file)) for file in files]
+        ranks = [
+            SERVER.Process(target=_run, args=(command, env | {"RANK": file.name, "LOCAL_RANK": file.name}, file, (2,)))
+            for file in files
+        ]
         try:
             for rank in ranks:
                 rank.start()
@@ -60,15 +63,23 @@ def run_twice(script: Path, *arguments: str, **extra: str) -> list[str]:
     return said
 
 
-def _rank(number: str) -> dict[str, str]:
-    return {"RANK": number, "LOCAL_RANK": number}
+def run_alone(script: Path, *arguments: str) -> tuple[int | None, str]:
+    """Run a script in one process, and return its exit status and what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "said"
+        process = SERVER.Process(target=_run, args=([str(script), *arguments], dict(os.environ), file, (1, 2)))
+        process.start()
+        process.join()
+        return process.exitcode, file.read_text()
 
 
-def _run(command: list[str], env: dict[str, str], said: Path) -> None:
-    """Run a script in this process, as `python SCRIPT ARGUMENTS` does, with its standard error in a file."""
+def _run(command: list[str], env: dict[str, str], said: Path, streams: tuple[int, ...]) -> None:
+    """Run a script in this process, as `python SCRIPT ARGUMENTS` does, and write what it prints to
+    `streams`, numbers of file descriptors, into a file."""
     os.environ.clear()
     os.environ.update(env)
     with said.open("w") as file:
-        os.dup2(file.fileno(), 2)
+        for stream in streams:
+            os.dup2(file.fileno(), stream)
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")

@@ -19,6 +19,7 @@ from fuzz.cases import KINDS, kind_of, prepare
 from fuzz.originals import Originals
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from ranks import run_alone
 
 import genmodels
 from genmodels.reading import parse_json, read_json, read_json_lines, read_yaml
@@ -48,23 +49,10 @@ def test_malformed_inputs_end_in_one_line(group: str, tmp_path: Path) -> None:
     """In a process of its own: it forks, which torch allows only before anything was trained."""
     kinds, count = GROUPS[group]
     chosen = [word for kind in kinds for word in ("--kind", kind)]
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(Path(fuzzer.__file__).with_name("run.py")),
-            "--cases",
-            str(count),
-            "--jobs",
-            "1",
-            "--keep",
-            tmp_path / "cases",
-            *chosen,
-        ],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0 and "no failure" in done.stdout, done.stdout + done.stderr[-2000:]
+    script = Path(fuzzer.__file__).with_name("run.py")
+    limits = ["--cases", str(count), "--jobs", "1", "--keep", str(tmp_path / "cases")]
+    status, said = run_alone(script, *limits, *chosen)
+    assert status == 0 and "no failure" in said, said[-4000:]
 
 
 def test_cases_are_a_function_of_the_seed(tmp_path: Path) -> None:
