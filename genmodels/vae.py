@@ -58,7 +58,7 @@ class VAEOptions:
     latents: Literal["mixture", "prior"] = "mixture"
     """Distribution of the latents: the mixture fitted after training, or the prior N(0, I)."""
     temperature: float = 1.0
-    """Factor on the standard deviation of that distribution. Values below 1 give more typical and
+    """Factor on the standard deviation of the latents. Values below 1 give more typical and
     less varied images."""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,9 @@
-"""Small models with random weights for tests of the page: one for each set of abilities."""
+"""Small models with random weights for tests of the page, one for each set of abilities, and a picture to refuse."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import torch
@@ -43,3 +45,11 @@ def save_models(folder: Path) -> dict[str, Path]:
         model.save_pretrained(folder / name)
         (folder / name / "config.yaml").write_text(f"data: toyfaces\nfingerprint: {fingerprint}\n")
     return {name: folder / name for name in made}
+
+
+def empty_png(side: int) -> bytes:
+    """Return a PNG file that says it is square with `side` pixels a side, and holds none of them."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = [header, b"IDAT" + zlib.compress(b""), b"IEND"]
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -10,7 +10,7 @@ from urllib.request import urlopen
 import httpx
 import numpy as np
 import pytest
-from app_models import save_models
+from app_models import empty_png, save_models
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -204,14 +204,30 @@ def test_a_brush_stroke_is_completed(visit: Visit, served: list[Served], tmp_pat
 
 
 def test_an_error_is_a_short_message(visit: Visit, tmp_path: Path) -> None:
-    page = visit.open("", "Reconstruct")
+    page = visit.open()
     (tmp_path / "face.png").write_text("<b>not a picture</b>")
-    visit.upload(tmp_path / "face.png")
-    visit.button("Reconstruct").click()
-    message = page.get_by_text("face.png: not an image of a known format")
-    message.wait_for()
+    (tmp_path / "huge.png").write_bytes(empty_png(30_000))
+    for tab, name, message in (
+        ("Reconstruct", "face.png", "face.png: not an image of a known format"),
+        ("Variations", "huge.png", "huge.png: decompression bomb: it has more than 89,478,485 pixels"),
+    ):
+        visit.tab(tab)
+        visit.upload(tmp_path / name)
+        visit.button(tab).click()
+        page.get_by_text(message).wait_for()
     assert "Traceback" not in page.locator("body").inner_text()
     assert str(tmp_path) not in page.locator("body").inner_text()
+
+
+def test_a_deleted_model_is_reported_and_goes_on(visit: Visit, served: list[Served]) -> None:
+    page, folder = visit.open(), served[0].folder
+    away = folder.rename(folder.with_name("away"))
+    try:
+        assert visit.compute("Sample") == "genmodels sample vae --n 16 --seed 0 --out samples.png"
+        page.get_by_text("vae was deleted. This page still has it in memory, commands do not.").wait_for()
+    finally:
+        away.rename(folder)
+    expect(visit.images()).to_have_count(16, timeout=TIMEOUT)
 
 
 def test_a_job_is_cancelled_and_the_next_one_runs(visit: Visit) -> None:
