@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio
 import numpy as np
@@ -15,7 +17,7 @@ from app_models import SIZE, empty_png, save_models
 from PIL import Image
 
 from genmodels import pictures, sampling
-from genmodels.app import jobs, uploads, work
+from genmodels.app import jobs, server, uploads, work
 from genmodels.app.controls import Control, chosen_options, condition_values, flags, option_controls, whole_number
 from genmodels.app.page import page
 from genmodels.app.results import FILES, fill, leave, session_folder
@@ -289,7 +291,9 @@ def test_no_model_takes_an_address_of_the_server(served: dict[str, Served]) -> N
     assert [getattr(route, "path", None) for route in application.routes] == [""]  # no /docs
 
 
-def test_a_busy_port_is_passed_over() -> None:
+def test_a_busy_port_is_passed_over_and_named(
+    served: dict[str, Served], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -299,6 +303,13 @@ def test_a_busy_port_is_passed_over() -> None:
             assert port < bound.getsockname()[1] < port + 100
             with listen("127.0.0.1", bound.getsockname()[1]) as third:  # before either of them serves
                 assert third.getsockname()[1] > bound.getsockname()[1]
+        monkeypatch.setattr(
+            server, "_server", lambda served, bound: SimpleNamespace(run=lambda sockets: sockets[0].close())
+        )
+        server.serve([served["clip"]], "127.0.0.1", port)
+        busy, ready = capsys.readouterr().out.splitlines()
+        chosen = re.fullmatch(rf"port {port} is busy: using (\d+)", busy)[1]
+        assert f"clip on http://127.0.0.1:{chosen}/ (Ctrl+C ends it)" in ready
     with pytest.raises(ValueError, match="--host 192.0.2.1: "):
         listen("192.0.2.1", 7860)
 

@@ -400,6 +400,24 @@ def test_one_part_that_cannot_be_measured_does_not_take_the_others_along() -> No
     assert "fd-colours" in found.scores
 
 
+@pytest.mark.parametrize(("held_out", "split"), [(0, "train"), (3, "valid")])
+def test_of_few_real_images_all_is_measured_but_distances(
+    held_out: int, split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = faces().take(slice(TRAIN - 10, TRAIN + held_out))
+    found = evaluate(Tiny(TinyConfig()), data, [EXTRACTOR], n=256)
+    notes = "colours has no validation images: comparing with those that models were trained on\n"
+    assert capsys.readouterr().err == ("" if held_out else notes)
+    assert {"psnr", "ssim", "bits-per-dim", "parameters", "sample-flops"} <= set(found.scores)
+    assert found.scores["psnr"].protocol.split == split
+    why = {name: text for names, text in found.absent.items() for name in names.split(", ")}
+    for name in ("fd", "kd", "precision", "diversity", "realism", "outliers", "rfd"):
+        assert f"colours, {split}: {held_out or 10} images are too few" in why[f"{name}-colours"]
+    assert ("too few" if held_out else "--split valid") in why["copies-colours"]
+    assert found.pictures["samples"].shape == (64, SIZE, SIZE, 3)
+    json.loads(found.to_json())
+
+
 def test_bad_input_is_refused_in_one_line() -> None:
     reference = reference_from(faces(), "valid")
     pixels = faces(1).images

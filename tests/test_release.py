@@ -9,6 +9,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -23,14 +24,19 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def release() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("release", ROOT / "tools" / "release.py")
+def tool(name: str) -> ModuleType:
+    """Import a script of tools/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["release"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def release() -> ModuleType:
+    return tool("release")
 
 
 def test_the_readme_has_only_absolute_addresses_on_pypi(release: ModuleType) -> None:
@@ -125,6 +131,29 @@ def test_built_files_hold_what_git_does_and_nothing_else(release: ModuleType, tm
         "x.tar.gz lacks 1 files: docs/a.md",
         "x.tar.gz has 1 files that git does not: notes.txt",
     ]
+
+
+def test_the_first_minutes_go_on_after_an_error_which_is_printed_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, python, wheel = tool("first_minutes"), sys.executable, tmp_path / "x.whl"
+    wheel.touch()
+    programs = {
+        "writes": "open('made', 'w')",
+        "fails": "print('one\\ntwo'); raise SystemExit(3)",
+        "warns": "import warnings; warnings.warn('beware')",
+        "lasts": "import pathlib; pathlib.Path('made').unlink()",
+    }
+    walk = first.Walk(tmp_path)
+    steps = {title: partial(walk.run, python, "-c", text) for title, text in programs.items()}
+    monkeypatch.setattr(first, "steps", lambda *given: steps)
+    assert first.main(wheel, python, tmp_path, 1) == 1
+    said = re.sub(r"^ *[\d.]+ s  ", "", capsys.readouterr().out, flags=re.MULTILINE)
+    command = f"{python} -c {programs['fails']}"
+    assert said.startswith(f"writes\nfails FAILED: {command}\nended with status 3 and said:\none\ntwo\n")
+    assert "warns FAILED: " in said and said.endswith("\nlasts\nin total, 2 steps failed\n")
+    assert first.main(tmp_path / "none.whl", python, tmp_path, 1) == 2
+    assert "one wheel is needed" in capsys.readouterr().err
 
 
 def test_ci_runs_every_check_on_every_python() -> None:

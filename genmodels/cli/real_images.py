@@ -26,9 +26,9 @@ class EvaluationFlags:
     """Where the files of a data set are, such as the folder of celeba or folder."""
     crop: str | None = None
     """Crop of the images. By default, that of the data set."""
-    split: Literal["train", "valid", "test", "all"] = "valid"
-    """Split to compare with. The others are used for the floor, the distance between real images
-    and real images."""
+    split: Literal["train", "valid", "test", "all"] | None = None
+    """Split to compare with. By default, valid, or train if no image is held out. The others are
+    used for the floor, the distance between real images and real images."""
     size: int | None = None
     """Side in pixels that a set of images is resized to. A model has its own size."""
     n: int | None = None
@@ -81,7 +81,7 @@ class RealImages:
     data: str
     root: Path | None
     crop: str | None
-    split: Literal["train", "valid", "test", "all"]
+    split: Literal["train", "valid", "test", "all"] | None
     size: int | None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of the data that runs were trained on, by run, if the data come from their
@@ -104,7 +104,7 @@ class RealImages:
             from genmodels.data import SOURCES
 
             raise ValueError(f"--data {self.data}: expected {', '.join(SOURCES)}, or the path of real images")
-        if self.root or self.crop or self.split != "valid":
+        if self.root or self.crop or self.split:
             raise UsageError(f"--data {self.data} is a set of images: leave out --root, --crop and --split")
 
     def of_size(self, size: int) -> Reference:

@@ -19,7 +19,7 @@ from genmodels.evaluation.distances import check_varied, frechet_distance
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.probe import LEAST, accuracies, predictions, standardised
-from genmodels.evaluation.protocol import LEAST_N, Protocol
+from genmodels.evaluation.protocol import LEAST_N, Protocol, check_count
 from genmodels.evaluation.reference import Reference
 from genmodels.evaluation.results import OF_CLASS, Score
 
@@ -97,6 +97,7 @@ def part(context: Context) -> Part:
         return Part(absent={every: f"{model.kind} takes no labels"})
     with reasons(absent, every):
         classes = known_classes(reference, model.conditions)
+        check_count(len(reference.images), reference.images.name)
         parts = [_as_frequent(context, classes)]
         with reasons(absent, ", ".join([labels, *by_class])):
             samples, requested = _each_class(context, classes)

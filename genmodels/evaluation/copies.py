@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.neighbours import memorisation
+from genmodels.evaluation.protocol import check_count
 from genmodels.evaluation.results import Score
 
 PAIRS = 16
@@ -22,6 +23,7 @@ def part(context: Context) -> Part:
         return Part(absent=dict.fromkeys((ratio_name, share_name), why))
     absent: dict[str, str] = {}
     with reasons(absent, ratio_name, share_name):
+        check_count(len(reference.images), reference.images.name)
         train, fake, unseen = (
             context.features(part, extractor) for part in (reference.train, images, reference.images)
         )

@@ -101,6 +101,7 @@ def evaluate(
     Args:
         model: the model, on the device it should run on.
         data: real images of the model's size. Of a data set, the validation split is the reference.
+            Samples are not compared with fewer than 256 images; everything else is measured.
         extractors: feature extractors; the embedded one by default. Copies of training images and
             attributes are detected with the first one.
         n: number of samples. Reconstruction and likelihood use at most as many real images.
@@ -112,10 +113,10 @@ def evaluate(
         subject: what is known about the model in addition.
 
     Raises:
-        ValueError: if the images are not of the model's size or are too few, or the model has no
-            such option. The message is one line.
+        ValueError: if the images are not of the model's size, `n` is less than 256, or the model
+            has no such option. The message is one line.
     """
-    reference = reference_from(data, "valid") if isinstance(data, Packed) else data
+    reference = reference_from(data) if isinstance(data, Packed) else data
     if reference.images.size != model.config.size:
         raise ValueError(
             f"the images of {reference.images.name} have {reference.images.size} px, the model makes "
@@ -128,7 +129,6 @@ def evaluate(
     images = best = None
     if model.can("sample"):
         check_count(n, "samples")
-        check_count(len(reference.images), reference.images.name)
         if best_of != 1:
             best = realism.most_realistic(best_of, _training_images(reference), extractors[0], batch_size)
         images, subject = _sampled(model, n, seed, batch_size, options, best, subject)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from genmodels.candidates import BestOf
-from genmodels.evaluation.context import Context, Part
+from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.features import extract
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.neighbours import Realism
+from genmodels.evaluation.protocol import check_count
 from genmodels.evaluation.reference import spread
 from genmodels.evaluation.results import EXTREMES, Score
 
@@ -25,12 +26,16 @@ def part(context: Context) -> Part:
     """Score every sample, and keep the least and the most realistic ones for display."""
     images, reference, extractor = context.samples, context.reference, context.extractors[0]
     assert images is not None
+    name, outliers = (extractor.measure(what) for what in ("realism", "outliers"))
+    with reasons(few := dict[str, str](), ", ".join([name, outliers])):
+        check_count(len(reference.images), reference.images.name)
+    if few:
+        return Part(absent=few)
     realism = Realism(context.features(reference.images, extractor))
     scores = realism(context.features(images, extractor))  # (N,)
     order = np.argsort(scores, kind="stable")
     for shown, rows in zip(EXTREMES, (order, order[::-1]), strict=True):
         context.pictures[shown] = np.asarray(images.pixels[rows[:SHOWN]])
-    name, outliers = (extractor.measure(what) for what in ("realism", "outliers"))
     protocol = extractor.protocol(context.protocol)
     how = (
         "median over the samples of the largest ratio of the radius of a real image's neighbourhood (k = 3) to the "

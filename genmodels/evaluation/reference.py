@@ -11,6 +11,7 @@ from genmodels.data.packed import SPLITS, Packed, Split
 from genmodels.data.rows import spread_rows
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol
+from genmodels.usage import say
 
 MOST = 50_000
 """Maximum number of real images that are compared with. Of larger sets, evenly spread images are
@@ -49,16 +50,21 @@ class Reference:
     text: Sequence[tuple[str, ...]] | None = None
 
 
-def reference_from(data: Packed, split: Split) -> Reference:
+def reference_from(data: Packed, split: Split | None = None) -> Reference:
     """Return one split of a data set as the reference. The other splits are the further images.
 
     Args:
         data: all splits.
-        split: "train", "valid", "test" or "all".
+        split: "train", "valid", "test" or "all". By default "valid", or "train" if no image is held
+            out for it, as in a folder of ten photos; a line says so.
 
     Raises:
         ValueError: if the split is unknown or empty.
     """
+    if split is None:
+        split = "valid" if "valid" in data.counts() or "train" not in data.counts() else "train"
+        if split == "train":
+            say(f"{data.source} has no validation images: comparing with those that models were trained on")
     chosen = data.split(split)
     chosen = chosen if len(chosen) <= MOST else chosen.take(spread_rows(len(chosen), MOST))
     images = Images(chosen.images, f"{data.source}, {split}")

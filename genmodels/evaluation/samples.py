@@ -10,13 +10,13 @@ from typing import Literal
 
 import numpy as np
 
-from genmodels.evaluation.context import Context, Part
+from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.distances import check_varied, frechet_distance, kernel_distance, singular
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.features import cache_place, damaged, outdated
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.neighbours import diversity, manifold
-from genmodels.evaluation.protocol import DEFINITIONS, LEAST_N
+from genmodels.evaluation.protocol import DEFINITIONS, LEAST_N, check_count
 from genmodels.evaluation.results import Score
 from genmodels.reading import read_json
 from genmodels.saving import from_dict
@@ -32,7 +32,12 @@ def part(context: Context) -> Part:
     images, reference = context.samples, context.reference
     assert images is not None
     context.pictures["samples"] = np.asarray(images.pixels[:SHOWN])
-    absent = {}
+    absent: dict[str, str] = {}
+    names = [field.name for field in fields(SetScores) if not field.name.endswith("_error")]
+    with reasons(absent, ", ".join(each.measure(name) for each in context.extractors for name in names)):
+        check_count(len(reference.images), reference.images.name)
+    if absent:
+        return Part(absent=absent)
     if context.floor is None:
         fewer = sum(map(len, reference.others)) or len(reference.images) // 2
         advice = f": choose --n {fewer}" if fewer >= LEAST_N else ""
