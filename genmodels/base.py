@@ -16,6 +16,7 @@ from genmodels.abilities import ability
 from genmodels.card import model_card, without_local_pictures
 from genmodels.conditions import UNCONDITIONAL, Condition, ConditionConfig, condition_of
 from genmodels.hub import folder_of
+from genmodels.nn.router import commit, with_balance
 from genmodels.safety import checking, without_checker
 from genmodels.saving import MODEL_FILES, from_dict, read_header, write_model
 from genmodels.types import Batch, Noise
@@ -78,19 +79,18 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         """Initialise from batches of training images (N, 3, H, W) in [-1, 1], by closed forms or
         k-means. Optional.
 
-        The training loop calls it once, before the first step of a new run. It must be
-        deterministic, so that all processes agree.
+        Called once, before the first step of a new run. Deterministic: all processes must agree.
         """
 
     def after_step(self) -> None:
-        """Update statistics after an optimiser step. Reduce them over processes here."""
+        """Update statistics after a step, reduced over processes; here, those of experts."""
+        commit(self)
 
     def calibrate(self, images: Iterable[Tensor]) -> None:
         """Estimate what gradients do not learn, such as latent statistics or densities, on batches
         of training images (N, 3, H, W) in [-1, 1]. Optional.
 
-        The training loop calls it on the EMA weights before they are displayed or saved. It must be
-        deterministic: the same weights and images give the same result.
+        Called on the EMA weights before they are displayed or saved. It must be deterministic.
         """
 
     def diagnose(self, seen: Tensor, held_out: Tensor) -> tuple[dict[str, float], list[str]]:
@@ -151,13 +151,13 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @final  # type: ignore[misc]  # torch declares forward as a variable
     def forward(self, batch: Batch, turn: str = "model") -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute `loss`. Called as a module, so that DistributedDataParallel sees every step."""
+        """Compute `loss` with that of experts. A module's call: DistributedDataParallel sees it."""
         if not isinstance(batch, Batch):
             raise TypeError(
                 f"model(batch) computes the loss of a Batch, got {type(batch).__name__}: call "
                 "model(Batch(images, noise)) to train, and model.generate(n) to sample"
             )
-        return self.loss(batch, turn)
+        return with_balance(self, *self.loss(batch, turn))
 
     @final
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

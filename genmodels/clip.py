@@ -225,6 +225,7 @@ class CLIP(Model):
     @torch.no_grad()
     def after_step(self) -> None:
         """Keep the temperature within its bounds."""
+        super().after_step()
         self.log_scale.clamp_(0, math.log(self.config.largest_scale))
 
     @torch.no_grad()

@@ -56,6 +56,12 @@ SMALL["dit"] = dict(size=16, patch=4, transformer=TRANSFORMER, gaussian=16)
 SSM = TRANSFORMER | dict(ssm=dict(head=8, state=4, chunk=8))
 SMALL["autoregressive:mamba2"] = dict(size=4, levels=16, transformer=SSM | dict(mixers=("mamba2",)))
 SMALL["dit:hybrid"] = dict(size=16, patch=4, transformer=SSM | dict(mixers=("mamba", "mamba2"), depth=2))
+SMALL["autoregressive:experts"] = dict(
+    size=8, levels=16, transformer=TRANSFORMER | dict(experts=dict(count=4, hidden=16, shared=1, balance="loss"))
+)
+SMALL["dit:expert choice"] = dict(
+    size=16, patch=4, transformer=TRANSFORMER | dict(experts=dict(count=4, hidden=16, choice="experts"))
+)
 SMALL["latent"] = dict(
     size=SIZE,
     codec=dict(family="vqvae", model=SMALL["vqvae"]),
@@ -419,7 +425,8 @@ ABLE: dict[str, set[str]] = {
 """What each family can do besides sampling: the tests below must not pass because a model claims too little."""
 ABLE["kl:discriminator"], ABLE["tiny:discriminator"] = ABLE["kl"], ABLE["tiny"]
 ABLE["gan:dcgan"], ABLE["latent:unet over vectors"] = ABLE["gan"], ABLE["latent:unet"]
-ABLE["autoregressive:mamba2"], ABLE["dit:hybrid"] = ABLE["autoregressive"], ABLE["dit"]
+ABLE["autoregressive:mamba2"] = ABLE["autoregressive:experts"] = ABLE["autoregressive"]
+ABLE["dit:hybrid"] = ABLE["dit:expert choice"] = ABLE["dit"]
 
 
 def test_abilities_are_those_of_the_family(model, family):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ranks import in_two_processes
 from test_fit import assert_equal, lines
-from tiny import Tiny, TinyPair, faces, recipe, tiny
+from tiny import Tiny, TinyPair, faces, recipe, tiny, tiny_experts
 
 from genmodels.distributed import all_reduce_sum
 from genmodels.training.fit import fit
@@ -30,6 +30,12 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert_equal(one, two, tolerance=2e-5)
         assert [line["step"] for line in lines(two)] == [5, 10, 15, 20]
         for ours, theirs in zip(lines(one), lines(two), strict=True):
+            assert ours.keys() == theirs.keys()
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+    for choice, name in (("tokens", "experts/max_violation"), ("experts", "experts/dropped")):
+        one = fit(tiny_experts(choice), faces(), recipe(tmp_path / "one" / choice, sample_every=20))
+        assert_equal(one, tmp_path / "two" / choice, tolerance=1e-4)
+        for ours, theirs in zip(lines(one), lines(tmp_path / "two" / choice), strict=True):
             assert ours.keys() == theirs.keys()
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
 

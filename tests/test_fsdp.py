@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from genmodels.diffusion.meanflow import MeanFlow
 from genmodels.dit import DiT, DiTConfig
 from genmodels.latent import Latent
+from genmodels.nn.experts import ExpertsConfig
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pretrained import PretrainedConfig, PretrainedKL
 from genmodels.training import checks
@@ -39,9 +40,12 @@ RUNS = {
     "accumulated": {"accumulate": 2},
     "meanflow": {"process": "meanflow"},
     "bf16": {"mixed_precision": "bf16"},
+    "experts": {"experts": ExpertsConfig(count=3, shared=1), "optim": OptimConfig(name="muon")},
+    "balance loss": {"experts": ExpertsConfig(count=4, balance="loss"), "accumulate": 2},
 }
 STEADY = OptimConfig(schedule="constant")
 """Learning rates that do not depend on the length of the run."""
+DENSE = ExpertsConfig()
 EVERY_ROW = MeanFlow(share=1.0)
 """Train all images on mean velocities. Otherwise the choice depends on how a batch is divided."""
 OTHERS = ("ae", "vqvae", "autoregressive", "unet", "latent:dit", "over a diffusers codec")
@@ -64,10 +68,10 @@ def train_other(name: str, output: Path) -> Path:
     return fit(model, faces(size=model.config.size), recipe(output / name, **settings))
 
 
-def train(output: Path, process: str = "flow", **settings) -> Path:
+def train(output: Path, process: str = "flow", experts: ExpertsConfig = DENSE, **settings) -> Path:
     """Train a transformer of two blocks for twenty steps."""
     torch.manual_seed(0)
-    blocks = TransformerConfig(width=12, depth=2, heads=3)
+    blocks = TransformerConfig(width=12, depth=2, heads=3, experts=experts)
     jumps = {"meanflow": EVERY_ROW} if process == "meanflow" else {}
     model = DiT(DiTConfig(size=8, patch=4, transformer=blocks, gaussian=16, process=process, **jumps))
     return fit(model, faces(), recipe(output, **({"ema": 0.1, "sample_every": 50} | settings)))
@@ -102,7 +106,9 @@ def test_shards_train_to_what_one_process_does(runs, tmp_path, name):
     rounding = 2e-3 if name == "bf16" else 2e-4
     assert_equal(one, runs / name, tolerance=rounding)
     for ours, theirs in zip(lines(one), lines(runs / name), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert ours.keys() == theirs.keys()
+        for key in (key for key in ours if key == "loss" or key.startswith("experts/")):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
 
 

@@ -217,7 +217,7 @@ def test_what_has_no_counterpart_in_transformers():
     mixer = Mamba2(config("mamba2", state=6, head=8, separate=True), False)
     with pytest.raises(ValueError, match="of a causal mamba2 mixer: cores.1.conv has no counterpart there"):
         mixer_to_transformers(mixer.state_dict(), "mamba2")
-    with pytest.raises(ValueError, match="hidden 64 is the inner width of an MLP, and there is none"):
+    with pytest.raises(ValueError, match="hidden and experts are settings of an MLP, and mlp is none"):
         TransformerConfig(mlp="none", hidden=64)
 
 

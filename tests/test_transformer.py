@@ -431,7 +431,11 @@ def test_another_mlp_is_one_class_and_one_entry(monkeypatch):
             self.up, self.down = torch.nn.Linear(width, hidden, bias), torch.nn.Linear(hidden, width, bias)
 
         def forward(self, x):
-            return self.down(self.up(x).relu().square())
+            return self.down(self.activate(self.up(x)))
+
+        @staticmethod
+        def activate(x):
+            return x.relu().square()
 
         def residual(self):
             return (self.down.weight,)

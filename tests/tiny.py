@@ -16,6 +16,9 @@ from genmodels.base import Generator
 from genmodels.conditions import Condition
 from genmodels.data.packed import Packed
 from genmodels.distributed import all_reduce_sum
+from genmodels.dit import DiT, DiTConfig
+from genmodels.nn.experts import ExpertsConfig
+from genmodels.nn.transformer import TransformerConfig
 from genmodels.training import clock, dry_run, limits, log, setup, show
 from genmodels.training import fit as fitting
 from genmodels.training.recipe import Recipe
@@ -132,6 +135,13 @@ def tiny(kind: type[Tiny] = Tiny, **config: Any) -> Tiny:
     """Build a model with the same initial weights at every call."""
     torch.manual_seed(0)
     return kind(TinyConfig(**config))
+
+
+def tiny_experts(choice: str) -> DiT:
+    """Build a transformer with experts, with the same initial weights at every call."""
+    torch.manual_seed(0)
+    experts = ExpertsConfig(count=3, choice=choice)
+    return DiT(DiTConfig(size=8, patch=2, transformer=TransformerConfig(width=8, depth=2, heads=2, experts=experts)))
 
 
 class FakeTime:

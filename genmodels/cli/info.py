@@ -39,16 +39,23 @@ def info(run: Positional[str]) -> None:
 
 def describe(run: str, model: Model) -> dict[str, str]:
     """Return what `info` prints about a model, by topic."""
+    from genmodels.nn.router import routers_of
+
     abilities = [row for row in ABILITIES if model.can(row.name)]
     facts = {
         "family": model.kind,
         "abilities": "\n".join(
             row.description + (f" (genmodels {row.command})" if row.command else "") for row in abilities
         ),
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "parameters": parameters(model),
         "operations": operations(model),
         "config": listed(to_dict(model.config)),
     }
+    if routers := routers_of(model):
+        facts["load of experts"] = "1 is balanced\n" + "\n".join(
+            f"block {i}: {' '.join(f'{load:.2f}' for load in router.load.tolist())}"
+            for i, router in enumerate(routers, start=1)
+        )
     if names := model.conditions.list_classes():
         facts["classes"] = f"{model.conditions.classes:,}: {names}"
     if model.can("sample"):
@@ -75,6 +82,14 @@ def operations(model: Model) -> str:
         each = amount(training_operations(model), "FLOPs")
         return f"{each} per image of a training step, forward and backward: {OPERATIONS}"
     return f"not counted: {absent['operations']}"
+
+
+def parameters(model: Model) -> str:
+    """Write the number of parameters, and of those that process a token, if experts make it smaller."""
+    from genmodels.nn.experts import active_parameters
+
+    count, active = sum(p.numel() for p in model.parameters()), active_parameters(model)
+    return f"{count:,}" + (f", {active:,} of them for each token" if active < count else "")
 
 
 def listed(values: dict[str, Any], prefix: str = "") -> str:

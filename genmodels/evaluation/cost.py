@@ -169,7 +169,7 @@ def training_operations(model: Model, seed: int = 0) -> float:
             for parameter in own:
                 parameter.requires_grad_(True)
             for batch in batches:
-                trained.loss(batch, turn)[0].backward()
+                trained(batch, turn)[0].backward()
     return counter.get_total_flops() / FEW / CYCLE
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.nn.experts import Experts
 from genmodels.nn.mixer import Branch
 
 if TYPE_CHECKING:
@@ -80,9 +81,17 @@ class MLP(Branch):
     def __init__(self, width: int, hidden: int, bias: bool = False):
         super().__init__()
 
+    factor: ClassVar[int] = 1
+    """Width of the first layer's outputs, as a multiple of `hidden`."""
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
+
+    @staticmethod
+    @abstractmethod
+    def activate(x: Tensor) -> Tensor:
+        """The nonlinearity: (..., factor * hidden) -> (..., hidden)."""
 
     @staticmethod
     @abstractmethod
@@ -93,14 +102,20 @@ class MLP(Branch):
 class SwiGLU(MLP):
     """down(silu(gate(x)) * up(x)) (arXiv 2002.05202). Gate and up are one matrix."""
 
+    factor: ClassVar[int] = 2
+
     def __init__(self, width: int, hidden: int, bias: bool = False):
         super().__init__(width, hidden, bias)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (..., hidden)
-        return self.down(F.silu(gate) * up)
+        return self.down(self.activate(self.gate_up(x)))
+
+    @staticmethod
+    def activate(x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)  # (..., hidden)
+        return F.silu(gate) * up
 
     def residual(self) -> Iterable[Tensor]:
         return (self.down.weight,)
@@ -127,7 +142,6 @@ class GELU(MLP):
 
     @staticmethod
     def activate(x: Tensor) -> Tensor:
-        """The nonlinearity."""
         return F.gelu(x, approximate="tanh")
 
     def residual(self) -> Iterable[Tensor]:
@@ -162,11 +176,9 @@ MLPS: dict[str, type[MLP]] = {"swiglu": SwiGLU, "gelu": GELU, "exact_gelu": Exac
 """Each kind of MLP by its name in `TransformerConfig.mlp`."""
 
 
-def make_mlp(config: TransformerConfig) -> Branch:
-    """The MLP of a block.
-
-    NOTE: this is the place for a mixture of experts: a group of settings
-    `TransformerConfig.experts`, and here `Experts(config)`, a `Branch` that works on each token
-    alone, in place of the dense MLP when its count is above 0.
-    """
-    return MLPS[config.mlp](config.width, config.inner, config.bias)
+def make_mlp(config: TransformerConfig, causal: bool) -> Branch:
+    """The MLP of a block, or the experts in its place."""
+    kind = MLPS[config.mlp]
+    if config.experts.count:
+        return Experts(config, kind, causal)
+    return kind(config.width, config.inner, config.bias)

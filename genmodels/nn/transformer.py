@@ -14,14 +14,15 @@ from typing import Literal, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from genmodels.nn.attention import BACKENDS, Attention, Backend
 from genmodels.nn.cache import Cache
+from genmodels.nn.experts import ExpertsConfig
 from genmodels.nn.layers import MLPS, NORMS, make_mlp, make_norm
 from genmodels.nn.mamba import Mamba, Mamba2
 from genmodels.nn.mixer import Mixer, State, init_weights
 from genmodels.nn.places import Places, attention_mask, number_sequences
+from genmodels.nn.recompute import recomputed
 from genmodels.nn.rope import rope
 from genmodels.nn.ssm import SSMConfig
 
@@ -54,6 +55,8 @@ class TransformerConfig:
     hidden: int | None = None
     """Inner width of the MLP. None: 4 times the width with GELU; with SwiGLU 8/3 of the width,
     rounded up to a multiple of 64, which gives as many weights (arXiv 2002.05202)."""
+    experts: ExpertsConfig = ExpertsConfig()
+    """Mixture of experts in place of the MLP."""
     bias: bool = False
     """Biases in the linear layers of the blocks."""
     rotary: bool = True
@@ -80,8 +83,8 @@ class TransformerConfig:
             raise ValueError(f"{known}, got {self.norm!r} and {self.mlp!r}")
         if min(self.width, self.depth, self.heads, self.key_heads, self.hidden if self.hidden is not None else 1) < 1:
             raise ValueError("width, depth, heads, kv_heads and hidden of a transformer must be at least 1")
-        if self.mlp == "none" and self.hidden is not None:
-            raise ValueError(f"hidden {self.hidden} is the inner width of an MLP, and there is none: leave it out")
+        if self.mlp == "none" and (self.hidden is not None or self.experts.count):
+            raise ValueError("hidden and experts are settings of an MLP, and mlp is none: leave them out")
         if not 1 <= len(self.mixers) <= self.depth:
             raise ValueError(f"mixers must name 1 to {self.depth} mixers, one per block, got {len(self.mixers)}")
         self.ssm.check(self.width, self.mixers)
@@ -100,7 +103,7 @@ class TransformerConfig:
     @property
     def unused_fields(self) -> tuple[str, ...]:
         """Fields without effect, which are not recorded."""
-        return () if self.ssm.is_used(self.mixers) else ("ssm",)
+        return (() if self.ssm.is_used(self.mixers) else ("ssm",)) + (() if self.experts.count else ("experts",))
 
     @property
     def head_dim(self) -> int:
@@ -151,7 +154,7 @@ class Block(nn.Module):
         self.add_module(f"{kind}_norm", make_norm(config))
         self.add_module(kind, MIXERS[kind](config, causal, index))
         self.mlp_norm = make_norm(config) if config.inner else None
-        self.mlp = make_mlp(config) if config.inner else None
+        self.mlp = make_mlp(config, causal) if config.inner else None
 
     @property
     def mixer(self) -> Mixer:
@@ -182,11 +185,10 @@ class Transformer(nn.Module):
 
     Args:
         config: its architecture.
-        causal: whether token t depends on tokens up to t only; otherwise every token depends on
-            every other.
+        causal: whether token t depends on tokens up to t only; otherwise, on all tokens.
 
     Raises:
-        ValueError: when a mixer sees earlier tokens only and `causal` is False.
+        ValueError: when the mixers or the experts do not fit `causal`.
     """
 
     def __init__(self, config: TransformerConfig, *, causal: bool):
@@ -216,8 +218,7 @@ class Transformer(nn.Module):
             x: token vectors (N, T, D).
             positions: (T,) along a line, (T, 2) over a grid, or (N, T, 1 or 2) where rows differ;
                 by default 0, 1, ..., continued from `cache`.
-            cache: states of earlier positions, to which those of x are added. For generation: it is
-                changed in place, without gradients.
+            cache: states of earlier positions, changed in place. For generation, without gradients.
             modulation: one per block.
             starts: bool (N, T), True where a new sequence (a document) begins. Tokens of one
                 sequence do not see others. None: each row is one sequence.
@@ -228,8 +229,7 @@ class Transformer(nn.Module):
             (N, T, D), normalised.
 
         Raises:
-            ValueError: when the positions do not fit into the cache, or `starts` or `valid` is not
-                bool (N, T).
+            ValueError: for positions beyond the cache, or `starts` or `valid` that is not bool (N, T).
         """
         length = x.shape[1]
         if positions is None:
@@ -294,7 +294,7 @@ class Transformer(nn.Module):
             state = None if cache is None else cache.states[i]
             change = None if modulation is None else modulation[i]
             if self.config.recompute and state is None and torch.is_grad_enabled():
-                x = checkpoint(block, x, places, None, change, use_reentrant=False)
+                x = recomputed(block, x, places, None, change)
             else:
                 x = block(x, places, state, change)
             if after is not None:

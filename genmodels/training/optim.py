@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from genmodels.nn.mixer import Branch
-from genmodels.training.shard import like
+from genmodels.training.shard import like, own
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig, mod
         raise ValueError("--optim.name muon: this model has no hidden matrices for it; it is for transformers")
     if muon & no_decay:
         raise ValueError("Muon applies weight decay: a parameter cannot be declared in both muon() and no_decay()")
-    return MuonAndAdamW(
-        Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        build_adamw(others, config, no_decay),
-    )
+    return MuonAndAdamW(MatrixMuon(matrices, config), build_adamw(others, config, no_decay))
 
 
 def build_adamw(parameters: list[nn.Parameter], config: OptimConfig, no_decay: set[int]) -> AdamW:
@@ -100,6 +97,27 @@ def build_adamw(parameters: list[nn.Parameter], config: OptimConfig, no_decay: s
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
     return AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=fused)
+
+
+class MatrixMuon(Muon):
+    """torch's Muon, which also trains stacks of matrices (E, M, N), such as those of experts. Each
+    matrix is orthogonalised for itself."""
+
+    def __init__(self, parameters: list[nn.Parameter], config: OptimConfig):
+        stacks = [p for p in parameters if p.ndim > 2]
+        matrices = [p for p in parameters if p.ndim == 2]
+        super().__init__(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        if stacks:  # which the constructor of torch refuses
+            self.add_param_group({"params": stacks})
+
+    def _init_group(self, group: Any, *lists: list[Tensor]) -> bool:
+        """Append the parameters, gradients and momenta of `group` to `lists`, matrix by matrix."""
+        tensors: tuple[list[Tensor], ...] = ([], [], [])
+        is_complex = super()._init_group(group, *tensors)
+        for matrices, whole in zip(lists, tensors, strict=True):
+            for tensor in whole:
+                matrices.extend(own(tensor).unbind() if tensor.ndim > 2 else [tensor])
+        return is_complex
 
 
 class MuonAndAdamW(Optimizer):

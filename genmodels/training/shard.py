@@ -109,6 +109,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
+def own(tensor: Tensor) -> Tensor:
+    """Return the rows of `tensor` that this process holds: all, unless it is sharded."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
 def like(tensor: Tensor, value: Tensor) -> Tensor:
     """Return a copy of `value` with the memory layout and the sharding of `tensor`.
 
