@@ -7,6 +7,7 @@ clip.py        CLIP, in both directions with transformers
 custom.py      exports what no pipeline of diffusers supports: programs, and the code that
                samples with them (pipeline.py, program.py)
 dit.py         weights of diffusion transformers
+experts.py     mixtures of experts, in both directions with transformers
 scheduler.py   configs of schedulers
 methods.py     methods that need few evaluations, as modules of tensors
 onnx.py        ONNX files of them

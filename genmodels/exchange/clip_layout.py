@@ -120,6 +120,7 @@ def unsupported_blocks(blocks: TransformerConfig) -> list[str]:
         "it normalises queries and keys": blocks.qk_norm,
         "its heads share keys": blocks.key_heads != blocks.heads,
         "its mixers are not attention": set(blocks.mixers) != {"attention"},
+        "it has experts": blocks.experts.count > 0,
     }
     return [reason for reason, applies in reasons.items() if applies]
 

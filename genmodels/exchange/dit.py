@@ -166,6 +166,7 @@ def unsupported(config: DiTConfig) -> list[str]:
         "its heads share keys": blocks.key_heads != blocks.heads,
         "its MLP is not 4 times as wide": blocks.inner != 4 * blocks.width,
         "its mixers are not attention": set(blocks.mixers) != {"attention"},
+        "it has experts": blocks.experts.count > 0,
         "it corrects a closed-form denoiser": c.gaussian > 0,
         "it takes attributes": bool(c.condition.attributes),
         "it takes text": c.condition.text.vocabulary > 0,
