@@ -191,6 +191,7 @@ TINY = {
 def test_families_are_trained_and_sampled_by_class(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("genmodels.training.show.GRID", 4)
     monkeypatch.chdir(tmp_path)
     pack("folder", write_zoo(tmp_path / "zoo" / "train"), Path("packed"), 8)
     command = ["train", family, *QUICK, *TINY[family], "--model.condition.classes", "3", "--mixed-precision", "no"]

@@ -256,6 +256,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("GENMODELS_CACHE", str(place / "cache"))
+        patch.setattr("genmodels.training.show.GRID", 4)
         pack("folder", place / "faces", place / "data", 8)
         clip().save_pretrained(place / "clip")
         quick = ["--data", "data", "--text", "clip", "--steps", "4", "--batch-size", "4", "--track", "none"]
@@ -270,6 +271,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(runs)
     monkeypatch.setenv("GENMODELS_CACHE", str(runs / "cache"))
+    monkeypatch.setattr("genmodels.training.show.GRID", 4)
     return runs
 
 
