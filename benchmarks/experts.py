@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -91,7 +91,7 @@ def mlps(settings: Settings) -> dict[str, Callable[[Tensor], Tensor]]:
         experts = ExpertsConfig(settings.count, settings.top_k, hidden, choice=choice)  # type: ignore[arg-type]
         config = TransformerConfig(width=settings.width, experts=experts)
         made[f"{choice} choose"] = make_mlp(config, causal=False)
-    shapes = {"hidden_size": settings.width, "intermediate_size": hidden}
+    shapes: dict[str, Any] = {"hidden_size": settings.width, "intermediate_size": hidden}
     theirs = MixtralConfig(num_local_experts=settings.count, num_experts_per_tok=settings.top_k, **shapes)
     made["transformers: mixtral"] = MixtralSparseMoeBlock(theirs)
     for module in made.values():

@@ -57,7 +57,7 @@ SSM = TRANSFORMER | dict(ssm=dict(head=8, state=4, chunk=8))
 SMALL["autoregressive:mamba2"] = dict(size=4, levels=16, transformer=SSM | dict(mixers=("mamba2",)))
 SMALL["dit:hybrid"] = dict(size=16, patch=4, transformer=SSM | dict(mixers=("mamba", "mamba2"), depth=2))
 SMALL["autoregressive:experts"] = dict(
-    size=8, levels=16, transformer=TRANSFORMER | dict(experts=dict(count=4, hidden=16, shared=1, balance="loss"))
+    size=4, levels=16, transformer=TRANSFORMER | dict(experts=dict(count=4, hidden=16, shared=1, balance="loss"))
 )
 SMALL["dit:expert choice"] = dict(
     size=16, patch=4, transformer=TRANSFORMER | dict(experts=dict(count=4, hidden=16, choice="experts"))

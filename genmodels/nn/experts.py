@@ -9,9 +9,9 @@ tensors of three dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -162,7 +162,7 @@ class Experts(Branch):
         each = [self._expert(tokens, *weights) for weights in self._weights()]
         return sum(gate.unsqueeze(1).to(y.dtype) * y for gate, y in zip(gates, each, strict=True))
 
-    def _weights(self) -> Iterable[tuple[Tensor | None, ...]]:
+    def _weights(self) -> Iterable[Sequence[Any]]:
         """The weights and biases of one expert after another."""
         stacks = (self.up, self.down, self.up_bias, self.down_bias)
         count = len(self.up)
