@@ -1,10 +1,15 @@
-"""Time of a mixer's forward and backward pass against T: ours, those of transformers, attention.
+"""Time and memory of mixers against T: ours, those of transformers, a loop, and attention.
 
+    pip install 'genmodels[evaluation]'
     python benchmarks/mixers.py [--lengths 64 256 1024 4096] [--json mixers.json]
 
-All have width 256 and see earlier tokens only. In each of `--repeats` rounds, every mixer runs once
-for each length, so that all are measured under the same conditions. The table shows medians. Tokens
-of all rows are `--tokens` in total: at T = 64, 64 rows of 4,096 tokens.
+All have width 256 and see earlier tokens only. In each of `--repeats` rounds, every mixer runs
+forward and backward once for each length, so that all are measured under the same conditions. Tokens
+of all rows are `--tokens` in total: at T = 64, 64 rows of 4,096 tokens. Memory is the peak of the
+process beyond what it had before the call. "loop: mamba" computes Mamba's recurrence step by step.
+
+For decoding, T tokens are read first. Then the time of one further token, and the bytes of the state
+of a block, are measured: those of attention grow with T.
 """
 
 from __future__ import annotations
@@ -12,10 +17,13 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 import tyro
@@ -23,12 +31,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from genmodels.evaluation.cost import peak_memory
+from genmodels.nn.block import MIXERS
 from genmodels.nn.mixer import Mixer
 from genmodels.nn.places import Places
 from genmodels.nn.rope import rope
-from genmodels.nn.transformer import MIXERS, TransformerConfig
+from genmodels.nn.transformer import Transformer, TransformerConfig
 
 WIDTH = 256
+STEPS = 16
+"""Decoding steps of a round."""
+RATIOS = (
+    ("mamba2", "transformers: mamba2"),
+    ("mamba2", "attention"),
+    ("mamba", "loop: mamba"),
+    ("mamba", "transformers: mamba"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,30 +70,60 @@ class Settings:
 def main(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
-    calls = {"transformers: mamba": theirs("mamba"), "transformers: mamba2": theirs("mamba2")}
-    calls = {name: ours(name) for name in MIXERS} | calls
+    calls = {name: ours(name) for name in MIXERS}
+    calls |= {"loop: mamba": looped(ours("mamba"))}
+    calls |= {f"transformers: {name}": theirs(name) for name in ("mamba", "mamba2")}
     seconds: dict[str, dict[int, list[float]]] = {name: {t: [] for t in settings.lengths} for name in calls}
-    for _ in range(settings.repeats + 1):  # the first round is left out
+    memory: dict[str, dict[int, float]] = {name: {} for name in calls}
+    for round_number in range(settings.repeats + 2):
         for length in settings.lengths:
             x = torch.randn(settings.tokens // length, length, WIDTH, requires_grad=True)
             for name, call in calls.items():
-                seconds[name][length].append(timed(call, x, settings.dtype))
-    medians = {name: {t: statistics.median(rows[t][1:]) for t in rows} for name, rows in seconds.items()}
-    table = Table("mixer", *(f"T = {t:,}" for t in settings.lengths), title="ms, forward and backward")
-    for name, row in medians.items():
-        table.add_row(name, *(f"{1000 * value:.0f}" for value in row.values()))
-    Console().print(table)
+                if round_number <= settings.repeats:
+                    seconds[name][length].append(timed(call, x, settings.dtype))
+                else:  # apart from the others, since watching the memory takes time
+                    peak, _ = peak_memory(partial(timed, call, x, settings.dtype), x.device)
+                    memory[name][length] = peak / 2**20
+    # The first round is left out.
+    milliseconds = {name: {t: 1000 * statistics.median(row[t][1:]) for t in row} for name, row in seconds.items()}
+    show("ms, forward and backward", milliseconds, settings)
+    ratios = {f"{a} / {b}": {t: milliseconds[a][t] / milliseconds[b][t] for t in settings.lengths} for a, b in RATIOS}
+    show("times as long", ratios, settings)
+    show("MiB, forward and backward", memory, settings)
+    steps, states = {}, {}
+    for name in MIXERS:
+        measured = {length: decoding(name, length, settings) for length in settings.lengths}
+        steps[name] = {length: 1000 * step for length, (step, _) in measured.items()}
+        states[name] = {length: float(size) for length, (_, size) in measured.items()}
+    show("ms, one token after T others, one block and one row", steps, settings)
+    show("bytes of the state after T tokens, one block and one row", states, settings)
     if settings.json is not None:
-        settings.json.write_text(json.dumps({"settings": repr(settings), "seconds": medians}, indent=2) + "\n")
+        results = {"ms": milliseconds, "MiB": memory, "ms per decoded token": steps, "bytes of the state": states}
+        settings.json.write_text(json.dumps({"settings": repr(settings), **results}, indent=2) + "\n")
+
+
+def show(title: str, rows: dict[str, dict[int, float]], settings: Settings) -> None:
+    """Print a table with a column for each length."""
+    table = Table("", *(f"T = {t:,}" for t in settings.lengths), title=title)
+    for name, row in rows.items():
+        table.add_row(name, *(f"{value:,.0f}" if value >= 100 else f"{value:.2g}" for value in row.values()))
+    Console().print(table)
 
 
 def timed(call: Callable[[Tensor], Tensor], x: Tensor, dtype: str) -> float:
     """Return the seconds of a forward and backward pass."""
     began = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+    with precision(dtype):
         y = call(x)
     y.float().sum().backward()
     return time.perf_counter() - began
+
+
+@contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """Compute in `dtype` by autocast."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        yield
 
 
 def ours(name: str) -> Callable[[Tensor], Tensor]:
@@ -88,6 +136,46 @@ def ours(name: str) -> Callable[[Tensor], Tensor]:
         return mixer(x, Places(positions, rope(positions, config.head_dim)))
 
     return call
+
+
+def looped(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return `call` with Mamba's recurrence computed step by step, and its gradient by autograd."""
+
+    def run(x: Tensor) -> Tensor:
+        with patch("genmodels.nn.mamba.selective_scan", loop):
+            return call(x)
+
+    return run
+
+
+def loop(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor, starts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan` for one sequence a row, as it is written."""
+    assert starts is None
+    outputs = []
+    for t in range(x.shape[1]):
+        h = (dt[:, t, :, None] * a).exp() * h + (dt[:, t] * x[:, t])[..., None] * b[:, t, None]
+        outputs.append((h * c[:, t, None]).sum(-1))
+    return torch.stack(outputs, dim=1), h
+
+
+@torch.inference_mode()
+def decoding(name: str, length: int, settings: Settings) -> tuple[float, int]:
+    """Return the median seconds of a token after `length` others, and the bytes of the state."""
+    config = TransformerConfig(width=WIDTH, depth=1, heads=4, mixers=(name,), mlp="none")  # type: ignore[arg-type]
+    model = Transformer(config, causal=True).eval()
+    with precision(settings.dtype):
+        cache = model.make_cache(1, length + STEPS)
+        model(torch.randn(1, length, WIDTH), cache=cache)
+        times = []
+        for _ in range(STEPS):
+            x = torch.randn(1, 1, WIDTH)
+            began = time.perf_counter()
+            model(x, cache=cache)
+            times.append(time.perf_counter() - began)
+        state = model.make_cache(1, length).states[0]
+    return statistics.median(times), sum(tensor.numel() * tensor.element_size() for tensor in state)
 
 
 def theirs(name: str) -> Callable[[Tensor], Tensor]:

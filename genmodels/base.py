@@ -16,6 +16,7 @@ from genmodels.abilities import ability
 from genmodels.card import model_card, without_local_pictures
 from genmodels.conditions import UNCONDITIONAL, Condition, ConditionConfig, condition_of
 from genmodels.hub import folder_of
+from genmodels.nn.head_groups import with_groups
 from genmodels.nn.router import commit, with_balance
 from genmodels.safety import checking, without_checker
 from genmodels.saving import MODEL_FILES, from_dict, read_header, write_model
@@ -102,8 +103,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         return {}, []
 
     def prepare(self, images: Iterable[Tensor]) -> None:
-        """Measure what an imported codec lacks, such as the statistics of its latents, on batches of
-        training images (N, 3, H, W) in [-1, 1]. Optional."""
+        """Measure what an imported codec lacks, on training images (N, 3, H, W) in [-1, 1]. Optional."""
 
     def check_complete(self) -> None:
         """Raise ValueError if the model needs another model to be trained or used."""
@@ -151,13 +151,13 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @final  # type: ignore[misc]  # torch declares forward as a variable
     def forward(self, batch: Batch, turn: str = "model") -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute `loss` with that of experts. A module's call: DistributedDataParallel sees it."""
+        """Compute `loss` with those of experts and head groups. DistributedDataParallel calls this."""
         if not isinstance(batch, Batch):
             raise TypeError(
                 f"model(batch) computes the loss of a Batch, got {type(batch).__name__}: call "
                 "model(Batch(images, noise)) to train, and model.generate(n) to sample"
             )
-        return with_balance(self, *self.loss(batch, turn))
+        return with_groups(self, *with_balance(self, *self.loss(batch, turn)))
 
     @final
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

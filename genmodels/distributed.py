@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def all_reduce_sum(*tensors: Tensor) -> None:
@@ -68,6 +71,20 @@ def broadcast_first(*tensors: Tensor) -> None:
     if _several():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Return whether each process holds a part of `tensor` only."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return `tensor`, gathered if it is sharded. Every process must call this."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def _several() -> bool:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.model import Diffusion
+from genmodels.nn.block import Modulation
 from genmodels.nn.conditioning import Embedded
 from genmodels.nn.cross_attention import CrossAttentionStack
 from genmodels.nn.rope import grid_positions
-from genmodels.nn.transformer import Modulation, Transformer, TransformerConfig
+from genmodels.nn.transformer import Transformer, TransformerConfig
 from genmodels.saving import Derived
 from genmodels.types import Batch
 

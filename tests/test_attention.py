@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from flash_reference import flash_attention_1, flash_attention_2
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genmodels.nn import attention
+from genmodels.nn import attention, masks
 from genmodels.nn.attention import attend, available_backends, check_backend, kernel_of
 
 HERE = available_backends("cpu")
@@ -164,7 +164,8 @@ def test_native_needs_no_diffusers(monkeypatch):
         attention.why_not.cache_clear()
 
 
-def test_flash_gets_what_the_package_expects(monkeypatch):
+@pytest.mark.parametrize(("backend", "function"), [("flash", "flash_attn_func"), ("flash3", "_wrapped_flash_attn_3")])
+def test_flash_gets_what_the_package_expects(monkeypatch, backend, function):
     """The kernel is replaced by SDPA in its layout, (N, T, H, d), and with its causal alignment."""
     from diffusers.models import attention_dispatch
 
@@ -175,18 +176,22 @@ def test_flash_gets_what_the_package_expects(monkeypatch):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         mask = past(q.shape[2], k.shape[2]) if causal else None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=softmax_scale, enable_gqa=True)
-        return out.transpose(1, 2)
+        out = out.transpose(1, 2)
+        return out if backend == "flash" else (out, None)
 
-    monkeypatch.setattr(attention_dispatch, "flash_attn_func", flash_attn_func)
+    monkeypatch.setattr(attention_dispatch, function, flash_attn_func)
     monkeypatch.setattr(attention, "check_backend", lambda backend, device: None)
     q, k, v = (x.bfloat16() for x in inputs(queries=3, keys=7))
-    out = attend(q, k, v, causal=True, backend="flash")
+    out = attend(q, k, v, causal=True, backend=backend)
     torch.testing.assert_close(out, attend(q, k, v, causal=True), atol=1e-2, rtol=0)
     assert calls == [((2, 3, 4, 8), (2, 7, 2, 8), True)]
-    with pytest.raises(ValueError, match="'flash' needs float16 or bfloat16, got torch.float32: use autocast"):
-        attend(*inputs(), backend="flash")
-    with pytest.raises(ValueError, match="'flash' takes no mask: use 'native' or 'flex'"):
-        attend(q, k, v, mask=past(3, 7), backend="flash")
+    with pytest.raises(ValueError, match=f"'{backend}' needs float16 or bfloat16, got torch.float32: use autocast"):
+        attend(*inputs(), backend=backend)
+    with pytest.raises(ValueError, match=f"'{backend}' takes no mask: use 'native' or 'flex'"):
+        attend(q, k, v, mask=past(3, 7), backend=backend)
+    if backend == "flash3":
+        with pytest.raises(ValueError, match="'flash3' has no gradients: train with 'flash' or 'native'"):
+            attend(q.requires_grad_(), k, v, backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -222,11 +227,11 @@ def test_flex_says_that_it_cannot_train_on_a_cpu():
 
 
 def test_a_block_mask_made_while_sampling_can_be_used_in_training():
-    attention.causal_block_mask.cache_clear()
+    masks.causal_block_mask.cache_clear()
     with torch.inference_mode():
         attend(*inputs(), causal=True, backend="flex")
-    made = attention.causal_block_mask(7, 7, torch.device("cpu"))
-    assert attention.causal_block_mask.cache_info().hits == 1 and not made.kv_indices.is_inference()
+    made = masks.causal_block_mask(7, 7, torch.device("cpu"))
+    assert masks.causal_block_mask.cache_info().hits == 1 and not made.kv_indices.is_inference()
 
 
 # ---- the FlashAttention reference ----

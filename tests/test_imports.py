@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"card", "inpainting", "token_sampling", "usage", "stopping", "candidates", "text"},
     {"nn", "safety"},
     {"base"},
-    {"prior", "autoencoder", "adversarial", "pretrained", "sampling", "data"},
+    {"prior", "autoencoder", "adversarial", "pretrained", "sampling", "data", "pruning"},
     {"codecs", "directions", "text_conditions"},
     {"variations"},
     {"ae", "vae", "vqvae", "kl", "gan_config", "autoregressive", "diffusion", "clip"},

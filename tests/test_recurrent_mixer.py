@@ -317,7 +317,7 @@ def test_the_config_names_the_mixers(monkeypatch):
     monkeypatch.delitem(transformer.MIXERS, "recurrence")
     (names, _) = get_args(get_type_hints(TransformerConfig)["mixers"])
     assert get_args(names) == tuple(transformer.MIXERS)
-    assert get_args(get_type_hints(TransformerConfig)["mlp"]) == tuple(transformer.MLPS)
+    assert get_args(get_type_hints(TransformerConfig)["mlp"]) == (*transformer.MLPS, "none")
 
 
 if __name__ == "__main__":

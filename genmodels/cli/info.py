@@ -56,6 +56,8 @@ def describe(run: str, model: Model) -> dict[str, str]:
             f"block {i}: {' '.join(f'{load:.2f}' for load in router.load.tolist())}"
             for i, router in enumerate(routers, start=1)
         )
+    if groups := head_groups(model):
+        facts["head groups"] = groups
     if names := model.conditions.list_classes():
         facts["classes"] = f"{model.conditions.classes:,}: {names}"
     if model.can("sample"):
@@ -69,6 +71,19 @@ def describe(run: str, model: Model) -> dict[str, str]:
         training = {"recipe": listed(read_recipe(run)), "last metrics": listed(last_metrics(run))}
         facts |= {topic: text for topic, text in training.items() if text}
     return facts
+
+
+def head_groups(model: Model) -> str:
+    """Return the groups of heads of each attention that has some, one line each."""
+    from genmodels.nn.head_groups import FORMED, grouped, groups_of
+
+    lines = []
+    for name, attention in grouped(model).items():
+        groups = groups_of(attention)
+        heads = ", ".join("+".join(map(str, group)) for group in groups.heads())
+        formed = "formed" if groups.cohesion() >= FORMED else f"not formed: that needs {FORMED:g}"
+        lines.append(f"{name}: {heads}; mean similarity in a group {groups.cohesion():.2f} ({formed})")
+    return "\n".join(lines)
 
 
 def operations(model: Model) -> str:

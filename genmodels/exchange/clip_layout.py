@@ -119,6 +119,8 @@ def unsupported_blocks(blocks: TransformerConfig) -> list[str]:
         ),
         "it normalises queries and keys": blocks.qk_norm,
         "its heads share keys": blocks.key_heads != blocks.heads,
+        "its heads were pruned": blocks.head_width is not None,
+        "its attention has a window": blocks.window is not None,
         "its mixers are not attention": set(blocks.mixers) != {"attention"},
         "it has experts": blocks.experts.count > 0,
     }

@@ -164,6 +164,8 @@ def unsupported(config: DiTConfig) -> list[str]:
         ),
         "it normalises queries and keys": blocks.qk_norm,
         "its heads share keys": blocks.key_heads != blocks.heads,
+        "its heads were pruned": blocks.head_width is not None,
+        "its attention has a window": blocks.window is not None,
         "its MLP is not 4 times as wide": blocks.inner != 4 * blocks.width,
         "its mixers are not attention": set(blocks.mixers) != {"attention"},
         "it has experts": blocks.experts.count > 0,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genmodels.nn.layers import RMSNorm
+from genmodels.nn.masks import block_mask, lower_right
 from genmodels.nn.mixer import Mixer, State
 from genmodels.nn.places import Places
 from genmodels.nn.rope import rotate
@@ -40,13 +41,18 @@ class Attention(Mixer):
     rewindable: ClassVar[bool] = True
     needs_mask: ClassVar[bool] = True
 
+    @property
+    def takes_blocks(self) -> bool:
+        return self.backend == "flex"
+
     def __init__(self, config: TransformerConfig, causal: bool, index: int = 0):
         super().__init__(config, causal, index)
         self.backend: Backend = config.backend
         self.head_dim = config.head_dim
+        self.groups = config.head_groups
         self.heads = [config.heads, config.key_heads, config.key_heads]
         self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_dim, bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.out = nn.Linear(config.heads * config.head_dim, config.width, bias=config.bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -84,7 +90,13 @@ def append(cached: Tensor, new: Tensor, places: Places) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None, backend: Backend = "native"
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    mask: Tensor | BlockMask | None = None,
+    backend: Backend = "native",
 ) -> Tensor:
     """Attention of T queries over S keys.
 
@@ -99,7 +111,8 @@ def attend(
         causal: query t attends to keys up to t + S - T: the queries are the last T of S positions,
             as with cached keys.
         mask: bool (T, S), (N, T, S) or (N, 1 or H, T, S), in place of `causal`: True where a query
-            attends to a key. Every query needs at least one key. FlashAttention takes no mask.
+            attends to a key. Every query needs at least one key. FlashAttention takes no mask. `flex`
+            also takes a BlockMask.
         backend: which implementation. It is never replaced by another one.
 
     Returns:
@@ -109,10 +122,11 @@ def attend(
         ValueError: when shapes or dtypes do not fit, or the backend cannot run; the message lists
             those that can.
     """
-    check_inputs(q, k, v, causal, mask)
-    if mask is not None and mask.ndim == 3:
+    check_inputs(q, k, v, causal, mask, backend)
+    if isinstance(mask, Tensor) and mask.ndim == 3:
         mask = mask.unsqueeze(1)  # (N, 1, T, S)
     if backend == "native":
+        assert mask is None or isinstance(mask, Tensor)
         return F.scaled_dot_product_attention(q, k, v, **sdpa_arguments(q, k, causal, mask))
     if not torch.compiler.is_compiling():  # a compiled graph cannot look up installed packages
         check_backend(backend, q.device)
@@ -166,7 +180,7 @@ def kernel_of(
     "native: cudnn" are tiled; "native: math" stores all T x S scores. Flex is only fused by
     torch.compile: outside it, "flex: unfused" stores all scores too.
     """
-    check_inputs(q, k, v, causal, mask)
+    check_inputs(q, k, v, causal, mask, backend)
     if mask is not None and mask.ndim == 3:
         mask = mask.unsqueeze(1)
     check_backend(backend, q.device)
@@ -179,7 +193,9 @@ def kernel_of(
     return "flex: unfused" if backend == "flex" else backend
 
 
-def check_inputs(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> None:
+def check_inputs(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | BlockMask | None, backend: Backend
+) -> None:
     """Raises ValueError when shapes or dtypes do not fit together."""
     n, heads, queries, d = q.shape
     groups, keys = k.shape[1:3]
@@ -196,6 +212,10 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | N
         raise ValueError(f"causal attention of {queries} queries needs at least as many keys, got {keys}")
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        if backend != "flex":
+            raise ValueError(f"attention backend {backend!r} takes no BlockMask: give a bool mask, or use 'flex'")
+        return
     leading = ((), (n,), (n, 1), (n, heads))
     if mask.dtype != torch.bool or mask.shape[-2:] != (queries, keys) or mask.shape[:-2] not in leading:
         raise ValueError(
@@ -204,10 +224,10 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | N
         )
 
 
-def check_support(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: Backend) -> None:
+def check_support(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None, backend: Backend) -> None:
     """Raises ValueError when a backend that is installed does not support these inputs."""
+    differentiates = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if backend == "flex":
-        differentiates = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         if differentiates and q.device.type == "cpu":
             raise ValueError("attention backend 'flex' has no gradients on a CPU: train with 'native'")
         return
@@ -215,6 +235,8 @@ def check_support(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend:
         raise ValueError(f"attention backend {backend!r} needs float16 or bfloat16, got {q.dtype}: use autocast")
     if mask is not None:
         raise ValueError(f"attention backend {backend!r} takes no mask: use 'native' or 'flex'")
+    if differentiates and backend == "flash3":  # diffusers registers the kernel without a backward pass
+        raise ValueError("attention backend 'flash3' has no gradients: train with 'flash' or 'native'")
 
 
 @cache
@@ -254,39 +276,3 @@ def sdpa_arguments(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> d
     if causal and not square and queries > 1:  # a single query attends to all keys
         mask = lower_right(queries, keys, q.device)
     return {"attn_mask": mask, "is_causal": causal and square, "enable_gqa": k.shape[1] != q.shape[1]}
-
-
-def lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Bool (T, S): query t attends to keys up to t + S - T."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
-def block_mask(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> BlockMask | None:
-    """The block mask that flex needs in place of `causal` or of `mask`."""
-    queries, keys = q.shape[2], k.shape[2]
-    if mask is None:
-        return causal_block_mask(queries, keys, q.device) if causal and queries > 1 else None
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    # NOTE: built again in every layer, at more than the cost of the attention if T is small.
-    full = mask if mask.ndim == 4 else mask[None, None]
-    rows, heads = full.shape[:2]
-
-    def allowed(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return full[b if rows > 1 else 0, h if heads > 1 else 0, t, s]
-
-    return create_block_mask(
-        allowed, rows if rows > 1 else None, heads if heads > 1 else None, queries, keys, device=q.device
-    )
-
-
-@lru_cache(maxsize=16)
-def causal_block_mask(queries: int, keys: int, device: torch.device) -> BlockMask:
-    """The block mask of `lower_right`. Building one costs more than the attention of a layer."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def past(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return s <= t + (keys - queries)
-
-    with torch.inference_mode(False):  # a mask built while sampling must be usable in training
-        return create_block_mask(past, None, None, queries, keys, device=device)

@@ -33,6 +33,7 @@ class Cache:
         # The sequence of each position, see `number_sequences`. Read only once there are several.
         self._sequences = torch.zeros(n, capacity, dtype=torch.int64, device=device)
         self._several = False
+        self._positions: Tensor | None = None  # (1 or N, S, A). Kept only if asked for.
         if device.type == "cuda":
             # CUDA graphs of a compiled step may then write to the tensors in place.
             for tensor in (*(tensor for state in self.states for tensor in state), self._length, self._sequences):
@@ -98,6 +99,14 @@ class Cache:
         new = number_sequences(starts, valid, torch.where(last < 0, ~last, last))  # (N, T)
         self._sequences.index_copy_(1, write, new)
         return new, self._sequences[:, :end]
+
+    def add_positions(self, write: Tensor, end: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Record the new positions (1 or N, T, A). Returns them, and all positions up to `end`."""
+        if self._positions is None:
+            rows, _, axes = positions.shape
+            self._positions = positions.new_zeros(rows, self.capacity, axes)
+        self._positions.index_copy_(1, write, positions)
+        return positions, self._positions[:, :end]
 
     def advance(self, new: int) -> None:
         """Count `new` more positions, after all blocks have added them to their states."""

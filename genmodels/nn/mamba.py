@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.nn import kernels
 from genmodels.nn.scan import selective_scan, ssd, ssd_step
 from genmodels.nn.ssm import Core, StateSpace, at_least_float
 
@@ -39,8 +40,8 @@ class Mamba2(StateSpace):
         return values, gate
 
     def scanned(
-        self, core: Core, x: Tensor, values: Tensor, h: Tensor, numbers: Tensor | None, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self, core: Core, x: Tensor, values: Tensor, h: Tensor | None, numbers: Tensor | None, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         c = self.settings
         dt = core.steps(values[..., self.convolved :], valid)  # (N, T, H)
         part = c.groups * self.size
@@ -48,12 +49,16 @@ class Mamba2(StateSpace):
         x = x.unflatten(-1, (self.heads, c.head))  # (N, T, H, P)
         b, cc = (value.unflatten(-1, (c.groups, self.size)) for value in pair)  # (N, T, G, S)
         a = core.decay(dt)
-        if x.shape[1] == 1 and numbers is None:
-            y, h = ssd_step(x[:, 0], dt[:, 0], a, b[:, 0], cc[:, 0], h.to(dt.dtype))
-            y = y[:, None]
+        if self._uses_scan(h, x.device):
+            y, last = kernels.ssd(x, dt, a, b, cc, numbers, c.chunk), None
         else:
-            y, h = ssd(x, dt, a, b, cc, h.to(dt.dtype), numbers, c.chunk)
-        return (y + core.skip.to(x.dtype)[:, None] * x).flatten(2), h
+            h = self.first_state(len(x), dt.dtype, x.device) if h is None else h.to(dt.dtype)
+            if x.shape[1] == 1 and numbers is None:
+                y, last = ssd_step(x[:, 0], dt[:, 0], a, b[:, 0], cc[:, 0], h)
+                y = y[:, None]
+            else:
+                y, last = ssd(x, dt, a, b, cc, h, numbers, c.chunk)
+        return (y + core.skip.to(x.dtype)[:, None] * x).flatten(2), last
 
     def gated(self, y: Tensor, gate: Tensor) -> Tensor:
         y = at_least_float(y, y) * F.silu(at_least_float(gate, y))
@@ -86,17 +91,19 @@ class Mamba(StateSpace):
         return values, gate
 
     def scanned(
-        self, core: Core, x: Tensor, values: Tensor, h: Tensor, numbers: Tensor | None, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self, core: Core, x: Tensor, values: Tensor, h: Tensor | None, numbers: Tensor | None, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         assert isinstance(core, MambaCore)
         rank = core.dt.in_features
         low, b, c = F.linear(x, core.read.weight.to(x.dtype)).split([rank, self.size, self.size], dim=-1)
         dt = core.steps(F.linear(low, core.dt.weight.to(x.dtype)), valid)  # (N, T, I)
-        starts = None
-        if numbers is not None:
-            starts = numbers != F.pad(numbers, (1, 0))[:, :-1]
-        y, h = selective_scan(x, dt, core.decay(dt), b, c, h.to(dt.dtype), starts)
-        return (y + core.skip * x).to(x.dtype), h
+        if numbers is None and self._uses_scan(h, x.device):  # the kernel knows no boundaries of sequences
+            y, last = kernels.selective_scan(x, dt, core.decay(dt), b, c), None
+        else:
+            h = self.first_state(len(x), dt.dtype, x.device) if h is None else h.to(dt.dtype)
+            starts = None if numbers is None else numbers != F.pad(numbers, (1, 0))[:, :-1]
+            y, last = selective_scan(x, dt, core.decay(dt), b, c, h, starts)
+        return (y + core.skip * x).to(x.dtype), last
 
     def gated(self, y: Tensor, gate: Tensor) -> Tensor:
         return y * F.silu(gate)

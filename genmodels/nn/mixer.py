@@ -6,7 +6,7 @@ their own parameters are initialised and trained, so that `nn/mixer.py` and `tra
 no parameter names.
 
 To add a mixer, write a module with a class derived from `Mixer` and add one entry to `MIXERS` in
-nn/transformer.py.
+nn/block.py.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class Mixer(Branch):
     needs_mask: ClassVar[bool] = False
     """Whether it reads `places.mask`, which grows with T x S and is not computed otherwise. Other
     mixers must respect `places.starts` and `places.valid`."""
+    takes_blocks: bool = False
+    """Whether it reads that mask as a block mask of FlexAttention."""
 
     def __init__(self, config: TransformerConfig, causal: bool, index: int = 0):
         super().__init__()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from genmodels.nn.rope import Rope
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class Places(NamedTuple):
@@ -20,10 +23,10 @@ class Places(NamedTuple):
     """(T,) along a line, (T, 2) over a grid, or (N, T, 1 or 2) where rows differ."""
     angles: Rope | None = None
     """Angles of the rotary positions; None without rotary positions."""
-    mask: Tensor | None = None
-    """For attention: bool (T, S) or (N, 1, T, S), True where query t may attend to key s. It
-    includes causality, sequences and padding. None: all keys, or all keys up to t in a causal
-    transformer."""
+    mask: Tensor | BlockMask | None = None
+    """For attention: bool (T, S) or (N, 1, T, S), True where query t may attend to key s, or as a
+    block mask of FlexAttention. It includes causality, sequences, padding and windows. None: all
+    keys, or all keys up to t in a causal transformer."""
     starts: Tensor | None = None
     """Bool (N, T), True where a new sequence begins: a recurrent mixer resets its state there.
     None: nowhere."""
@@ -52,22 +55,3 @@ def number_sequences(starts: Tensor | None, valid: Tensor | None, last: Tensor |
         starts = torch.zeros_like(valid)
     number = starts.long().cumsum(1) + last
     return number if valid is None else torch.where(valid, number, ~number)
-
-
-def attention_mask(write: Tensor, end: int, causal: bool, sequences: tuple[Tensor, Tensor] | None) -> Tensor | None:
-    """Which of S = `end` keys each query attends to: bool (T, S), or (N, 1, T, S) where rows
-    differ; None: all.
-
-    Args:
-        write: index of each query among the keys, (T,).
-        end: S.
-        causal: whether queries attend to keys up to themselves only.
-        sequences: numbers of the sequences of queries (N, T) and keys (N, S); a query attends
-            within its own.
-    """
-    past = torch.arange(end, device=write.device) <= write[:, None] if causal else None  # (T, S)
-    if sequences is None:
-        return past
-    queries, keys = sequences
-    same = (queries[:, :, None] == keys[:, None, :]).unsqueeze(1)  # (N, 1, T, S)
-    return same if past is None else same & past

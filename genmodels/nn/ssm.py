@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.nn import kernels
+from genmodels.nn.kernels import KERNELS, Kernel
 from genmodels.nn.mixer import Mixer, State
 from genmodels.nn.places import Places
 from genmodels.nn.scan import last_inputs, segments, short_convolution
@@ -56,6 +58,9 @@ class SSMConfig:
     """Rank of the step sizes of mamba. None: width / 16, rounded up."""
     separate: bool = False
     """Use separate convolutions and decays for the two directions where tokens see all others."""
+    kernels: tuple[Kernel, ...] = ()
+    """Packages of published kernels to use on a GPU, mamba-ssm and causal-conv1d. On other devices,
+    and without them, everything is computed in plain PyTorch."""
     scans: tuple[Scan, ...] = ("row",)
     """Orders in which the blocks scan a grid where tokens see all others, a pattern that repeats
     over the depth: by rows, by columns, or by rows in alternating directions (zigzag)."""
@@ -65,6 +70,8 @@ class SSMConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"ssm: {name} must be at least 1, got {value}")
+        if unknown := [kernel for kernel in self.kernels if kernel not in KERNELS]:
+            raise ValueError(f"ssm: unknown kernel {unknown[0]!r}; known: {', '.join(KERNELS)}")
         if not self.scans or any(scan not in SCANS for scan in self.scans):
             raise ValueError(f"ssm: scans must be some of {', '.join(SCANS)}, got {self.scans}")
 
@@ -126,9 +133,10 @@ class StateSpace(Mixer):
 
     @abstractmethod
     def scanned(
-        self, core: Core, x: Tensor, values: Tensor, h: Tensor, numbers: Tensor | None, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Scan the convolved channels x (N, T, C), in order. Returns y (N, T, I) and the last state."""
+        self, core: Core, x: Tensor, values: Tensor, h: Tensor | None, numbers: Tensor | None, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scan the convolved channels x (N, T, C), in order, from the state h (None: zeros). Returns y
+        (N, T, I) and the last state, or None if h is None."""
 
     @abstractmethod
     def gated(self, y: Tensor, gate: Tensor) -> Tensor:
@@ -189,15 +197,27 @@ class StateSpace(Mixer):
             if valid is not None:  # a sequence may begin at padding, and the state then ends empty
                 numbers = torch.where(valid, numbers, end)
         values = taken(values, order)
-        before, h = state or self.make_state(len(values), 0, values.dtype, values.device)
+        before, h = state or (None, None)
         with torch.autocast(values.device.type, enabled=False):
             inputs = values[..., : self.convolved]
-            x = F.silu(short_convolution(inputs, *core.kernel(values.dtype), before, numbers))
+            x = self._convolve(core, inputs, before, numbers)
             y, last = self.scanned(core, x, values, h, numbers, valid)
-            if state is not None:
+            if before is not None and h is not None and last is not None:
                 before.copy_(last_inputs(before, inputs, numbers, valid))
                 h.copy_(last)
         return y if order is None else taken(y, order.argsort(dim=-1))
+
+    def _convolve(self, core: Core, inputs: Tensor, before: Tensor | None, numbers: Tensor | None) -> Tensor:
+        weight, bias = core.kernel(inputs.dtype)
+        if before is None and kernels.uses("causal-conv1d", self.settings.kernels, inputs.device):
+            return kernels.convolution(inputs, weight, bias, numbers)
+        if before is None:
+            before = inputs.new_zeros(len(inputs), self.settings.conv - 1, self.convolved)
+        return F.silu(short_convolution(inputs, weight, bias, before, numbers))
+
+    def _uses_scan(self, h: Tensor | None, device: torch.device) -> bool:
+        """Whether the kernel of the scan computes. It returns no states."""
+        return h is None and kernels.uses("mamba-ssm", self.settings.kernels, device)
 
     def _build(self, config: TransformerConfig, projected: int, cores: Sequence[Core]) -> None:
         self.inputs = nn.Linear(config.width, projected, bias=config.bias)

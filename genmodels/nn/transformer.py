@@ -9,25 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genmodels.nn.attention import BACKENDS, Attention, Backend
+from genmodels.nn.attention import BACKENDS, Backend
+from genmodels.nn.block import MIXERS, Block, BlockModulation
 from genmodels.nn.cache import Cache
 from genmodels.nn.experts import ExpertsConfig
-from genmodels.nn.layers import MLPS, NORMS, make_mlp, make_norm
-from genmodels.nn.mamba import Mamba, Mamba2
-from genmodels.nn.mixer import Mixer, State, init_weights
-from genmodels.nn.places import Places, attention_mask, number_sequences
+from genmodels.nn.head_groups import HeadGroupsConfig
+from genmodels.nn.layers import MLPS, NORMS, make_norm
+from genmodels.nn.masks import Rule, on_axes
+from genmodels.nn.mixer import init_weights
+from genmodels.nn.places import Places, number_sequences
 from genmodels.nn.recompute import recomputed
 from genmodels.nn.rope import rope
 from genmodels.nn.ssm import SSMConfig
-
-MIXERS: dict[str, type[Mixer]] = {"attention": Attention, "mamba": Mamba, "mamba2": Mamba2}
-"""Each mixer by its name in `TransformerConfig.mixers` and in its block's weights."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,15 @@ class TransformerConfig:
     depth: int = 6
     """Number of blocks."""
     heads: int = 4
-    """H, query heads; each has width / heads channels."""
+    """H, query heads."""
+    head_width: int | None = None
+    """d, channels of a head. None: width / heads."""
     kv_heads: int | None = None
     """G, heads of keys and values, a divisor of `heads`. None: `heads` (multi-head attention); 1:
     multi-query; between: grouped-query (arXiv 2305.13245)."""
+    head_groups: HeadGroupsConfig = HeadGroupsConfig()
+    """Grouped head attention (arXiv 2305.14380): training pulls the heads into groups, of which
+    `genmodels prune` keeps one head each."""
     mixers: tuple[Literal["attention", "mamba", "mamba2"], ...] = ("attention",)
     """Mixers of the blocks, a pattern that repeats over the depth."""
     ssm: SSMConfig = SSMConfig()
@@ -71,6 +74,9 @@ class TransformerConfig:
     """Dropout rate of each branch's output in training."""
     backend: Backend = "native"
     """Implementation of attention; see `genmodels.nn.attention`."""
+    window: int | None = None
+    """Largest difference of rows and of columns (along a line: of positions) between tokens that
+    attend to each other. None: no limit."""
     recompute: bool = False
     """Recompute each block in the backward pass: a third more computation, less memory."""
 
@@ -88,11 +94,16 @@ class TransformerConfig:
         if not 1 <= len(self.mixers) <= self.depth:
             raise ValueError(f"mixers must name 1 to {self.depth} mixers, one per block, got {len(self.mixers)}")
         self.ssm.check(self.width, self.mixers)
-        if self.width % self.heads or self.head_dim % 2:
+        if self.head_width is not None and (self.head_width < 2 or self.head_width % 2):
+            raise ValueError(f"head_width must be an even number of channels, got {self.head_width}")
+        if self.head_width is None and (self.width % self.heads or self.head_dim % 2):
             even = f"{self.heads} heads of an even number of channels: choose a multiple of {2 * self.heads}"
             raise ValueError(f"width {self.width} must be {even}")
         if self.heads % self.key_heads:
             raise ValueError(f"kv_heads {self.key_heads} must divide heads {self.heads}")
+        self.head_groups.check(self.heads, self.key_heads, self.mixers)
+        if self.window is not None and (self.window < 1 or "attention" not in self.mixers):
+            raise ValueError(f"window must be at least 1, and a mixer attention; got {self.window} and {self.mixers}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if min(self.rope_theta, self.norm_eps) <= 0:
@@ -103,12 +114,19 @@ class TransformerConfig:
     @property
     def unused_fields(self) -> tuple[str, ...]:
         """Fields without effect, which are not recorded."""
-        return (() if self.ssm.is_used(self.mixers) else ("ssm",)) + (() if self.experts.count else ("experts",))
+        unused = {
+            "ssm": not self.ssm.is_used(self.mixers),
+            "experts": not self.experts.count,
+            "head_groups": not self.head_groups.count,
+            "head_width": self.head_width is None,
+            "window": self.window is None,
+        }
+        return tuple(name for name, is_unused in unused.items() if is_unused)
 
     @property
     def head_dim(self) -> int:
         """d."""
-        return self.width // self.heads
+        return self.head_width or self.width // self.heads
 
     @property
     def key_heads(self) -> int:
@@ -119,65 +137,6 @@ class TransformerConfig:
     def inner(self) -> int:
         """Inner width of the MLP; 0 without one."""
         return self.hidden or (0 if self.mlp == "none" else MLPS[self.mlp].default_hidden(self.width))
-
-
-class Modulation(NamedTuple):
-    """adaLN-zero (arXiv 2212.09748) of a branch: x + gate * branch(norm(x) * (1 + scale) + shift).
-
-    Each is (N, 1, D), or (N, T, D) where tokens differ.
-    """
-
-    shift: Tensor
-    scale: Tensor
-    gate: Tensor
-
-
-BlockModulation = tuple[Modulation, Modulation]
-"""Modulation of the mixer and of the MLP."""
-
-
-class Block(nn.Module):
-    """A mixer, then an MLP if there is one, each normed, optionally modulated, and added to x.
-
-    Args:
-        config: of the transformer.
-        kind: name of the mixer in `MIXERS`. Its weights are called `<kind>.*` and those of its norm
-            `<kind>_norm.*`.
-        causal: whether tokens depend on earlier ones only.
-        index: of the block, counted from 0.
-    """
-
-    def __init__(self, config: TransformerConfig, kind: str, causal: bool, index: int):
-        super().__init__()
-        self.dropout = config.dropout
-        self.kind = kind
-        self.add_module(f"{kind}_norm", make_norm(config))
-        self.add_module(kind, MIXERS[kind](config, causal, index))
-        self.mlp_norm = make_norm(config) if config.inner else None
-        self.mlp = make_mlp(config, causal) if config.inner else None
-
-    @property
-    def mixer(self) -> Mixer:
-        """The mixer."""
-        return cast(Mixer, self._modules[self.kind])
-
-    def forward(
-        self, x: Tensor, places: Places, state: State | None = None, modulation: BlockModulation | None = None
-    ) -> Tensor:
-        first, second = modulation or (None, None)
-        mixer, norm = getattr(self, self.kind), getattr(self, f"{self.kind}_norm")
-        x = self._add(x, mixer(_modulated(norm(x), first), places, state), first)
-        if self.mlp is not None and self.mlp_norm is not None:
-            x = self._add(x, self.mlp(_modulated(self.mlp_norm(x), second)), second)
-        return x
-
-    def _add(self, x: Tensor, branch: Tensor, modulation: Modulation | None) -> Tensor:
-        branch = F.dropout(branch, self.dropout, self.training)
-        return x + (branch if modulation is None else modulation.gate * branch)
-
-
-def _modulated(x: Tensor, modulation: Modulation | None) -> Tensor:
-    return x if modulation is None else x * (1 + modulation.scale) + modulation.shift
 
 
 class Transformer(nn.Module):
@@ -198,7 +157,6 @@ class Transformer(nn.Module):
         kinds = (config.mixers[i % len(config.mixers)] for i in range(config.depth))
         self.blocks = nn.ModuleList(Block(config, kind, causal, i) for i, kind in enumerate(kinds))
         self.norm = make_norm(config)
-        self.needs_mask = any(block.mixer.needs_mask for block in self._blocks())
         init_weights(self, config.depth)
 
     def forward(
@@ -263,10 +221,16 @@ class Transformer(nn.Module):
             write, end = cache.slots(length), cache.end(length)
             sequences = cache.add_sequences(write, end, starts, valid)
         mask = None
-        if self.needs_mask:
+        if readers := [block.mixer for block in self._blocks() if block.mixer.needs_mask]:
             # A compiled step reads the whole cache: a mask hides the slots that are not filled yet.
-            whole = cache is not None and torch.compiler.is_compiling()
-            mask = attention_mask(write, end, self.causal, sequences) if whole or sequences is not None else None
+            whole = self.causal and cache is not None and torch.compiler.is_compiling()
+            near = None
+            if c.window is not None:
+                own = on_axes(positions)
+                near = (own, own) if cache is None else cache.add_positions(write, end, own)
+            if whole or sequences is not None or near is not None:
+                rule = Rule(write, end, self.causal, sequences, near, c.window or 0)
+                mask = rule.blocks() if readers[0].takes_blocks else rule.dense()
         return Places(positions, angles, mask, starts, valid, *(() if cache is None else (write, end)))
 
     def through(

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from genmodels.distributed import whole
 from genmodels.hashing import file_sha256
 from genmodels.reading import in_one_line, read_json
 from genmodels.saving import Range, from_dict
 from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
-from genmodels.training.shard import whole
 from genmodels.training.steps import list_checkpoints, step_of
 from genmodels.weights import check_same, masks, read_tensors
 from genmodels.writing import is_leftover, remove, replacing_folder, write_json

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from genmodels.base import Model
 from genmodels.data.packed import Packed
+from genmodels.distributed import whole
 from genmodels.training.checkpoint import save_checkpoint, training_tensors
 from genmodels.training.clock import stop_on_signal, too_short
 from genmodels.training.ema import SNAPSHOTS, ema_decay, restore_buffers, save_snapshot, update_ema
@@ -25,7 +26,7 @@ from genmodels.training.log import in_words, reporting_full_disk
 from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
 from genmodels.training.setup import Run, start
-from genmodels.training.shard import gather_into, whole
+from genmodels.training.shard import gather_into
 from genmodels.training.show import account, cost_of_end, measure, show
 from genmodels.training.steps import step_name
 from genmodels.types import Batch, mix_seed

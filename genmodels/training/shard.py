@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -18,10 +17,7 @@ from accelerate.utils.other import is_repeated_blocks
 from torch import Tensor, nn
 
 from genmodels.base import Model
-
-# Their imports take seconds, and a single process needs none of them.
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
+from genmodels.distributed import is_sharded, whole
 
 
 def sharding_wanted(processes: int) -> bool:
@@ -93,20 +89,6 @@ def shard(model: nn.Module, ema: nn.Module, device: torch.device) -> nn.Module:
     average = copy.deepcopy(ema)
     shard_one(average)
     return average
-
-
-def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Return whether each process holds a part of `tensor` only."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return `tensor`, gathered if it is sharded. Every process must call this."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def own(tensor: Tensor) -> Tensor:
