@@ -41,10 +41,6 @@ class Attention(Mixer):
     rewindable: ClassVar[bool] = True
     needs_mask: ClassVar[bool] = True
 
-    @property
-    def takes_blocks(self) -> bool:
-        return self.backend == "flex"
-
     def __init__(self, config: TransformerConfig, causal: bool, index: int = 0):
         super().__init__(config, causal, index)
         self.backend: Backend = config.backend
@@ -68,6 +64,10 @@ class Attention(Mixer):
         causal = self.causal and places.mask is None
         out = attend(q, k, v, causal=causal, mask=places.mask, backend=self.backend)  # (N, H, T, d)
         return self.out(out.transpose(1, 2).flatten(2))  # (N, T, D)
+
+    @property
+    def takes_blocks(self) -> bool:
+        return self.backend == "flex"
 
     def make_state(self, n: int, capacity: int, dtype: torch.dtype, device: torch.device) -> State:
         """Keys and values, (N, G, capacity, d) each."""

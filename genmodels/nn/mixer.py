@@ -74,8 +74,6 @@ class Mixer(Branch):
     needs_mask: ClassVar[bool] = False
     """Whether it reads `places.mask`, which grows with T x S and is not computed otherwise. Other
     mixers must respect `places.starts` and `places.valid`."""
-    takes_blocks: bool = False
-    """Whether it reads that mask as a block mask of FlexAttention."""
 
     def __init__(self, config: TransformerConfig, causal: bool, index: int = 0):
         super().__init__()
@@ -85,6 +83,11 @@ class Mixer(Branch):
                 "causal: choose another mixer"
             )
         self.causal = causal
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether it reads `places.mask` as a block mask of FlexAttention."""
+        return False
 
     @abstractmethod
     def forward(self, x: Tensor, places: Places, state: State | None = None) -> Tensor:
