@@ -208,12 +208,12 @@ def test_starts_at_once_and_without_torch(command: list[str]) -> None:
     assert "genmodels" in loaded
     assert not loaded & {"torch", "torchvision", "accelerate", "matplotlib", "sklearn"}
 
-    # One of five is quick enough, so that the test does not fail on a busy machine.
-    for _ in range(5):
+    def seconds(*arguments: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *command], env=env, capture_output=True, check=True)
+        subprocess.run([sys.executable, *arguments], env=env, capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        if seconds < 0.5:
-            break
-    assert seconds < 0.5
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # Half a second of CPU time, where NumPy takes a tenth: slow and busy machines take longer for both. One of five is
+    # quick enough.
+    assert any(seconds(*command) < max(0.5, 5 * seconds("-c", "import numpy")) for _ in range(5))

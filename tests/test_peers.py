@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from test_exchange_stable_diffusion import SIZE, latent
@@ -16,6 +17,7 @@ from torch import nn
 
 import genmodels
 from genmodels import sampling
+from genmodels.evaluation import protocol
 from genmodels.evaluation.extractors import Extractor
 from genmodels.exchange.autoencoder import autoencoder_for_diffusers
 from genmodels.exchange.stable_diffusion import text_encoder_for_transformers
@@ -29,7 +31,7 @@ SETTINGS = argparse.Namespace(batch_size=8, lr=3e-3, warmup=2, flip=False, mixed
 COLOURS = Extractor("colours", lambda images: F.adaptive_avg_pool2d(images.float(), 2).flatten(1))
 
 
-def test_the_second_loop_of_the_comparison_with_diffusers(tmp_path: Path) -> None:
+def test_the_second_loop_of_the_comparison_with_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = latent(tmp_path), faces(48, SIZE)
     pipeline, speed = plain_loop(model, data.split("train"), SETTINGS, lambda step: step < STEPS)
     assert speed["images"] == 8 * STEPS and speed["images_per_second"] > 0
@@ -44,6 +46,7 @@ def test_the_second_loop_of_the_comparison_with_diffusers(tmp_path: Path) -> Non
     again: Any = genmodels.load(tmp_path / "plain")
     assert again.prior.process.prediction == "eps" and again.tokenizer.hash == model.tokenizer.hash
     settings = argparse.Namespace(n=4, seed=0, guidance=3.0)
+    monkeypatch.setattr(protocol, "LEAST_N", 4)  # distances are measured of few images too
     found = score(again, data, [COLOURS], settings)
     assert found["scores"]["fd-colours"]["value"] > 0
     other = sampling.sample(again, 4, 0, {"prompt": "a man"}, guidance=3.0, progress=False)

@@ -31,7 +31,7 @@ def retrieve(
     data: str | None = None,
     root: Path | None = None,
     crop: str | None = None,
-    split: Literal["train", "valid", "test", "all"] = "valid",
+    split: Literal["train", "valid", "test", "all"] | None = None,
     n: int = 16,
     out: Path = OUT,
     force: bool = False,
@@ -49,7 +49,7 @@ def retrieve(
             that the model was trained on.
         root: where the files of a data set are.
         crop: crop of the images. By default, that of the data set.
-        split: split to search.
+        split: split to search. By default, valid, or train if no image is held out.
         n: number of results.
         out: picture to write.
         force: overwrite an existing file.
@@ -102,7 +102,7 @@ def embed(
     data: str | None = None,
     root: Path | None = None,
     crop: str | None = None,
-    split: Literal["train", "valid", "test", "all"] = "valid",
+    split: Literal["train", "valid", "test", "all"] | None = None,
     out: Path = Path("embeddings.npy"),
     force: bool = False,
 ) -> None:
@@ -118,7 +118,7 @@ def embed(
             the model was trained on.
         root: where the files of a data set are.
         crop: crop of the images. By default, that of the data set.
-        split: split of the images.
+        split: split of the images. By default, valid, or train if no image is held out.
         out: file to write, float32 (N, D), one row for each input, in order.
         force: overwrite an existing file.
     """

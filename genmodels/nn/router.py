@@ -114,9 +114,13 @@ class Router(Branch):
             fractions = chosen.to(scores.dtype).mean(1) * (c.count / c.top_k)  # f (N, E)
             probabilities = (scores / scores.sum(-1, keepdim=True)).mean(1)  # P (N, E)
             loss = (fractions * probabilities).sum()
-        self._keep(chosen, loss)
+        keep = self._keep
+        if torch.compiler.is_compiling():
+            # Otherwise the recomputed block, which keeps nothing, is compiled without the loss. Not as a decorator,
+            # because that imports torch._dynamo, which takes seconds.
+            keep = torch.compiler.disable(keep)
+        keep(chosen, loss)
 
-    @torch.compiler.disable  # otherwise the recomputed block, which keeps nothing, is compiled without the loss
     def _keep(self, chosen: Tensor, loss: Tensor | None) -> None:
         if is_recomputation():
             return

@@ -22,7 +22,7 @@ from genmodels.evaluation.images import Images
 from genmodels.evaluation.realism import most_realistic
 from genmodels.evaluation.reference import Reference
 from genmodels.nn.operations import counting
-from genmodels.pictures import to_uint8
+from genmodels.pictures import save_images, to_uint8
 from genmodels.scaling.search import search
 from genmodels.types import Noise
 
@@ -168,7 +168,7 @@ def measure(
         )
         if save is not None:
             save.mkdir(parents=True, exist_ok=True)
-            np.save(save / f"{_plain(name)}-{_plain(str(setting))}.npy", images)
+            save_images(save / f"{_plain(name)}-{_plain(str(setting))}.npy", images)
     return points
 
 
