@@ -78,20 +78,20 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     def initialise(self, images: Iterable[Tensor]) -> None:
         """Initialise from batches of training images (N, 3, H, W) in [-1, 1], by closed forms or
-        k-means. Optional.
+        k-means, once before the first step of a new run. Optional.
 
-        Called once, before the first step of a new run. Deterministic: all processes must agree.
+        It must be deterministic, so that all processes agree.
         """
 
     def after_step(self) -> None:
-        """Update statistics after a step, reduced over processes; here, those of experts."""
+        """Update statistics after an optimiser step, reduced over processes. Overrides call super."""
         commit(self)
 
     def calibrate(self, images: Iterable[Tensor]) -> None:
         """Estimate what gradients do not learn, such as latent statistics or densities, on batches
         of training images (N, 3, H, W) in [-1, 1]. Optional.
 
-        Called on the EMA weights before they are displayed or saved. It must be deterministic.
+        It is called on the EMA weights before they are displayed or saved, and is deterministic.
         """
 
     def diagnose(self, seen: Tensor, held_out: Tensor) -> tuple[dict[str, float], list[str]]:
@@ -103,7 +103,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         return {}, []
 
     def prepare(self, images: Iterable[Tensor]) -> None:
-        """Measure what an imported codec lacks, on training images (N, 3, H, W) in [-1, 1]. Optional."""
+        """Measure what an imported codec lacks on training images, as `calibrate` does. Optional."""
 
     def check_complete(self) -> None:
         """Raise ValueError if the model needs another model to be trained or used."""
@@ -151,7 +151,8 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 
     @final  # type: ignore[misc]  # torch declares forward as a variable
     def forward(self, batch: Batch, turn: str = "model") -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute `loss` with those of experts and head groups. DistributedDataParallel calls this."""
+        """Compute `loss`, and add the auxiliary losses of experts and head groups. It is called as a
+        module, so that DistributedDataParallel sees every step."""
         if not isinstance(batch, Batch):
             raise TypeError(
                 f"model(batch) computes the loss of a Batch, got {type(batch).__name__}: call "
@@ -187,8 +188,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
         """Load a saved model of this family, in eval mode and in the precision it was saved in.
 
         Args:
-            pretrained_model_name_or_path: a run or model folder, or the id of a repository on the
-                Hub.
+            pretrained_model_name_or_path: a run or model folder, or an id on the Hub.
             safety_checker: False leaves out the safety checker, if the model has one.
             **hub: revision, token, cache_dir, force_download, local_files_only.
 

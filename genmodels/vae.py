@@ -140,6 +140,7 @@ class VAE(Autoencoder):
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def after_step(self) -> None:
+        super().after_step()
         self.likelihood.commit()
 
     def bits_per_dim(self, images: Tensor, noise: Noise, samples: int = 16) -> Tensor:

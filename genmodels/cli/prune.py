@@ -29,13 +29,14 @@ def prune(
 ) -> None:
     """Keep one attention head of each group, and write the smaller model to a new folder.
 
-    The model must have been trained with grouped heads (--model.transformer.head-groups.count). Batches of
-    training images vote: in each group, the head with the most votes stays.
+    The model must have been trained with grouped heads (--model.transformer.head-groups.count).
+    Batches of training images vote: in each group, the head with the most votes stays.
 
     Args:
         run: run or model folder, toyfaces/NAME, or an id on the Hub.
         out: new or empty folder for the smaller model.
-        data: images that vote: a data set by name or a packed directory. By default, what the run was trained on.
+        data: images that vote: a data set by name or a packed directory. By default, what the run
+            was trained on.
         root: where the files of the data set are. By default, that of the run.
         batches: number of batches that vote.
         batch_size: number of images of a batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -242,5 +243,6 @@ def describe(plan: Plan) -> list[str]:
         for run in plan.runs
     ]
     lines += [f"left out: {reason}" for reason in plan.left_out]
-    lines += [f"rule: {plan.rule}", plan.convention]
+    for text in (f"rule: {plan.rule}", plan.convention):
+        lines += textwrap.wrap(text, 100, subsequent_indent="  ")
     return [*lines, f"{len(plan.runs)} runs, {plan.flops:.3g} FLOPs in all"]
