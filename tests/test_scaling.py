@@ -11,9 +11,10 @@ import pytest
 from scipy.optimize import minimize
 
 from genmodels.cli import main
-from genmodels.scaling.analysis import Request, analyse
+from genmodels.scaling.analysis import Request, analyse, estimate
 from genmodels.scaling.approaches import envelope, minima
 from genmodels.scaling.law import DELTA, NAMES, Cost, Law, bootstrap, fit, fit_cost
+from genmodels.scaling.report import summary, write_report
 from genmodels.scaling.table import Table, grouped, make_table, read_table
 
 LAW = Law(E=1.8, A=480.0, B=2100.0, a=0.35, b=0.37)
@@ -122,6 +123,18 @@ def test_a_larger_run_is_predicted() -> None:
     assert best.loss.low < float(LAW.loss(size, tokens)) < best.loss.high
     assert best.loss.value == pytest.approx(float(LAW.loss(size, tokens)), rel=0.01)
     assert named.loss.value == pytest.approx(float(LAW.loss(1e9, 2e10)), rel=0.01)
+
+
+def test_runs_that_do_not_determine_a_law_give_a_report_of_finite_numbers(tmp_path: Path) -> None:
+    """Constants of bootstrap samples are then as large as numbers can be, or missing."""
+    large = estimate(1.0, np.array([1.0, 1e200]))  # the square of which overflows
+    assert large.error is None and large.low is not None and large.high is not None
+    flat = noisy(replace(isoflop(BUDGETS[:3], sizes=3), loss=np.full(9, 0.146)), 0)
+    analysis = analyse(flat, [Request("best", flops=1e24)], samples=200)
+    assert analysis.predictions[0].loss.value is None
+    json.dumps(analysis.plain(), allow_nan=False)
+    assert sum(line.startswith("approach") for line in summary(analysis)) == 3
+    assert write_report(analysis, tmp_path / "law", "genmodels scaling", force=False).is_file()
 
 
 def test_a_minimum_at_the_edge_is_reported_and_left_out() -> None:

@@ -31,7 +31,7 @@ class Estimate:
 
     Attributes:
         value: the estimate; None if there is none.
-        error: standard error: the standard deviation over bootstrap samples.
+        error: standard error: the standard deviation over bootstrap samples; None if it is infinite.
         low: lower end of the interval.
         high: upper end of the interval.
         failed: fraction of the bootstrap samples that have no such number.
@@ -63,7 +63,9 @@ def estimate(value: Any, samples: np.ndarray) -> Estimate:
     if len(kept) < 2:
         return Estimate(number, None, None, None, failed)
     low, high = np.percentile(kept, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
-    return Estimate(number, float(kept.std(ddof=1)), float(low), float(high), failed)
+    with np.errstate(over="ignore"):  # of a constant that the runs do not determine
+        error = float(kept.std(ddof=1))
+    return Estimate(number, error if np.isfinite(error) else None, float(low), float(high), failed)
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class Analysis:
         }
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of bootstrap samples that do not determine their law
 def analyse(table: Table, requests: list[Request] | None = None, samples: int = SAMPLES, seed: int = 0) -> Analysis:
     """Fit the parametric law and the power laws of all three approaches, and predict runs.
 

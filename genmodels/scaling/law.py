@@ -93,12 +93,14 @@ class Law:
     def optimum(self, flops: np.ndarray | float, cost: Cost) -> tuple[np.ndarray, np.ndarray]:
         """Return N*(C) and D*(C): the parameters and the tokens with the least loss for `flops`.
 
-        At the minimum of the loss along C = k N^m D, a A / N^a = m b B / D^b.
+        At the minimum of the loss along C = k N^m D, a A / N^a = m b B / D^b. Laws of bootstrap
+        samples that do not determine their constants can have none: infinite numbers or NaN.
         """
         per_token = np.asarray(flops, float) / cost.k
-        ratio = self.a * self.A / (cost.m * self.b * np.asarray(self.B))
-        size = (ratio * per_token**self.b) ** (1 / (self.a + cost.m * np.asarray(self.b)))
-        return np.asarray(size), np.asarray(per_token / size**cost.m)
+        with np.errstate(all="ignore"):
+            ratio = self.a * self.A / (cost.m * self.b * np.asarray(self.B))
+            size = (ratio * per_token**self.b) ** (1 / (self.a + cost.m * np.asarray(self.b)))
+            return np.asarray(size), np.asarray(per_token / size**cost.m)
 
 
 def fit(

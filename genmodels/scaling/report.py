@@ -62,7 +62,8 @@ def summary(analysis: Analysis) -> list[str]:
     lines = [_lead(analysis), *table.notes, f"L(N, D) = E + A / N^a + B / D^b: {constants}"]
     lines.append(f"scatter of the runs around it: {analysis.residuals.std():.2%}; C = {cost.k:.4g} N^{cost.m:.3g} D")
     for name, (n, d) in analysis.exponents().items():
-        lines.append(f"approach {APPROACHES[name]}: N* = C^{n}, D* = C^{d}")
+        found = "no law, too few budgets have a minimum" if n.value is None else f"N* = C^{n}, D* = C^{d}"
+        lines.append(f"approach {APPROACHES[name]}: {found}")
     lines += [f"left out: the budget of {m.budget:.3g} FLOPs: {m.left_out}" for m in analysis.minima if m.left_out]
     for p in analysis.predictions:
         what = "best run" if p.optimal else "run"
