@@ -186,10 +186,19 @@ def analyse(table: Table, requests: list[Request] | None = None, samples: int = 
         requests: runs to predict.
         samples: number of bootstrap samples.
         seed: seed of all random draws.
+
+    Raises:
+        ValueError: if the runs determine no law, or the best run for a budget is requested and the
+            law has none.
     """
     n, d, loss = table.parameters, table.tokens, table.loss
     law = fit(n, d, loss)
     residuals = np.log(loss / law.loss(n, d))
+    if not np.isfinite(residuals).all():
+        raise ValueError(
+            f"these {len(table)} runs determine no law, since their losses hardly depend on parameters and tokens: "
+            "add runs of other sizes and budgets"
+        )
     laws = bootstrap(law, n, d, loss, samples, seed)
     losses = replicates(loss, residuals, samples, seed)
     by_minimum, found = minima(table, losses)
@@ -205,6 +214,11 @@ def _predict(request: Request, table: Table, law: Law, laws: Law, scatter: np.nd
     if request.flops is not None:
         size, tokens = (float(x) for x in law.optimum(request.flops, table.cost))
         flops = request.flops
+        if not np.isfinite([size, tokens]).all():
+            raise ValueError(
+                f"--predict {request.name}: these runs determine no best size for {flops:.3g} FLOPs: add runs of other "
+                "sizes and budgets, or give the parameters and tokens of the run"
+            )
     else:
         assert request.parameters is not None and request.tokens is not None
         size, tokens = request.parameters, request.tokens
