@@ -48,6 +48,8 @@ ABILITIES = (
     ),
     Ability("bits_per_dim", ("bits_per_dim", "likelihood_kind"), "compute the likelihood of images", "evaluate"),
     Ability("bits_per_token", ("bits_per_token",), "compute the likelihood of codes", "evaluate"),
+    Ability("log_probability", ("log_probability",), "compute the probability of what they sample"),
+    Ability("denoising_losses", ("denoising_losses",), "compute the loss of each image under given noise"),
     Ability("denoising_error", ("denoising_error",), "compute the error of removing noise", "scaling"),
     Ability("embed", ("embed_images", "embed_texts"), "embed images and sentences in one space", "retrieve"),
     Ability("tokenize", ("tokenize", "tokenizer"), "convert sentences to tokens"),

@@ -151,6 +151,11 @@ class Autoregressive(Prior):
         logits = self.decoder(tokens, embedded).float()  # (N, T, S, V)
         return F.cross_entropy(logits.flatten(0, 2), tokens.flatten(), reduction="none").view_as(tokens)
 
+    def log_probability(self, images: Tensor, condition: Condition) -> Tensor:
+        """Compute log p of images (N, 3, H, W), rounded to `levels` levels, or of codes (N, *codes),
+        given a condition of N rows: nats, (N,)."""
+        return -self.nats(self.alphabet.tokenize(images), condition).sum((1, 2))
+
     def bits_per_dim(self, images: Tensor, noise: Noise) -> Tensor:
         """Compute exact bits per dimension of images, rounded to `levels` levels, unconditionally.
 

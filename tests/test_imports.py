@@ -26,7 +26,7 @@ LAYERS: tuple[set[str], ...] = (
     {"image_files", "array_files", "saving", "shipped", "watermark"},
     {"conditions"},
     {"types", "abilities", "weights", "hub", "hashing", "pictures", "modes", "distributed"},
-    {"card", "inpainting", "token_sampling", "usage", "stopping", "candidates", "text"},
+    {"card", "inpainting", "token_sampling", "usage", "stopping", "candidates", "text", "prompt_filter"},
     {"nn", "safety"},
     {"base"},
     {"prior", "autoencoder", "adversarial", "pretrained", "sampling", "data", "pruning"},
@@ -37,14 +37,26 @@ LAYERS: tuple[set[str], ...] = (
     {"latent"},
     {"exchange", "evaluation"},
     {"training"},
-    {"scaling"},
+    {"scaling", "alignment"},
     {"demo", "app"},
     {"cli"},
 )
-LOADS_BY_NAME = {"codecs", "latent", "diffusion", "evaluation", "exchange", "scaling"}
+LOADS_BY_NAME = {"codecs", "latent", "diffusion", "evaluation", "exchange", "scaling", "alignment"}
 """Modules that load a model of any family (codec, prior, guide, extractor, CLIP) through the package itself."""
 UNRESTRICTED = {"__init__", "__main__"}
-SHARED = ["training", "sampling", "evaluation", "scaling", "cli", "app", "codecs", "data", "directions", "variations"]
+SHARED = [
+    "training",
+    "sampling",
+    "evaluation",
+    "scaling",
+    "alignment",
+    "cli",
+    "app",
+    "codecs",
+    "data",
+    "directions",
+    "variations",
+]
 """Modules that serve every family alike."""
 LONGEST = 330
 

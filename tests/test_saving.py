@@ -126,7 +126,7 @@ def test_whole_numbers_with_a_point_are_integers_in_every_recipe(name: str, kind
     read = from_yaml(kind, name, _written(file, floats))
     assert read == expected and yaml.safe_load(to_yaml(read, name)) == settings  # 8 and not 8.0
     typed = [place for place, _ in places if not _is_number(expected, place)]
-    assert len(typed) >= 12
+    assert len(typed) >= (12 if kind.records_model else 11)
     for place in typed:
         with pytest.raises(
             ValueError, match=f"{next(n for n in reversed(place) if isinstance(n, str))}: expected a whole"

@@ -14,12 +14,12 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from genmodels.cli.arguments import check_free, chosen_options, load
 from genmodels.cli.real_images import EvaluationFlags, RealImages, real_images, say_notes
-from genmodels.cli.run_folder import read_subject
+from genmodels.cli.run_folder import read_subject, read_trained
 from genmodels.usage import UsageError, console, say
 from genmodels.writing import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from genmodels.evaluation.extractors import Extractor
     from genmodels.evaluation.images import Images
@@ -248,16 +248,29 @@ def _measure(
         return replace(result, subject=replace(result.subject, name=run))
     model = load(run)
     chosen = chosen_options(model, options)
+    networks, subject = extractors(), read_subject(run, model.family)
+    notes = subject.notes + chosen_by(run, networks)
     return evaluate_model(
         model,
         real.of_size(model.config.size),
-        extractors(),
+        networks,
         n=settings.n or FULL_N,
         seed=settings.seed,
         batch_size=settings.batch_size,
         options=chosen,
         best_of=settings.best_of,
-        subject=read_subject(run, model.family),
+        subject=replace(subject, notes=notes),
+    )
+
+
+def chosen_by(run: str, extractors: Sequence[Extractor]) -> tuple[str, ...]:
+    """Return a note for each extractor that chose the preference pairs of a run (genmodels prefer)."""
+    judges = read_trained(run).judges
+    return tuple(
+        f"{extractor.name} chose the preference pairs that the model was trained on: its scores do not judge it "
+        "independently"
+        for extractor in extractors
+        if extractor.weights in judges
     )
 
 

@@ -27,6 +27,9 @@ class Trained:
     ema: float = 0.0
     codec_minutes: float = 0.0
     text_minutes: float = 0.0
+    parent_minutes: float = 0.0
+    judges: tuple[str, ...] = ()
+    """Hashes of the weights of networks that chose its preference pairs (genmodels prefer)."""
 
 
 def read_recipe(run: str) -> dict[str, Any]:
@@ -72,5 +75,5 @@ def read_subject(run: str, family: str) -> Subject:
     weights = "" if not read_recipe(run) else "EMA" if recipe.ema else "raw"
     training = {name: last[key] for name, key in (("images", "images"), ("steps", "step")) if key in last}
     if "elapsed" in last:
-        training["minutes"] = last["elapsed"] / 60 + recipe.codec_minutes + recipe.text_minutes
+        training["minutes"] = last["elapsed"] / 60 + recipe.codec_minutes + recipe.text_minutes + recipe.parent_minutes
     return Subject(run, family, weights, training=training)

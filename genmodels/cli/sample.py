@@ -42,6 +42,7 @@ def sample(
     data: str | None = None,
     root: Path | None = None,
     extractor: str = "faces",
+    prompt_filter: Path | None = None,
     shown: OmitArgPrefixes[ShownFlags] = SHOWN,
     force: bool = False,
 ) -> None:
@@ -68,6 +69,8 @@ def sample(
             default, what the run was trained on.
         root: where the files of the data set are. By default, that of the run.
         extractor: extractor whose features candidates are compared by, as for evaluate.
+        prompt_filter: refuse prompts by a text file with a word or phrase on each line, or by the
+            folder of a sequence classifier of transformers, whose class 0 is allowed.
         shown: how images are checked and marked.
         force: overwrite an existing file.
     """
@@ -94,6 +97,10 @@ def sample(
         check_free(target, force)
     chosen = chosen_options(model, options)
     rows = [condition] if prompts is None else [replace(condition, prompt=text) for text in read_lines(prompts)]
+    if prompt_filter is not None:
+        from genmodels.prompt_filter import check_prompts
+
+        check_prompts([row.prompt for row in rows if row.prompt is not None], prompt_filter)
     conditions = [row.of(model, count) for row in rows]
     columns = None if prompts is None else count
     mark = shown.mark(model, None if as_folder else target, count * len(rows), columns)

@@ -42,6 +42,8 @@ class Origin:
     data: str
     root: Path | None = None
     crop: str | None = None
+    fingerprint: str | None = None
+    """Fingerprint of that data set, if these data are not the data set but were made from it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,6 +72,8 @@ class Diffusion(Prior, ABC):
     def can(self, name: str) -> bool:
         if name == "interpolate_prompts" and not self.can("tokenize"):
             return False
+        if name == "denoising_losses" and self.process.jumps:  # its weights depend on the error itself
+            return False
         return super().can(name) and (name != "bits_per_dim" or not self.over_latents)
 
     @property
@@ -120,20 +122,42 @@ class Diffusion(Prior, ABC):
             predict: the network, with the signature of the method.
             region: bool (H, W), where the error counts; None: everywhere.
         """
-        c = self.config
-        x_0 = self.as_map(batch.images.float())
         condition = batch.condition
         if self.condition is not None:
-            condition = drop_condition(condition, batch.noise, c.condition)
-        t = self.process.draw(batch.noise.uniform()).view(-1, 1, 1, 1)
-        eps = batch.noise.normal(*x_0.shape[1:])
+            condition = drop_condition(condition, batch.noise, self.config.condition)
+        error, weight, bound = self._errors(batch.images, condition, batch.noise, predict)
+        error = error.mean((1, 2, 3)) if region is None else error[:, :, region].mean((1, 2))  # (N,)
+        loss, metrics = (weight * error).mean(), {"mse": error.detach().mean()}
+        return (loss, metrics) if bound is None else (loss + bound, metrics | {"bound": bound.detach()})
+
+    def denoising_losses(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
+        """Compute the weighted loss of each image at a time and under noise of its stream: (N,).
+
+        No condition is dropped. The bound of a learned variance is not a part of it.
+
+        Args:
+            images: (N, *latents) or (N, 3, H, W).
+            condition: N rows.
+            noise: N streams. Equal seeds give equal times and equal noise.
+        """
+        error, weight, _ = self._errors(images, condition, noise, self.predict)
+        return weight * error.mean((1, 2, 3))
+
+    def _errors(
+        self, images: Tensor, condition: Condition, noise: Noise, predict: Predict
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Squared errors (N, C, H, W), the weights (N,) of the images, and the mean bound of a learned
+        variance, if there is one."""
+        x_0 = self.as_map(images.float())
+        t = self.process.draw(noise.uniform()).view(-1, 1, 1, 1)
+        eps = noise.normal(*x_0.shape[1:])
         embedded, bound = self.embed(condition, len(x_0), x_0.device), None
         if isinstance(self.process, MeanFlow):
 
             def velocity(x: Tensor, t: Tensor, r: Tensor | None, rows: slice) -> Tensor:
                 return self.output(x, t, None if embedded is None else embedded[rows], r, predict)[0]
 
-            error, weight = mean_velocity_error(self.process, velocity, x_0, eps, t, batch.noise)
+            error, weight = mean_velocity_error(self.process, velocity, x_0, eps, t, noise)
         else:
             x_t = self.process.noisy(x_0, eps, t)
             prediction, fraction = self.output(x_t, t, embedded, predict=predict)
@@ -143,9 +167,7 @@ class Diffusion(Prior, ABC):
                 assert isinstance(self.process, DDPM)
                 estimate = self.process.x0(prediction, x_t, t)
                 bound = variance_bound(self.process, fraction, estimate, x_0, t).mean()
-        error = error.mean((1, 2, 3)) if region is None else error[:, :, region].mean((1, 2))  # (N,)
-        loss, metrics = (weight * error).mean(), {"mse": error.detach().mean()}
-        return (loss, metrics) if bound is None else (loss + bound, metrics | {"bound": bound.detach()})
+        return error, weight, bound
 
     # ---- denoising ----
 

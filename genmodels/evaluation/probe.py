@@ -40,8 +40,7 @@ def predictions(train: np.ndarray, classes: np.ndarray, *others: np.ndarray) -> 
     Returns:
         integers (N,) for each of `others`.
     """
-    ridge = RidgeClassifier(alpha=SHRINKAGE * len(classes), class_weight="balanced", solver="cholesky")
-    ridge.fit(train, classes)
+    ridge = _ridge(train, classes)
     kinds = len(ridge.classes_)
 
     def outputs(features: np.ndarray) -> np.ndarray:
@@ -51,6 +50,32 @@ def predictions(train: np.ndarray, classes: np.ndarray, *others: np.ndarray) -> 
     discriminant = LinearDiscriminantAnalysis("lsqr", priors=np.full(kinds, 1 / kinds))
     discriminant.fit(outputs(train), classes)
     return [discriminant.predict(outputs(features)) for features in others]
+
+
+class Probe:
+    """A linear classifier of two classes, which also says how certain it is.
+
+    It is the ridge regression of `predictions`. Its output is positive where +1 is predicted.
+
+    Args:
+        train: features (M, D), as they are.
+        classes: -1 or +1, (M,), both at least once.
+    """
+
+    def __init__(self, train: np.ndarray, classes: np.ndarray):
+        self._scaler = StandardScaler().fit(train)
+        self._ridge = _ridge(self._scaler.transform(train), classes)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """(N, D) -> (N,)."""
+        output: np.ndarray = self._ridge.decision_function(self._scaler.transform(features))
+        return output
+
+
+def _ridge(train: np.ndarray, classes: np.ndarray) -> RidgeClassifier:
+    """Fit ridge regression to +1 for an image's class and -1 for all others, all of the same weight."""
+    ridge = RidgeClassifier(alpha=SHRINKAGE * len(classes), class_weight="balanced", solver="cholesky")
+    return ridge.fit(train, classes)
 
 
 def accuracies(predicted: np.ndarray, truth: np.ndarray, classes: Iterable[int]) -> dict[int, float]:

@@ -57,6 +57,8 @@ def actual_settings(model: Model, recipe: Recipe) -> dict[str, Any]:
     They are its config and, if it was combined with a codec in Python, a codec called "in-memory".
     Such a file is then refused by --config without --codec, and does not train a model of pixels.
     """
+    if not recipe.records_model:
+        return {}
     settings: dict[str, Any] = {"model": to_dict(model.trained.config)}
     if model.trained is not model and getattr(recipe, "codec", None) is None:
         settings["codec"] = IN_MEMORY

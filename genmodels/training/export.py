@@ -64,6 +64,7 @@ def training_card(
     rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items() if value is not None)
     crop = f", crop {data.crop}" if data.crop else ""
     parts = {"codec": getattr(recipe, "codec_minutes", 0.0), "text encoder": getattr(recipe, "text_minutes", 0.0)}
+    parts["parent"] = getattr(recipe, "parent_minutes", 0.0)
     others = [f"{in_words(60 * minutes)} of its {part}" for part, minutes in parts.items() if minutes]
     after = f" (and {' and '.join(others)})" if others else ""
     parameters = sum(p.numel() for p in model.parameters())

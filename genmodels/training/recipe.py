@@ -29,6 +29,9 @@ class Recipe:
     size_defaults: ClassVar[Mapping[int, Mapping[str, Any]]] = {}
     """Defaults that differ from a size of the images on, in pixels. Those of the largest size that
     is reached apply, if the model is not over a codec."""
+    records_model: ClassVar[bool] = True
+    """Whether config.yaml records the config of the model. Recipes that train a saved model further
+    record its folder instead."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Flags of the model that --help shows in addition to those of `genmodels.training.flags`."""
 

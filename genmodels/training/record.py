@@ -42,7 +42,8 @@ def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
     if recipe.data not in SOURCES and Path(recipe.data).exists():
         paths["data"] = str(Path(recipe.data).absolute())
     recipe = replace(recipe, **paths)
-    text = to_yaml(recipe, recipe.name, fingerprint=data.fingerprint, **actual_settings(model, recipe))
+    fingerprint = (data.origin and data.origin.fingerprint) or data.fingerprint
+    text = to_yaml(recipe, recipe.name, fingerprint=fingerprint, **actual_settings(model, recipe))
     if not recipe.resume:
         put_aside(recipe.output, text)
     write_text(recipe.output / "config.yaml", text)

@@ -1,0 +1,1 @@
+"""Alignment: training a saved model further towards what is preferred."""
