@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from genmodels.gan import GAN, GANConfig
     from genmodels.kl import KL, KLConfig
     from genmodels.latent import Latent
+    from genmodels.llava import LLaVA, LLaVAConfig
+    from genmodels.lm import LM, LMConfig
     from genmodels.tiny import Tiny, TinyConfig
     from genmodels.training.fit import fit
     from genmodels.training.optim import OptimConfig
@@ -49,6 +51,8 @@ FAMILIES = {
     "unet": "genmodels.diffusion.unet:UNet",
     "dit": "genmodels.dit:DiT",
     "clip": "genmodels.clip:CLIP",
+    "lm": "genmodels.lm:LM",
+    "llava": "genmodels.llava:LLaVA",
     "latent": "genmodels.latent:Latent",
 }
 """Families of this package: name in commands and config.json, and import path "module:Class"."""
@@ -74,6 +78,10 @@ EXPORTS = {
     "Generator": "genmodels.base",
     "KL": "genmodels.kl",
     "KLConfig": "genmodels.kl",
+    "LLaVA": "genmodels.llava",
+    "LLaVAConfig": "genmodels.llava",
+    "LM": "genmodels.lm",
+    "LMConfig": "genmodels.lm",
     "Latent": "genmodels.latent",
     "Model": "genmodels.base",
     "Noise": "genmodels.types",
@@ -103,6 +111,7 @@ __all__ = [
     "FAMILIES",
     "GAN",
     "KL",
+    "LM",
     "VAE",
     "VQVAE",
     "AEConfig",
@@ -117,6 +126,9 @@ __all__ = [
     "GANConfig",
     "Generator",
     "KLConfig",
+    "LLaVA",
+    "LLaVAConfig",
+    "LMConfig",
     "Latent",
     "Model",
     "Noise",

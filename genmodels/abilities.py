@@ -53,6 +53,9 @@ ABILITIES = (
     Ability("denoising_error", ("denoising_error",), "compute the error of removing noise", "scaling"),
     Ability("embed", ("embed_images", "embed_texts"), "embed images and sentences in one space", "retrieve"),
     Ability("tokenize", ("tokenize", "tokenizer"), "convert sentences to tokens"),
+    Ability("converse", ("read_conversations",), "learn from conversations"),
+    Ability("complete", ("complete",), "continue sentences"),
+    Ability("answer", ("answer", "stream"), "answer questions about images", "ask"),
     Ability("measure", ("measure",), "report metrics of their own on held-out images", "evaluate"),
 )
 """Every ability. A new one is a row here, a method of the models that have it, and a command."""

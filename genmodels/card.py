@@ -34,6 +34,15 @@ The model only knows what the captions of its training say. A sentence with othe
 vector, and images that are closest to it, which mean nothing. Similarities are comparable for one
 sentence (which image?) or one image (which sentence?), and not in absolute terms."""
 """What the card of a model that embeds images and sentences says about its use."""
+ANSWERING = """\
+`genmodels ask PATH FACE.jpg "Is this person smiling?"` prints an answer, and
+`genmodels describe PATH IMAGES --out captions.csv` describes all images of a folder.
+
+The model only knows what the questions and answers of its training say. It also answers other
+questions, and images of other things, and these answers mean nothing. An answer that sounds certain
+can be wrong: `genmodels evaluate PATH` measures how often, for each attribute. Do not use it to
+decide anything about a person."""
+"""What the card of a model that answers questions says about its use."""
 NO_LICENCE = "other"
 """Licence of a model whose training data is not known."""
 
@@ -53,6 +62,8 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
     embeds, prompted = (model.can(name) and model.can("tokenize") for name in ("embed", "sample"))
     task = "unconditional-image-generation" if samples else "zero-shot-image-classification" if embeds else None
     task = "text-to-image" if prompted else task
+    answers, completes = model.can("answer"), model.can("complete")
+    task = "visual-question-answering" if answers else "text-generation" if completes else task
     front = ModelCardData(
         library_name="genmodels",
         pipeline_tag=task,
@@ -73,7 +84,14 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
             'texts = model.embed_texts(model.tokenize(["a smiling woman with glasses", "a man with a beard"]))',
             "similarity = images @ texts.T  # (4, 2), cosines",
         ]
-    imports = ["import torch"] if embeds else []
+    if answers:
+        use += [
+            "pixels = torch.zeros(2, 3, model.config.size, model.config.size)  # your images, in [-1, 1]",
+            'answers = model.answer(pixels, ["Is this person smiling?", "Describe this person."])',
+        ]
+    if completes:
+        use += ['sentences = model.complete(["This person is", "She has"])']
+    imports = ["import torch"] if embeds or answers else []
     code = "\n".join([*imports, "from genmodels import load", "", 'model = load("PATH_OR_HUB_ID")', *use])
     parameters = sum(p.numel() for p in model.parameters())
     parts = [
@@ -83,6 +101,7 @@ def model_card(model: Any, licence: str = NO_LICENCE, picture: str = "", trainin
         training or f"{parameters:,} parameters.",
         f"## Use\n\n```python\n{code}\n```",
         EMBEDDING if embeds else "",
+        ANSWERING if answers else "",
         LIMITS.format(length=model.tokenizer.length - 2) if prompted else "",
         CHECKED if samples and model.safety_checker is not None else "",
         f"## Classes\n\n{conditions.classes:,} classes: {listed}." if (listed := conditions.list_classes()) else "",

@@ -21,7 +21,7 @@ from genmodels.conditions import ConditionConfig, Text
 from genmodels.data.captions import parse
 from genmodels.distributed import all_gather_rows, first_row, gather_with_gradients
 from genmodels.nn.contrastive import fitting, sigmoid_loss, softmax_loss
-from genmodels.nn.image_encoder import ConvConfig, ViT, ViTConfig, conv_encoder
+from genmodels.nn.image_encoder import ConvConfig, ConvEncoder, ViT, ViTConfig, conv_encoder
 from genmodels.nn.text_encoder import TextEncoder, TextEncoderConfig
 from genmodels.saving import Derived
 from genmodels.text import TOKENIZER, Tokenizer, shipped
@@ -86,6 +86,13 @@ class CLIPConfig:
         return ("vit",) if self.image == "conv" else ("conv",)
 
 
+def build_image_encoder(config: CLIPConfig) -> ConvEncoder | ViT:
+    """Build the image encoder of a CLIP: images (N, 3, H, W) in [-1, 1] -> (N, D)."""
+    if config.image == "conv":
+        return conv_encoder(config.conv, config.size, config.width)
+    return ViT(config.vit, config.size, config.width)
+
+
 class CLIP(Model):
     """Image encoder and text encoder with one space of embeddings.
 
@@ -114,11 +121,7 @@ class CLIP(Model):
         self._tokenizer = tokenizer
         if given is not None:
             given.check(config.tokenizer, "the tokenizer")
-        self.image_encoder = (
-            conv_encoder(config.conv, config.size, config.width)
-            if config.image == "conv"
-            else ViT(config.vit, config.size, config.width)
-        )
+        self.image_encoder = build_image_encoder(config)
         width = config.text.transformer.width
         self.text_encoder = TextEncoder(config.text)
         self.text_projection = nn.Linear(width, config.width, bias=False)

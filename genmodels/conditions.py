@@ -25,14 +25,17 @@ class Text:
     Attributes:
         ids: (N, L) int64.
         mask: (N, L) bool, True where a token is real and False where it is padding.
+        learned: (N, L) bool, True at the tokens that a language model learns to predict, such as
+            those of answers. None: the sentences are conditions.
     """
 
     ids: Tensor
     mask: Tensor
+    learned: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Text:
         """Apply `function` to each tensor."""
-        return Text(function(self.ids), function(self.mask))
+        return Text(function(self.ids), function(self.mask), None if self.learned is None else function(self.learned))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ FORMAT = 2
 """Version of config.json. A folder of another version is refused."""
 MODEL_FILES = ("model.safetensors", "config.json")
 """Files of a saved model. A folder with a config.json is complete, so the weights come first."""
+FOREIGN = ("clip", "llama", "llava")
+"""Kinds of models of transformers that are imported, as their config.json names them."""
 HALVED = 1024
 """Smallest tensor that `halve` stores in half precision, in numbers."""
 LARGEST = 2**63 - 1
@@ -132,12 +134,13 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def is_foreign(folder: Path) -> bool:
     """Return whether a folder holds a model of another library that has a counterpart here: a
-    pipeline of diffusers, or a CLIPModel of transformers."""
+    pipeline of diffusers, or a CLIPModel, LlamaForCausalLM or LlavaForConditionalGeneration of
+    transformers."""
     if (folder / "model_index.json").is_file():
         return True
     file = folder / "config.json"
     settings = read_json(file) if file.is_file() else None
-    return isinstance(settings, dict) and settings.get("model_type") == "clip"
+    return isinstance(settings, dict) and settings.get("model_type") in FOREIGN
 
 
 def to_dict(value: Any) -> Any:

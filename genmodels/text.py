@@ -126,14 +126,15 @@ class Tokenizer:
     def hash(self) -> str:
         """16 hex digits that identify the tokens, their merges, the context, and how texts are
         normalised. They do not depend on the version of the library."""
-        model = parse_json(self._backend.to_str())["model"]
-        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])]
-        content = [sorted(self._backend.get_vocab().items()), merges, self.length, self._backend.encode(_PROBE).tokens]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        return content_hash(self._backend, self.length)
+
+    def to_json(self) -> str:
+        """Return the content of tokenizer.json."""
+        return str(self._backend.to_str(pretty=False))
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json into a folder, atomically."""
-        write_text(folder / TOKENIZER, self._backend.to_str(pretty=False) + "\n")
+        write_text(folder / TOKENIZER, self.to_json() + "\n")
 
     @classmethod
     def beside_weights(cls, folder: Path, expected: str) -> Tokenizer:
@@ -182,6 +183,15 @@ class Tokenizer:
             raise
         except Exception as error:  # the library raises Exception itself
             raise ValueError(f"{file} is not a tokenizer with CLIP's conventions: {in_one_line(error)}") from None
+
+
+def content_hash(backend: tokenizers.Tokenizer, *more: int) -> str:
+    """Return 16 hex digits that identify what a tokenizer does, and `more` numbers. They do not
+    depend on the version of the library."""
+    model = parse_json(backend.to_str())["model"]
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model.get("merges", [])]
+    content = [sorted(backend.get_vocab().items()), merges, *more, backend.encode(_PROBE).tokens]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _id(backend: tokenizers.Tokenizer, token: str) -> int:

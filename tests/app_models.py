@@ -12,6 +12,9 @@ from clip_pairs import clip
 from genmodels.conditions import ConditionConfig
 from genmodels.data import open_data
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.llava import LLaVA, LLaVAConfig
+from genmodels.lm import LM, LMConfig
+from genmodels.nn.transformer import TransformerConfig
 from genmodels.text_conditions import TextSource, conditioned_on_text
 from genmodels.vae import VAE, VAEConfig
 
@@ -25,7 +28,8 @@ def unet(condition: ConditionConfig = CONDITION) -> UNetConfig:
 
 
 def save_models(folder: Path) -> dict[str, Path]:
-    """Write a VAE, a U-Net with attributes and classes, a U-Net with text, and the CLIP of its text.
+    """Write a VAE, a U-Net with attributes and classes, a U-Net with text, the CLIP of its text, and a LLaVA
+    with the images of that CLIP.
 
     All record toyfaces as their data. Returns their folders by name.
     """
@@ -35,7 +39,10 @@ def save_models(folder: Path) -> dict[str, Path]:
     text.use_text_encoder(source)
     vae = VAE(VAEConfig(size=SIZE, latent_dim=8))
     fingerprint = open_data("toyfaces", size=SIZE).fingerprint
-    made = {"vae": vae, "unet": UNet(unet()), "text": text, "clip": words}
+    with torch.random.fork_rng():  # the weights of the others stay the same
+        language = LM(LMConfig(transformer=TransformerConfig(width=16, depth=1, heads=2)))
+        asked = LLaVA.of(words, language, LLaVAConfig(train="all"))
+    made = {"vae": vae, "unet": UNet(unet()), "text": text, "clip": words, "llava": asked}
     for name, model in made.items():
         for tensor in (
             each for each in model.parameters() if each.requires_grad

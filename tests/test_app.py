@@ -241,6 +241,17 @@ def test_what_a_model_cannot_do_is_refused(served: dict[str, Served]) -> None:
     assert main(["variations", served["clip"].name, "face.png"]) == 1
 
 
+def test_an_answer_is_that_of_the_command(served: dict[str, Served], tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawing().save("my face.png")
+    result = work.ask(served["llava"], uploads.uploaded("my face.png", SIZE), "Is this person smiling?")
+    words = shlex.split(result.command)
+    assert main(words[1:]) == 0 and words[1] == "ask"
+    assert capsys.readouterr().out.strip() == result.text.strip()
+    with pytest.raises(ValueError, match="the question is empty"):
+        work.ask(served["llava"], uploads.uploaded("my face.png", SIZE), "")
+
+
 def test_jobs_are_cancelled_by_session(served: dict[str, Served]) -> None:
     model = served["unet"].model
     blocks: list[int] = []

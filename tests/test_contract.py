@@ -22,6 +22,7 @@ from genmodels import sampling
 from genmodels.abilities import ABILITIES
 from genmodels.base import Generator
 from genmodels.conditions import Condition
+from genmodels.data.conversations import IMAGE, Turn
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.realism import most_realistic
@@ -96,6 +97,10 @@ SMALL["clip"] = dict(
 SMALL["clip:vit"] = SMALL["clip"] | dict(
     image="vit", loss="sigmoid", conv={}, vit=dict(transformer=SMALL["clip"]["text"]["transformer"])
 )
+SMALL["lm"] = dict(transformer=TRANSFORMER)
+SMALL["lm:untied"] = dict(transformer=TRANSFORMER | dict(kv_heads=1), tied=False)
+SMALL["llava"] = dict(size=SIZE, clip=SMALL["clip"], lm=SMALL["lm"], train="all")
+SMALL["llava:vit"] = SMALL["llava"] | dict(clip=SMALL["clip:vit"])
 """Configurations that train in a second: one or more of each family."""
 
 
@@ -120,6 +125,9 @@ def batch(model: Any, n: int = 8, seed: int = 0, progress: float = 1.0) -> Batch
     condition = Condition()
     if model.can("tokenize"):
         condition = Condition(text=model.tokenize([f"a photo of {'no ' * i}face" for i in range(n)]))
+    if model.can("converse"):
+        turns = [(Turn(f"{IMAGE}\nIs this {'not ' * i}a face?", "Yes." if i % 2 else "No."),) for i in range(n)]
+        condition = Condition(text=model.read_conversations(turns))
     return Batch(images, Noise.for_images(seed, range(n)), condition, step=3, progress=progress)
 
 
@@ -274,9 +282,10 @@ def test_the_loss_is_a_mean_over_images(family):
     for turn in model.turns:
         halves = []
         for rows in (slice(0, 4), slice(4, 8)):
-            half = Batch(whole.images[rows], Noise(whole.noise.seeds[rows]), Condition(), whole.step, whole.progress)
+            noise = Noise(whole.noise.seeds[rows])
+            half = Batch(whole.images[rows], noise, whole.condition[rows], whole.step, whole.progress)
             halves.append(model(half, turn)[0])
-        fresh = Batch(whole.images, Noise(whole.noise.seeds), Condition(), whole.step, whole.progress)
+        fresh = Batch(whole.images, Noise(whole.noise.seeds), whole.condition, whole.step, whole.progress)
         torch.testing.assert_close(sum(halves) / 2, model(fresh, turn)[0], rtol=1e-5, atol=1e-6)
 
 
@@ -422,6 +431,10 @@ ABLE: dict[str, set[str]] = {
     "latent:dit": {"prior", "reconstruct"} | WALKS,
     "clip": {"embed", "tokenize", "measure"},
     "clip:vit": {"embed", "tokenize", "measure"},
+    "lm": {"converse", "complete", "measure"},
+    "lm:untied": {"converse", "complete", "measure"},
+    "llava": {"converse", "answer", "measure"},
+    "llava:vit": {"converse", "answer", "measure"},
 }
 """What each family can do besides sampling: the tests below must not pass because a model claims too little."""
 ABLE["kl:discriminator"], ABLE["tiny:discriminator"] = ABLE["kl"], ABLE["tiny"]

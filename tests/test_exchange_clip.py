@@ -18,7 +18,8 @@ from PIL import Image
 
 import genmodels
 from genmodels.cli import main
-from genmodels.exchange.clip import check_supported, export_to_transformers, to_transformers
+from genmodels.exchange.clip import check_supported, to_transformers
+from genmodels.exchange.transformers import export_to_transformers
 from genmodels.nn.text_encoder import TextEncoderConfig
 from genmodels.pictures import to_uint8
 

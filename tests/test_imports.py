@@ -30,18 +30,18 @@ LAYERS: tuple[set[str], ...] = (
     {"nn", "safety"},
     {"base"},
     {"prior", "autoencoder", "adversarial", "pretrained", "sampling", "data", "pruning"},
-    {"codecs", "directions", "text_conditions"},
+    {"codecs", "directions", "text_conditions", "chat"},
     {"variations"},
-    {"ae", "vae", "vqvae", "kl", "gan_config", "autoregressive", "diffusion", "clip"},
-    {"gan", "dit", "tiny"},
-    {"latent"},
+    {"ae", "vae", "vqvae", "kl", "gan_config", "autoregressive", "diffusion", "clip", "lm"},
+    {"gan", "dit", "tiny", "llava"},
+    {"latent", "llava_parts"},
     {"exchange", "evaluation"},
     {"training"},
     {"scaling", "alignment"},
     {"demo", "app"},
     {"cli"},
 )
-LOADS_BY_NAME = {"codecs", "latent", "diffusion", "evaluation", "exchange", "scaling", "alignment"}
+LOADS_BY_NAME = {"codecs", "latent", "llava_parts", "diffusion", "evaluation", "exchange", "scaling", "alignment"}
 """Modules that load a model of any family (codec, prior, guide, extractor, CLIP) through the package itself."""
 UNRESTRICTED = {"__init__", "__main__"}
 SHARED = [

@@ -54,7 +54,7 @@ def result_parts(title: str, *kinds: str) -> Parts:
     if "rows" in kinds:
         parts["rows"] = gr.Image(**shown, buttons=["download", "fullscreen"], elem_classes="small")
     if "text" in kinds:
-        parts["text"] = gr.Textbox(label="Captions", lines=8)
+        parts["text"] = gr.Textbox(label="Result", lines=8)
     # Not disabled, which would keep the keyboard out. The button of gr.Textbox takes its label.
     parts["command"] = gr.Textbox(label="The same on the command line", lines=2)
     with gr.Row():

@@ -267,6 +267,19 @@ def retrieve(served: Served) -> None:
     )
 
 
+def ask(served: Served) -> None:
+    """Draw the tab of questions about an image."""
+    _tab(
+        served,
+        "Ask",
+        "The answer to a question about an image. It can be wrong, however certain it sounds.",
+        lambda: picture_parts(served) | {"question": gr.Textbox("Is this person smiling?", label="Question")},
+        lambda v: work.ask(served, picture_of(served, v), v["question"] or ""),
+        "gallery",
+        "text",
+    )
+
+
 def tabs(served: Served) -> None:
     """Draw a tab for each thing that a model can do."""
     can = served.model.can
@@ -281,6 +294,7 @@ def tabs(served: Served) -> None:
         (can("latent_directions") and bool(set(DIRECTIONS) & set(served.attributes)), directions),
         (can("trajectory"), trajectory),
         (can("embed") and can("tokenize"), retrieve),
+        (can("answer"), ask),
     ]
     with gr.Tabs():
         for offered, draw in rows:

@@ -297,6 +297,14 @@ def captions(served: Served, picture: Picture, n: int) -> Result:
     return _result(served, picture.pixels[None], ["the image"], words, "", 1, [picture], False, text=lines)
 
 
+def ask(served: Served, picture: Picture, question: str) -> Result:
+    """Answer a question about a picture."""
+    pixels = pictures.to_float(picture.pixels[None], served.model.device)
+    (answer,) = served.model.answer(pixels, [question])
+    words = ["ask", served.name, picture.word, question]
+    return _result(served, picture.pixels[None], ["the image"], words, "", 1, [picture], False, text=answer)
+
+
 def _searched(served: Served) -> Reference:
     """Open the images to search, once."""
     if "searched" not in served.cache:

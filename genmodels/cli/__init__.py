@@ -16,6 +16,7 @@ from tyro.extras import SubcommandApp
 from genmodels import __version__
 from genmodels.cli import (
     app,
+    ask,
     data,
     directions,
     editing,
@@ -42,6 +43,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "variations": editing.variations,
     "traverse": directions.traverse,
     "trajectory": sample.trajectory,
+    "ask": ask.ask,
+    "describe": ask.describe,
     "retrieve": retrieval.retrieve,
     "embed": retrieval.embed,
     "evaluate": evaluation.evaluate,

@@ -49,9 +49,9 @@ def export(
         run: run or model folder, toyfaces/NAME, or an id on the Hub.
         out: new or empty folder.
         to: diffusers: for a unet, dit, kl or tiny; a standard pipeline if one fits, otherwise a custom pipeline.
-            stable-diffusion: a StableDiffusionPipeline, or an error that says why not. transformers: for a clip.
-            onnx: what needs few evaluations of the network, for onnxruntime. web: a static page that draws
-            images in the browser. space: a Space of the Hugging Face Hub with the page of `genmodels app`.
+            stable-diffusion: a StableDiffusionPipeline, or an error that says why not. transformers: for a clip,
+            lm or llava. onnx: what needs few evaluations of the network, for onnxruntime. web: a static page that
+            draws images in the browser. space: a Space of the Hugging Face Hub with the page of `genmodels app`.
         attributes: web: attributes that get a slider, such as Smiling; none: the principal directions.
         data: web: labelled images for --attributes. By default, what the run was trained on.
         root: web: where the files of the data set are. By default, that of the run.
@@ -87,8 +87,8 @@ def _write(model: Any, out: Path, to: Target, options: Mapping[str, Any], given:
         from genmodels.exchange.space import export_to_space
 
         return export_to_space(model, out, given["wheel"])
-    from genmodels.exchange.clip import export_to_transformers
     from genmodels.exchange.export import export_to_diffusers, export_to_stable_diffusion
+    from genmodels.exchange.transformers import export_to_transformers
 
     write = {
         "diffusers": export_to_diffusers,
@@ -115,13 +115,13 @@ def _attribute_directions(model: Any, run: str, given: Mapping[str, Any]) -> Dir
 
 
 def import_(folder: Positional[Path], out: Positional[Path], safety_checker: bool = True) -> None:
-    """Convert a pipeline of diffusers, or a CLIPModel of transformers, to a genmodels model.
+    """Convert a pipeline of diffusers, or a model of transformers, to a genmodels model.
 
     Every command also reads the folder itself.
 
     Args:
-        folder: folder of a DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline, StableDiffusionPipeline or
-            CLIPModel.
+        folder: folder of a DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline, StableDiffusionPipeline,
+            CLIPModel, LlamaForCausalLM or LlavaForConditionalGeneration.
         out: new or empty folder for the model.
         safety_checker: keep the safety checker of a StableDiffusionPipeline, if it has one. The model then
             shows black images in place of those that it flags.
@@ -132,7 +132,10 @@ def import_(folder: Positional[Path], out: Positional[Path], safety_checker: boo
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     if not is_foreign(folder):
-        raise ValueError(f"{folder} is not a pipeline of diffusers, since it has no model_index.json, nor a CLIPModel")
+        raise ValueError(
+            f"{folder} is neither a pipeline of diffusers, since it has no model_index.json, nor a CLIPModel, "
+            "LlamaForCausalLM or LlavaForConditionalGeneration of transformers"
+        )
     check_empty(out)
     model = import_folder(folder, safety_checker)
     model.save_pretrained(out)

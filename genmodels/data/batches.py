@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from genmodels.conditions import Condition, Text
-from genmodels.data.captions import captions
+from genmodels.data.captions import CAPTIONED, captions
+from genmodels.data.conversations import IMAGE, Conversation, Turn, from_line
 from genmodels.data.encoded import EncodedImages, read_ahead
 from genmodels.data.order import Order
 from genmodels.data.packed import Packed
+from genmodels.data.questions import conversations, shares_of
 from genmodels.data.rows import spread_rows
 from genmodels.pictures import to_float
 from genmodels.types import Batch, Noise, mix_seed, mix_seeds
 
 Tokenize = Callable[[Sequence[str]], Text]
 """Turns N captions into token ids (N, L)."""
+ReadConversations = Callable[[Sequence[Conversation]], Text]
+"""Turns N conversations into token ids (N, L)."""
+DESCRIBE = f"{IMAGE}\nDescribe this picture."
+"""Question whose answer is a caption of data without attributes and conversations."""
 
 
 _FLIPPED = 1 << 20
@@ -48,6 +55,9 @@ class BatchReader:
         tokenize: converts captions to token ids, all padded to one length. If it is given, each
             batch has one caption per image, drawn from its seed, in `condition.text`: a stored one,
             or without any, one that the grammar writes from the attributes, if it knows them.
+        converse: converts conversations to token ids. If it is given, each batch has one
+            conversation per image, drawn from its seed, in place of captions: a stored one, or one
+            that is written from the attributes, or else from a stored caption.
         attributes: names of the attributes in `condition.attributes`; None: all of the data.
 
     Raises:
@@ -68,6 +78,7 @@ class BatchReader:
         flip: bool = True,
         device: torch.device | str = "cpu",
         tokenize: Tokenize | None = None,
+        converse: ReadConversations | None = None,
         attributes: Sequence[str] | None = None,
     ):
         if batch_size < 1 or accumulate < 1 or batch_size % (world_size * accumulate):
@@ -84,6 +95,8 @@ class BatchReader:
         self.flip = flip
         self.device = torch.device(device)
         self.tokenize = tokenize
+        self.converse = converse
+        self._shares = shares_of(data.attributes, data.attribute_names) if converse is not None else {}
         self._attributes = data.attribute_columns(data.attribute_names if attributes is None else attributes)
         share = batch_size // world_size
         micro = share // accumulate
@@ -122,8 +135,12 @@ class BatchReader:
             attributes = torch.from_numpy(values).to(self.device).float()  # (n, K)
         if self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[index]).to(self.device).long()  # (n,)
-        if self.tokenize is not None and self.data.has_captions:
-            text = self.tokenize(self._captions(index, noise.seeds)).map(lambda tensor: tensor.to(self.device))
+        if self.converse is not None:
+            text = self.converse(conversations_of(self.data, index, noise.seeds, self.seed, self._shares))
+        elif self.tokenize is not None and self.data.has_captions:
+            text = self.tokenize(self._captions(index, noise.seeds))
+        if text is not None:
+            text = text.map(lambda tensor: tensor.to(self.device))
         if self.data.latents is not None:
             latents = torch.from_numpy(self.data.latents[index, flips.astype(np.int64)]).to(self.device)
         if self.data.features is not None:
@@ -137,6 +154,35 @@ class BatchReader:
             return captions(data.attributes[index], data.attribute_names, index.tolist(), seeds, self.seed)
         rows = [data.text[i] or ("",) for i in index]
         return [row[mix_seed(seed) % len(row)] for row, seed in zip(rows, seeds, strict=True)]
+
+
+def conversations_of(
+    data: Packed,
+    index: np.ndarray,
+    seeds: Sequence[int],
+    seed: int,
+    shares: Mapping[str, float],
+    split: Literal["train", "test"] = "train",
+) -> list[Conversation]:
+    """Return one conversation about each of some images: a stored one, or one that is written from
+    the attributes, or else one whose answer is a stored caption.
+
+    Args:
+        data: the images.
+        index: numbers of the images, (n,).
+        seeds: one seed per image, which chooses the conversation.
+        seed: seed of the data.
+        shares: share of each attribute, by which questions are balanced.
+        split: whose phrasings are used.
+    """
+    if data.conversations is not None:
+        stored = [data.conversations[i] for i in index]
+        return [from_line(row[mix_seed(number) % len(row)]) for row, number in zip(stored, seeds, strict=True)]
+    if not set(CAPTIONED).isdisjoint(data.attribute_names):
+        return conversations(data.attributes[index], data.attribute_names, index.tolist(), seeds, seed, shares, split)
+    assert data.text is not None
+    captioned = [data.text[i] for i in index]
+    return [(Turn(DESCRIBE, row[mix_seed(n) % len(row)]),) for row, n in zip(captioned, seeds, strict=True)]
 
 
 def image_batches(

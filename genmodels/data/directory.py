@@ -138,8 +138,9 @@ def save_columns(folder: Path, manifest: dict[str, Any], pieces: Sequence[Mappin
             write_array(folder / f"{name}.npy", (piece[name] for piece in pieces), kind, shape)
             written.append(f"{name}.npy")
     written += write_texts(folder, "names", chain.from_iterable(piece["names"] for piece in pieces), count)
-    if pieces[0].get("text") is not None:
-        written += write_captions(folder, "text", [piece["text"] for piece in pieces])
+    for name in ("text", "conversations"):
+        if pieces[0].get(name) is not None:
+            written += write_captions(folder, name, [piece[name] for piece in pieces])
     checksums = {name: file_sha256(folder / name) for name in written}
     complete = {"format": FORMAT, **manifest, "count": count, "checksums": checksums}
     _remember_checked(folder, _remembered(complete))
@@ -224,8 +225,9 @@ def _map_columns(path: Path, manifest: dict[str, Any], check: bool) -> dict[str,
         if (file := f"{name}.npy") in known:
             columns[name] = np.asarray(map_array(path / file))
             check_column(path / file, name, columns[name], limit, check)
-    if "text.bin" in known:
-        columns["text"] = map_captions(path, "text", count, check)
+    for name in ("text", "conversations"):
+        if f"{name}.bin" in known:
+            columns[name] = map_captions(path, name, count, check)
     return columns
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from PIL import Image
 
 from genmodels.data.directory import MANIFEST
-from genmodels.data.folder import CAPTIONS, CLASSES, LABELS
+from genmodels.data.folder import CAPTIONS, CLASSES, CONVERSATIONS, LABELS
 from genmodels.data.packed import SPLITS, Packed
 from genmodels.data.source import name_parts, readable
 from genmodels.writing import replacing
@@ -35,7 +35,7 @@ def export(data: Packed, out: Path, kind: Literal["jpeg", "webp"] = "jpeg", qual
     if out.exists():
         raise ValueError(f"{out} already exists: choose another name, or delete it")
     suffix = {"jpeg": ".jpg", "webp": ".webp"}[kind]
-    table, captions, labels = io.StringIO(), io.StringIO(), io.StringIO()
+    table, captions, labels, conversations = (io.StringIO() for _ in range(4))
     writer, caption_writer, label_writer = csv.writer(table), csv.writer(captions), csv.writer(labels)
     label_writer.writerow(["file", "label"])
     caption_writer.writerow(["file", "caption"])
@@ -57,8 +57,13 @@ def export(data: Packed, out: Path, kind: Literal["jpeg", "webp"] = "jpeg", qual
                 label_writer.writerow([stored, data.class_names[data.labels[i]]])
             if data.text is not None:
                 caption_writer.writerows([stored, caption] for caption in data.text[i])
+            for line in data.conversations[i] if data.conversations is not None else ():
+                record = {"id": f"{stored}-{i}", "image": stored, "conversations": json.loads(line)}
+                conversations.write(json.dumps(record, ensure_ascii=False) + "\n")
         if data.text is not None and any(data.text):
             archive.writestr(CAPTIONS, captions.getvalue(), zipfile.ZIP_DEFLATED)
+        if conversations.tell():
+            archive.writestr(CONVERSATIONS, conversations.getvalue(), zipfile.ZIP_DEFLATED)
         if data.labels is not None and (data.labels >= 0).any():
             archive.writestr(CLASSES, labels.getvalue(), zipfile.ZIP_DEFLATED)
         archive.writestr(LABELS, table.getvalue(), zipfile.ZIP_DEFLATED)

@@ -3,7 +3,8 @@
 Tables have a header, and their first column is the file (relative path or bare name). The other
 columns of attributes.csv are attributes in {-1, 0, 1}, where an empty cell means unknown, except for
 two special names: `split` (a name of SPLIT_FOLDERS) and `identity`. labels.csv has the column label,
-the name of a class. captions.csv has the column caption; a file may have several rows. Folders
+the name of a class. captions.csv has the column caption; a file may have several rows.
+conversations.jsonl has conversations about images in LLaVA's format, one JSON object per line. Folders
 called train, val and test are splits. Without labels.csv, the folders in them may be classes, as in
 torchvision's ImageFolder.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from genmodels.data.classes import classes_of_folders, number_classes
+from genmodels.data.conversations import read_conversations
 from genmodels.data.directory import MANIFEST
 from genmodels.data.source import Entry, Files, FilesReader, Source, fingerprint, readable
 from genmodels.data.tables import (
@@ -38,9 +40,10 @@ from genmodels.data.tables import (
 from genmodels.reading import parse_json
 
 LABELS, CAPTIONS, CLASSES = "attributes.csv", "captions.csv", "labels.csv"
+CONVERSATIONS = "conversations.jsonl"
 
 
-UNMATCHED = {LABELS: 0.5, CAPTIONS: 0.0, CLASSES: 0.0}
+UNMATCHED = {LABELS: 0.5, CAPTIONS: 0.0, CLASSES: 0.0, CONVERSATIONS: 0.0}
 """Largest fraction of the rows of each table that may belong to no image. A label or a caption
 without its image is usually a mistake, but tables of attributes are often those of a larger set."""
 
@@ -55,30 +58,31 @@ def folder_source(root: Path, allow_unmatched: bool = False) -> Source:
     Raises:
         FileNotFoundError: if `root` does not exist.
         ValueError: if it is empty or not an archive; if a table is malformed, or most of its rows
-            (of labels.csv and captions.csv, any) belong to no image; if a caption is empty; or if
-            the folder of a class has no image.
+            (of the other tables, any) belong to no image; if a caption is empty; if a conversation
+            is malformed; or if the folder of a class has no image.
     """
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder or .zip of images")
     files, notes = Files(root), list[str]()
     entries = sorted(files.entries(), key=lambda entry: entry.name)
     top = only_folder([entry.name for entry in entries])
-    tables = {name: _find_table(root, entries, name, notes) for name in (LABELS, CAPTIONS, CLASSES)}
+    tables = {name: _find_table(root, entries, name, notes) for name in UNMATCHED}
     manifest = next((entry for entry in entries if entry.name in (MANIFEST, top + MANIFEST)), None)
     entries = [entry for entry in entries if entry not in (*tables.values(), manifest)]
     if not entries:
         raise ValueError(f"{root} holds no images: it is empty")
     names = [entry.name for entry in entries]
     splits, identities = _splits_of(names, top, notes), np.full(len(names), -1, np.int32)
-    attributed, captions, labelled = (
+    attributed, captions, labelled, conversed = (
         None if entry is None else _Table(files, entry, names, 1.0 if allow_unmatched else UNMATCHED[name])
         for name, entry in tables.items()
     )
     attribute_names, attributes = _read_attributes(attributed, splits, identities)
     class_names, labels = _read_classes(labelled, names, files.folders, top, root, notes)
-    for table in filter(None, (attributed, captions, labelled)):
+    for table in filter(None, (attributed, captions, labelled, conversed)):
         notes += [f"{table.name}: {note}" for note in table.notes]
     text = None if captions is None else _read_captions(captions, len(names))
+    conversations = None if conversed is None else _by_image(conversed, len(names))
     origin = None if manifest is None else files.read_bytes(manifest.name).decode(errors="replace")
     return Source(
         title=f"folder {readable(root.resolve().name)} ({len(names):,} files)",
@@ -92,8 +96,10 @@ def folder_source(root: Path, allow_unmatched: bool = False) -> Source:
         stamp=fingerprint(
             *(entries, attributes, repr(attribute_names), splits, identities, repr(text), origin),
             *(() if labels is None else (labels, repr(class_names))),
+            *(() if conversations is None else (repr(conversations),)),
         ),
         text=text,
+        conversations=conversations,
         labels=labels,
         class_names=class_names,
         left_out=files.left_out,
@@ -119,11 +125,11 @@ def _find_table(root: Path, entries: Sequence[Entry], file: str, notes: list[str
 
 
 class _Table:
-    """A CSV file whose rows belong to images.
+    """A file whose rows belong to images.
 
     Args:
         files: folder or archive that holds it.
-        entry: the CSV file.
+        entry: the CSV file, or the file of conversations.
         names: relative paths of all images.
         unmatched: largest fraction of its rows that may belong to no image.
 
@@ -133,7 +139,8 @@ class _Table:
 
     def __init__(self, files: Files, entry: Entry, names: list[str], unmatched: float):
         self.name, self.where, self.notes = entry.name, str(files.where / entry.path), list[str]()
-        self.columns, self.rows = read_table(files.read_bytes(entry.name), self.where, self.notes)
+        read = read_conversations if entry.name.casefold().endswith(CONVERSATIONS) else read_table
+        self.columns, self.rows = read(files.read_bytes(entry.name), self.where, self.notes)
         if not self.rows:
             raise ValueError(f"{self.where}: it has a header and no rows")
         self.owners = match(self.rows, names, entry.name[: entry.name.rfind("/") + 1], self.where)
@@ -221,13 +228,19 @@ def _read_captions(table: _Table, count: int) -> list[tuple[str, ...]]:
     """Return the captions of each image. A file may have several rows in captions.csv, or none."""
     if table.columns != ["caption"]:
         raise ValueError(f"{table.where}: expected the columns file and caption, got file, {table.columns}")
-    captions: list[tuple[str, ...]] = [()] * count
-    for row, owner in zip(table.rows, table.owners, strict=True):
+    for row in table.rows:
         if not row.cells[0].strip():
             raise ValueError(f"{table.where}, line {row.line}: the caption is empty: write one, or remove the row")
+    return _by_image(table, count)
+
+
+def _by_image(table: _Table, count: int) -> list[tuple[str, ...]]:
+    """Return the first cells of the rows of each of `count` images."""
+    texts: list[tuple[str, ...]] = [()] * count
+    for row, owner in zip(table.rows, table.owners, strict=True):
         if owner is not None:
-            captions[owner] += (row.cells[0],)
-    return captions
+            texts[owner] += (row.cells[0],)
+    return texts
 
 
 def _splits_of(names: Sequence[str], top: str, notes: list[str]) -> np.ndarray:

@@ -25,9 +25,20 @@ Split = Literal["train", "valid", "test", "all"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 """Names of the splits. `Packed.splits` holds indices into this tuple."""
 
-COLUMNS = ("images", "attributes", "labels", "names", "splits", "identities", "text", "latents", "features")
+COLUMNS = (
+    "images",
+    "attributes",
+    "labels",
+    "names",
+    "splits",
+    "identities",
+    "text",
+    "conversations",
+    "latents",
+    "features",
+)
 """Fields of `Packed` that have one row per image."""
-LABEL_COLUMNS = ("attributes", "labels", "names", "splits", "identities", "text")
+LABEL_COLUMNS = ("attributes", "labels", "names", "splits", "identities", "text", "conversations")
 """Columns that a source has before its images are decoded, and that `save_labels` writes."""
 
 IN_MEMORY = "in-memory"
@@ -69,6 +80,8 @@ class Packed:
             image: (N, 1 or 2, *latent_shape). See `genmodels.data.latents`.
         features: outputs of a feature extractor for each image, (N, F).
         text: captions of each image, any number of them.
+        conversations: conversations about each image, any number of them, each as the string of
+            `genmodels.data.conversations.to_line`.
         origin: how to open the data again, or None if they were made in memory.
     """
 
@@ -82,6 +95,7 @@ class Packed:
     latents: np.ndarray | None = None
     features: np.ndarray | None = None
     text: Sequence[tuple[str, ...]] | None = None
+    conversations: Sequence[tuple[str, ...]] | None = None
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     origin: Origin | None = None
@@ -105,6 +119,12 @@ class Packed:
         return self.text is not None or not set(CAPTIONED).isdisjoint(self.attribute_names)
 
     @property
+    def has_conversations(self) -> bool:
+        """Whether there are conversations about the images: stored ones, or ones that are written
+        from captions or attributes."""
+        return self.conversations is not None or self.has_captions
+
+    @property
     def crop(self) -> str | None:
         """Name of the crop that was applied to the original images, before any export."""
         return (self.manifest.get("origin") or self.manifest).get("crop")
@@ -119,8 +139,9 @@ class Packed:
             digest.update(np.ascontiguousarray(column).data)
         for part in digested(self.names, self.attribute_names):
             digest.update(part)
-        for part in digested(self.text) if self.text is not None else ():
-            digest.update(part)
+        for texts in (self.text, self.conversations):
+            for part in digested(texts) if texts is not None else ():
+                digest.update(part)
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels).data)
             digest.update(json.dumps(self.class_names).encode())
@@ -199,7 +220,8 @@ class Packed:
         splits = ", ".join(f"{count:,} {name}" for name, count in self.counts().items())
         crop = f", crop {self.crop}" if self.crop else ""
         skipped = f", {n:,} files skipped" if (n := len(self.manifest.get("skipped", []))) else ""
-        captions = f", {count_captions(self.text):,} captions" if self.text is not None else ""
+        columns = {"captions": self.text, "conversations": self.conversations}
+        captions = "".join(f", {count_captions(c):,} {name}" for name, c in columns.items() if c is not None)
         classes = f"{len(self.class_names):,} classes, " if self.labels is not None else ""
         attributes = f"{classes}{len(self.attribute_names)} attributes{captions}"
         return f"{self.source}: {splits}; {self.size} px{crop}, {attributes}{skipped}"

@@ -80,16 +80,16 @@ def write(sex: int, adjectives: list[str], statements: list[Statement], frames: 
     article = "an" if words[0] in "aeiou" else "a"
     frame = draws.pick(frames)
     if kind == "clause":
-        return _sentence(f"{article} {words} {_finite(statements, False)}")
+        return _sentence(f"{article} {words} {predicate(statements, False)}")
     if kind == "list":
         return ", ".join([words, *(f"without {s.text}" if s.verb == "without" else s.text for s in statements)])
     if kind == "who":
-        return f"{frame}{article} {words} who {_finite(statements, False)}"
+        return f"{frame}{article} {words} who {predicate(statements, False)}"
     if kind == "two":
         cut = draws.below(len(statements))  # the second sentence has at least one statement
         first = " ".join(filter(None, [f"{frame}{article} {words}", after_noun(statements[:cut])]))
         name = PRONOUNS[sex] if person != sex or draws.chance(0.75) else f"the {noun}"
-        return f"{_sentence(first)} {_sentence(f'{name} {_finite(statements[cut:], name == PRONOUNS[0])}')}"
+        return f"{_sentence(first)} {_sentence(f'{name} {predicate(statements[cut:], name == PRONOUNS[0])}')}"
     return " ".join(filter(None, [f"{frame}{article} {words}", after_noun(statements)]))
 
 
@@ -98,7 +98,7 @@ def after_noun(statements: Sequence[Statement]) -> str:
     return ", ".join(f"{_LINKS[verb]} {in_list(texts)}" for verb, texts in _runs(statements))
 
 
-def _finite(statements: Sequence[Statement], plural: bool) -> str:
+def predicate(statements: Sequence[Statement], plural: bool) -> str:
     """Write statements after a subject: "has a beard and bangs and wears a hat"."""
     parts = []
     for verb, texts in _runs(statements):

@@ -52,8 +52,8 @@ class Source:
         where: the folder, archive or file that holds the images.
         names: names of the images, sorted.
         reader: opens an image by its index in `names`.
-        attributes, attribute_names, splits, identities, text, labels, class_names: as in `Packed`,
-            one row per name.
+        attributes, attribute_names, splits, identities, text, conversations, labels, class_names:
+            as in `Packed`, one row per name.
         stamp: hash of names, sizes, modification times and labels; it changes if a file changes. No
             image is opened to compute it.
         left_out: (name, reason) of files that are skipped without opening them.
@@ -71,6 +71,7 @@ class Source:
     identities: np.ndarray | None
     stamp: str
     text: list[tuple[str, ...]] | None = None
+    conversations: list[tuple[str, ...]] | None = None
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     left_out: list[tuple[str, str]] = field(default_factory=list)

@@ -18,6 +18,7 @@ GROUPS = {
     "reconstruction": "Reconstruction",
     "likelihood": "Likelihood",
     "text": "Images and text",
+    "answers": "Questions and answers",
     "own": "Own metrics",
     "cost": "Cost",
 }

@@ -16,6 +16,7 @@ from genmodels.base import Model
 from genmodels.candidates import BestOf
 from genmodels.data.packed import Packed
 from genmodels.evaluation import (
+    answers,
     classes,
     clip_score,
     codebook,
@@ -70,6 +71,7 @@ PARTS = [
     Row("bits_per_token", tokens.part),
     Row("sample", conditional.part),
     Row("sample", classes.part),
+    Row("answer", answers.part),
     Row("embed", zero_shot.part),
     Row("embed", retrieval.part),
     Row("sample", clip_score.part),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from genmodels.data.rows import spread_rows
 from genmodels.evaluation.captions import held_out_captions
 from genmodels.evaluation.classes import known_classes
 from genmodels.evaluation.context import Context, Part, reasons
+from genmodels.evaluation.conversations import held_out_conversations
 from genmodels.evaluation.results import Score
 from genmodels.modes import evaluating
 from genmodels.types import Batch, Noise
@@ -28,20 +30,24 @@ def part(context: Context) -> Part:
     absent: dict[str, str] = {}
     images, protocol = context.held_out()
     with reasons(absent, f"metrics of {model.family}"), evaluating(model), torch.inference_mode():
-        how, texts = f"reported by {model.family} itself on held-out images", list[str]()
-        if model.can("tokenize"):
+        how, texts = f"reported by {model.family} itself on held-out images", list[Any]()
+        if model.can("converse"):
+            texts, origin = held_out_conversations(context.reference, len(images))
+        elif model.can("tokenize"):
             captioned = held_out_captions(context.reference, len(images))
-            texts = captioned.texts
-            protocol = replace(protocol, text=f"{captioned.origin}, in batches of {context.batch_size}")
+            texts, origin = captioned.texts, captioned.origin
+        if texts:
+            protocol = replace(protocol, text=f"{origin}, in batches of {context.batch_size}")
         values = model.measure(_batches(context, texts))
         return Part({name: Score(float(v), "neither", how, protocol, group="own") for name, v in values.items()})
     return Part(absent=absent)
 
 
-def _batches(context: Context, texts: Sequence[str]) -> Iterator[Batch]:
+def _batches(context: Context, texts: Sequence[Any]) -> Iterator[Batch]:
     """Yield held-out images with the attributes and labels that the model is conditioned on, and
-    with tokens of their captions."""
-    images, _ = context.held_out()
+    with tokens of their captions or conversations."""
+    model, (images, _) = context.model, context.held_out()
+    read = model.read_conversations if model.can("converse") else model.tokenize if model.can("tokenize") else None
     columns = _attributes(context, len(images)), _labels(context, len(images))
     start = 0
     for part in context.batches(images, "held-out images"):
@@ -49,7 +55,7 @@ def _batches(context: Context, texts: Sequence[str]) -> Iterator[Batch]:
             return  # a rest that cannot be compared with anything
         rows = range(start, start + len(part))
         attributes, labels = (None if column is None else column[start : rows.stop] for column in columns)
-        text = context.model.tokenize(texts[start : rows.stop]) if texts else None
+        text = read(texts[start : rows.stop]) if texts and read else None
         condition = Condition(attributes, labels, text).to(part.device)
         yield Batch(part, Noise.for_images(context.seed, rows, part.device), condition, progress=1.0)
         start = rows.stop

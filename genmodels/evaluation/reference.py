@@ -35,6 +35,7 @@ class Reference:
         train_labels: classes of `train`.
         class_names: names of the classes, in order.
         text: stored captions of `images`, any number of each; None if there are none.
+        conversations: stored conversations about `images`, as `Packed.conversations`.
     """
 
     images: Images
@@ -48,6 +49,7 @@ class Reference:
     train_labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
     text: Sequence[tuple[str, ...]] | None = None
+    conversations: Sequence[tuple[str, ...]] | None = None
 
 
 def reference_from(data: Packed, split: Split | None = None) -> Reference:
@@ -92,6 +94,7 @@ def reference_from(data: Packed, split: Split | None = None) -> Reference:
         train_labels=None if train is None else train.labels,
         class_names=data.class_names,
         text=chosen.text,
+        conversations=chosen.conversations,
     )
 
 

@@ -47,7 +47,7 @@ class Score:
     unit: str = ""
     error: float | None = None
     floor: float | None = None
-    group: Literal["samples", "reconstruction", "likelihood", "text", "own", "cost"] = "samples"
+    group: Literal["samples", "reconstruction", "likelihood", "text", "answers", "own", "cost"] = "samples"
     each: dict[str, float] = field(default_factory=dict)
     each_floor: dict[str, float] = field(default_factory=dict)
 

@@ -44,7 +44,7 @@ def part(context: Context) -> Part:
     reference, embedder = context.reference, context.embedder
     absent: dict[str, str] = {}
     with reasons(absent, "zero-shot", "zero-shot-auc", "zero-shot-probe"):
-        measured = _measurable(reference.attributes, reference.attribute_names)
+        measured = measurable(reference.attributes, reference.attribute_names)
         sentences = {name: prompts(name) for name in measured}
         features = context.features(reference.images, embedder)
         results = {
@@ -106,7 +106,7 @@ def _described(sentences: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]) ->
     return f"{digest.hexdigest()[:8]}; the first of each: {first}"
 
 
-def _measurable(attributes: np.ndarray | None, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def measurable(attributes: np.ndarray | None, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Return the values (N,) of each attribute that has prompts, and enough images with and without
     it.
 

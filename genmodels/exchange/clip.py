@@ -29,7 +29,6 @@ from genmodels.nn.text_encoder import TextEncoderConfig
 from genmodels.reading import read_json
 from genmodels.saving import from_dict, from_settings
 from genmodels.weights import build, check_same, read_all_shapes, read_tensors
-from genmodels.writing import is_free, replacing_folder
 
 TOWERS = {"text_encoder": "text_model", "image_encoder": "vision_model"}
 NORMS = {
@@ -82,7 +81,7 @@ def to_transformers(model: CLIP) -> Any:
     """Convert `model` to a CLIPModel with the same embeddings and the same factor on their
     similarities. The bias of the sigmoid loss, which a CLIPModel does not have, is left out.
 
-    Its images are normalised with the mean and std of the config (see `export_to_transformers`).
+    Its images are normalised with the mean and std of the config (see `export_clip`).
 
     Raises:
         ValueError: if a CLIPModel does not support the config, or transformers is not installed.
@@ -105,20 +104,13 @@ def to_transformers(model: CLIP) -> Any:
     return network.eval()
 
 
-def export_to_transformers(model: Any, out: Path) -> str:
-    """Write a CLIP into the new or empty folder `out`, as a whole: a CLIPModel and its processor.
-
-    Returns:
-        One line on how to use the folder.
+def export_clip(model: CLIP, folder: Path) -> str:
+    """Write a CLIPModel and its processor into `folder`, and return how to use them.
 
     Raises:
-        ValueError: for a model that has no counterpart. Nothing has been written then.
+        ValueError: if a CLIPModel does not support the model.
     """
-    if not isinstance(model, CLIP):
-        raise ValueError(f"transformers has no counterpart of {model.kind} models here: a clip can be exported")
     network = to_transformers(model)
-    if not is_free(out):
-        raise ValueError(f"{out} is not an empty folder: choose another")
     transformers = import_transformers()
     side, vit = model.config.size, model.config.vit
     images = transformers.CLIPImageProcessor(
@@ -127,11 +119,10 @@ def export_to_transformers(model: Any, out: Path) -> str:
         image_mean=list(vit.mean),
         image_std=list(vit.std),
     )
-    with replacing_folder(out) as draft:
-        tokens = tokenizer_for_transformers(model.tokenizer, draft)
-        transformers.CLIPProcessor(images, tokens).save_pretrained(draft)
-        network.save_pretrained(draft)
-    return f"a CLIPModel with its CLIPProcessor: transformers.CLIPModel.from_pretrained('{out}')"
+    tokens = tokenizer_for_transformers(model.tokenizer, folder)
+    transformers.CLIPProcessor(images, tokens).save_pretrained(folder)
+    network.save_pretrained(folder)
+    return "a CLIPModel with its CLIPProcessor: transformers.CLIPModel.from_pretrained('{out}')"
 
 
 def check_supported(config: CLIPConfig) -> None:
@@ -157,7 +148,7 @@ def import_clip(folder: Path) -> CLIP:
         raise ValueError(f"{file}: images of {vision.num_channels} channels are not supported")
     tokenizer = load_tokenizer(folder, text, folder)
     shapes = {name: value for name, value in read_all_shapes(folder, "CLIPModel").items() if is_weight(name)}
-    mean, std = _statistics(folder)
+    mean, std = statistics(folder)
     config = CLIPConfig(
         size=vision.image_size,
         width=from_dict(Count, settings.get("projection_dim", 512), f"{file}: projection_dim"),
@@ -196,7 +187,7 @@ def load_weights(model: CLIP, source: Mapping[str, Tensor], where: Path) -> None
     model.config = replace(model.config, scale=max(1.0, factor), largest_scale=max(factor, LARGEST_SCALE))
 
 
-def _statistics(folder: Path) -> tuple[Colour, Colour]:
+def statistics(folder: Path) -> tuple[Colour, Colour]:
     """Read mean and std of the pixels from preprocessor_config.json; those of the published models
     if there is none."""
     for name in ("preprocessor_config.json", "processor_config.json"):

@@ -11,11 +11,11 @@ import torch
 from genmodels.base import Generator, Model
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.unet import UNet, UNetConfig
-from genmodels.exchange.clip import import_clip
 from genmodels.exchange.dit import from_diffusers
 from genmodels.exchange.folders import downsampling, network_settings
 from genmodels.exchange.scheduler import process_of
 from genmodels.exchange.stable_diffusion import PIPELINE, import_stable_diffusion
+from genmodels.exchange.transformers import import_from_transformers
 from genmodels.latent import Latent
 from genmodels.pretrained import (
     PretrainedKL,
@@ -69,9 +69,10 @@ def import_folder(folder: Path, safety_checker: bool = True) -> Model:
         safety_checker: False leaves out the safety checker of a pipeline that has one.
 
     Raises:
-        ValueError: see `import_pipeline` and `import_clip`.
+        ValueError: see `import_pipeline` and `import_from_transformers`.
     """
-    return import_pipeline(folder, safety_checker) if (folder / "model_index.json").is_file() else import_clip(folder)
+    pipeline = (folder / "model_index.json").is_file()
+    return import_pipeline(folder, safety_checker) if pipeline else import_from_transformers(folder)
 
 
 @without_warnings()

@@ -46,8 +46,22 @@ class ViTConfig:
             raise ValueError(f"patch must be at least 1 and std above 0, got {self.patch} and {self.std}")
 
 
-def conv_encoder(config: ConvConfig, size: int, width: int) -> nn.Module:
-    """Build a convolutional encoder: images (N, 3, size, size) -> (N, width).
+class ConvEncoder(Encoder):
+    """Convolutional encoder: images (N, 3, size, size) -> (N, width)."""
+
+    feature_width: int
+    """C, channels of `features`."""
+    feature_count: int
+    """T, positions of `features`."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """The feature map before the last layer, row by row, (N, T, C)."""
+        norm, activation = self.head[:2]
+        return activation(norm(self.levels(self.stem(images)))).flatten(2).transpose(1, 2)
+
+
+def conv_encoder(config: ConvConfig, size: int, width: int) -> ConvEncoder:
+    """Build a convolutional encoder.
 
     Raises:
         ValueError: if the config does not fit together or to the size.
@@ -57,8 +71,10 @@ def conv_encoder(config: ConvConfig, size: int, width: int) -> nn.Module:
         raise ValueError(f"conv: channels and blocks need one number of at least 1 for each level, got {c}")
     if any(channels % NORM_GROUPS for channels in c.channels):
         raise ValueError(f"conv: channels must be multiples of {NORM_GROUPS}, got {c.channels}")
-    check_norm(NORM_GROUPS, c.channels[-1], coarsest_grid(size, c.patch, len(c.channels)))
-    network = Encoder(size, c.patch, c.channels, c.blocks, width, spatial=False)
+    grid = coarsest_grid(size, c.patch, len(c.channels))
+    check_norm(NORM_GROUPS, c.channels[-1], grid)
+    network = ConvEncoder(size, c.patch, c.channels, c.blocks, width, spatial=False)
+    network.feature_width, network.feature_count = c.channels[-1], grid**2
     return network.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
 
 
@@ -98,9 +114,30 @@ class ViT(nn.Module):
         self.register_buffer("scale", 0.5 / std, persistent=False)
         self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
 
+    @property
+    def feature_width(self) -> int:
+        """C, channels of `features`."""
+        return self.positions.embedding_dim
+
+    @property
+    def feature_count(self) -> int:
+        """T, positions of `features`."""
+        return self.positions.num_embeddings - 1
+
     def forward(self, images: Tensor) -> Tensor:
+        x = self.transformer(self._tokens(images))
+        return self.project(x[:, 0])
+
+    def features(self, images: Tensor) -> Tensor:
+        """The outputs of the next-to-last block for the patches, row by row, (N, T, C): without the
+        class token, as LLaVA uses them."""
+        x = self._tokens(images)
+        places = self.transformer.places(torch.arange(x.shape[1], device=x.device))
+        return self.transformer.through(x, places, last=len(self.transformer.blocks) - 1)[:, 1:]
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """Inputs of the blocks, (N, T, D)."""
         x = (images * self.scale + self.shift).to(self.patches.weight.dtype)
         x = self.patches(x).flatten(2).transpose(1, 2)  # (N, T - 1, D)
         x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1) + self.positions.weight  # (N, T, D)
-        x = self.transformer(self.first_norm(x))
-        return self.project(x[:, 0])
+        return self.first_norm(x)

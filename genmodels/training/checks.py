@@ -50,6 +50,8 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
             "without them"
         )
     check_classes(model.conditions, data)
+    if model.can("converse"):
+        check_conversations(data)
     if model.can("tokenize"):
         check_captions(data)
     elif model.conditions.text.vocabulary:
@@ -78,6 +80,24 @@ def check_captions(data: Packed) -> None:
             f"{len(without):,} of {len(train):,} training images of {data.source} have no caption, such as "
             f"{train.names[int(without[0])]}: add captions, or leave these images out"
         )
+
+
+def check_conversations(data: Packed) -> None:
+    """Check that there are conversations about every training image: stored ones, or ones that are
+    written from its attributes or captions.
+
+    Raises:
+        ValueError: if there are none, or images without one; names one of them.
+    """
+    train = data.split("train")
+    if train.conversations is None:
+        return check_captions(data)
+    if len(without := uncaptioned(train.conversations)):
+        raise ValueError(
+            f"{len(without):,} of {len(train):,} training images of {data.source} have no conversation, such as "
+            f"{train.names[int(without[0])]}: add conversations, or leave these images out"
+        )
+    return None
 
 
 def check_classes(conditions: ConditionConfig, data: Packed) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import field, fields, is_dataclass, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ SHOWN = 6
 """Settings of the model that --help shows for a family without a recipe of its own."""
 
 
-def train(kind: type[Model], recipe: Any, **parts: Any) -> Path:
+def train(kind: type[Model], recipe: Any, make: Callable[[Any], Model] | None = None, **parts: Any) -> Path:
     """Train a model of one family as its recipe says, and return the run folder.
 
     What cannot work is refused before any image is packed. Everything except packing counts towards
@@ -58,6 +60,8 @@ def train(kind: type[Model], recipe: Any, **parts: Any) -> Path:
         recipe: an instance of `Recipe` with a field `model`, the config. With a field `codec` that
             is not None, the model is a prior over that codec. With a field `align` that is not
             None, the model is aligned with the features of that extractor.
+        make: builds the model from its config, for one that begins with the weights of others. None:
+            `kind` does.
         **parts: arguments of `kind` besides the config, such as a tokenizer.
 
     Raises:
@@ -73,7 +77,8 @@ def train(kind: type[Model], recipe: Any, **parts: Any) -> Path:
     if text is not None:
         config = conditioned_on_text(config, text)
     extractor: str | None = getattr(recipe, "align", None)
-    model: Any = None if extractor else build(lambda: kind(config, **parts), "model")
+    make = make or partial(kind, **parts)
+    model: Any = None if extractor else build(lambda: make(config), "model")
 
     packing = time.monotonic()
     data = open_data(recipe.data, recipe.root, recipe.size, recipe.crop)
@@ -81,7 +86,7 @@ def train(kind: type[Model], recipe: Any, **parts: Any) -> Path:
 
     if extractor:
         data, config = aligned(data, config, extractor, device)
-        model = build(lambda: kind(config, **parts), "model")
+        model = build(lambda: make(config), "model")
     if text is not None:
         model.use_text_encoder(text)
         recipe = replace(recipe, text_minutes=minutes_of(recipe.text))

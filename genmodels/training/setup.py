@@ -225,11 +225,12 @@ def build_accelerator(model: Model, recipe: Recipe) -> Accelerator:
 def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accelerator) -> BatchReader:
     """Build the reader of this process's share of the batches.
 
-    It returns only the attributes and the labels that `model` is conditioned on, and captions if it
-    can tokenize them.
+    It returns only the attributes and the labels that `model` is conditioned on, and captions or
+    conversations if it can read them.
     """
     conditions = model.conditions
     tokenize: Any = model.tokenize if model.can("tokenize") else None
+    converse: Any = model.read_conversations if model.can("converse") else None
     return BatchReader(
         train if conditions.classes else replace(train, labels=None, class_names=()),
         recipe.batch_size,
@@ -240,6 +241,7 @@ def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accel
         flip=recipe.flip,
         device=accelerator.device,
         tokenize=tokenize,
+        converse=converse,
         attributes=conditions.attributes,
     )
 

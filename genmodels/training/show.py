@@ -18,6 +18,8 @@ from genmodels.modes import evaluating
 from genmodels.pictures import save_grid
 from genmodels.sampling import sample
 from genmodels.stopping import StoppedError
+from genmodels.training.answers import SHEET as SHEET_OF_ANSWERS
+from genmodels.training.answers import answer_sheet
 from genmodels.training.ema import restore_buffers
 from genmodels.training.export import export_model, training_card
 from genmodels.training.limits import AT_THE_END, ON_THE_WAY, STOPPED, Limits, timed_batches
@@ -176,6 +178,7 @@ class Display(NamedTuple):
 
 DISPLAYS = (
     Display("sample", "samples", sample_grid, sample_caption),
+    Display("answer", "answers", answer_sheet, lambda run: SHEET_OF_ANSWERS),
     Display("embed", "retrievals", retrieval_sheet, lambda run: SHEET),
 )
 

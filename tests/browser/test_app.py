@@ -29,12 +29,13 @@ TABS = {
     "unet": ["Sample", "Variations", "Interpolate", "Morph", "Edit", "Inpaint", "Trajectory"],
     "text": ["Sample", "Variations", "Interpolate", "Morph", "Edit", "Inpaint", "Trajectory"],
     "clip": ["Retrieve", "Captions"],
+    "llava": ["Ask"],
 }
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
-    """Four small models that can do different things."""
+    """Five small models that can do different things."""
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -128,7 +129,7 @@ def test_every_tab_shows_images_and_their_command(model: str, visit: Visit, tmp_
     assert page.get_by_role("tab").all_inner_texts() == TABS[model]
     for title in TABS[model]:
         visit.tab(title)
-        if title == "Captions":  # the model has no samples to describe
+        if title in ("Captions", "Ask"):  # the model has no samples to describe
             Image.new("RGB", (40, 30), "teal").save(tmp_path / "face.png")
             visit.upload(tmp_path / "face.png")
         command = visit.compute(title)

@@ -1,0 +1,85 @@
+"""The parts that a LLaVA is trained from: a CLIP with a language model, or the run of stage 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from genmodels.clip import CLIP
+from genmodels.llava import LLaVA, LLaVAConfig
+from genmodels.lm import LM
+from genmodels.reading import read_yaml
+from genmodels.saving import read_last_line
+
+
+def llava_parts(recipe: Any) -> tuple[Any, Callable[[LLaVAConfig], LLaVA]]:
+    """Load what a recipe of a LLaVA starts from.
+
+    Args:
+        recipe: with clip and lm (stage 1), or start (stage 2).
+
+    Returns:
+        The recipe with the size of the images, the stage and the minutes of the parts filled in, and
+        a function that builds the model from its config.
+
+    Raises:
+        ValueError: if parts are missing, too many, of another kind, or do not fit together.
+    """
+    if recipe.start is not None:
+        if recipe.clip is not None or recipe.lm is not None:
+            raise ValueError(f"--start {recipe.start} has a clip and an lm of its own: leave --clip and --lm out")
+        first = load_part(recipe.start, LLaVA, "--start")
+        config = replace(recipe.model, train="all")
+        ready = replace(recipe, model=config, parent_minutes=_all_minutes(recipe.start))
+        return _sized(ready, first.config.size, f"--start {recipe.start}"), partial(_second_stage, first)
+    if recipe.clip is None or recipe.lm is None:
+        raise ValueError(
+            "stage 1 needs --clip RUN and --lm RUN (genmodels train clip, genmodels train lm), and stage 2 needs "
+            "--start RUN, the run of stage 1"
+        )
+    clip, language = load_part(recipe.clip, CLIP, "--clip"), load_part(recipe.lm, LM, "--lm")
+    minutes = _all_minutes(recipe.clip) + _all_minutes(recipe.lm)
+    ready = replace(recipe, parent_minutes=minutes)
+    return _sized(ready, clip.config.size, f"--clip {recipe.clip}"), partial(LLaVA.of, clip, language)
+
+
+def _sized(recipe: Any, size: int, part: str) -> Any:
+    """Return the recipe with the size of the images of its image encoder.
+
+    Raises:
+        ValueError: if it has another size.
+    """
+    if recipe.size not in (None, size):
+        raise ValueError(f"{part} was trained on images of {size} px, and --size is {recipe.size}: use --size {size}")
+    return replace(recipe, size=size)
+
+
+def _second_stage(first: LLaVA, config: LLaVAConfig) -> LLaVA:
+    return first.with_stage(config.train, config.lora)
+
+
+def load_part(path: Path, kind: type[Any], flag: str) -> Any:
+    """Load a model of one kind.
+
+    Raises:
+        ValueError: if there is none, or it is of another kind; names the flag.
+    """
+    from genmodels import load
+    from genmodels.shipped import locate
+
+    model = load(locate(path))
+    if not isinstance(model, kind):
+        raise ValueError(f"{flag} {path} is a {model.kind}, and a model of family {kind.family} is needed")
+    return model
+
+
+def _all_minutes(run: Path) -> float:
+    """Return the minutes of training of a run and of its parts."""
+    file = run / "config.yaml"
+    settings = read_yaml(file) if file.is_file() else {}
+    parts = settings.get("parent_minutes", 0.0) if isinstance(settings, dict) else 0.0
+    minutes = read_last_line(run / "metrics.jsonl").get("elapsed", 0.0) / 60
+    return minutes + (float(parts) if isinstance(parts, (int, float)) else 0.0)
