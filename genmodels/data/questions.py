@@ -37,6 +37,10 @@ _KINDS = ("yes or no",) * 6 + ("choice", "colour", "worn", "describe", "describe
 _TRIES = 6
 """Attributes that are tried for a question of yes or no."""
 
+_STATED = (0, 0.1, 0.35, 0.75, 0.95)
+"""Probability that a description states the presence of something, by its salience. Annotators agree
+least on what is least salient."""
+
 ASKED: dict[Split, tuple[str, ...]] = {
     "train": (
         *("{direct}", "{direct}", "Do you think that this person {clause}?", "Is it true that this person {clause}?"),
@@ -243,7 +247,7 @@ def describe(known: Mapping[str, int], draws: Draws) -> str:
     groups = {slot: list[Statement]() for slot in ("hair", "face", "wearing")}
     place = {"hair": "hair", "wearing": "wearing"}
     for name in FACTS:
-        if known.get(name, 0) == FACTS[name].sign and draws.chance(0.25 + 0.2 * FACTS[name].salience):
+        if known.get(name, 0) == FACTS[name].sign and draws.chance(_STATED[FACTS[name].salience]):
             groups[place.get(FACTS[name].slot, "face")].append(clause(FACTS[name].slot, _present(name)))
     for slot, names in (("face", ("Smiling", "Mouth_Slightly_Open")), ("wearing", ("Eyeglasses", "Wearing_Hat"))):
         if not groups[slot]:  # what is absent is stated where nothing else can be
