@@ -25,6 +25,7 @@ from genmodels import sampling
 from genmodels.base import Model
 from genmodels.candidates import BestOf
 from genmodels.conditions import Condition, Text
+from genmodels.data.conversations import IMAGE, Turn
 from genmodels.evaluation.context import Context, Part, reasons
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.results import Score
@@ -212,7 +213,10 @@ def unknown(model: Any, n: int) -> Condition:
     attributes = torch.zeros(n, len(kinds.attributes), device=device) if kinds.attributes else None
     labels = torch.full((n,), -1, device=device) if kinds.classes else None
     text = None
-    if model.can("tokenize"):  # trained with sentences, which are padded to full length
+    if model.can("converse"):
+        turns = (Turn(f"{IMAGE}\nIs this person smiling?", "Yes, this person is smiling."),)
+        text = model.read_conversations([turns] * n).map(lambda tensor: tensor.to(device))
+    elif model.can("tokenize"):  # trained with sentences, which are padded to full length
         text = model.tokenize(["a face"] * n).map(lambda tensor: tensor.to(device))
     elif kinds.text.vocabulary:  # sentences of full length
         ids = torch.zeros(n, kinds.text.length, dtype=torch.int64, device=device)
