@@ -30,12 +30,14 @@ class Reward:
         rule: what it is, in words.
         judge: hash of the weights of the network that it looks at images with.
         reads_prompts: whether every image needs a prompt.
+        decides: whether images with a positive reward are those that are wanted.
     """
 
     score: Callable[[np.ndarray, Sequence[str]], np.ndarray]
     rule: str
     judge: str
     reads_prompts: bool = False
+    decides: bool = False
 
 
 def check_reward(spec: str) -> tuple[str, str]:
@@ -112,7 +114,8 @@ def attribute_reward(spec: str, real: Reference, extractor: Extractor) -> Reward
         return sign * probe(features)
 
     wanted_as = f"{name}={value or 'yes'}"
-    return Reward(score, f"attribute {wanted_as} (probe of {extractor.name}, {images.name})", extractor.weights)
+    rule = f"attribute {wanted_as} (probe of {extractor.name}, {images.name})"
+    return Reward(score, rule, extractor.weights, decides=True)
 
 
 def clip_reward(extractor: Extractor) -> Reward:

@@ -149,7 +149,8 @@ def _compare(run: str, model: Any, against: str, request: Request, reward: Rewar
         (run, result.reward, result.reward_error, result.positive),
         (against, result.before, result.before_error, result.positive_before),
     ):
-        print(f"  {name}: {mean:.4f} +- {error:.4f}, above 0 for {positive:.1%}")
+        share = f", above 0 for {positive:.1%}" if reward.decides else ""
+        print(f"  {name}: {mean:.4f} +- {error:.4f}{share}")
     if result.kl is None:
         print("KL divergence: not known, because the models have no probabilities")
     else:
