@@ -36,20 +36,18 @@ class LLaVAConfig:
     """Config of the CLIP whose image encoder is used, from --clip."""
     lm: Derived[LMConfig] = LMConfig()
     """Config of the language model, from --lm."""
-    train: Literal["projector", "all"] = "projector"
-    """projector: stage 1, which trains the projector only. all: stage 2, which also trains the
-    language model. The image encoder is never trained."""
+    train: Derived[Literal["projector", "all"]] = "projector"
+    """projector: stage 1, which trains the projector only. all: stage 2 (--start), which also trains
+    the language model. The image encoder is never trained."""
     lora: int = 0
-    """Rank of the low-rank updates (LoRA, arXiv 2106.09685) that are trained in place of the language
-    model's matrices, through the package peft. 0: the matrices themselves are trained."""
+    """Rank of the low-rank updates (LoRA, arXiv 2106.09685) that stage 2 trains in place of the
+    language model's matrices, through the package peft. 0: the matrices themselves are trained."""
 
     def __post_init__(self) -> None:
         if self.train not in ("projector", "all"):
             raise ValueError(f"train must be 'projector' or 'all', got {self.train!r}")
         if self.lora < 0:
             raise ValueError(f"lora must not be negative, got {self.lora}")
-        if self.lora and self.train == "projector":
-            raise ValueError("lora trains the language model, and train is projector: set train all, or leave lora out")
 
 
 class LLaVA(Model):
@@ -76,6 +74,8 @@ class LLaVA(Model):
 
     def __init__(self, config: LLaVAConfig | None = None, tokenizer: ChatTokenizer | None = None):
         config = config or LLaVAConfig()
+        if config.lora and config.train == "projector":
+            raise ValueError("lora trains the language model, and stage 1 only the projector: leave lora out")
         if config.size != config.clip.size:
             raise ValueError(f"the image encoder takes images of {config.clip.size} px, and the size is {config.size}")
         language = LM(config.lm, tokenizer)

@@ -32,8 +32,7 @@ def llava_parts(recipe: Any) -> tuple[Any, Callable[[LLaVAConfig], LLaVA]]:
         if recipe.clip is not None or recipe.lm is not None:
             raise ValueError(f"--start {recipe.start} has a clip and an lm of its own: leave --clip and --lm out")
         first = load_part(recipe.start, LLaVA, "--start")
-        config = replace(recipe.model, train="all")
-        ready = replace(recipe, model=config, parent_minutes=_all_minutes(recipe.start))
+        ready = replace(recipe, parent_minutes=_all_minutes(recipe.start))
         return _sized(ready, first.config.size, f"--start {recipe.start}"), partial(_second_stage, first)
     if recipe.clip is None or recipe.lm is None:
         raise ValueError(
@@ -58,7 +57,7 @@ def _sized(recipe: Any, size: int, part: str) -> Any:
 
 
 def _second_stage(first: LLaVA, config: LLaVAConfig) -> LLaVA:
-    return first.with_stage(config.train, config.lora)
+    return first.with_stage("all", config.lora)
 
 
 def load_part(path: Path, kind: type[Any], flag: str) -> Any:

@@ -7,19 +7,24 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from PIL import Image
+from tokenizers import models, pre_tokenizers
 
 import genmodels
 from genmodels.cli import main
 from genmodels.clip import CLIP, CLIPConfig
+from genmodels.conditions import Condition
 from genmodels.data.conversations import IMAGE, Turn
 from genmodels.exchange.transformers import export_to_transformers
 from genmodels.llava import LLaVA, LLaVAConfig
+from genmodels.llava_parts import load_part
 from genmodels.lm import LM, LMConfig
 from genmodels.nn.image_encoder import ConvConfig, ViTConfig
 from genmodels.nn.text_encoder import CLIP_BLOCKS
 from genmodels.nn.transformer import TransformerConfig
+from genmodels.types import Batch, Noise
 
 transformers = pytest.importorskip("transformers")
 
@@ -122,6 +127,26 @@ def test_commands_export_and_import(tmp_path, capsys):
     assert genmodels.load(tmp_path / "back").complete(["a man"], max_tokens=4) == lm().complete(["a man"], max_tokens=4)
     assert main(["export", str(tmp_path / "lm"), str(tmp_path / "out"), "--to", "transformers"]) == 1
     assert "is not an empty folder" in capsys.readouterr().err
+
+
+def test_a_llama_of_transformers_becomes_a_part_of_llava(tmp_path):
+    """A folder of a LlamaForCausalLM, whose tokenizer lacks `<image>`, is what --lm takes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.add_special_tokens(["<s>", "</s>"])
+    config = transformers.LlamaConfig(
+        vocab_size=258, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    backend.save(str(tmp_path / "llama" / "tokenizer.json"))
+    clip = CLIP(CLIPConfig(size=SIZE, conv=ConvConfig(channels=(16, 24), blocks=(1, 1))))
+    model = LLaVA.of(clip, load_part(tmp_path / "llama", LM, "--lm"))
+    assert model.tokens.vocabulary == model.language.config.vocabulary == 259 and model.tokens.image == 258
+    assert not model.language.config.tied
+    text = model.read_conversations([(Turn(f"{IMAGE}\nWho is this?", "A man."),)])
+    loss, _ = model(Batch(as_floats(pixels(1)), Noise([0]), Condition(text=text)))
+    assert loss.isfinite() and text.ids.max() == 258
 
 
 def test_what_transformers_does_not_have_is_refused(tmp_path):

@@ -263,7 +263,6 @@ def test_lora_without_peft_names_the_extra(monkeypatch):
     [
         (dict(train="some"), "'projector' or 'all'"),
         (dict(lora=-1), "must not be negative"),
-        (dict(lora=2), "lora trains the language model, and train is projector"),
     ],
 )
 def test_stages_that_do_not_exist(settings, reason):
@@ -292,6 +291,9 @@ def test_two_stages_from_the_command_line(parts, tmp_path, capsys):
     with_parts = ["--clip", str(parts / "clip"), "--lm", str(parts / "lm")]
     assert main(["train", "llava", *with_parts, *common, "--output", first]) == 0
     assert main(["train", "llava", "--start", first, *common, "--output", second]) == 0
+    low_rank = [*common, "--model.lora", "2", "--output", str(tmp_path / "lora")]
+    assert main(["train", "llava", "--start", first, *low_rank]) == 0
+    assert genmodels.load(tmp_path / "lora").config.lora == 2
     model = genmodels.load(second)
     assert model.config.train == "all" and (tmp_path / "second" / "answers").is_dir()
     for name, value in genmodels.load(parts / "clip").image_encoder.state_dict().items():
@@ -320,6 +322,10 @@ def test_two_stages_from_the_command_line(parts, tmp_path, capsys):
         (["--clip", "{clip}", "--lm", "{lm}", "--size", "32"], "was trained on images of 16 px, and --size is 32"),
         (["--start", "{lm}", "--clip", "{clip}"], "leave --clip and --lm out"),
         (["--start", "{lm}"], "and a model of family llava is needed"),
+        (
+            ["--clip", "{clip}", "--lm", "{lm}", "--size", "16", "--model.lora", "2"],
+            "and stage 1 only the projector: leave lora out",
+        ),
     ],
 )
 def test_parts_that_do_not_fit(parts, tmp_path, capsys, arguments, reason):
