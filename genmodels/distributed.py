@@ -61,6 +61,30 @@ class _GatherRows(torch.autograd.Function):
         return total[ctx.rows]
 
 
+def with_summed_gradient(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return `tensor`, whose gradient is summed over the processes of `group`.
+
+    It is for a weight that all of them hold and apply to different parts of an input.
+    """
+    summed: Tensor = _SumGradient.apply(tensor, group)  # type: ignore[no-untyped-call]
+    return summed
+
+
+class _SumGradient(torch.autograd.Function):
+    """The identity, whose backward pass sums the gradients of a group of processes."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 def first_row(rows: int) -> int:
     """Return the index of this rank's first row among the gathered rows, of `rows` per rank."""
     return dist.get_rank() * rows if _several() else 0

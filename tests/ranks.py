@@ -38,13 +38,23 @@ def in_two_processes(script: Path, output: Path, **extra: str) -> list[str]:
 
 def run_twice(script: Path, *arguments: str, **extra: str) -> list[str]:
     """Run a script in two processes that know of each other, and return the standard error of each."""
+    return run_together(2, script, *arguments, **extra)
+
+
+def run_together(count: int, script: Path, *arguments: str, **extra: str) -> list[str]:
+    """Run a script in `count` processes that know of each other, and return the standard error of
+    each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | extra  # what a launcher sets
+    env |= {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    } | extra  # what a launcher sets
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / rank for rank in ("0", "1")]
+        files = [Path(folder) / rank for rank in map(str, range(count))]
         command = [str(script), *arguments]
         ranks = [
             SERVER.Process(target=_run, args=(command, env | {"RANK": file.name, "LOCAL_RANK": file.name}, file, (2,)))
@@ -59,7 +69,7 @@ def run_twice(script: Path, *arguments: str, **extra: str) -> list[str]:
             for rank in ranks:
                 rank.kill()
         said = [file.read_text() for file in files]
-    assert [rank.exitcode for rank in ranks] == [0, 0], "".join(said)[-3000:]
+    assert [rank.exitcode for rank in ranks] == [0] * count, "".join(said)[-3000:]
     return said
 
 

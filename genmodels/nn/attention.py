@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from genmodels.nn.layers import RMSNorm
 from genmodels.nn.masks import block_mask, lower_right
-from genmodels.nn.mixer import Mixer, State
+from genmodels.nn.mixer import Layers, Mixer, State
 from genmodels.nn.places import Places
 from genmodels.nn.rope import rotate
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.nn.attention.flex_attention import BlockMask
 
     from genmodels.nn.transformer import TransformerConfig
@@ -80,6 +81,17 @@ class Attention(Mixer):
 
     def muon(self) -> Iterable[Tensor]:
         return self.qkv.weight, self.out.weight
+
+    def divisible(self) -> Layers:
+        outputs = tuple(heads * self.head_dim for heads in self.heads)
+        return Layers({"qkv": outputs}, ("out",), self.heads[1], "kv_heads")
+
+    def divide(self, processes: int, group: ProcessGroup) -> None:
+        """Compute 1 / `processes` of the heads."""
+        self.heads = [heads // processes for heads in self.heads]
+        for norm in (self.q_norm, self.k_norm):
+            if isinstance(norm, RMSNorm):
+                norm.group = group
 
 
 def append(cached: Tensor, new: Tensor, places: Places) -> Tensor:

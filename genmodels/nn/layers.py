@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genmodels.distributed import with_summed_gradient
 from genmodels.nn.experts import Experts
-from genmodels.nn.mixer import Branch
+from genmodels.nn.mixer import Branch, Layers
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from genmodels.nn.transformer import TransformerConfig
 
 
@@ -29,9 +32,12 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self.group: ProcessGroup | None = None
+        """Processes of which each normalises a part of the vectors (heads); None: this one alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        weight = self.weight if self.group is None else with_summed_gradient(self.weight, self.group)
+        return F.rms_norm(x.float(), weight.shape, weight.float(), self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -123,6 +129,10 @@ class SwiGLU(MLP):
     def muon(self) -> Iterable[Tensor]:
         return self.gate_up.weight, self.down.weight
 
+    def divisible(self) -> Layers:
+        hidden = self.down.in_features
+        return Layers({"gate_up": (hidden, hidden)}, ("down",), hidden, "hidden")
+
     @staticmethod
     def default_hidden(width: int) -> int:
         """8/3 of the width, rounded up to a multiple of 64: as many weights as GELU's."""
@@ -149,6 +159,10 @@ class GELU(MLP):
 
     def muon(self) -> Iterable[Tensor]:
         return self.up.weight, self.down.weight
+
+    def divisible(self) -> Layers:
+        hidden = self.down.in_features
+        return Layers({"up": (hidden,)}, ("down",), hidden, "hidden")
 
     @staticmethod
     def default_hidden(width: int) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,26 @@ from torch import Tensor, nn
 from genmodels.nn.places import Places
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from genmodels.nn.transformer import TransformerConfig
 
 State = tuple[Tensor, ...]
 """What a mixer keeps of earlier positions: tensors that `Mixer.forward` changes in place."""
+
+
+class Layers(NamedTuple):
+    """The linear layers of a branch that processes can divide (tensor parallelism, arXiv 1909.08053)."""
+
+    columns: dict[str, tuple[int, ...]]
+    """Layers of which each process computes a part of the outputs, by name, with the numbers of
+    outputs of the matrices that are fused in the layer. Each process has a part of each of them."""
+    rows: tuple[str, ...]
+    """Layers that each process applies to its part of their inputs. The results are summed."""
+    units: int
+    """What is divided: heads of keys and values, or channels of an MLP."""
+    name: str
+    """Name of the setting of the transformer that gives `units`."""
 
 
 class Branch(nn.Module, ABC):
@@ -52,6 +68,13 @@ class Branch(nn.Module, ABC):
 
         It is called without gradients, and may be called more than once.
         """
+
+    def divisible(self) -> Layers | None:
+        """Layers that processes can divide. By default none: every process computes all of them."""
+        return None
+
+    def divide(self, processes: int, group: ProcessGroup) -> None:
+        """Adapt to layers that are divided over `processes`, those of `group`."""
 
 
 class Mixer(Branch):

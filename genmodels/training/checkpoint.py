@@ -12,6 +12,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genmodels.distributed import whole
 from genmodels.hashing import file_sha256
 from genmodels.reading import in_one_line, read_json
 from genmodels.saving import Range, from_dict
-from genmodels.training.optim import load_optimizer_tensors, optimizer_tensors
+from genmodels.training.layout import Layout
+from genmodels.training.optim import load_optimizer_tensors, optimizer_names, optimizer_tensors
 from genmodels.training.steps import list_checkpoints, step_of
 from genmodels.weights import check_same, masks, read_tensors
 from genmodels.writing import is_leftover, remove, replacing_folder, write_json
@@ -89,26 +90,35 @@ class Record:
 
 
 def training_tensors(
-    model: nn.Module, ema: nn.Module, optimizers: dict[str, Optimizer], keep: bool = True
+    model: nn.Module,
+    ema: nn.Module,
+    optimizers: dict[str, Optimizer],
+    keep: bool = True,
+    layout: Layout | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Gather the tensors of a checkpoint on the CPU. Every rank must call this.
 
     Args:
-        model, ema: raw and averaged weights, complete or sharded.
+        model, ema: raw and averaged weights, complete or divided.
         optimizers: optimisers by turn.
+        layout: how processes divide the model. None: they do not.
         keep: whether this rank keeps the result. Other ranks hold one complete tensor at a time.
 
     Returns:
         For each of "model", "ema" and "optimizer", its tensors by name. Empty if `keep` is False.
     """
-    states = {f"{turn}.{name}": t for turn, o in optimizers.items() for name, t in optimizer_tensors(o).items()}
+    layout = layout or Layout()
+    states, names = {}, {}
+    for turn, optimizer in optimizers.items():
+        of = optimizer_names(optimizer, model)
+        for name, tensor in optimizer_tensors(optimizer).items():
+            states[f"{turn}.{name}"], names[f"{turn}.{name}"] = tensor, of[name.partition(".")[0]]
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, content in (("model", model.state_dict()), ("ema", ema.state_dict()), ("optimizer", states)):
         tensors[name] = {}
-        for key, value in content.items():
-            gathered = whole(value)
+        for key, value in layout.complete(content, names if content is states else None):
             if keep:
-                tensors[name][key] = gathered.cpu()
+                tensors[name][key] = value.cpu()
     return tensors
 
 
@@ -225,12 +235,16 @@ def load_checkpoint(path: Path, identity: dict[str, Any], model: nn.Module, ema:
     return record.state
 
 
-def load_optimizers(path: Path, optimizers: dict[str, Optimizer]) -> None:
+def load_optimizers(
+    path: Path, optimizers: dict[str, Optimizer], model: nn.Module | None = None, layout: Layout | None = None
+) -> None:
     """Load the state of the optimisers from a checkpoint.
 
     Args:
         path: a complete checkpoint, as returned by `newest_checkpoint`.
         optimizers: optimisers by turn, to load the state into.
+        model, layout: the model whose parameters they train, and how processes divide it. None: they
+            do not.
 
     Raises:
         ValueError: if the saved state is damaged or for other parameters.
@@ -239,9 +253,16 @@ def load_optimizers(path: Path, optimizers: dict[str, Optimizer]) -> None:
     try:
         for turn, optimizer in optimizers.items():
             state = {name.removeprefix(f"{turn}."): t for name, t in tensors.items() if name.startswith(f"{turn}.")}
-            load_optimizer_tensors(optimizer, state)
+            place = (
+                None if model is None or layout is None else partial(_place, layout, optimizer_names(optimizer, model))
+            )
+            load_optimizer_tensors(optimizer, state, place)
     except (RuntimeError, ValueError) as error:
         raise _not_of_this_version(path, error) from None
+
+
+def _place(layout: Layout, names: dict[str, str], parameter: Tensor, value: Tensor, index: str) -> Tensor:
+    return layout.place(parameter, value, names[index])
 
 
 def _not_of_this_version(path: Path, error: Exception) -> ValueError:

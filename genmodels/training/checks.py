@@ -9,8 +9,10 @@ from genmodels.data.packed import Packed
 from genmodels.sampling import processes
 from genmodels.training.clock import too_short
 from genmodels.training.folder import check_output
+from genmodels.training.layout import layout_of
 from genmodels.training.recipe import Recipe
 from genmodels.training.shard import check_shardable, sharding_wanted
+from genmodels.training.tensor_parallel import check_divisible
 from genmodels.training.tracking import check_tracker
 
 
@@ -35,6 +37,7 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
         )
     if sharding_wanted(processes().num_processes):
         check_shardable(model)
+    check_layout(model, recipe)
     if data.size != model.config.size:
         raise ValueError(
             f"the images have {data.size} px a side and the model {model.config.size}: set --size to match the images"
@@ -61,6 +64,19 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
         )
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:
         raise too_short(recipe.minutes, recipe.startup)
+
+
+def check_layout(model: Model, recipe: Recipe) -> None:
+    """Check that the processes can divide the model as the recipe and the launcher ask for.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    layout = layout_of(recipe, processes().num_processes)
+    if layout.parts > 1:
+        check_divisible(model, layout.parts)
+    if layout.splits and recipe.mixed_precision == "fp16":
+        raise ValueError("--mixed-precision fp16 does not work with --tensor-parallel: use bf16")
 
 
 def check_captions(data: Packed) -> None:

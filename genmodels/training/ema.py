@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from genmodels.training.shard import own
 from genmodels.training.steps import step_name, step_of
 from genmodels.weights import read_tensors
 from genmodels.writing import replacing
@@ -61,12 +62,13 @@ def ema_decay(updates: int, sigma_rel: float) -> float:
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """Update `ema`, a copy of `model`: average the parameters and copy the buffers.
 
-    Parameters and buffers that both share, such as those of a frozen codec, are left alone.
+    Parameters and buffers that both share, such as those of a frozen codec, are left alone. Of
+    sharded parameters, each process updates its part.
     """
     pairs = zip(ema.parameters(), model.parameters(), strict=True)
-    separate = [(average, weight) for average, weight in pairs if average is not weight]
-    averages: list[Tensor] = [average for average, _ in separate]
-    weights: list[Tensor] = [weight for _, weight in separate]
+    separate = [(average, weight) for average, weight in pairs if average is not weight and not weight.is_meta]
+    averages: list[Tensor] = [own(average) for average, _ in separate]
+    weights: list[Tensor] = [own(weight) for _, weight in separate]
     if separate:
         torch._foreach_lerp_(averages, weights, 1 - decay)  # as torch.optim.swa_utils does
     for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):

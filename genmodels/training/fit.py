@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import reduce
-from torch import Tensor, nn
+from torch import Tensor
 
 from genmodels.base import Model
 from genmodels.data.packed import Packed
-from genmodels.distributed import whole
 from genmodels.training.checkpoint import save_checkpoint, training_tensors
 from genmodels.training.clock import stop_on_signal, too_short
 from genmodels.training.ema import SNAPSHOTS, ema_decay, restore_buffers, save_snapshot, update_ema
@@ -26,7 +25,6 @@ from genmodels.training.log import in_words, reporting_full_disk
 from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
 from genmodels.training.setup import Run, start
-from genmodels.training.shard import gather_into
 from genmodels.training.show import account, cost_of_end, measure, show
 from genmodels.training.steps import step_name
 from genmodels.types import Batch, mix_seed
@@ -141,7 +139,7 @@ def train_step(run: Run, batches: list[Batch], progress: float) -> None:
     """
     recipe, state = run.recipe, run.state
     # Dropout draws from the global generator. Seeding it per step makes resumed runs identical.
-    torch.manual_seed(mix_seed(recipe.seed, state.step, run.accelerator.process_index))
+    torch.manual_seed(mix_seed(recipe.seed, state.step, run.layout.copy))
     lr = learning_rate(recipe.optim, state.step, progress)
     buffers = [buffer.clone() for buffer in run.model.buffers()]
     values: dict[str, Tensor] = {}
@@ -192,8 +190,7 @@ def gradients(run: Run, turn: str, batches: list[Batch]) -> tuple[dict[str, Tens
         accelerator.scaler.unscale_(run.optimizers[turn])
         accelerator.scaler.update()
     clip = run.recipe.optim.clip
-    norm = nn.utils.clip_grad_norm_(run.parameters[turn], float("inf") if clip is None else clip)
-    return means, whole(norm)
+    return means, run.layout.clip(run.parameters[turn], float("inf") if clip is None else clip)
 
 
 def is_finite(loss: Tensor, norm: Tensor) -> bool:
@@ -270,7 +267,7 @@ def save(run: Run) -> Path:
     if accelerator.scaler is not None:
         state.scaler = accelerator.scaler.state_dict()
     path = run.recipe.output / CHECKPOINTS / step_name(state.step)
-    tensors = training_tensors(run.model, run.average, run.optimizers, accelerator.is_main_process)
+    tensors = training_tensors(run.model, run.average, run.optimizers, accelerator.is_main_process, run.layout)
     if accelerator.is_main_process:
         now = replace(state, elapsed=run.clock.now())
         save_checkpoint(path, now, run.identity, tensors, run.recipe.keep)
@@ -283,7 +280,7 @@ def snapshot(run: Run) -> None:
 
     Averages of other widths can be computed from the snapshots after training (`average_of`).
     """
-    gather_into(run.ema, run.average)
+    run.layout.gather_into(run.ema, run.average)
     if run.accelerator.is_main_process:
         save_snapshot(run.recipe.output / SNAPSHOTS, run.ema, run.model, run.state.step, run.recipe.ema)
 

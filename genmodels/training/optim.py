@@ -4,7 +4,7 @@ tensors."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from genmodels.distributed import is_sharded
 from genmodels.nn.mixer import Branch
 from genmodels.training.shard import like, own
 
@@ -95,8 +96,22 @@ def build_adamw(parameters: list[nn.Parameter], config: OptimConfig, no_decay: s
     decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in no_decay]
     rest = [p for p in parameters if p.ndim < 2 or id(p) in no_decay]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=fused)
+    fused = all(p.device.type in ("cpu", "cuda", "meta") for p in parameters)
+    kind = LocalAdamW if any(is_sharded(p) for p in parameters) else AdamW
+    return kind([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=fused)
+
+
+class LocalAdamW(AdamW):
+    """torch's AdamW, which updates this process's part of each parameter. Parameters may be divided
+    in different ways, which its fused kernel does not take."""
+
+    def _init_group(self, group: Any, *lists: list[Tensor]) -> bool:
+        """Append the local parameters, gradients and states of `group` to `lists`."""
+        tensors: tuple[list[Tensor], ...] = tuple([] for _ in lists)
+        is_complex = super()._init_group(group, *tensors)
+        for local, divided in zip(lists, tensors, strict=True):
+            local.extend(own(tensor) for tensor in divided)
+        return is_complex
 
 
 class MatrixMuon(Muon):
@@ -176,8 +191,24 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
 
 
-def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+def optimizer_names(optimizer: Optimizer, model: nn.Module) -> dict[str, str]:
+    """Names of the parameters of `model` by their index in an optimiser over them, as in
+    `optimizer_tensors`."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {str(index): names[id(parameter)] for index, parameter in enumerate(parameters)}
+
+
+def load_optimizer_tensors(
+    optimizer: Optimizer, tensors: dict[str, Tensor], place: Callable[[Tensor, Tensor, str], Tensor] | None = None
+) -> None:
     """Load the result of `optimizer_tensors` into an optimiser over the same parameters.
+
+    Args:
+        optimizer: the optimiser.
+        tensors: complete tensors.
+        place: returns this process's part of a tensor, given the parameter, the tensor and the
+            index of the parameter. Parameters on the meta device are left out.
 
     Raises:
         ValueError: when the tensors belong to another model's optimiser.
@@ -189,10 +220,13 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> 
         belongs = index.isdecimal() and int(index) < len(parameters)
         if not belongs or value.shape != (torch.Size() if key == "step" else parameters[int(index)].shape):
             raise ValueError(f"optimizer state {name!r} of shape {tuple(value.shape)} does not belong to this model")
+        if parameters[int(index)].is_meta:
+            continue
         if value.ndim:
             # The fused kernel iterates over memory, so the state needs the layout of its parameter
             # (channels_last or not).
-            value = like(parameters[int(index)], value)
+            parameter = parameters[int(index)]
+            value = like(parameter, value) if place is None else place(parameter, value, index)
         state.setdefault(int(index), {})[key] = value
     for at, entry in state.items():
         if entry.keys() not in STATES:

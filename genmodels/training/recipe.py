@@ -74,6 +74,8 @@ class Recipe:
     mixed_precision: Precision = "no"
     """Precision of matrix products and convolutions. Weights, optimiser and EMA are always fp32.
     "no" is the fastest on processors without bf16."""
+    tensor_parallel: int = 1
+    """Processes over which the attention and the MLP of each transformer block are divided."""
     compile: bool = False
     """Compile the repeated blocks of the network with torch.compile. This pays off on GPUs only,
     where the first steps then take about a minute."""
@@ -167,7 +169,7 @@ def check_recipe(recipe: R) -> R:
     if recipe.steps is not None and recipe.steps > MAX_STEPS:
         raise ValueError(f"--steps must be at most {MAX_STEPS:,}, got {recipe.steps:,}")
     counts = ("steps", "size", "batch_size", "accumulate", "log_every", "sample_every", "evaluate_every", "save_every")
-    for name in (*counts, "keep"):
+    for name in (*counts, "keep", "tensor_parallel"):
         value = getattr(recipe, name)
         if value is None:
             continue

@@ -16,6 +16,7 @@ from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State
 from genmodels.training.command_line import actual_settings, to_yaml
 from genmodels.training.folder import put_aside
+from genmodels.training.layout import Layout
 from genmodels.training.recipe import Recipe
 from genmodels.writing import write_text
 
@@ -64,15 +65,14 @@ def identity_of(model: Model, data: Packed, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def summary(model: Model, data: Packed, recipe: Recipe, accelerator: Accelerator, state: State, sharded: bool) -> str:
+def summary(model: Model, data: Packed, recipe: Recipe, accelerator: Accelerator, state: State, layout: Layout) -> str:
     """Return one line that describes the run: model, size, data, length and devices."""
     begin = f"resuming at step {state.step:,}" if recipe.resume else "training"
     count = sum(p.numel() for p in model.parameters())
     length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.minutes:g} minutes"
-    shards = " (sharded)" if sharded else ""
     precision: str = recipe.mixed_precision
     if precision == "bf16" and not computes_bf16(accelerator.device):
         precision += " (slow on this processor, which has no instructions for it: try --mixed-precision no)"
-    where = f"{accelerator.num_processes} x {accelerator.device.type}{shards}, precision {precision}"
+    where = f"{accelerator.num_processes} x {accelerator.device.type}{layout.describe()}, precision {precision}"
     images = f"{len(data):,} images of {data.source}"
     return f"{begin}: {model.family}, {count:,} parameters, {images}, {length}, {where}, into {recipe.output}"

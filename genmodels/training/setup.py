@@ -19,17 +19,19 @@ from torch.optim import Optimizer
 from genmodels.base import Model
 from genmodels.data.batches import BatchReader
 from genmodels.data.packed import Packed
+from genmodels.training import tensor_parallel
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.checks import check_fit
 from genmodels.training.clock import Clock, Stop
 from genmodels.training.ema import SNAPSHOTS, drop_snapshots
 from genmodels.training.folder import CHECKPOINTS
+from genmodels.training.layout import Layout, layout_of
 from genmodels.training.limits import most_images, timed_batches
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
 from genmodels.training.recipe import Recipe
 from genmodels.training.record import as_trained, identity_of, summary, write_config
-from genmodels.training.shard import repeated_blocks, shard, sharding_wanted
+from genmodels.training.shard import repeated_blocks, shard
 from genmodels.training.steps import list_checkpoints
 from genmodels.training.tracking import start_tracker
 from genmodels.usage import say
@@ -65,8 +67,8 @@ class Run:
     ema: Model
     """Model with the averaged weights. It is displayed, exported and sampled from."""
     average: nn.Module
-    """Module that every step updates. It is `ema` itself or, with FSDP, a sharded copy, which is
-    gathered into `ema` when needed."""
+    """Module that every step updates. It is `ema` itself or, if processes divide the model, a copy
+    that is divided like it, which is gathered into `ema` when needed."""
     parameters: dict[str, list[nn.Parameter]]
     """Parameters that each turn updates."""
     optimizers: dict[str, Optimizer]
@@ -75,6 +77,8 @@ class Run:
     clock: Clock
     state: State
     log: RunLog
+    layout: Layout
+    """How processes divide the model."""
     identity: dict[str, Any]
     """Settings that a resumed run must share with the run that it continues."""
     monitor: Monitor | None
@@ -105,8 +109,9 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     train = data.split("train")
     accelerator = build_accelerator(model, recipe)
     device = accelerator.device
+    layout = layout_of(recipe, accelerator.num_processes, accelerator.process_index)
     monitor = build_monitor(data, recipe, device)
-    reader = build_reader(model, train, recipe, accelerator)
+    reader = build_reader(model, train, recipe, layout, device)
     model.to(device).train()
     began = time.monotonic()
     if not recipe.resume:
@@ -118,14 +123,13 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     if recipe.resume:
         checkpoint = newest_checkpoint(checkpoints, say if accelerator.is_main_process else lambda _: None)
         state = load_checkpoint(checkpoint, identity, model, ema)
-    sharded = sharding_wanted(accelerator.num_processes)
-    if sharded:
+    if layout.divides:
         broadcast(list(model.parameters()))
-    average = shard(model, ema, device) if sharded else ema  # before building the optimisers, which use shards
+    average = divide(model, ema, layout, device) if layout.divides else ema  # before the optimisers, which use parts
     parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
     optimizers = {turn: build_optimizer(group, recipe.optim, model) for turn, group in parameters.items()}
     if recipe.resume:
-        load_optimizers(checkpoint, optimizers)
+        load_optimizers(checkpoint, optimizers, model, layout)
     if recipe.compile:
         compile_blocks(model)
 
@@ -134,7 +138,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
         write_config(model, recipe, data)
         drop_snapshots(recipe.output / SNAPSHOTS, state.step)
     broadcast(list(model.buffers()))  # from rank 0, as DistributedDataParallel does for parameters
-    network = prepare(accelerator, model, sharded)
+    network = prepare(accelerator, model, layout.divides)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     start_tracker(accelerator, recipe, state)
@@ -143,7 +147,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     log = RunLog(accelerator, recipe.output, state, quiet=recipe.dry_run)
     if restarts:
         log.say(f"{recipe.output} has no finished checkpoint: starting from the beginning")
-    log.say(summary(model, train, recipe, accelerator, state, sharded))
+    log.say(summary(model, train, recipe, accelerator, state, layout))
     if recipe.evaluate_every is not None and monitor is None:
         log.say(f"no evaluation during training: {data.source} has too few images for it")
     if monitor is not None and model.can("sample"):
@@ -163,6 +167,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
         clock=clock,
         state=state,
         log=log,
+        layout=layout,
         identity=identity,
         monitor=monitor,
     )
@@ -197,6 +202,30 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
         block.compile(**settings)
 
 
+def divide(model: Model, ema: Model, layout: Layout, device: torch.device) -> Model:
+    """Divide `model` over the processes in place, and return a copy of `ema` that is divided alike.
+
+    Args:
+        model: the model, with the same weights on every process.
+        ema: a complete copy of it.
+        layout: how to divide it. It records the order of the rows of weights.
+        device: device of this process.
+    """
+    layout.connect(device)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    def divide_one(module: Model) -> Model:
+        if layout.parts > 1:
+            layout.rows = tensor_parallel.divide(module, trained, layout.along("part"))
+        if layout.shards:
+            parameters = dict(module.named_parameters())
+            shard(module, [parameters[name] for name in trained], layout.along("copy"))
+        return module
+
+    divide_one(model)  # before the copy is made, to save memory
+    return divide_one(copy.deepcopy(ema))
+
+
 def prepare(accelerator: Accelerator, model: Model, sharded: bool) -> nn.Module:
     """Wrap `model` with accelerate: mixed precision and, unless `sharded`, data parallelism."""
     with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; accelerate does not know the new name yet
@@ -222,7 +251,7 @@ def build_accelerator(model: Model, recipe: Recipe) -> Accelerator:
         )
 
 
-def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accelerator) -> BatchReader:
+def build_reader(model: Model, train: Packed, recipe: Recipe, layout: Layout, device: torch.device) -> BatchReader:
     """Build the reader of this process's share of the batches.
 
     It returns only the attributes and the labels that `model` is conditioned on, and captions or
@@ -235,11 +264,11 @@ def build_reader(model: Model, train: Packed, recipe: Recipe, accelerator: Accel
         train if conditions.classes else replace(train, labels=None, class_names=()),
         recipe.batch_size,
         recipe.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        rank=layout.copy,
+        world_size=layout.copies,
         accumulate=recipe.accumulate,
         flip=recipe.flip,
-        device=accelerator.device,
+        device=device,
         tokenize=tokenize,
         converse=converse,
         attributes=conditions.attributes,

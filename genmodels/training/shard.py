@@ -7,17 +7,19 @@ depend on the number of processes that wrote it.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from accelerate.utils.other import is_repeated_blocks
 from torch import Tensor, nn
 
 from genmodels.base import Model
-from genmodels.distributed import is_sharded, whole
+from genmodels.distributed import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def sharding_wanted(processes: int) -> bool:
@@ -54,41 +56,29 @@ def repeated_blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from layers.children()
 
 
-def shard(model: nn.Module, ema: nn.Module, device: torch.device) -> nn.Module:
-    """Shard the trained parameters of `model` in place, and return a sharded copy of `ema`.
+def shard(root: nn.Module, trained: Iterable[nn.Parameter], mesh: DeviceMesh) -> None:
+    """Shard the `trained` parameters of `root` in place over the processes of `mesh`.
 
-    The weights of a block are gathered when it runs. Frozen weights, such as those of a codec, are
-    not sharded, because they are also used outside of forward().
+    The weights of a block are gathered when it runs. Other parameters, such as those of a frozen
+    codec, are not sharded, because they are also used outside of forward().
 
     Args:
-        model: the model, with the same weights on every process.
-        ema: a complete copy of it.
-        device: device of this process.
-
-    Returns:
-        A copy of `ema` with the same shards as `model`.
+        root: the model, with the same weights on every process, or a module that calls it.
+        trained: parameters to shard.
+        mesh: of one dimension.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     reshard = FullyShardedDataParallelPlugin().reshard_after_forward
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-    def shard_one(module: nn.Module) -> None:
-        to_shard = [parameter for name, parameter in module.named_parameters() if name in trained]
-        for parameter in to_shard:
+    trained = list(trained)
+    for parameter in trained:
+        if not is_sharded(parameter):
             parameter.data = parameter.data.contiguous()  # channels_last cannot be sharded
-        frozen = {*module.parameters()} - {*to_shard}
-        blocks = [block for block in repeated_blocks(module) if not frozen.issuperset(block.parameters())]
-        for block in reversed(blocks):  # inner blocks first
-            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, ignored_params=frozen)
-        fully_shard(module, mesh=mesh, ignored_params=frozen)
-
-    shard_one(model)  # before the copy is made, to save memory
-    average = copy.deepcopy(ema)
-    shard_one(average)
-    return average
+    others = {*root.parameters()} - {*trained}
+    blocks = [block for block in repeated_blocks(root) if not others.issuperset(block.parameters())]
+    for block in reversed(blocks):  # inner blocks first
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshard, ignored_params=others)
+    fully_shard(root, mesh=mesh, ignored_params=others)
 
 
 def own(tensor: Tensor) -> Tensor:
@@ -107,21 +97,3 @@ def like(tensor: Tensor, value: Tensor) -> Tensor:
         # src_data_rank=None: every process has the complete value, so nothing has to be sent.
         return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
     return torch.empty_like(tensor).copy_(value)
-
-
-@torch.no_grad()
-def gather_into(model: nn.Module, sharded: nn.Module) -> None:
-    """Copy the weights and buffers of `sharded` into `model`, a complete copy of the same model.
-
-    Every process must call this. It does nothing if both are the same object.
-    """
-    if model is sharded:
-        return
-    for target, value in zip(_tensors(model), _tensors(sharded), strict=True):
-        if target is not value:  # both share a frozen codec
-            target.copy_(whole(value))
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()

@@ -27,7 +27,6 @@ from genmodels.training.log import QUIET_SECONDS, in_words
 from genmodels.training.prompts import sample_caption, shown_condition
 from genmodels.training.retrieval import SHEET, retrieval_sheet
 from genmodels.training.setup import Run
-from genmodels.training.shard import gather_into
 from genmodels.training.steps import step_name
 from genmodels.writing import write_text
 
@@ -268,7 +267,7 @@ def calibrate(run: Run, limits: Limits) -> None:
 
     Every rank must call this.
     """
-    gather_into(run.ema, run.average)
+    run.layout.gather_into(run.ema, run.average)
     began = time.monotonic()
     images, read = int(run.clock.agree(images_for(run, limits))[0]), 0
     allowed = SLOWER * limits.time(limits.share, run.clock.budget)
