@@ -56,6 +56,7 @@ ABILITIES = (
     Ability("converse", ("read_conversations",), "learn from conversations"),
     Ability("complete", ("complete",), "continue sentences"),
     Ability("answer", ("answer", "stream"), "answer questions about images", "ask"),
+    Ability("stages", ("stages",), "divide their loss into stages of blocks", "train"),
     Ability("measure", ("measure",), "report metrics of their own on held-out images", "evaluate"),
 )
 """Every ability. A new one is a row here, a method of the models that have it, and a command."""

@@ -17,6 +17,7 @@ from genmodels.nn.alphabet import Alphabet, Codes, PixelLevels
 from genmodels.nn.conditioning import Conditioner, drop_condition
 from genmodels.nn.decoder import GridDecoder
 from genmodels.nn.likelihood import LikelihoodKind
+from genmodels.nn.stages import Carried, Stages, check_stages
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.prior import Prior, check_negative, negative_condition
 from genmodels.saving import Derived
@@ -142,14 +143,39 @@ class Autoregressive(Prior):
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         condition = drop_condition(batch.condition, batch.noise, self.config.condition)
-        loss = self.nats(self.alphabet.tokenize(batch.images), condition).mean()  # per symbol
+        return self._mean(self.nats(self.alphabet.tokenize(batch.images), condition))
+
+    def _mean(self, nats: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = nats.mean()  # per symbol
         return loss, {self.alphabet.unit: loss.detach() / math.log(2)}
+
+    def stages(self) -> Stages:
+        """The loss in parts."""
+        decoder = self.decoder
+        check_stages(self.family, self.config.transformer, text=decoder.cross_attention is not None)
+
+        def prepare(batch: Batch) -> tuple[Tensor, Condition]:
+            return self.alphabet.tokenize(batch.images), drop_condition(batch.condition, batch.noise, self.conditions)
+
+        def embed(drawn: tuple[Tensor, Condition]) -> Carried:
+            tokens, condition = drawn
+            return (decoder.embed(tokens, self.condition(condition, len(tokens), tokens.device), 0, decoder.length),)
+
+        def through(carried: Carried, first: int, last: int) -> Carried:
+            places = decoder.transformer.places(decoder.grid)
+            return (decoder.transformer.through(carried[0], places, first=first, last=last),)
+
+        def loss(carried: Carried, drawn: tuple[Tensor, Condition]) -> tuple[Tensor, dict[str, Tensor]]:
+            logits = decoder.logits(decoder.transformer.norm(carried[0]), drawn[0])
+            return self._mean(nats_of(logits, drawn[0]))
+
+        last = [decoder.transformer.norm, decoder.head] + ([] if decoder.inside is None else [decoder.inside])
+        return Stages(prepare, embed, through, loss, [(block,) for block in decoder.transformer.blocks], tuple(last))
 
     def nats(self, tokens: Tensor, condition: Condition) -> Tensor:
         """Compute -log p of each symbol of `tokens` (N, T, S), given those before it."""
         embedded = self.condition(condition, len(tokens), tokens.device)
-        logits = self.decoder(tokens, embedded).float()  # (N, T, S, V)
-        return F.cross_entropy(logits.flatten(0, 2), tokens.flatten(), reduction="none").view_as(tokens)
+        return nats_of(self.decoder(tokens, embedded), tokens)
 
     def log_probability(self, images: Tensor, condition: Condition) -> Tensor:
         """Compute log p of images (N, 3, H, W), rounded to `levels` levels, or of codes (N, *codes),
@@ -220,3 +246,8 @@ class Autoregressive(Prior):
             self.condition(negative_condition(self, o.negative, n, device), n, device) if o.guidance != 1 else None,
         )
         return self.alphabet.decode(tokens)
+
+
+def nats_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    """-log p of `tokens` (N, T, S) from logits (N, T, S, V)."""
+    return F.cross_entropy(logits.float().flatten(0, 2), tokens.flatten(), reduction="none").view_as(tokens)

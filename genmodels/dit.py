@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.model import Diffusion
-from genmodels.nn.block import Modulation
+from genmodels.diffusion.stages import pairs, transformer_stages
 from genmodels.nn.conditioning import Embedded
 from genmodels.nn.cross_attention import CrossAttentionStack
 from genmodels.nn.rope import grid_positions
+from genmodels.nn.stages import Stages
 from genmodels.nn.transformer import Transformer, TransformerConfig
 from genmodels.saving import Derived
 from genmodels.types import Batch
@@ -208,30 +209,44 @@ class DiT(Diffusion):
             inside the network that alignment uses.
         """
         c = self.config
-        patch, places = c.patch, self.transformer.places(self.positions)
+        places = self.transformer.places(self.positions)
         middle = max(c.first, c.align.after)
         after = None
-        embedding = self.time(self.frequencies(time_input).to(x.dtype))  # (N, D)
         if condition is not None:
-            embedding = embedding + condition.pooled
             after = None if self.cross_attention is None else self.cross_attention(condition)
-        embedding = F.silu(embedding).unsqueeze(1)  # (N, 1, D)
+        tokens, embedding = self.begin(x, time_input, condition)
         modulation = [pairs(layer(embedding)) for layer in self.modulations]
-        tokens = F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)  # (N, T, C p^2)
-        tokens = self.patches(tokens)  # (N, T, D)
-        if self.position_embedding is not None:
-            tokens = tokens + self.position_embedding
         through = partial(self.transformer.through, modulation=modulation, after=after)
         tokens = through(tokens, places, first=0, last=c.first)
         if kept is not None:
             tokens, places = tokens[:, kept], self.transformer.places(self.positions[kept])
         inner = tokens = through(tokens, places, first=c.first, last=middle)
-        tokens = self.transformer.norm(through(tokens, places, first=middle))
+        tokens = through(tokens, places, first=middle)
+        return self.end(tokens, embedding, kept), inner
+
+    def begin(self, x: Tensor, time_input: Tensor, condition: Embedded | None) -> tuple[Tensor, Tensor]:
+        """The tokens (N, T, D) of x, and the embedding (N, 1, D) of time and condition."""
+        embedding = self.time(self.frequencies(time_input).to(x.dtype))  # (N, D)
+        if condition is not None:
+            embedding = embedding + condition.pooled
+        tokens = F.pixel_unshuffle(x, self.config.patch).flatten(2).transpose(1, 2)  # (N, T, C p^2)
+        tokens = self.patches(tokens)  # (N, T, D)
+        if self.position_embedding is not None:
+            tokens = tokens + self.position_embedding
+        return tokens, F.silu(embedding).unsqueeze(1)
+
+    def end(self, tokens: Tensor, embedding: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The prediction from tokens (N, K, D) after the last block and the embedding (N, 1, D)."""
+        c = self.config
         shift, scale = self.last_modulation(embedding).chunk(2, dim=-1)
-        output = self.head(tokens * (1 + scale) + shift)  # (N, K, outputs p^2)
+        output = self.head(self.transformer.norm(tokens) * (1 + scale) + shift)  # (N, K, outputs p^2)
         if kept is not None:
-            output = output.new_zeros(len(x), len(self.positions), output.shape[2]).index_copy(1, kept, output)
-        return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, c.grid), patch), inner
+            output = output.new_zeros(len(output), len(self.positions), output.shape[2]).index_copy(1, kept, output)
+        return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, c.grid), c.patch)
+
+    def stages(self) -> Stages:
+        """The loss in parts (nn/stages.py)."""
+        return transformer_stages(self)
 
     def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
         align, kept, inner = self.config.align, self._kept(batch), []
@@ -263,12 +278,6 @@ class DiT(Diffusion):
             return None
         order = batch.noise.uniform(count)[0].argsort()
         return order[: max(1, round(masking.keep * count))].sort().values
-
-
-def pairs(parameters: Tensor) -> tuple[Modulation, Modulation]:
-    """Split (N, 1, 6 D) into the modulations of the attention and of the MLP of a block."""
-    parts = parameters.chunk(6, dim=-1)
-    return Modulation(*parts[:3]), Modulation(*parts[3:])
 
 
 def resized(model: DiT, size: int) -> DiT:

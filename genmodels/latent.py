@@ -3,71 +3,29 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-import genmodels
 from genmodels.base import Generator, Model
 from genmodels.codecs import prior_grid
 from genmodels.conditions import Condition, ConditionConfig, Text
 from genmodels.hashing import weights_hash
 from genmodels.inpainting import continued, known_cells
+from genmodels.latent_config import LatentConfig, Part
 from genmodels.modes import evaluating, full_precision
-from genmodels.pretrained import PRETRAINED
+from genmodels.nn.stages import Stages
 from genmodels.prior import Prior
 from genmodels.safety import FILES, SafetyChecker
-from genmodels.saving import from_dict, to_dict
 from genmodels.text import Tokenizer
 from genmodels.types import Batch, Noise
 
 OWN = ("sample", "prior", "reconstruct")
 """Abilities of every Latent. It has any other ability if its prior has it."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Family and config of a codec or prior."""
-
-    family: str
-    """A family of genmodels, or the class of a diffusers autoencoder."""
-    model: dict[str, Any]
-    """Its config."""
-
-    def __post_init__(self) -> None:
-        # As JSON returns it (lists for tuples), so that a config equals itself after a round trip.
-        object.__setattr__(self, "model", json.loads(json.dumps(self.model)))
-
-    @classmethod
-    def of(cls, module: Any) -> Part:
-        """Describe `module`."""
-        return cls(module.family, to_dict(module.config))
-
-    def build(self) -> Any:
-        """Build a module with this config and random weights."""
-        kind: Any = PRETRAINED[self.family] if self.family in PRETRAINED else genmodels.family(self.family)
-        return kind(from_dict(kind.Config, self.model, self.family))
-
-
-@dataclass(frozen=True)
-class LatentConfig:
-    """A codec and a prior, each with its own config."""
-
-    codec: Part
-    """The codec. It is frozen."""
-    prior: Part
-    """The prior, which is trained."""
-    codec_weights: str = ""
-    """Hash of the codec's weights. Its latents mean nothing to another codec."""
-    size: int = 64
-    """Side of the images in pixels."""
-    safety_checker: bool = False
-    """Whether a safety checker flags samples that are not shown."""
 
 
 class Latent(Generator):
@@ -203,9 +161,18 @@ class Latent(Generator):
     def turns(self) -> tuple[str, ...]:
         return self.prior.turns
 
-    def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
+    def for_prior(self, batch: Batch) -> Batch:
+        """Return `batch` with latents in place of its images."""
         latents = self.encode(batch.images) if batch.latents is None else batch.latents
-        return self.prior.loss(replace(batch, images=self.scaled(latents), latents=None), turn)
+        return replace(batch, images=self.scaled(latents), latents=None)
+
+    def loss(self, batch: Batch, turn: str) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.prior.loss(self.for_prior(batch), turn)
+
+    def stages(self) -> Stages:
+        """The loss of the prior in parts."""
+        stages: Stages = self.prior.stages()
+        return stages._replace(prepare=lambda batch: stages.prepare(self.for_prior(batch)))
 
     def parameters_for(self, turn: str) -> Iterator[nn.Parameter]:
         """Return the parameters of the prior that `turn` updates."""

@@ -130,7 +130,7 @@ def test_it_starts_as_the_identity_with_nothing_to_say(config):
 
 
 def _modulation(model: DiT):
-    from genmodels.dit import pairs
+    from genmodels.diffusion.stages import pairs
 
     return pairs(model.modulations[0](torch.zeros(1, 1, 32)))
 

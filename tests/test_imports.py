@@ -34,6 +34,7 @@ LAYERS: tuple[set[str], ...] = (
     {"variations"},
     {"ae", "vae", "vqvae", "kl", "gan_config", "autoregressive", "diffusion", "clip", "lm"},
     {"gan", "dit", "tiny", "llava"},
+    {"latent_config"},
     {"latent", "llava_parts"},
     {"exchange", "evaluation"},
     {"training"},
@@ -41,7 +42,9 @@ LAYERS: tuple[set[str], ...] = (
     {"demo", "app"},
     {"cli"},
 )
-LOADS_BY_NAME = {"codecs", "latent", "llava_parts", "diffusion", "evaluation", "exchange", "scaling", "alignment"}
+LOADS_BY_NAME = {
+    *("codecs", "latent_config", "latent", "llava_parts", "diffusion", "evaluation", "exchange", "scaling", "alignment")
+}
 """Modules that load a model of any family (codec, prior, guide, extractor, CLIP) through the package itself."""
 UNRESTRICTED = {"__init__", "__main__"}
 SHARED = [

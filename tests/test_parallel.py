@@ -5,6 +5,7 @@ The tests run this file as a script in each process: `test_parallel.py OUTPUT`.
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from functools import cache, partial
@@ -59,6 +60,9 @@ RUNS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 LAYOUTS: dict[str, tuple[int, dict[str, Any], tuple[str, ...]]] = {
     "parts": (2, {"tensor_parallel": 2}, tuple(RUNS)),
     "parts in shards": (4, {"tensor_parallel": 2}, ("dit", "muon")),
+    "stages": (2, {"pipeline_stages": 2}, tuple(RUNS)),
+    "stages of shards": (4, {"pipeline_stages": 2}, ("dit",)),
+    "stages of parts": (4, {"pipeline_stages": 2, "tensor_parallel": 2}, ("dit",)),
 }
 """Number of processes, settings and runs of each way to divide a model."""
 CASES = [(layout, name) for layout, (_, _, names) in LAYOUTS.items() for name in names]
@@ -76,7 +80,8 @@ def trained_together(layout: str, folder: Path) -> Path:
     """Train the runs of a layout in several processes."""
     count, _, _ = LAYOUTS[layout]
     said = run_together(count, Path(__file__), str(folder / layout), layout, **(SHARDED if count == 4 else {}))
-    assert "2 parts" in said[0]
+    for word in layout.replace("shards", "sharded").split():
+        assert word in ("in", "of") or word in re.search(r"x cpu \((.*?)\)", said[0])[1]
     return folder / layout
 
 
@@ -160,23 +165,27 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch, build, settings, pr
 class InParts:
     """The loop's step, looking at what it works on."""
 
-    def __init__(self) -> None:
-        self.step = loop.train_step
+    def __init__(self, layout: str) -> None:
+        self.step, self.layout = loop.train_step, layout
 
     def __call__(self, run, batches, progress) -> None:
         self.step(run, batches, progress)
+        count = run.accelerator.num_processes
         for model in (run.model, run.average):
             weights = {name: p for name, p in model.named_parameters() if "transformer.blocks" in name}
+            here = {name: p for name, p in weights.items() if not p.is_meta}
+            assert len(here) * run.layout.stages == len(weights)
             for layer in ("qkv.weight", "out.weight", "down.weight"):
-                held = [p for name, p in weights.items() if name.endswith(layer)]
-                assert held and all(isinstance(p, DTensor) for p in held)
-                assert all(p.to_local().numel() * run.accelerator.num_processes == p.numel() for p in held)
+                held = [p for name, p in here.items() if name.endswith(layer)]
+                assert held and all(isinstance(p, DTensor) == ("parts" in self.layout or count == 4) for p in held)
+                numbers = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in held)
+                assert numbers * count == sum(p.numel() for name, p in weights.items() if name.endswith(layer))
 
 
 if __name__ == "__main__":
     show.GRID = 1
-    loop.train_step = InParts()
     output, layout = Path(sys.argv[1]), sys.argv[2]
+    loop.train_step = InParts(layout)
     _, settings, names = LAYOUTS[layout]
     for name in names:
         train(output, name, **settings)

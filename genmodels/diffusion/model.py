@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,21 @@ from genmodels.types import Batch, Noise
 
 Predict = Callable[[Tensor, Tensor, "Embedded | None"], Tensor]
 """A network with the signature of `Diffusion.predict`."""
+
+
+class Drawn(NamedTuple):
+    """What a loss needs of a batch, including its random numbers."""
+
+    x_0: Tensor
+    """Data (N, C, H, W)."""
+    condition: Condition
+    """Its condition, of which a random part is hidden."""
+    t: Tensor
+    """Times (N, 1, 1, 1)."""
+    eps: Tensor
+    """Noise (N, C, H, W)."""
+    noise: Noise
+    """Streams of further random numbers."""
 
 
 class Diffusion(Prior, ABC):
@@ -122,13 +137,9 @@ class Diffusion(Prior, ABC):
             predict: the network, with the signature of the method.
             region: bool (H, W), where the error counts; None: everywhere.
         """
-        condition = batch.condition
-        if self.condition is not None:
-            condition = drop_condition(condition, batch.noise, self.config.condition)
-        error, weight, bound = self._errors(batch.images, condition, batch.noise, predict)
-        error = error.mean((1, 2, 3)) if region is None else error[:, :, region].mean((1, 2))  # (N,)
-        loss, metrics = (weight * error).mean(), {"mse": error.detach().mean()}
-        return (loss, metrics) if bound is None else (loss + bound, metrics | {"bound": bound.detach()})
+        drawn = self.draw(batch)
+        embedded = self.embed(drawn.condition, len(drawn.x_0), drawn.x_0.device)
+        return self.weighted_error(drawn, embedded, predict, region)
 
     def denoising_losses(self, images: Tensor, condition: Condition, noise: Noise) -> Tensor:
         """Compute the weighted loss of each image at a time and under noise of its stream: (N,).
@@ -140,18 +151,38 @@ class Diffusion(Prior, ABC):
             condition: N rows.
             noise: N streams. Equal seeds give equal times and equal noise.
         """
-        error, weight, _ = self._errors(images, condition, noise, self.predict)
+        drawn = self._drawn(images, condition, noise)
+        embedded = self.embed(condition, len(drawn.x_0), drawn.x_0.device)
+        error, weight, _ = self._errors(drawn, embedded, self.predict)
         return weight * error.mean((1, 2, 3))
 
+    def draw(self, batch: Batch) -> Drawn:
+        """Draw the times, the noise and which conditions are hidden."""
+        condition = batch.condition
+        if self.condition is not None:
+            condition = drop_condition(condition, batch.noise, self.config.condition)
+        return self._drawn(batch.images, condition, batch.noise)
+
+    def _drawn(self, images: Tensor, condition: Condition, noise: Noise) -> Drawn:
+        x_0 = self.as_map(images.float())
+        t = self.process.draw(noise.uniform()).view(-1, 1, 1, 1)
+        return Drawn(x_0, condition, t, noise.normal(*x_0.shape[1:]), noise)
+
+    def weighted_error(
+        self, drawn: Drawn, embedded: Embedded | None, predict: Predict, region: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `denoising_loss`, of what was drawn and of an embedded condition."""
+        error, weight, bound = self._errors(drawn, embedded, predict)
+        error = error.mean((1, 2, 3)) if region is None else error[:, :, region].mean((1, 2))  # (N,)
+        loss, metrics = (weight * error).mean(), {"mse": error.detach().mean()}
+        return (loss, metrics) if bound is None else (loss + bound, metrics | {"bound": bound.detach()})
+
     def _errors(
-        self, images: Tensor, condition: Condition, noise: Noise, predict: Predict
+        self, drawn: Drawn, embedded: Embedded | None, predict: Predict
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Squared errors (N, C, H, W), the weights (N,) of the images, and the mean bound of a learned
         variance, if there is one."""
-        x_0 = self.as_map(images.float())
-        t = self.process.draw(noise.uniform()).view(-1, 1, 1, 1)
-        eps = noise.normal(*x_0.shape[1:])
-        embedded, bound = self.embed(condition, len(x_0), x_0.device), None
+        (x_0, _, t, eps, noise), bound = drawn, None
         if isinstance(self.process, MeanFlow):
 
             def velocity(x: Tensor, t: Tensor, r: Tensor | None, rows: slice) -> Tensor:

@@ -80,9 +80,9 @@ class GridDecoder(nn.Module):
         Returns:
             Logits (N, T, S, V).
         """
-        x = self._embed(tokens, condition, 0, self.length)
+        x = self.embed(tokens, condition, 0, self.length)
         hidden = self.transformer(x, self.grid, after=self._cross_attention(condition))  # (N, T, D)
-        return self._logits(hidden, tokens)
+        return self.logits(hidden, tokens)
 
     def generate(
         self,
@@ -116,11 +116,11 @@ class GridDecoder(nn.Module):
         for t in range(begin, self.length):
             fed = t if t > begin else 0  # the first call processes the whole prefix
             both = torch.cat([tokens, tokens]) if guided else tokens
-            x = self._embed(both, condition, fed, t + 1)
+            x = self.embed(both, condition, fed, t + 1)
             hidden = self.transformer(x, self.grid[fed : t + 1], cache, after=after)[:, -1:]  # (N, 1, D), or (2N, 1, D)
             for s in range(self.symbols):
                 known = tokens[:, t : t + 1, : s + 1]  # the last of them is not read
-                logits = self._logits(hidden, torch.cat([known, known]) if guided else known)[:, 0, s].float()
+                logits = self.logits(hidden, torch.cat([known, known]) if guided else known)[:, 0, s].float()
                 if guided:
                     with_condition, without = logits.chunk(2)
                     logits = without + guidance * (with_condition - without)
@@ -131,7 +131,7 @@ class GridDecoder(nn.Module):
         """One layer per block that attends to the tokens of the condition; None without text."""
         return None if self.cross_attention is None else self.cross_attention(condition)
 
-    def _embed(self, tokens: Tensor, condition: Embedded, first: int, last: int) -> Tensor:
+    def embed(self, tokens: Tensor, condition: Embedded, first: int, last: int) -> Tensor:
         """The transformer's inputs `first` to `last` - 1, (N, last - first, D)."""
         n = len(tokens)
         x = self._vectors(self.previous, tokens[:, max(first - 1, 0) : last - 1])
@@ -145,7 +145,7 @@ class GridDecoder(nn.Module):
     def _vectors(self, table: nn.Embedding, tokens: Tensor) -> Tensor:
         return table(tokens + self.first).sum(2)  # (N, T, S) -> (N, T, D)
 
-    def _logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Logits (N, T, S, V) from outputs (N, T, D) and symbols (N, T, S or fewer)."""
         count = tokens.shape[2]
         weight = self.head.weight.unflatten(0, (self.symbols, self.vocabulary))[:count]  # (S, V, D)

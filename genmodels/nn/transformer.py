@@ -7,7 +7,7 @@ and of the first diffusion transformer. Embeddings, heads and conditions belong 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -237,7 +237,7 @@ class Transformer(nn.Module):
         self,
         x: Tensor,
         places: Places,
-        modulation: Sequence[BlockModulation] | None = None,
+        modulation: Sequence[BlockModulation] | Mapping[int, BlockModulation] | None = None,
         first: int = 0,
         last: int | None = None,
         cache: Cache | None = None,
@@ -248,7 +248,7 @@ class Transformer(nn.Module):
         Args:
             x: (N, T, D).
             places: where the tokens are, from `places`.
-            modulation: of all blocks.
+            modulation: of all blocks, or of these by their index.
             first: index of the first block.
             last: index after the last block; None: all.
             cache: whose states are updated; the caller advances it.

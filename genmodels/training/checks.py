@@ -12,6 +12,7 @@ from genmodels.training.folder import check_output
 from genmodels.training.layout import layout_of
 from genmodels.training.recipe import Recipe
 from genmodels.training.shard import check_shardable, sharding_wanted
+from genmodels.training.stages import check_stages_fit
 from genmodels.training.tensor_parallel import check_divisible
 from genmodels.training.tracking import check_tracker
 
@@ -75,8 +76,10 @@ def check_layout(model: Model, recipe: Recipe) -> None:
     layout = layout_of(recipe, processes().num_processes)
     if layout.parts > 1:
         check_divisible(model, layout.parts)
+    if layout.stages > 1:
+        check_stages_fit(model, recipe)
     if layout.splits and recipe.mixed_precision == "fp16":
-        raise ValueError("--mixed-precision fp16 does not work with --tensor-parallel: use bf16")
+        raise ValueError("--mixed-precision fp16 does not work with --tensor-parallel and --pipeline-stages: use bf16")
 
 
 def check_captions(data: Packed) -> None:

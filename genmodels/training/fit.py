@@ -179,6 +179,8 @@ def gradients(run: Run, turn: str, batches: list[Batch]) -> tuple[dict[str, Tens
     """
     accelerator = run.accelerator
     means: dict[str, Tensor] = {}
+    if run.pipeline is not None:
+        means, batches = run.pipeline.gradients(batches, run.state.step), []
     for batch in batches:
         # Gradients are all-reduced only at the last micro-batch (under FSDP, at every one).
         with nullcontext() if batch is batches[-1] else accelerator.no_sync(run.network):

@@ -172,14 +172,14 @@ def layout_of(recipe: Recipe, processes: int, process: int = 0) -> Layout:
     Raises:
         ValueError: if the recipe and the launcher do not fit together.
     """
-    stages, parts = 1, recipe.tensor_parallel
+    stages, parts = recipe.pipeline_stages, recipe.tensor_parallel
     flags = " and ".join(
         f"--{name} {n}" for name, n in (("pipeline-stages", stages), ("tensor-parallel", parts)) if n > 1
     )
     if processes % (stages * parts):
         raise ValueError(
-            f"{flags} need a multiple of {stages * parts} processes, got {processes}: start them with accelerate launch "
-            "--num_processes"
+            f"{flags} need a multiple of {stages * parts} processes, got {processes}: start them with accelerate "
+            "launch --num_processes"
         )
     copies = processes // (stages * parts)
     shards = sharding_wanted(processes) and copies > 1

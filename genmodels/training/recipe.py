@@ -76,6 +76,12 @@ class Recipe:
     "no" is the fastest on processors without bf16."""
     tensor_parallel: int = 1
     """Processes over which the attention and the MLP of each transformer block are divided."""
+    pipeline_stages: int = 1
+    """Groups of processes of which each holds some blocks of a transformer and computes them for one
+    micro-batch after another (--accumulate)."""
+    pipeline_schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    """1f1b: alternate between forward and backward passes, which needs less memory. gpipe: all forward
+    passes first."""
     compile: bool = False
     """Compile the repeated blocks of the network with torch.compile. This pays off on GPUs only,
     where the first steps then take about a minute."""
@@ -169,7 +175,7 @@ def check_recipe(recipe: R) -> R:
     if recipe.steps is not None and recipe.steps > MAX_STEPS:
         raise ValueError(f"--steps must be at most {MAX_STEPS:,}, got {recipe.steps:,}")
     counts = ("steps", "size", "batch_size", "accumulate", "log_every", "sample_every", "evaluate_every", "save_every")
-    for name in (*counts, "keep", "tensor_parallel"):
+    for name in (*counts, "keep", "tensor_parallel", "pipeline_stages"):
         value = getattr(recipe, name)
         if value is None:
             continue

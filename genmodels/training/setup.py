@@ -32,6 +32,7 @@ from genmodels.training.optim import build_optimizer
 from genmodels.training.recipe import Recipe
 from genmodels.training.record import as_trained, identity_of, summary, write_config
 from genmodels.training.shard import repeated_blocks, shard
+from genmodels.training.stages import Pipeline, Stage, keep_stage
 from genmodels.training.steps import list_checkpoints
 from genmodels.training.tracking import start_tracker
 from genmodels.usage import say
@@ -79,6 +80,8 @@ class Run:
     log: RunLog
     layout: Layout
     """How processes divide the model."""
+    pipeline: Pipeline | None
+    """Computes the gradients if the model is divided into stages."""
     identity: dict[str, Any]
     """Settings that a resumed run must share with the run that it continues."""
     monitor: Monitor | None
@@ -125,7 +128,11 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
         state = load_checkpoint(checkpoint, identity, model, ema)
     if layout.divides:
         broadcast(list(model.parameters()))
-    average = divide(model, ema, layout, device) if layout.divides else ema  # before the optimisers, which use parts
+    stage = Stage(model, layout, accelerator.autocast) if layout.stages > 1 else None
+    average: Model = ema
+    if layout.divides:  # before building the optimisers, which use the parts
+        layout.connect(device)
+        average = divide(model, ema, layout, stage)
     parameters = {turn: [p for p in model.parameters_for(turn) if p.requires_grad] for turn in model.turns}
     optimizers = {turn: build_optimizer(group, recipe.optim, model) for turn, group in parameters.items()}
     if recipe.resume:
@@ -138,7 +145,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
         write_config(model, recipe, data)
         drop_snapshots(recipe.output / SNAPSHOTS, state.step)
     broadcast(list(model.buffers()))  # from rank 0, as DistributedDataParallel does for parameters
-    network = prepare(accelerator, model, layout.divides)
+    network = model if stage is not None else prepare(accelerator, model, layout.divides)
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     start_tracker(accelerator, recipe, state)
@@ -168,6 +175,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
         state=state,
         log=log,
         layout=layout,
+        pipeline=None if stage is None else Pipeline(stage, layout, recipe, device),
         identity=identity,
         monitor=monitor,
     )
@@ -202,28 +210,31 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
         block.compile(**settings)
 
 
-def divide(model: Model, ema: Model, layout: Layout, device: torch.device) -> Model:
+def divide(model: Model, ema: Model, layout: Layout, stage: Stage | None) -> Model:
     """Divide `model` over the processes in place, and return a copy of `ema` that is divided alike.
 
     Args:
         model: the model, with the same weights on every process.
         ema: a complete copy of it.
         layout: how to divide it. It records the order of the rows of weights.
-        device: device of this process.
+        stage: the module that computes this process's stage of `model`, if there are stages.
     """
-    layout.connect(device)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
-    def divide_one(module: Model) -> Model:
+    def divide_one(part: Model, root: nn.Module) -> None:
+        if layout.stages > 1:
+            keep_stage(part, layout)
+        held = [name for name, parameter in part.named_parameters() if name in trained and not parameter.is_meta]
         if layout.parts > 1:
-            layout.rows = tensor_parallel.divide(module, trained, layout.along("part"))
+            layout.rows = tensor_parallel.divide(part, held, layout.along("part"))
         if layout.shards:
-            parameters = dict(module.named_parameters())
-            shard(module, [parameters[name] for name in trained], layout.along("copy"))
-        return module
+            parameters = dict(part.named_parameters())
+            shard(root, [parameters[name] for name in held], layout.along("copy"))
 
-    divide_one(model)  # before the copy is made, to save memory
-    return divide_one(copy.deepcopy(ema))
+    divide_one(model, stage or model)  # before the copy is made, to save memory
+    average = copy.deepcopy(ema)
+    divide_one(average, average)
+    return average
 
 
 def prepare(accelerator: Accelerator, model: Model, sharded: bool) -> nn.Module:

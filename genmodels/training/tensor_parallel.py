@@ -46,7 +46,8 @@ def check_divisible(model: Model, parts: int) -> None:
     branches = list(divisible_branches(model, trained))
     if not branches:
         raise ValueError(
-            f"--tensor-parallel divides attention and MLPs of transformers, and this {model.kind} has none: leave it out"
+            f"--tensor-parallel divides attention and MLPs of transformers, and this {model.kind} has none: leave it "
+            "out"
         )
     if grouped(model):
         raise ValueError("--tensor-parallel does not work with head_groups, which compare all heads: leave one out")
