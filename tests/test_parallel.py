@@ -9,27 +9,34 @@ import re
 import sys
 from dataclasses import replace
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from ranks import run_together
 from safetensors.torch import load_file
+from test_contract import make
 from test_fit import lines
 from tiny import faces, recipe, tiny
 from torch.distributed.tensor import DTensor
 
 from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.dit import DiT, DiTConfig
+from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.training import checks, show
 from genmodels.training import fit as loop
 from genmodels.training.fit import fit
 from genmodels.training.recipe import OptimConfig
+from genmodels.training.stages import first_block
 from genmodels.training.tensor_parallel import row_order
+from genmodels.types import Batch, Noise
 
+ROOT = Path(__file__).parent.parent
 BLOCKS = TransformerConfig(width=16, depth=2, heads=4, kv_heads=2, qk_norm=True, hidden=24)
 CLIPPED = OptimConfig(clip=0.1, schedule="constant", warmup=0, lr=3e-3)
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -42,6 +49,14 @@ def dit(**blocks: Any) -> DiT:
 
 def autoregressive(**blocks: Any) -> Autoregressive:
     return seeded(lambda: Autoregressive(AutoregressiveConfig(size=8, levels=4, transformer=replace(BLOCKS, **blocks))))
+
+
+def meanflow() -> DiT:
+    return DiT(DiTConfig(size=8, patch=2, process="meanflow", transformer=BLOCKS))
+
+
+def over_codec() -> Latent:
+    return seeded(lambda: make("latent:dit"))
 
 
 def seeded(build: Any) -> Any:
@@ -61,6 +76,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], tuple[str, ...]]] = {
     "parts": (2, {"tensor_parallel": 2}, tuple(RUNS)),
     "parts in shards": (4, {"tensor_parallel": 2}, ("dit", "muon")),
     "stages": (2, {"pipeline_stages": 2}, tuple(RUNS)),
+    "stages, all forward passes first": (2, {"pipeline_stages": 2, "pipeline_schedule": "gpipe"}, ("dit",)),
     "stages of shards": (4, {"pipeline_stages": 2}, ("dit",)),
     "stages of parts": (4, {"pipeline_stages": 2, "tensor_parallel": 2}, ("dit",)),
 }
@@ -69,9 +85,9 @@ CASES = [(layout, name) for layout, (_, _, names) in LAYOUTS.items() for name in
 
 
 def train(output: Path, name: str, **settings: Any) -> Path:
-    """Train one of RUNS for twenty steps, or as many as `settings` say."""
+    """Train one of RUNS for twelve steps, or as many as `settings` say."""
     build, blocks, own = RUNS[name]
-    common = {"steps": 20, "batch_size": 8, "ema": 0.1, "sample_every": 100, "optim": CLIPPED, "accumulate": 2}
+    common = {"steps": 12, "batch_size": 8, "ema": 0.1, "sample_every": 100, "optim": CLIPPED, "accumulate": 2}
     return fit(build(**blocks), faces(), recipe(output / name, **(common | own | settings)))
 
 
@@ -80,8 +96,9 @@ def trained_together(layout: str, folder: Path) -> Path:
     """Train the runs of a layout in several processes."""
     count, _, _ = LAYOUTS[layout]
     said = run_together(count, Path(__file__), str(folder / layout), layout, **(SHARDED if count == 4 else {}))
-    for word in layout.replace("shards", "sharded").split():
-        assert word in ("in", "of") or word in re.search(r"x cpu \((.*?)\)", said[0])[1]
+    described = re.search(r"x cpu \((.*?)\)", said[0])[1]
+    for word, said_as in (("shards", "sharded"), ("parts", "2 parts"), ("stages", "2 stages")):
+        assert (word in layout) == (said_as in described)
     return folder / layout
 
 
@@ -98,7 +115,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("parallel")
 
 
-def assert_same(one: Path, several: Path, steps: int = 20) -> None:
+def assert_same(one: Path, several: Path, steps: int = 12) -> None:
     """Check that losses, gradient norms and all tensors of the last checkpoints agree."""
     for ours, theirs in zip(lines(one), lines(several), strict=True):
         assert ours.keys() == theirs.keys()
@@ -121,10 +138,66 @@ def test_several_processes_train_to_what_one_does(folder, layout, name):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_parts_and_back(folder):
-    """Ten steps in two processes, and ten more in one."""
-    one = trained_alone("dit", folder)
-    assert_same(one, train(trained_together("parts", folder) / "continued", "dit", resume=True))
+@pytest.mark.parametrize("layout", ["parts", "stages"])
+def test_a_run_goes_on_in_one_process(folder, layout):
+    """Six steps in two processes, and six more in one."""
+    continued = trained_together(layout, folder) / "continued"
+    assert_same(trained_alone("dit", folder), train(continued, "dit", resume=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["parts", "stages"])
+def test_a_run_of_one_process_goes_on_in_two(folder, layout):
+    """Six steps in this process, and six more in two."""
+    run = folder / f"begun {layout}"
+    train(run, "dit", steps=6)
+    count, _, _ = LAYOUTS[layout]
+    run_together(count, Path(__file__), str(run), layout, "resume")
+    assert_same(trained_alone("dit", folder), run / "dit")
+
+
+@pytest.mark.parametrize("build", [dit, autoregressive, partial(dit, rotary=False), over_codec])
+def test_the_loss_in_parts_is_the_loss(build):
+    losses, gradients = [], []
+    for in_parts in (False, True):
+        model = build()
+        for parameter in model.trained.parameters():  # zeros, such as those of the head, would hide what comes before
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        size = model.config.size
+        images = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        batch = Batch(images, Noise.for_images(0, range(4)))
+        if in_parts:
+            stages = model.stages()
+            drawn, depth = stages.prepare(batch), len(stages.blocks)
+            carried = stages.through(stages.through(stages.embed(drawn), 0, 1), 1, depth)
+            loss, metrics = stages.loss(carried, drawn)
+        else:
+            loss, metrics = model.loss(batch, "model")
+        loss.backward()
+        losses.append({"loss": loss} | metrics)
+        # No batch has a condition here, so its embeddings have no gradients.
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert losses[0].keys() == losses[1].keys()
+    assert all(torch.equal(value, losses[1][name]) for name, value in losses[0].items())
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        assert value.abs().max() > 0
+        torch.testing.assert_close(gradients[1][name], value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("depth", "stages"), [(4, 2), (5, 2), (7, 3), (3, 3)])
+def test_every_block_is_in_one_stage(depth, stages):
+    starts = [first_block(depth, stages, stage) for stage in range(stages + 1)]
+    sizes = [last - first for first, last in pairwise(starts)]
+    assert starts[0] == 0 and starts[-1] == depth
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+
+
+@pytest.mark.parametrize("name", ["tensor-fsdp", "pipeline-fsdp"])
+def test_the_configs_for_accelerate(name):
+    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    assert config["distributed_type"] == "FSDP" and config["fsdp_config"]["fsdp_version"] == 2
+    assert config["num_processes"] == 4
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
@@ -149,9 +222,25 @@ def test_every_process_has_a_part_of_each_fused_matrix(parts):
             2,
             "divides attention and MLPs of transformers, and this tiny has none",
         ),
-        (dit, {"tensor_parallel": 2}, 3, "--tensor-parallel 2 need a multiple of 2 processes, got 3"),
+        (dit, {"tensor_parallel": 2}, 3, "--tensor-parallel 2 need atiple of 2 processes, got 3"),
         (dit, {"tensor_parallel": 2}, 4, "make 2 copies .* launch them with configs/fsdp.yaml, or use 2 processes"),
         (dit, {"tensor_parallel": 2, "mixed_precision": "fp16"}, 2, "fp16 does not work with --tensor-parallel"),
+        (dit, {"pipeline_stages": 2, "mixed_precision": "fp16", "accumulate": 2}, 2, "fp16 does not work"),
+        (
+            dit,
+            {"pipeline_stages": 2},
+            2,
+            "--pipeline-stages 2 needs at least as many micro-batches: .* --accumulate 2",
+        ),
+        (dit, {"pipeline_stages": 3, "accumulate": 3}, 3, "--pipeline-stages 3 is more than the 2 blocks"),
+        (tiny, {"pipeline_stages": 2, "accumulate": 2}, 2, "divides transformers, and this tiny is none"),
+        (meanflow, {"pipeline_stages": 2, "accumulate": 2}, 2, "does not work with the process meanflow of this dit"),
+        (
+            dit,
+            {"pipeline_stages": 2, "tensor_parallel": 2},
+            6,
+            "--pipeline-stages 2 and --tensor-parallel 2 need a mul",
+        ),
         (dit, {"tensor_parallel": 0}, 2, "--tensor-parallel must be a whole number of at least 1"),
     ],
 )
@@ -187,7 +276,10 @@ if __name__ == "__main__":
     output, layout = Path(sys.argv[1]), sys.argv[2]
     loop.train_step = InParts(layout)
     _, settings, names = LAYOUTS[layout]
+    if sys.argv[3:] == ["resume"]:
+        train(output, "dit", resume=True, **settings)
+        sys.exit()
     for name in names:
         train(output, name, **settings)
-    if layout == "parts":
-        train(output / "continued", "dit", steps=10, **settings)
+    if layout in ("parts", "stages"):
+        train(output / "continued", "dit", steps=6, **settings)

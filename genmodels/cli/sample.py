@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -43,6 +43,7 @@ def sample(
     root: Path | None = None,
     extractor: str = "faces",
     prompt_filter: Path | None = None,
+    quantize: Literal["int8", "fp8"] | None = None,
     shown: OmitArgPrefixes[ShownFlags] = SHOWN,
     force: bool = False,
 ) -> None:
@@ -71,6 +72,8 @@ def sample(
         extractor: extractor whose features candidates are compared by, as for evaluate.
         prompt_filter: refuse prompts by a text file with a word or phrase on each line, or by the
             folder of a sequence classifier of transformers, whose class 0 is allowed.
+        quantize: round the weights of the linear layers of transformer blocks to 8 bits, which needs
+            the extra fp8. Images change slightly.
         shown: how images are checked and marked.
         force: overwrite an existing file.
     """
@@ -89,6 +92,7 @@ def sample(
     import numpy as np
 
     from genmodels import pictures, sampling
+    from genmodels.nn.low_precision import quantize as quantize_blocks
 
     model = open_model(run, "sample", shown.safety_checker)
     if as_folder:
@@ -102,6 +106,7 @@ def sample(
 
         check_prompts([row.prompt for row in rows if row.prompt is not None], prompt_filter)
     conditions = [row.of(model, count) for row in rows]
+    quantized = quantize_blocks(model, quantize) if quantize else ""
     columns = None if prompts is None else count
     mark = shown.mark(model, None if as_folder else target, count * len(rows), columns)
     best = _best(run, model, best_of, data, root, extractor, batch_size) if best_of > 1 else None
@@ -112,6 +117,8 @@ def sample(
         pictures.save_images(target, np.concatenate(parts), columns, mark)
         of_each = "" if prompts is None else f" of each of {len(parts)} prompts"
         print(f"{count} images{of_each} of seed {seed} in {target}")
+        if quantized:
+            print(quantized)
         if best:
             print(f"each image is the {best}; {_cost(model, best, conditions[0], chosen)}")
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from genmodels.diffusion.gaussian import GaussianDenoiser
 from genmodels.diffusion.meanflow import StepEmbedding, mean_velocity_error
 from genmodels.diffusion.options import DiffusionOptions, JumpOptions
 from genmodels.diffusion.process import MeanFlow, Process
+from genmodels.diffusion.stages import Drawn
 from genmodels.diffusion.variance import variance_bound
 from genmodels.nn.conditioning import Conditioner, Embedded, drop_condition
 from genmodels.nn.likelihood import LikelihoodKind
@@ -33,21 +34,6 @@ from genmodels.types import Batch, Noise
 
 Predict = Callable[[Tensor, Tensor, "Embedded | None"], Tensor]
 """A network with the signature of `Diffusion.predict`."""
-
-
-class Drawn(NamedTuple):
-    """What a loss needs of a batch, including its random numbers."""
-
-    x_0: Tensor
-    """Data (N, C, H, W)."""
-    condition: Condition
-    """Its condition, of which a random part is hidden."""
-    t: Tensor
-    """Times (N, 1, 1, 1)."""
-    eps: Tensor
-    """Noise (N, C, H, W)."""
-    noise: Noise
-    """Streams of further random numbers."""
 
 
 class Diffusion(Prior, ABC):

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from genmodels.diffusion.model import Drawn
+from genmodels.conditions import Condition
 from genmodels.nn.block import Modulation
 from genmodels.nn.stages import Carried, Stages, check_stages
-
-if TYPE_CHECKING:
-    from genmodels.dit import DiT
+from genmodels.types import Noise
 
 
-def transformer_stages(model: DiT) -> Stages:
+class Drawn(NamedTuple):
+    """What a loss needs of a batch, including its random numbers."""
+
+    x_0: Tensor
+    """Data (N, C, H, W)."""
+    condition: Condition
+    """Its condition, of which a random part is hidden."""
+    t: Tensor
+    """Times (N, 1, 1, 1)."""
+    eps: Tensor
+    """Noise (N, C, H, W)."""
+    noise: Noise
+    """Streams of further random numbers."""
+
+
+def transformer_stages(model: Any) -> Stages:
     """Return the parts of the loss of a diffusion transformer.
 
     The tokens (N, T, D) carry the embedding (N, 1, D) of time and condition with them, from which
     each block computes its modulation.
+
+    Args:
+        model: a `genmodels.dit.DiT`.
 
     Raises:
         ValueError: if the model has something that cannot be divided.

@@ -6,6 +6,7 @@ from genmodels.base import Model
 from genmodels.conditions import ConditionConfig
 from genmodels.data.columns import uncaptioned
 from genmodels.data.packed import Packed
+from genmodels.nn.low_precision import check_fp8
 from genmodels.sampling import processes
 from genmodels.training.clock import too_short
 from genmodels.training.folder import check_output
@@ -76,6 +77,12 @@ def check_layout(model: Model, recipe: Recipe) -> None:
     layout = layout_of(recipe, processes().num_processes)
     if layout.parts > 1:
         check_divisible(model, layout.parts)
+    if recipe.mixed_precision == "fp8":
+        check_fp8(model)
+        if layout.parts > 1:
+            raise ValueError(
+                "--mixed-precision fp8 does not work with --tensor-parallel: use --pipeline-stages or FSDP"
+            )
     if layout.stages > 1:
         check_stages_fit(model, recipe)
     if layout.splits and recipe.mixed_precision == "fp16":

@@ -24,7 +24,6 @@ from genmodels.training.limits import ON_THE_WAY, Limits
 from genmodels.training.log import in_words
 from genmodels.training.recipe import MAX_STEPS, Recipe
 from genmodels.training.setup import Run, start
-from genmodels.training.shard import sharding_wanted
 from genmodels.training.show import GRID, cost_of, cost_of_end, images_to_draw, show
 
 HALF_WAY = 0.5
@@ -158,7 +157,7 @@ def describe(run: Run, data: Packed, measured: Measured) -> list[tuple[str, str]
     }
     total = ", ".join(f"{name} {in_bytes(number)}" for name, number in memory.items())
     what = "peak of the GPU" if device.type == "cuda" else "peak of the process"
-    sharded = ", before sharding" if sharding_wanted(run.accelerator.num_processes) else ""
+    sharded = ", before sharding" if run.layout.divides else ""
     speed = recipe.batch_size / measured.step_seconds
     operations = "not counted"
     if measured.operations is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genmodels.base import Model
 from genmodels.data.packed import Packed
+from genmodels.nn.low_precision import without_fp8
 from genmodels.training.checkpoint import save_checkpoint, training_tensors
 from genmodels.training.clock import stop_on_signal, too_short
 from genmodels.training.ema import SNAPSHOTS, ema_decay, restore_buffers, save_snapshot, update_ema
@@ -297,6 +298,7 @@ def release(run: Run) -> None:
     for parameters in run.parameters.values():
         for parameter in parameters:
             parameter.requires_grad_(True)
+    without_fp8(run.model)
     for module in run.model.modules():
         module._compiled_call_impl = None
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):

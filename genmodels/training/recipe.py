@@ -16,9 +16,9 @@ from genmodels.training.optim import OptimConfig
 DEFAULT_STEPS = 20_000
 MAX_STEPS = 99_999_999
 """Names of checkpoints hold the step in 8 digits."""
-Precision = Literal["no", "bf16", "fp16"]
+Precision = Literal["no", "bf16", "fp16", "fp8"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
-NOT_SAVED = ("resume", "dry_run", "startup", "name")
+NOT_SAVED = ("resume", "dry_run", "startup", "name", "tensor_parallel", "pipeline_stages", "pipeline_schedule")
 """Fields that describe one launch of a run and are not written to config.yaml."""
 
 
@@ -73,7 +73,8 @@ class Recipe:
     """Seed of the initial weights, the order of the data and all noise."""
     mixed_precision: Precision = "no"
     """Precision of matrix products and convolutions. Weights, optimiser and EMA are always fp32.
-    "no" is the fastest on processors without bf16."""
+    "no" is the fastest on processors without bf16. fp8: linear layers of transformer blocks in FP8
+    (extra fp8), emulated where a device has none, and all others in bf16."""
     tensor_parallel: int = 1
     """Processes over which the attention and the MLP of each transformer block are divided."""
     pipeline_stages: int = 1
@@ -192,7 +193,7 @@ def check_recipe(recipe: R) -> R:
             f"--ema-snapshots must not be negative, and needs an average (--ema above 0): got {recipe.ema_snapshots} "
             f"and --ema {recipe.ema:g}"
         )
-    if recipe.mixed_precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f"--mixed-precision must be no, bf16 or fp16, got {recipe.mixed_precision!r}")
+    if recipe.mixed_precision not in ("no", "bf16", "fp16", "fp8"):
+        raise ValueError(f"--mixed-precision must be no, bf16, fp16 or fp8, got {recipe.mixed_precision!r}")
     recipe.optim.check()
     return recipe

@@ -71,7 +71,7 @@ def summary(model: Model, data: Packed, recipe: Recipe, accelerator: Accelerator
     count = sum(p.numel() for p in model.parameters())
     length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.minutes:g} minutes"
     precision: str = recipe.mixed_precision
-    if precision == "bf16" and not computes_bf16(accelerator.device):
+    if precision in ("bf16", "fp8") and not computes_bf16(accelerator.device):
         precision += " (slow on this processor, which has no instructions for it: try --mixed-precision no)"
     where = f"{accelerator.num_processes} x {accelerator.device.type}{layout.describe()}, precision {precision}"
     images = f"{len(data):,} images of {data.source}"

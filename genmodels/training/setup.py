@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from genmodels.base import Model
 from genmodels.data.batches import BatchReader
 from genmodels.data.packed import Packed
+from genmodels.nn.low_precision import use_fp8
 from genmodels.training import tensor_parallel
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.checks import check_fit
@@ -128,6 +129,7 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
         state = load_checkpoint(checkpoint, identity, model, ema)
     if layout.divides:
         broadcast(list(model.parameters()))
+    low_precision = use_fp8(model, device) if recipe.mixed_precision == "fp8" else ""
     stage = Stage(model, layout, accelerator.autocast) if layout.stages > 1 else None
     average: Model = ema
     if layout.divides:  # before building the optimisers, which use the parts
@@ -155,6 +157,8 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     if restarts:
         log.say(f"{recipe.output} has no finished checkpoint: starting from the beginning")
     log.say(summary(model, train, recipe, accelerator, state, layout))
+    if low_precision:
+        log.say(low_precision)
     if recipe.evaluate_every is not None and monitor is None:
         log.say(f"no evaluation during training: {data.source} has too few images for it")
     if monitor is not None and model.can("sample"):
@@ -251,7 +255,7 @@ def build_accelerator(model: Model, recipe: Recipe) -> Accelerator:
     # together with the model.
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         return Accelerator(
-            mixed_precision=recipe.mixed_precision,
+            mixed_precision="bf16" if recipe.mixed_precision == "fp8" else recipe.mixed_precision,
             log_with=None if recipe.track == "none" else recipe.track,
             project_dir=recipe.output,
             kwargs_handlers=[
