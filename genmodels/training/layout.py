@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 DIMENSIONS = ("stage", "copy", "part")
 """Dimensions of the mesh of all processes. The parts of a layer, which communicate most, are
 neighbours."""
+
+
+class Held(NamedTuple):
+    """What a stage tells the others about a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
 
 
 @dataclass
@@ -102,23 +110,21 @@ class Layout:
                 yield name, self._in_order(whole(tensor), (names or {}).get(name, name))
             return
         group = self.along("stage").get_group()
-        described = [(name, tensor.shape, tensor.dtype, tensor.device.type) for name, tensor in held.items()]
-        by_stage: list[list[tuple[str, torch.Size, torch.dtype, str]]] = [[] for _ in range(self.stages)]
+        described = {name: Held(tuple(t.shape), t.dtype, t.device.type) for name, t in held.items()}
+        by_stage: list[dict[str, Held]] = [{} for _ in range(self.stages)]
         dist.all_gather_object(by_stage, described, group=group)
-        owners: dict[str, list[int]] = {}
-        for stage, entries in enumerate(by_stage):
-            for name, *_ in entries:
-                owners.setdefault(name, []).append(stage)
         device = torch.device(self.along("stage").device_type)
-        for name, (shape, dtype, kind) in {name: about for entries in by_stage for name, *about in entries}.items():
+        for name, about in {name: about for stage in by_stage for name, about in stage.items()}.items():
             value = self._in_order(whole(held[name]), (names or {}).get(name, name)) if name in held else None
-            if len(owners[name]) == self.stages:  # frozen weights and buffers, which all stages hold
-                assert value is not None
+            owners = [stage for stage, described in enumerate(by_stage) if name in described]
+            if value is not None and len(owners) == self.stages:  # frozen weights and buffers, which all stages hold
                 yield name, value
                 continue
-            sent = torch.empty(shape, dtype=dtype, device=device) if value is None else value.to(device).contiguous()
-            dist.broadcast(sent, group=group, group_src=owners[name][0])
-            yield name, sent.to(kind)
+            if value is None:
+                value = torch.empty(about.shape, dtype=about.dtype, device=device)
+            sent = value.to(device).contiguous()
+            dist.broadcast(sent, group=group, group_src=owners[0])
+            yield name, sent.to(about.device)
 
     def _in_order(self, tensor: Tensor, name: str) -> Tensor:
         return tensor[self.rows[name].argsort()] if name in self.rows and tensor.ndim else tensor
