@@ -232,7 +232,7 @@ def test_every_process_has_a_part_of_each_fused_matrix(parts):
             2,
             "--pipeline-stages 2 needs at least as many micro-batches: .* --accumulate 2",
         ),
-        (dit, {"pipeline_stages": 3, "accumulate": 3, "batch_size": 9}, 3, "--pipeline-stages 3 is more than the 2 blocks"),
+        (dit, {"pipeline_stages": 3, "accumulate": 3, "batch_size": 9}, 3, "3 is more than the 2 blocks"),
         (tiny, {"pipeline_stages": 2, "accumulate": 2}, 2, "divides transformers, and this tiny is none"),
         (meanflow, {"pipeline_stages": 2, "accumulate": 2}, 2, "does not work with the process meanflow of this dit"),
         (
