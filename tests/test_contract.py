@@ -423,7 +423,7 @@ ABLE: dict[str, set[str]] = {
     "tiny": {"encode", "reconstruct"} | DIRECTIONS,
     "autoregressive": {"inpaint", "bits_per_dim", "log_probability", "stages"},
     "gan": {"reconstruct", "invert"} | DIRECTIONS,
-    "unet": WALKS | {"bits_per_dim", "denoising_error", "denoising_losses", "stages"},
+    "unet": WALKS | {"bits_per_dim", "denoising_error", "denoising_losses"},
     "dit": WALKS | {"bits_per_dim", "denoising_error", "denoising_losses", "stages"},
     "latent": {"prior", "reconstruct", "inpaint", "bits_per_token", "stages"},
     "latent:unet": {"prior", "reconstruct"} | WALKS,
