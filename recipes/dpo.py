@@ -26,8 +26,8 @@ class DPORecipe(Recipe):
 
     run: Positional[Path | None] = None
     """Run folder of the model to train further, or toyfaces/NAME. It is also the reference."""
-    pairs: Path | None = None
-    """Folder of preference pairs, which genmodels prefer has made from samples of this model."""
+    pairs: tuple[Path, ...] = ()
+    """Folders of preference pairs, which genmodels prefer has made from samples of this model."""
     beta: float | None = None
     """Strength of the KL penalty. None: 0.1 for a model with probabilities, 1,000 for a diffusion
     model, where it multiplies differences of mean squared errors."""

@@ -25,7 +25,7 @@ from torch import Tensor
 import genmodels
 from genmodels.alignment import training
 from genmodels.alignment.dpo import DPO, preference_losses
-from genmodels.alignment.pairs import CHOICES, PERSON, as_input, identical, read_pairs, source_of
+from genmodels.alignment.pairs import CHOICES, PERSON, as_input, identical, read_pairs, source_of, together
 from genmodels.alignment.prefer import Request, distance, make_pairs
 from genmodels.alignment.rewards import Reward, attribute_reward, check_reward, clip_reward
 from genmodels.alignment.training import Parent, as_data, condition_of_pairs, reference_log_probabilities
@@ -313,6 +313,34 @@ def test_prompts_on_the_page_cannot_end_its_script(tmp_path: Path) -> None:
     assert text.count("</script>") == 1 and "<\\/script><b>" in text
 
 
+def test_several_folders_keep_their_conditions(tmp_path: Path) -> None:
+    model = randomised(PIXELS)
+    parts = [
+        read_pairs(pairs_of(model, tmp_path / name, n=n, condition=given))
+        for name, n, given in (("yes", 4, {"Smiling": "yes"}), ("none", 3, None), ("no", 5, {"Male": "no", "label": 1}))
+    ]
+    pairs = together(parts, model)
+    assert pairs.attributes is not None and pairs.labels is not None and pairs.prompt is None
+    assert pairs.attributes.tolist() == [[1, 0]] * 4 + [[0, 0]] * 3 + [[0, -1]] * 5
+    assert pairs.labels.tolist() == [-1] * 7 + [1] * 5
+    assert torch.equal(pairs.rejected, torch.cat([part.rejected for part in parts]))
+    assert pairs.record.reward == "brightness" and len(pairs) == 12
+    # Unknown attributes and labels are no condition: the probabilities are those of the single folders.
+    single = [reference_log_probabilities(model, part, tmp_path) for part in parts]
+    np.testing.assert_allclose(reference_log_probabilities(model, pairs, tmp_path), np.concatenate(single), rtol=1e-5)
+    text = model_of("autoregressive")
+    asked = [pairs_of(text, tmp_path / p, n=3, prompts=[p, "a woman"]) for p in ("a man", "a smiling man")]
+    texts = [read_pairs(folder) for folder in asked]
+    both = together(texts, text)
+    assert both.prompt is not None
+    assert [both.record.prompts[i] for i in both.prompt.tolist()] == [
+        *("a man", "a woman", "a man", "a smiling man", "a woman", "a smiling man")
+    ]
+    plain = read_pairs(pairs_of(text, tmp_path / "plain", n=3))
+    with pytest.raises(ValueError, match="some of the folders of pairs have prompts and others have none"):
+        together([texts[0], plain], text)
+
+
 def test_folders_that_are_no_pairs_are_refused(tmp_path: Path) -> None:
     folder = pairs_of(randomised(PIXELS), tmp_path / "pairs", n=4)
     with pytest.raises(ValueError, match="is not a folder of preference pairs: make one with genmodels prefer"):
@@ -409,7 +437,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make: Any, tmp_path: Path, mo
     make().save_pretrained(parent)
     options = {} if make().trained.can("log_probability") else {"steps": 2}
     pairs_of(genmodels.load(parent), pairs, options=options)
-    given = {"run": parent, "pairs": pairs}
+    given = {"run": parent, "pairs": (pairs,)}
     whole = training.train_dpo(dpo_recipe(tmp_path / "whole", **given))
     parts = tmp_path / "parts"
     shutil.copytree(whole, parts)
@@ -427,7 +455,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make: Any, tmp_path: Path, mo
     # Other pairs are not those of the run.
     pairs_of(before, tmp_path / "other", seed=5, options=options)
     with pytest.raises(ValueError, match=r"cannot resume .*data is '"):
-        training.train_dpo(dpo_recipe(parts, run=parent, pairs=tmp_path / "other", resume=True))
+        training.train_dpo(dpo_recipe(parts, run=parent, pairs=(tmp_path / "other",), resume=True))
 
 
 def test_pairs_of_another_model_or_codec_and_models_without_a_likelihood_are_refused(tmp_path: Path) -> None:
@@ -438,15 +466,15 @@ def test_pairs_of_another_model_or_codec_and_models_without_a_likelihood_are_ref
 
     def refused(message: str, **given: Any) -> None:
         with pytest.raises(ValueError, match=message):
-            training.train_dpo(dpo_recipe(tmp_path / "out", **{"run": tmp_path / "model", "pairs": pairs} | given))
+            training.train_dpo(dpo_recipe(tmp_path / "out", **{"run": tmp_path / "model", "pairs": (pairs,)} | given))
         assert not (tmp_path / "out").exists()
 
     refused("was sampled from another autoregressive than .*other .weights .*: make pairs with", run=tmp_path / "other")
     refused("was made with another codec than that of .*latent .none: its pixels, not c0dec", run=tmp_path / "latent")
     refused("--beta must be above 0, got -1", beta=-1.0)
     refused("no such run folder", run=tmp_path / "absent")
-    refused("is not a folder of preference pairs", pairs=tmp_path)
-    refused("give a run and pairs of its samples: genmodels train dpo RUN --pairs PAIRS", pairs=None)
+    refused("is not a folder of preference pairs", pairs=(tmp_path,))
+    refused("give a run and pairs of its samples: genmodels train dpo RUN --pairs PAIRS", pairs=())
     for family in ("vae", "gan"):
         kind = genmodels.family(family)
         made: Any = kind(from_dict(kind.Config, SMALL[family], "config"))
@@ -480,7 +508,9 @@ def test_the_commands(data: list[str], capsys: pytest.CaptureFixture[str]) -> No
     assert [settings[name] for name in ("data", "root", "fingerprint")] == [
         parent[name] for name in ("data", "root", "fingerprint")
     ]
-    assert "genmodels train dpo --config" in Path("runs/dpo/README.md").read_text()
+    assert settings["pairs"] == [str(Path("pairs").absolute())]
+    card = Path("runs/dpo/README.md").read_text()
+    assert "genmodels train dpo --config" in card and str(Path.cwd()) not in card and "- pairs\n" in card
     assert [path.name for path in Path("runs/dpo/samples").iterdir()]
 
     # The run records what chose, and an evaluation by it says so.

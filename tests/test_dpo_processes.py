@@ -19,7 +19,7 @@ from genmodels.alignment.training import train_dpo
 
 
 def run(output: Path) -> Path:
-    given = {"run": output.parent / "parent", "pairs": output.parent / "pairs"}
+    given = {"run": output.parent / "parent", "pairs": (output.parent / "pairs",)}
     return train_dpo(dpo_recipe(output, steps=20, accumulate=2, **given))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -196,6 +196,38 @@ def decided(pairs: Pairs, folder: Path) -> Pairs:
         torch.where(where, a, b) for a, b in ((kept.rejected, kept.chosen), (kept.chosen, kept.rejected))
     )
     return replace(kept, chosen=chosen, rejected=rejected)
+
+
+def together(parts: Sequence[Pairs], model: Any) -> Pairs:
+    """Join pairs of one model. What the samples of some were not conditioned on is unknown.
+
+    Raises:
+        ValueError: if only some have prompts.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.prompt is None for part in parts}) > 1:
+        raise ValueError("some of the folders of pairs have prompts and others have none: train on one kind at a time")
+    sizes, count = [len(part) for part in parts], len(model.conditions.attributes)
+    prompts = tuple(prompt for part in parts for prompt in part.record.prompts)
+    first = np.cumsum([0, *(len(part.record.prompts) for part in parts)])
+    columns = {
+        "chosen": torch.cat([part.chosen for part in parts]),
+        "rejected": torch.cat([part.rejected for part in parts]),
+    }
+    for name, unknown in (("attributes", torch.zeros(count, dtype=torch.int8)), ("labels", torch.tensor(-1).int())):
+        given = [part.tensors()[name] for part in parts]
+        if any(column is not None for column in given):
+            columns[name] = torch.cat(
+                [unknown.expand(size, *unknown.shape) if c is None else c for size, c in zip(sizes, given, strict=True)]
+            )
+    if parts[0].prompt is not None:
+        numbers = [part.prompt for part in parts if part.prompt is not None]
+        columns["prompt"] = torch.cat([each + int(k) for each, k in zip(numbers, first, strict=False)])
+    rules = "; ".join(dict.fromkeys(part.record.reward for part in parts))
+    judges = tuple(dict.fromkeys(judge for part in parts for judge in part.record.judges))
+    record = replace(parts[0].record, reward=rules, judges=judges, prompts=prompts, count=sum(sizes))
+    return Pairs(record, **columns)
 
 
 def check_source(pairs: Pairs, source: tuple[str, str], folder: Path, run: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import genmodels
 from genmodels.alignment.dpo import DPO
-from genmodels.alignment.pairs import Pairs, as_array, as_input, check_source, read_pairs, source_of
+from genmodels.alignment.pairs import Pairs, as_array, as_input, check_source, read_pairs, source_of, together
 from genmodels.array_files import map_array
 from genmodels.conditions import Condition
 from genmodels.data import cache_folder
@@ -71,21 +71,22 @@ def train_dpo(recipe: Any) -> Path:
     """
     began = time.monotonic()
     check_tracker(recipe.track)
-    if recipe.run is None or recipe.pairs is None:
+    if recipe.run is None or not recipe.pairs:
         raise ValueError("give a run and pairs of its samples: genmodels train dpo RUN --pairs PAIRS")
     if recipe.beta is not None and not recipe.beta > 0:
         raise ValueError(f"--beta must be above 0, got {recipe.beta:g}")
     run = locate(recipe.run)
     if not run.is_dir():
         raise ValueError(f"{run}: no such run folder")
-    pairs = read_pairs(recipe.pairs)
+    folders = {folder: read_pairs(folder) for folder in recipe.pairs}
     model = genmodels.load(str(run))
     source = source_of(model)
     model.trained.float()
-    policy = DPO(model.to(processes().device), recipe.beta, prompts=pairs.prompt is not None)
-    check_source(pairs, source, recipe.pairs, run)
-    parent = Parent.of(run)
-    data = as_data(pairs, model, recipe.pairs, parent)
+    policy = DPO(model.to(processes().device), recipe.beta, prompts=all(p.prompt is not None for p in folders.values()))
+    for folder, each in folders.items():
+        check_source(each, source, folder, run)
+    pairs, parent = together(list(folders.values()), model), Parent.of(run)
+    data = as_data(pairs, model, ", ".join(map(str, folders)), parent)
     if policy.exact:
         data = replace(data, features=reference_log_probabilities(model, pairs, cache_folder()))
     judges = tuple(dict.fromkeys([*parent.judges, *pairs.record.judges]))
@@ -96,7 +97,7 @@ def train_dpo(recipe: Any) -> Path:
     return fit(policy, data, replace(recipe, **made, size=data.size, startup=startup))
 
 
-def as_data(pairs: Pairs, model: Any, folder: Path, parent: Parent) -> Packed:
+def as_data(pairs: Pairs, model: Any, where: str | Path, parent: Parent) -> Packed:
     """Return pairs as data: `latents` are the chosen and the rejected samples, (N, 1, 2, *shape).
 
     The images are empty: nothing looks at them.
@@ -111,7 +112,7 @@ def as_data(pairs: Pairs, model: Any, folder: Path, parent: Parent) -> Packed:
         attribute_names=conditions.attributes,
         names=[f"pair {i}" for i in range(n)],
         splits=np.zeros(n, np.uint8),
-        manifest={"source": f"preference pairs in {folder}", "checksums": {"pairs": digest(pairs)}, "format": 2},
+        manifest={"source": f"preference pairs in {where}", "checksums": {"pairs": digest(pairs)}, "format": 2},
         latents=torch.stack([pairs.chosen, pairs.rejected], 1)[:, None].numpy(),
         text=prompts,
         labels=as_array(pairs.labels, np.full(n, -1, np.int32)) if conditions.classes else None,

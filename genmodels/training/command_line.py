@@ -51,6 +51,17 @@ def to_yaml(recipe: Recipe, family: str, without: tuple[str, ...] = (), **actual
     return yaml.safe_dump({"family": family} | plain(settings | actual), sort_keys=False, allow_unicode=True)
 
 
+def changed_paths(recipe: Recipe, change: Callable[[Path], Path]) -> dict[str, Any]:
+    """Return the settings that are paths, or several paths, each changed by a function."""
+    changed: dict[str, Any] = {}
+    for name, value in vars(recipe).items():
+        if isinstance(value, Path):
+            changed[name] = change(value)
+        elif isinstance(value, tuple) and value and all(isinstance(item, Path) for item in value):
+            changed[name] = tuple(map(change, value))
+    return changed
+
+
 def actual_settings(model: Model, recipe: Recipe) -> dict[str, Any]:
     """Return entries of config.yaml that fit() cannot take from a recipe: those of the model.
 

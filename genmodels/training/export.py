@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from genmodels.base import Model
 from genmodels.card import NO_LICENCE, model_card
 from genmodels.data.packed import Packed
 from genmodels.saving import MODEL_FILES
 from genmodels.training.checkpoint import State
-from genmodels.training.command_line import actual_settings, to_yaml
+from genmodels.training.command_line import actual_settings, changed_paths, to_yaml
 from genmodels.training.log import in_words
 from genmodels.training.recipe import Recipe
 from genmodels.writing import replacing_files, write_text
@@ -56,9 +55,8 @@ def training_card(
         metrics: last line of metrics.jsonl.
     """
     name = recipe.name or model.family
-    values = {field.name: getattr(recipe, field.name) for field in fields(recipe) if field.name not in PRIVATE}
     # Of other paths, such as that of a codec, only the name is shown.
-    local: dict[str, Any] = {key: Path(value.name) for key, value in values.items() if isinstance(value, Path)}
+    local = changed_paths(recipe, lambda path: Path(path.name))
     shared = replace(recipe, data=Path(recipe.data).name, **local)
     settings = to_yaml(shared, name, without=PRIVATE, **actual_settings(model, recipe))
     rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items() if value is not None)

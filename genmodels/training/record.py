@@ -14,7 +14,7 @@ from genmodels.data.packed import IN_MEMORY, Origin, Packed
 from genmodels.modes import computes_bf16
 from genmodels.saving import to_dict
 from genmodels.training.checkpoint import State
-from genmodels.training.command_line import actual_settings, to_yaml
+from genmodels.training.command_line import actual_settings, changed_paths, to_yaml
 from genmodels.training.folder import put_aside
 from genmodels.training.layout import Layout
 from genmodels.training.recipe import Recipe
@@ -39,7 +39,7 @@ def write_config(model: Model, recipe: Recipe, data: Packed) -> None:
     In addition to the recipe, it records what `actual_settings` returns and the fingerprint of the
     data. Paths are absolute, so that they mean the same from any folder.
     """
-    paths: dict[str, Any] = {name: value.absolute() for name, value in vars(recipe).items() if isinstance(value, Path)}
+    paths = changed_paths(recipe, Path.absolute)
     if recipe.data not in SOURCES and Path(recipe.data).exists():
         paths["data"] = str(Path(recipe.data).absolute())
     recipe = replace(recipe, **paths)
