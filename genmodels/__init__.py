@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from genmodels.latent import Latent
     from genmodels.llava import LLaVA, LLaVAConfig
     from genmodels.lm import LM, LMConfig
+    from genmodels.multimodal import Multimodal, MultimodalConfig
     from genmodels.tiny import Tiny, TinyConfig
     from genmodels.training.fit import fit
     from genmodels.training.optim import OptimConfig
@@ -53,6 +54,7 @@ FAMILIES = {
     "clip": "genmodels.clip:CLIP",
     "lm": "genmodels.lm:LM",
     "llava": "genmodels.llava:LLaVA",
+    "multimodal": "genmodels.multimodal:Multimodal",
     "latent": "genmodels.latent:Latent",
 }
 """Families of this package: name in commands and config.json, and import path "module:Class"."""
@@ -84,6 +86,8 @@ EXPORTS = {
     "LMConfig": "genmodels.lm",
     "Latent": "genmodels.latent",
     "Model": "genmodels.base",
+    "Multimodal": "genmodels.multimodal",
+    "MultimodalConfig": "genmodels.multimodal",
     "Noise": "genmodels.types",
     "OptimConfig": "genmodels.training.optim",
     "Packed": "genmodels.data",
@@ -131,6 +135,8 @@ __all__ = [
     "LMConfig",
     "Latent",
     "Model",
+    "Multimodal",
+    "MultimodalConfig",
     "Noise",
     "OptimConfig",
     "Packed",

@@ -45,6 +45,7 @@ class ChatTokenizer:
         start: id of the token that starts a sequence; None if the tokenizer has none.
         end: id of the token that ends answers and sentences. Rows are padded with it.
         image: id of the token that stands for a part of the image.
+        length: number of tokens that prompts of images should not exceed, as captions do not.
         added: number of tokens that were added to those of the backend: 1 if it had no `<image>`.
 
     Args:
@@ -57,6 +58,7 @@ class ChatTokenizer:
     def __init__(self, backend: tokenizers.Tokenizer):
         backend.no_truncation()
         backend.no_padding()
+        self.length = shipped().length
         self.added = int(backend.token_to_id(IMAGE) is None)
         if self.added:
             backend.add_special_tokens([AddedToken(IMAGE, normalized=False, special=True)])
@@ -111,7 +113,7 @@ class ChatTokenizer:
             text += f"{USER} {turn.question} {ASSISTANT}".replace(IMAGE, IMAGE * image_tokens)
             if turn.answer or place < len(turns) - 1:
                 begin = len(text)
-                text += f" {turn.answer}{self.end_text}"
+                text += f" {turn.answer}{self.end_text}".replace(IMAGE, IMAGE * image_tokens)
                 spans.append((begin, len(text)))
         encoding = self._ids(text)
         learned = [False] * len(encoding.ids)

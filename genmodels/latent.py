@@ -155,6 +155,24 @@ class Latent(Generator):
         """Reconstruct images (N, 3, H, W) in [-1, 1] by the codec. Samples cannot be sharper."""
         return self.decode(self.scaled(self.encode(images)))
 
+    # ---- text and answers ----
+
+    def read_conversations(self, conversations: Sequence[Any]) -> Text:
+        """Tokenize conversations about images."""
+        return self.prior.read_conversations(conversations)
+
+    def answer(self, images: Tensor, questions: Sequence[Any], seed: int = 0, **how: Any) -> list[str]:
+        """Answer one question about each of the images (N, 3, H, W) in [-1, 1]."""
+        return self.prior.answer(self.encode(images.to(self.device)), questions, seed, **how)
+
+    def stream(self, image: Tensor, question: Any, seed: int = 0, **how: Any) -> Iterator[str]:
+        """Yield the answer to a question about an image (3, H, W) as far as it is known."""
+        return self.prior.stream(self.encode(image.to(self.device).unsqueeze(0))[0], question, seed, **how)
+
+    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the prior's own metrics on held-out images, means over `batches`."""
+        return self.prior.measure([replace(batch, images=self.encode(batch.images)) for batch in batches])
+
     # ---- training ----
 
     @property

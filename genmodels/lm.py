@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -36,8 +36,10 @@ class LMConfig:
     """Largest number of tokens of a conversation, those of its image included."""
     tied: bool = True
     """Whether the matrix of the token embeddings also computes the logits."""
+    extra: Derived[int] = 0
+    """Further tokens behind those of the tokenizer, such as the codes of images."""
     vocabulary: Derived[int] = 0
-    """Number of tokens in the vocabulary."""
+    """Number of tokens in the vocabulary, further ones included."""
     tokenizer: Derived[str] = ""
     """Hash of the tokenizer."""
 
@@ -88,7 +90,7 @@ class LM(Model):
         config = config or LMConfig()
         given, tokenizer = tokenizer, tokenizer or shipped_chat()
         if not config.tokenizer:
-            config = replace(config, vocabulary=tokenizer.vocabulary, tokenizer=tokenizer.hash)
+            config = replace(config, vocabulary=tokenizer.vocabulary + config.extra, tokenizer=tokenizer.hash)
         super().__init__(config)
         self.tokens = tokenizer
         if given is not None:
@@ -159,14 +161,14 @@ class LM(Model):
                 f"{self.config.context:,}: shorten the question"
             )
 
-    def continued(self, rows: Sequence[Tensor], options: AnswerOptions, noise: Noise) -> Iterator[Tensor]:
+    def continued(self, rows: Sequence[Tensor], most: int, choose: Callable[[Tensor, int], Tensor]) -> Iterator[Tensor]:
         """Generate the next tokens of N sequences, with a cache, until all have ended.
 
         Args:
             rows: vectors of the tokens of each sequence, (L_i, D). They are padded on the left, and
                 padding is masked, so that a row does not depend on the others.
-            options: how tokens are chosen.
-            noise: N streams, from which one number is drawn per row at the start.
+            most: largest number of tokens.
+            choose: logits (N, V) and the number of the step -> tokens (N,).
 
         Yields:
             The next token of each row, (N,); that of a row that has ended is the end token.
@@ -176,19 +178,17 @@ class LM(Model):
         """
         longest, device = max(map(len, rows)), rows[0].device
         self.check_length(longest)
-        new = min(options.max_tokens, self.config.context - longest + 1)
+        new = min(most, self.config.context - longest + 1)
         valid = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows], device=device)
         x = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])  # (N, L, D)
         positions = (valid.cumsum(1) - 1).clamp(min=0).unsqueeze(2)  # (N, L, 1)
         cache = self.transformer.make_cache(len(rows), longest + new)
-        uniform = noise.uniform(new) if options.temperature > 0 else None  # (N, new)
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         # Rows of one length need no mask: the attention is then the fastest.
         padded = not bool(valid.all())
         for step in range(new):
             hidden = self.transformer(x, positions if padded else None, cache, valid=valid if padded else None)[:, -1]
-            token = _choose(self.logits(hidden), options, None if uniform is None else uniform[:, step])
-            token = torch.where(ended, self.tokens.end, token)
+            token = torch.where(ended, self.tokens.end, choose(self.logits(hidden), step))
             yield token
             ended = ended | (token == self.tokens.end)
             if bool(ended.all()):
@@ -212,8 +212,8 @@ class LM(Model):
         text = self.tokens.sentences(texts)
         lengths = (text.mask.sum(1) - 1).tolist()  # without the end token
         rows = [self.embedding(ids[:n].to(self.device)) for ids, n in zip(text.ids, lengths, strict=True)]
-        noise = Noise.for_images(seed, range(len(rows)), self.device)
-        tokens = torch.stack(list(self.continued(rows, settings, noise)), 1)  # (N, T)
+        choose = chooser(settings, Noise.for_images(seed, range(len(rows)), self.device), self.tokens.vocabulary)
+        tokens = torch.stack(list(self.continued(rows, settings.max_tokens, choose)), 1)  # (N, T)
         return [self.tokens.decode(row) for row in tokens]
 
     # ---- files ----
@@ -249,8 +249,21 @@ def without_image(turns: Conversation) -> Conversation:
     return tuple(Turn(turn.question.replace(IMAGE, "").strip(), turn.answer) for turn in turns)
 
 
-def _choose(logits: Tensor, options: AnswerOptions, uniform: Tensor | None) -> Tensor:
-    """Return one token per row of logits (N, V)."""
-    if uniform is None:
-        return logits.argmax(-1)
-    return draw(filtered(logits, temperature=options.temperature, top_p=options.top_p), uniform)
+def chooser(options: AnswerOptions, noise: Noise, vocabulary: int) -> Callable[[Tensor, int], Tensor]:
+    """Return a function that chooses one token per row of logits (N, V), among the first
+    `vocabulary` ones.
+
+    Args:
+        options: how tokens are chosen.
+        noise: N streams, from which one number is drawn per row and step.
+        vocabulary: number of tokens of text.
+    """
+    if options.temperature == 0:
+        return lambda logits, step: logits[:, :vocabulary].argmax(-1)
+    uniform = noise.uniform(options.max_tokens)  # (N, T)
+
+    def choose(logits: Tensor, step: int) -> Tensor:
+        likely = filtered(logits[:, :vocabulary], temperature=options.temperature, top_p=options.top_p)
+        return draw(likely, uniform[:, step])
+
+    return choose

@@ -97,6 +97,14 @@ SMALL["clip"] = dict(
 SMALL["clip:vit"] = SMALL["clip"] | dict(
     image="vit", loss="sigmoid", conv={}, vit=dict(transformer=SMALL["clip"]["text"]["transformer"])
 )
+SMALL["latent:multimodal"] = dict(
+    size=SIZE,
+    codec=dict(family="vqvae", model=SMALL["vqvae"]),
+    prior=dict(
+        family="multimodal",
+        model=dict(size=SIZE, codes=(4, 4), codebook_size=32, lm=dict(transformer=TRANSFORMER, extra=32)),
+    ),
+)
 SMALL["lm"] = dict(transformer=TRANSFORMER)
 SMALL["lm:untied"] = dict(transformer=TRANSFORMER | dict(kv_heads=1), tied=False)
 SMALL["llava"] = dict(size=SIZE, clip=SMALL["clip"], lm=SMALL["lm"], train="all")
@@ -105,7 +113,8 @@ SMALL["llava:vit"] = SMALL["llava"] | dict(clip=SMALL["clip:vit"])
 
 
 def test_every_family_is_here():
-    assert {kind(name) for name in SMALL} == set(genmodels.FAMILIES)
+    priors = {small["prior"]["family"] for small in SMALL.values() if "prior" in small}
+    assert {kind(name) for name in SMALL} | priors == set(genmodels.FAMILIES)
 
 
 def kind(name: str) -> str:
@@ -431,6 +440,7 @@ ABLE: dict[str, set[str]] = {
     "latent:dit": {"prior", "reconstruct", "stages"} | WALKS,
     "clip": {"embed", "tokenize", "measure"},
     "clip:vit": {"embed", "tokenize", "measure"},
+    "latent:multimodal": {"prior", "reconstruct", "bits_per_token", "tokenize", "converse", "answer", "measure"},
     "lm": {"converse", "complete", "measure"},
     "lm:untied": {"converse", "complete", "measure"},
     "llava": {"converse", "answer", "measure"},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genmodels.conditions import Condition, Text
 from genmodels.data.captions import CAPTIONED, captions
-from genmodels.data.conversations import IMAGE, Conversation, Turn, from_line
+from genmodels.data.conversations import DRAW, IMAGE, Conversation, Turn, from_line
 from genmodels.data.encoded import EncodedImages, read_ahead
 from genmodels.data.order import Order
 from genmodels.data.packed import Packed
@@ -58,6 +58,7 @@ class BatchReader:
         converse: converts conversations to token ids. If it is given, each batch has one
             conversation per image, drawn from its seed, in place of captions: a stored one, or one
             that is written from the attributes, or else from a stored caption.
+        draws: in half of the conversations, the question is a caption and the answer is the image.
         attributes: names of the attributes in `condition.attributes`; None: all of the data.
 
     Raises:
@@ -79,6 +80,7 @@ class BatchReader:
         device: torch.device | str = "cpu",
         tokenize: Tokenize | None = None,
         converse: ReadConversations | None = None,
+        draws: bool = False,
         attributes: Sequence[str] | None = None,
     ):
         if batch_size < 1 or accumulate < 1 or batch_size % (world_size * accumulate):
@@ -96,6 +98,7 @@ class BatchReader:
         self.device = torch.device(device)
         self.tokenize = tokenize
         self.converse = converse
+        self.draws = draws and data.has_captions
         self._shares = shares_of(data.attributes, data.attribute_names) if converse is not None else {}
         self._attributes = data.attribute_columns(data.attribute_names if attributes is None else attributes)
         share = batch_size // world_size
@@ -136,7 +139,7 @@ class BatchReader:
         if self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[index]).to(self.device).long()  # (n,)
         if self.converse is not None:
-            text = self.converse(conversations_of(self.data, index, noise.seeds, self.seed, self._shares))
+            text = self.converse(self._conversations(index, noise.seeds))
         elif self.tokenize is not None and self.data.has_captions:
             text = self.tokenize(self._captions(index, noise.seeds))
         if text is not None:
@@ -146,6 +149,14 @@ class BatchReader:
         if self.data.features is not None:
             features = torch.from_numpy(self.data.features[index]).to(self.device)
         return Batch(images, noise, Condition(attributes, labels, text), step, progress, latents, features)
+
+    def _conversations(self, index: np.ndarray, seeds: Sequence[int]) -> list[Conversation]:
+        """Return one conversation about each image."""
+        turns = conversations_of(self.data, index, seeds, self.seed, self._shares)
+        if not self.draws:
+            return turns
+        drawn = [(Turn(DRAW.format(caption), IMAGE),) for caption in self._captions(index, seeds)]
+        return [b if mix_seed(seed, 1) % 2 else a for a, b, seed in zip(turns, drawn, seeds, strict=True)]
 
     def _captions(self, index: np.ndarray, seeds: Sequence[int]) -> list[str]:
         """Return one caption of each image. If others have stored captions, it may be empty."""

@@ -11,6 +11,8 @@ from genmodels.reading import parse_json
 
 IMAGE = "<image>"
 """Where the image is in the first question of a conversation."""
+DRAW = "Draw this: {}"
+"""Question whose answer is an image."""
 PEOPLE = ("human", "gpt")
 """Roles of the two sides, as in LLaVA's files."""
 

@@ -149,6 +149,8 @@ def _probe(context: Context, names: Sequence[str]) -> tuple[dict[str, Score], di
     """Return the accuracy of a linear probe of the frozen image encoder on the same images, or the
     reason why there is none."""
     reference = context.reference
+    if getattr(context.model, "image_encoder", None) is None:
+        return {}, {"answers-probe": f"{context.model.kind} has no image encoder"}
     if reference.train is None or reference.train_attributes is None:
         return {}, {"answers-probe": "needs attributes of training images"}
     rows = spread_rows(len(reference.train), min(PROBED, len(reference.train)))

@@ -286,6 +286,7 @@ def build_reader(model: Model, train: Packed, recipe: Recipe, layout: Layout, de
         device=device,
         tokenize=tokenize,
         converse=converse,
+        draws=model.can("sample"),
         attributes=conditions.attributes,
     )
 
