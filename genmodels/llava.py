@@ -144,7 +144,7 @@ class LLaVA(Answering):
         if images.shape[1:] != (3, size, size):
             raise ValueError(f"this llava takes images of shape (N, 3, {size}, {size}), got {tuple(images.shape)}")
         with torch.no_grad():
-            features = self.image_encoder.features(images.to(self.projector[0].weight.dtype))
+            features = self.image_encoder.features(images.to(self.language.embedding.weight.dtype))
         return self.projector(features)
 
     # ---- training ----

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -105,14 +105,14 @@ def _attributes(context: Context) -> dict[str, Score]:
     scores = {}
     for kind, said in seen.items():
         each = {name: _accuracy(said[name], a) for name, a in asked.items()}
-        better = "higher" if kind == "answers" else "neither"
+        better: Literal["higher", "neither"] = "higher" if kind == "answers" else "neither"
         scores[kind] = Score(
             float(np.mean([*each.values()])),
             better,
             ways[kind],
             of,
             each=each,
-            group="answers",  # type: ignore[arg-type]
+            group="answers",
         )
     yes = {name: float(np.mean(said == 1)) for name, said in seen["answers"].items()}
     share = float(np.mean([np.mean(a.truth == 1) for a in asked.values()]))

@@ -50,12 +50,11 @@ PROJECTOR = {
 def names(config: CLIPConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield the name of each weight of the image encoder and of the projector, with the names of
     those of transformers that are concatenated to form it."""
-    for ours, theirs in block_names("image_encoder", TOWER, config.vit.transformer.depth):
-        yield ours, theirs
-    for ours, theirs in ENCODER.items():
-        yield f"image_encoder.{ours}", (f"{TOWER}.{theirs}",)
-    for ours, theirs in PROJECTOR.items():
-        yield ours, (theirs,)
+    yield from block_names("image_encoder", TOWER, config.vit.transformer.depth)
+    for name, other in ENCODER.items():
+        yield f"image_encoder.{name}", (f"{TOWER}.{other}",)
+    for name, other in PROJECTOR.items():
+        yield name, (other,)
 
 
 def to_transformers(model: LLaVA) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -35,6 +36,7 @@ def answer_sheet(run: Run, limits: Limits) -> np.ndarray | None:
     from genmodels.evaluation.conversations import held_out_conversations
     from genmodels.evaluation.reference import Reference, reference_from
 
+    model: Any = run.ema
     began, data = time.monotonic(), run.held_out or run.data
     rows = spread_rows(len(data), min(SHOWN, len(data)))
     shown = data.take(rows)
@@ -43,7 +45,7 @@ def answer_sheet(run: Run, limits: Limits) -> np.ndarray | None:
     turns = [(place, turn) for place, conversation in enumerate(conversations) for turn in conversation]
     images = to_float(np.asarray(shown.images[:]), run.accelerator.device)
     questions = [turn.question for _, turn in turns]
-    answers = run.ema.answer(images[[place for place, _ in turns]], questions)  # type: ignore[attr-defined]
+    answers = model.answer(images[[place for place, _ in turns]], questions)
     lines: list[list[str]] = [[] for _ in rows]
     for (place, turn), answer in zip(turns, answers, strict=True):
         question = turn.question.replace("<image>", "").strip()
