@@ -363,6 +363,17 @@ def test_folders_that_are_no_pairs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no pairs"):
         read_pairs(none)
     assert identical(pairs).tolist() == [False] * 4
+    for part, message in (
+        ({"rejected": pairs.rejected[:, :2]}, "does not hold pairs: chosen, rejected; make the pairs again"),
+        ({"attributes": torch.zeros(2, 2, dtype=torch.int8)}, "does not belong to pairs.json: make the pairs again"),
+        ({"prompt": torch.zeros(4, dtype=torch.int32)}, "does not belong to pairs.json: make the pairs again"),
+    ):
+        wrong = tmp_path / "wrong"
+        wrong.mkdir()
+        replace(pairs, **part).save(wrong)
+        with pytest.raises(ValueError, match=message):
+            read_pairs(wrong)
+        shutil.rmtree(wrong)
 
 
 # ---- rewards ----

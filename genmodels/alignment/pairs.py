@@ -37,6 +37,8 @@ TENSORS, RECORD, PAGE, PREVIEW, CHOICES = (
 )
 PERSON = "a person"
 """What pairs record as the reward if a person chooses."""
+COLUMNS = {"chosen", "rejected", "attributes", "labels", "prompt"}
+"""Fields of `Pairs` with a row for each pair."""
 SIDES = ("left", "right")
 """The samples of a pair before a person has chosen, and the choices in choices.csv."""
 
@@ -99,8 +101,7 @@ class Pairs:
 
     def tensors(self) -> dict[str, Tensor | None]:
         """Return what has a row for each pair."""
-        names = ("chosen", "rejected", "attributes", "labels", "prompt")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in sorted(COLUMNS)}
 
     def save(self, folder: Path) -> None:
         """Write pairs.safetensors and pairs.json into an existing folder."""
@@ -148,8 +149,15 @@ def read_pairs(folder: Path) -> Pairs:
         raise ValueError(f"{folder} is not a folder of preference pairs: make one with genmodels prefer") from None
     parts = read_tensors(folder / TENSORS)
     if record.reward == PERSON:
-        parts["chosen"], parts["rejected"] = (parts.pop(side) for side in SIDES)
+        parts |= {
+            name: parts.pop(side) for name, side in zip(("chosen", "rejected"), SIDES, strict=True) if side in parts
+        }
+    shapes = {name: tuple(part.shape) for name, part in parts.items()}
+    if not {"chosen", "rejected"} <= shapes.keys() <= COLUMNS or shapes["chosen"] != shapes["rejected"]:
+        raise ValueError(f"{folder / TENSORS} does not hold pairs: {', '.join(sorted(shapes))}; make the pairs again")
     pairs = Pairs(record, **parts)
+    if any(len(part) != len(pairs) for part in parts.values()) or not _known_prompts(pairs):
+        raise ValueError(f"{folder / TENSORS} does not belong to {RECORD}: make the pairs again")
     if record.reward == PERSON:
         pairs = decided(pairs, folder)
     same = identical(pairs)
@@ -161,6 +169,12 @@ def read_pairs(folder: Path) -> Pairs:
             f"{int(same.nonzero()[0])}: make the pairs again"
         )
     return pairs
+
+
+def _known_prompts(pairs: Pairs) -> bool:
+    """Whether the record has all prompts of the pairs."""
+    count = len(pairs.record.prompts)
+    return pairs.prompt is None or bool(((pairs.prompt >= 0) & (pairs.prompt < count)).all())
 
 
 def identical(pairs: Pairs) -> Tensor:
