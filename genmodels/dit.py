@@ -233,7 +233,7 @@ class DiT(Diffusion):
         tokens = self.patches(tokens)  # (N, T, D)
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding
-        return tokens, F.silu(embedding).unsqueeze(1)
+        return tokens, F.silu(embedding.unsqueeze(1))
 
     def end(self, tokens: Tensor, embedding: Tensor, kept: Tensor | None = None) -> Tensor:
         """The prediction from tokens (N, K, D) after the last block and the embedding (N, 1, D)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_together
 from safetensors.torch import load_file
 from test_fit import lines
 from tiny import faces, recipe, tiny
@@ -49,12 +51,12 @@ def trained(tmp_path_factory) -> Path:
     return train(output, "no")
 
 
-def train(output: Path, precision: str) -> Path:
+def train(output: Path, precision: str, **changes: int) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(show, "GRID", 1)
         optim = OptimConfig(lr=3e-3, warmup=10)
         settings = {"steps": 150, "batch_size": 32, "log_every": 30, "sample_every": 1000, "optim": optim}
-        return fit(autoregressive(), faces(), recipe(output, mixed_precision=precision, **settings))
+        return fit(autoregressive(), faces(), recipe(output, mixed_precision=precision, **(settings | changes)))
 
 
 @pytest.mark.slow
@@ -71,6 +73,20 @@ def test_training_in_fp8_reaches_the_loss_of_bf16(tmp_path, trained):
         name: (t.dtype, t.shape) for name, t in plain.items()
     }
     assert genmodels.load(rough).generate(2).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.parametrize(
+    ("stages", "environment"), [("1", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}), ("2", {})]
+)
+def test_fp8_in_shards_and_in_stages(tmp_path, stages, environment):
+    run_together(2, Path(__file__), str(tmp_path / "two"), stages, **environment)
+    few = {"steps": 6, "accumulate": 2, "log_every": 1}
+    one, two = train(tmp_path / "one", "fp8", **few), tmp_path / "two"
+    for ours, theirs in zip(lines(one), lines(two), strict=True):  # scales differ, because tensors are divided
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=5e-3)
+    assert load_file(one / "model.safetensors").keys() == load_file(two / "model.safetensors").keys()
 
 
 @pytest.mark.usefixtures("torchao")
@@ -131,3 +147,7 @@ def test_without_torchao(tmp_path, monkeypatch):
         fit(dit(), faces(), recipe(tmp_path / "run", mixed_precision="fp8"))
     with pytest.raises(ValueError, match="^--quantize int8 needs torchao: pip install 'genmodels\\[fp8\\]'$"):
         quantize(dit(), "int8")
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), "fp8", steps=6, accumulate=2, log_every=1, pipeline_stages=int(sys.argv[2]))

@@ -116,7 +116,7 @@ class Stage(nn.Module):
                 return outputs
             loss, metrics = self.parts.loss(outputs, self.drawn[i])
         self.metrics[i] = {"loss": loss.detach()} | metrics
-        return loss.float().view(1)
+        return torch.stack([loss.float()])  # FSDP does not like views
 
 
 class Pipeline:
