@@ -57,6 +57,8 @@ ABILITIES = (
     Ability("complete", ("complete",), "continue sentences"),
     Ability("answer", ("answer", "stream"), "answer questions about images", "ask"),
     Ability("stages", ("stages",), "divide their loss into stages of blocks", "train"),
+    Ability("extend", ("extended_config", "extend_from"), "go on at another size with the weights of one size"),
+    Ability("resize", ("at_size",), "encode images of another size with the same weights"),
     Ability("measure", ("measure",), "report metrics of their own on held-out images", "evaluate"),
 )
 """Every ability. A new one is a row here, a method of the models that have it, and a command."""

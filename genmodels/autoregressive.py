@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from genmodels.conditions import Condition, ConditionConfig
 from genmodels.inpainting import known_rows
 from genmodels.nn.alphabet import Alphabet, Codes, PixelLevels
 from genmodels.nn.conditioning import Conditioner, drop_condition
-from genmodels.nn.decoder import GridDecoder
+from genmodels.nn.decoder import GridDecoder, resized_places
 from genmodels.nn.likelihood import LikelihoodKind
 from genmodels.nn.stages import Carried, Stages, check_stages
 from genmodels.nn.transformer import TransformerConfig
@@ -176,6 +177,46 @@ class Autoregressive(Prior):
         """Compute -log p of each symbol of `tokens` (N, T, S), given those before it."""
         embedded = self.condition(condition, len(tokens), tokens.device)
         return nats_of(self.decoder(tokens, embedded), tokens)
+
+    def extended_config(self, config: AutoregressiveConfig, given: Mapping[str, Any]) -> AutoregressiveConfig:
+        """Return the config of a model that goes on at another size, with the base of its rotary
+        positions: theta s^(d / (d - 2)) if sides are s times as long, d channels of a head turn by
+        the row, and theta is this model's base.
+
+        The slowest rotation then turns as far from one end of the grid to the other as before, and
+        the fastest as far between neighbours.
+
+        Args:
+            config: of the new model.
+            given: settings that were chosen for it. A base among them stays.
+        """
+        old, new = self.config.transformer, config.transformer
+        if "rope_theta" in given.get("transformer", {}):
+            return config
+        stretch = max(config.alphabet().grid[:2]) / max(self.alphabet.grid[:2])
+        channels = old.head_dim // 2
+        theta = old.rope_theta * stretch ** (channels / (channels - 2)) if channels > 2 else old.rope_theta
+        return replace(config, transformer=replace(new, rope_theta=theta))
+
+    @torch.no_grad()
+    def extend_from(self, model: Autoregressive) -> None:
+        """Copy the weights of a model of another size. Learned places are interpolated.
+
+        Raises:
+            ValueError: if the symbols or the architecture differ.
+        """
+        symbols = (self.alphabet.size, self.decoder.symbols)
+        if symbols != (model.alphabet.size, model.decoder.symbols):
+            raise ValueError(
+                f"the model has {symbols[1]} x {symbols[0]:,} symbols at a position, and that of the stage before "
+                f"{model.decoder.symbols} x {model.alphabet.size:,}: choose a codec with the same codebook"
+            )
+        weights = model.state_dict()
+        weights["decoder.places"] = resized_places(weights["decoder.places"], model.alphabet.grid, self.alphabet.grid)
+        for name, value in self.state_dict().items():
+            if name not in weights or weights[name].shape != value.shape:
+                raise ValueError(f"{name} differs in shape from that of the stage before: keep the architecture")
+        self.load_state_dict(weights)
 
     def log_probability(self, images: Tensor, condition: Condition) -> Tensor:
         """Compute log p of images (N, 3, H, W), rounded to `levels` levels, or of codes (N, *codes),

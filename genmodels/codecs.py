@@ -10,7 +10,7 @@ from genmodels.data.packed import IN_MEMORY
 from genmodels.pretrained import is_pretrained, load_pretrained
 
 
-def load_codec(path: Path, size: int, codes: bool = False) -> Any:
+def load_codec(path: Path, size: int, codes: bool = False, resize: bool = False) -> Any:
     """Load a codec.
 
     Args:
@@ -18,6 +18,7 @@ def load_codec(path: Path, size: int, codes: bool = False) -> Any:
             AutoencoderTiny or VQModel.
         size: side of the images in pixels.
         codes: whether its latents must be codes of a finite codebook.
+        resize: use it at this size even if it was trained on images of another one.
 
     Raises:
         ValueError: if it is missing or damaged, is not such a codec, or is for another image size.
@@ -32,12 +33,23 @@ def load_codec(path: Path, size: int, codes: bool = False) -> Any:
         raise ValueError(f"--codec {path}: {family} is not a codec: it does not encode and decode")
     if codes and not codec.can("quantise"):
         raise ValueError(f"--codec {path}: the latents of this {family} are not codes: give a vqvae, or a VQModel")
+    if trained_on != size and resize and codec.can("resize"):
+        try:
+            return codec.at_size(size)
+        except ValueError as error:
+            raise ValueError(f"--codec {path} cannot be used for images of {size} px: {error}") from None
     if trained_on != size:
         raise ValueError(
             f"--codec {path}: it was trained on images of {trained_on} px, --size is {size}: set --size {trained_on}, "
             "or train another codec"
         )
     return codec
+
+
+def load_trained(run: Path) -> Any:
+    """Load the part of a saved model that was trained: the model, or the prior of one over a codec."""
+    model: Any = genmodels.load(run)
+    return model.trained
 
 
 def prior_shape(codec: Any, codes: bool) -> tuple[int, ...]:

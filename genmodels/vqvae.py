@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -275,6 +275,20 @@ class VQVAE(AdversarialCodec):
     def calibrate(self, images: Iterable[Tensor]) -> None:
         """Count how often each code occurs at each position in `images`."""
         self.frequencies.fit(self.encode(batch).flatten(1) for batch in images)
+
+    def at_size(self, size: int) -> VQVAE:
+        """Return this codec for images of `size` pixels a side, whose codes form another grid. It has
+        the same weights; only the frequencies of the codes at each position are not known.
+
+        Raises:
+            ValueError: if its codes form no grid, or the size is not a multiple of a code's patch.
+        """
+        if self.config.tokens is not None:
+            raise ValueError(f"its {self.config.tokens} codes describe images of {self.config.size} px as a whole")
+        twin = VQVAE(replace(self.config, size=size))
+        weights = {name: value for name, value in self.state_dict().items() if not name.startswith("frequencies.")}
+        twin.load_state_dict(twin.state_dict() | weights)
+        return twin.eval()
 
     def sample(self, noise: Noise, condition: Condition, options: VQVAEOptions) -> Tensor:
         if not torch.compiler.is_exporting() and not self.frequencies.fitted:  # a trace cannot branch on a value

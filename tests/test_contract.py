@@ -427,10 +427,10 @@ WALKS = {"inpaint", "interpolate", "morph", "edit", "trajectory"}
 ABLE: dict[str, set[str]] = {
     "ae": {"encode", "reconstruct"} | DIRECTIONS,
     "vae": {"encode", "reconstruct", "bits_per_dim"} | DIRECTIONS,
-    "vqvae": {"encode", "reconstruct", "quantise", "vectors"},
+    "vqvae": {"encode", "reconstruct", "quantise", "vectors", "resize"},
     "kl": {"encode", "reconstruct"} | DIRECTIONS,
     "tiny": {"encode", "reconstruct"} | DIRECTIONS,
-    "autoregressive": {"inpaint", "bits_per_dim", "log_probability", "stages"},
+    "autoregressive": {"inpaint", "bits_per_dim", "log_probability", "stages", "extend"},
     "gan": {"reconstruct", "invert"} | DIRECTIONS,
     "unet": WALKS | {"bits_per_dim", "denoising_error", "denoising_losses"},
     "dit": WALKS | {"bits_per_dim", "denoising_error", "denoising_losses", "stages"},

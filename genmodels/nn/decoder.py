@@ -153,6 +153,15 @@ class GridDecoder(nn.Module):
         return torch.einsum("ntsd,svd->ntsv", each, weight)
 
 
+def resized_places(places: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+    """Interpolate learned embeddings (T, D) of the places of a grid of `old` rows and columns, for a
+    grid of `new` rows and columns over the same image."""
+    if old[:2] == new[:2]:
+        return places
+    grid = places.T.unflatten(1, old[:2]).unsqueeze(0)  # (1, D, rows, columns)
+    return F.interpolate(grid, new[:2], mode="bilinear", align_corners=False)[0].flatten(1).T  # (T', D)
+
+
 class HeadMLP(SwiGLU):
     """A SwiGLU of the output network: outside the residual stream, and trained by AdamW."""
 

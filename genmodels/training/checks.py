@@ -25,6 +25,8 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
         ValueError: if they do not.
     """
     model.check_complete()
+    if recipe.stages:
+        raise ValueError("this run cannot have stages: remove `stages` from the settings")
     check_output(recipe)
     check_tracker(recipe.track)
     if model.whole_batch and recipe.accumulate > 1:

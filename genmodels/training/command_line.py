@@ -23,7 +23,7 @@ from genmodels.data.packed import IN_MEMORY
 from genmodels.reading import read_yaml
 from genmodels.saving import from_dict, reset_derived, to_dict
 from genmodels.training.flags import show_common_flags
-from genmodels.training.folder import CHECKPOINTS, METRICS, check_output, check_unlocked
+from genmodels.training.folder import CHECKPOINTS, METRICS, STAGES, check_output, check_unlocked
 from genmodels.training.launch import spread_over_cpu, use_every_core
 from genmodels.training.presets import find_config
 from genmodels.training.recipe import NOT_SAVED, R, Recipe, check_recipe, defaults
@@ -124,8 +124,9 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
     file = None if config is None else find_config(config)
     if file is None and "--resume" in rest:
         # A run continues with the settings it started with, even if the defaults have changed.
-        saved = Path(_pop_flag("--output", rest)[0] or Path("runs") / family) / "config.yaml"
-        file = saved if saved.is_file() else None
+        folder = Path(_pop_flag("--output", rest)[0] or Path("runs") / family)
+        saved = (folder / STAGES / "config.yaml", folder / "config.yaml")  # the first is that of all stages
+        file = next((path for path in saved if path.is_file()), None)
     size, data = _pop_flag("--size", rest)[0], _pop_flag("--data", rest)[0]
     if file is None:
         codec, _ = _pop_flag("--codec", rest)
@@ -136,6 +137,8 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
         in_run = file.name == "config.yaml" and any((file.parent / name).exists() for name in (CHECKPOINTS, METRICS))
         if "--resume" in rest and in_run:
             base = replace(base, output=file.parent)  # unless there is --output
+        elif "--resume" in rest and base.stages and file.parent.name == STAGES:
+            base = replace(base, output=file.parent.parent)
     base = _for_size(base, size, data)
     # A length given as a flag replaces the other kind of length in the file or the defaults.
     given = {arg.split("=")[0] for arg in rest}

@@ -115,9 +115,8 @@ def loop(run: Run) -> Path:
                 snapshot(run)
             if progress < 1:
                 run.log.say(f"stopped by {run.stop.reason or 'a signal'} at step {state.step:,}; saved {checkpoint}")
-                run.log.say(
-                    f"continue with the same command and --resume, or --config {recipe.output}/config.yaml --resume"
-                )
+                other = "" if recipe.stage else f", or --config {recipe.output}/config.yaml --resume"
+                run.log.say(f"continue with the same command and --resume{other}")
             show(run, STOPPED if progress < 1 else AT_THE_END)
     finally:
         run.log.close()

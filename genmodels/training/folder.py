@@ -20,6 +20,8 @@ from genmodels.writing import is_leftover, remove
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+STAGES = "stages"
+"""Folder of the stages of a run before the last one."""
 LOCK = ".lock"
 MODEL = ("model.safetensors", "config.json", "README.md", "samples", "retrievals", "ema")
 """What a run writes only after its first checkpoint."""
@@ -50,11 +52,13 @@ def check_output(recipe: Recipe) -> None:
             )
     begun = bool(list_checkpoints(output / CHECKPOINTS))
     holds_model = not begun and bool(names.intersection(MODEL))
-    if recipe.resume and not begun and (holds_model or not names.intersection(OURS)):
+    staged = bool(recipe.stages) and (output / STAGES / "config.yaml").is_file()
+    if recipe.resume and not begun and not staged and (holds_model or not names.intersection(OURS)):
         found = f"{output} holds a model but no checkpoint" if holds_model else f"there is no run in {output}"
         raise ValueError(f"nothing to resume: {found}; check --output, or start without --resume")
     names = {name for name in names if not re.fullmatch(r"config\.[0-9]+\.yaml|metrics\.[0-9]+\.jsonl", name)}
-    foreign = any(name not in OURS and not is_leftover(name) for name in names)
+    known = (*OURS, STAGES) if recipe.stages or recipe.stage else OURS
+    foreign = any(name not in known and not is_leftover(name) for name in names)
     if not recipe.resume and (begun or holds_model or foreign):
         choice = "or --resume to continue the run in it" if begun else "or empty it; it holds no run to resume"
         raise ValueError(f"{output} is not empty: give another --output, {choice}")

@@ -67,6 +67,10 @@ def train(kind: type[Model], recipe: Any, make: Callable[[Any], Model] | None = 
     Raises:
         ValueError, OSError: if something does not fit together, with a message of one line.
     """
+    if recipe.stages:
+        from genmodels.training.staged import train_stages  # it uses this module
+
+        return train_stages(kind, recipe, make, **parts)
     began = time.monotonic()
     check_tracker(recipe.track)
     device = processes().device
@@ -87,6 +91,10 @@ def train(kind: type[Model], recipe: Any, make: Callable[[Any], Model] | None = 
     if extractor:
         data, config = aligned(data, config, extractor, device)
         model = build(lambda: make(config), "model")
+    if recipe.parent is not None:
+        from genmodels.training.staged import begin_with
+
+        begin_with(model, recipe.parent)
     if text is not None:
         model.use_text_encoder(text)
         recipe = replace(recipe, text_minutes=minutes_of(recipe.text))
@@ -119,7 +127,7 @@ def open_codec(kind: type[Model], recipe: Any) -> Any:
         return None
     if not issubclass(kind, Prior):
         raise ValueError(f"--codec {recipe.codec}: {kind.family} models are not trained on the latents of a codec")
-    return load_codec(recipe.codec, recipe.size or default_size(recipe.data), kind.learns_codes)
+    return load_codec(recipe.codec, recipe.size or default_size(recipe.data), kind.learns_codes, recipe.stage > 0)
 
 
 def open_text_encoder(kind: type[Model], recipe: Any) -> Any:

@@ -18,6 +18,8 @@ MAX_STEPS = 99_999_999
 """Names of checkpoints hold the step in 8 digits."""
 Precision = Literal["no", "bf16", "fp16", "fp8"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
+Stage = dict[str, Any]
+"""Settings that differ in one stage of a run."""
 NOT_SAVED = ("resume", "dry_run", "startup", "name", "tensor_parallel", "pipeline_stages", "pipeline_schedule")
 """Fields that describe one launch of a run and are not written to config.yaml."""
 
@@ -113,11 +115,25 @@ class Recipe:
     """Tracker of curves, settings and sample grids. "tensorboard" writes to the run folder; the
     others need their package (pip install 'genmodels[wandb]'), and wandb a login."""
 
+    stages: Annotated[tuple[Stage, ...], tyro.conf.Suppress] = ()
+    """Settings that differ in each stage of a run in several stages, in a file of --config."""
+    stage: Annotated[int, tyro.conf.Suppress] = 0
+    """Number of the stage that this run is, from 1. 0: it is not a stage."""
+    parent: Annotated[Path | None, tyro.conf.Suppress] = None
+    """Run folder of the stage before, whose model this stage trains further."""
+    parent_minutes: Annotated[float, tyro.conf.Suppress] = 0.0
+    """Minutes for which that model was trained. They count as training time."""
     startup: Annotated[float, tyro.conf.Suppress] = 0.0
     """Seconds of --minutes that passed before fit() was called. `run` counts the start of the
     interpreter."""
     name: Annotated[str, tyro.conf.Suppress] = ""
     """Name of the recipe if it differs from the model's family. `run` sets it."""
+
+    @property
+    def unused_fields(self) -> tuple[str, ...]:
+        """Fields without effect, which are not recorded."""
+        staged = ("stages", "stage", "parent", "parent_minutes")
+        return tuple(name for name in staged if not getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)

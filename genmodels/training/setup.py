@@ -120,7 +120,10 @@ def start(model: Model, data: Packed, recipe: Recipe) -> Run:
     began = time.monotonic()
     if not recipe.resume:
         with torch.no_grad():
+            weights = copy.deepcopy(model.trained.state_dict()) if recipe.parent is not None else None
             model.initialise(initial_images(train, recipe, device))
+            if weights is not None:  # of the stage before: only the other parts are initialised
+                model.trained.load_state_dict(weights)
     ema = copy.deepcopy(model).eval().requires_grad_(False)
     identity = identity_of(model, train, recipe)
     state = State()
