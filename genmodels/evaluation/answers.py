@@ -83,7 +83,9 @@ def _attributes(context: Context) -> dict[str, Score]:
     reference = context.reference
     measured = measurable(reference.attributes, reference.attribute_names)
     asked = {name: questions_about(name, values, PER_SIDE) for name, values in measured.items()}
-    orders = {name: np.random.default_rng(0).permutation(len(a.rows)) for name, a in asked.items()}
+    orders = {
+        name: np.random.default_rng(number).permutation(len(a.rows)) for number, (name, a) in enumerate(asked.items())
+    }
     seen = {
         "answers": {name: _said(context, a.rows, a.questions) for name, a in asked.items()},
         "answers-shuffled": {name: _said(context, a.rows[orders[name]], a.questions) for name, a in asked.items()},
