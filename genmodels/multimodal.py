@@ -59,6 +59,12 @@ class MultimodalConfig:
             raise ValueError(f"drop must be in [0, 1], got {self.drop}")
 
     @property
+    def condition(self) -> ConditionConfig:
+        """Prompts."""
+        text = TextConfig(vocabulary=self.lm.vocabulary, length=self.lm.context, tokenizer=self.lm.tokenizer)
+        return ConditionConfig(text=text)
+
+    @property
     def levels(self) -> int:
         """Codes of a position."""
         return self.codes[2] if len(self.codes) == 3 else 1
@@ -106,12 +112,6 @@ class Multimodal(Answering, Prior):
         return replace(config, codes=tuple(codec.latent_shape), codebook_size=codec.codebook_size)
 
     # ---- text ----
-
-    @property
-    def conditions(self) -> ConditionConfig:
-        """Prompts."""
-        c = self.config.lm
-        return ConditionConfig(text=TextConfig(vocabulary=c.vocabulary, length=c.context, tokenizer=c.tokenizer))
 
     def can(self, name: str) -> bool:
         return name == "tokenize" or super().can(name)
