@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
     means = {key: float(np.mean([row[key] for row in rows])) for key in ("llava", "probe", "agree")}
     print(f"mean: LLaVA {means['llava']:.2f}, probe {means['probe']:.2f}, they agree {means['agree']:.2f}; chance 0.5")
     pictures.save_grid(s.out, draw(np.stack(images), lines)[None])
-    s.write(rows, guidance=s.guidance, llava=Path(s.llava).name, **means)
+    s.write(rows, guidance=s.guidance, asked=s.llava.name, **means)
 
 
 def loop(
