@@ -3,10 +3,8 @@ and VQModel."""
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, final
@@ -20,6 +18,7 @@ from genmodels.nn.diffusers_codec import check_side, decoded, latents, posterior
 from genmodels.reading import in_one_line, read_json
 from genmodels.saving import Range, from_settings
 from genmodels.types import Batch
+from genmodels.usage import without_warnings
 from genmodels.weights import build, check_finite, checked_settings, masks, read_all_shapes
 
 FOLDERS = (".", "vae", "vqvae")
@@ -230,18 +229,6 @@ PRETRAINED: dict[str, type[PretrainedCodec]] = {
     kind.family: kind for kind in (PretrainedKL, PretrainedTiny, PretrainedVQ)
 }
 """Codecs by the name of their class in diffusers."""
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Context in which diffusers prints no warnings, which are many lines; faults are raised."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def is_pretrained(path: Path) -> bool:

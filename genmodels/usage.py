@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import sys
@@ -114,3 +115,15 @@ def _unframed(text: str) -> str:
     untitled = sentences if plain.startswith("╭") else sentences[1:]
     text = ". ".join(" ".join(sentence.split()).rstrip(".") for sentence in untitled)
     return re.sub(r"^Error parsing [A-Z]\w+: ", "", text)  # the name of a class, which says nothing to users
+
+
+@contextlib.contextmanager
+def without_warnings(library: str = "diffusers") -> Iterator[None]:
+    """Context in which a library prints no warnings, which are many lines; faults are raised."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

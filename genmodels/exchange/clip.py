@@ -112,17 +112,21 @@ def export_clip(model: CLIP, folder: Path) -> str:
     """
     network = to_transformers(model)
     transformers = import_transformers()
-    side, vit = model.config.size, model.config.vit
-    images = transformers.CLIPImageProcessor(
+    tokens = tokenizer_for_transformers(model.tokenizer, folder)
+    transformers.CLIPProcessor(image_processor(model.config), tokens).save_pretrained(folder)
+    network.save_pretrained(folder)
+    return "a CLIPModel with its CLIPProcessor: transformers.CLIPModel.from_pretrained('{out}')"
+
+
+def image_processor(config: CLIPConfig) -> Any:
+    """Return the image processor of transformers that prepares images for this config."""
+    side, vit = config.size, config.vit
+    return import_transformers().CLIPImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
         image_mean=list(vit.mean),
         image_std=list(vit.std),
     )
-    tokens = tokenizer_for_transformers(model.tokenizer, folder)
-    transformers.CLIPProcessor(images, tokens).save_pretrained(folder)
-    network.save_pretrained(folder)
-    return "a CLIPModel with its CLIPProcessor: transformers.CLIPModel.from_pretrained('{out}')"
 
 
 def check_supported(config: CLIPConfig) -> None:

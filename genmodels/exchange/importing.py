@@ -24,10 +24,10 @@ from genmodels.pretrained import (
     class_name,
     load_pretrained,
     read_network,
-    without_warnings,
 )
 from genmodels.reading import read_json
 from genmodels.saving import Range, from_dict, from_settings
+from genmodels.usage import without_warnings
 from genmodels.weights import build, checked_settings, read_all_shapes
 
 IN_PIXELS = ("DDPMPipeline", "DDIMPipeline")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genmodels.chat import ChatTokenizer
 from genmodels.clip import CLIPConfig
-from genmodels.exchange.clip import VisionSettings, check_supported, statistics
+from genmodels.exchange.clip import VisionSettings, check_supported, image_processor, statistics
 from genmodels.exchange.clip_layout import block_names, import_transformers, tower_settings
 from genmodels.exchange.language import (
     LlamaSettings,
@@ -114,18 +114,11 @@ def export_llava(model: LLaVA, folder: Path) -> str:
     """
     network = to_transformers(model)
     transformers = import_transformers()
-    size, vit = model.config.size, model.config.clip.vit
-    images = transformers.CLIPImageProcessor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=list(vit.mean),
-        image_std=list(vit.std),
-    )
     tokens = tokenizer_for_transformers(model.tokens, folder)
     transformers.LlavaProcessor(
-        images,
+        image_processor(model.config.clip),
         tokens,
-        patch_size=vit.patch,
+        patch_size=model.config.clip.vit.patch,
         vision_feature_select_strategy=STRATEGY,
         num_additional_image_tokens=1,  # the class token, which the strategy leaves out again
     ).save_pretrained(folder)

@@ -7,10 +7,7 @@ for each matrix product, so that what is saved has full precision.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import logging
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -18,6 +15,7 @@ from torch import nn
 
 from genmodels.nn.block import Block
 from genmodels.nn.mixer import Branch
+from genmodels.usage import without_warnings
 
 Quantization = Literal["int8", "fp8"]
 MULTIPLE = 16
@@ -82,7 +80,7 @@ def use_fp8(model: nn.Module, device: torch.device) -> str:
     Returns:
         One line that names them and the layers that are left out.
     """
-    with _quiet():
+    with without_warnings("torch.utils._pytree"):
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     layers = trained_layers(model)
@@ -130,7 +128,7 @@ def quantize(model: nn.Module, kind: Quantization) -> str:
         ValueError: if torchao is not installed, or there are no such layers.
     """
     check_installed(f"--quantize {kind}")
-    with _quiet():
+    with without_warnings("torch.utils._pytree"):
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
     layers = block_layers(model)
@@ -148,15 +146,3 @@ def quantize(model: nn.Module, kind: Quantization) -> str:
 def _numberless(name: str) -> str:
     """modulations.3 -> modulations."""
     return ".".join(part for part in name.split(".") if not part.isdigit())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Context without the log lines about deprecations that importing torchao causes."""
-    logger = logging.getLogger("torch.utils._pytree")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
