@@ -18,12 +18,14 @@ from genmodels.nn.alphabet import Alphabet, Codes, PixelLevels
 from genmodels.nn.conditioning import Conditioner, drop_condition
 from genmodels.nn.decoder import GridDecoder, resized_places
 from genmodels.nn.likelihood import LikelihoodKind
+from genmodels.nn.rope import stretched
 from genmodels.nn.stages import Carried, Stages, check_stages
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.prior import Prior, check_negative, negative_condition
 from genmodels.saving import Derived
 from genmodels.token_sampling import draw, filtered
 from genmodels.types import Batch, Noise
+from genmodels.weights import copy_weights
 
 
 @dataclass(frozen=True)
@@ -180,23 +182,13 @@ class Autoregressive(Prior):
 
     def extended_config(self, config: AutoregressiveConfig, given: Mapping[str, Any]) -> AutoregressiveConfig:
         """Return the config of a model that goes on at another size, with the base of its rotary
-        positions: theta s^(d / (d - 2)) if sides are s times as long, d channels of a head turn by
-        the row, and theta is this model's base.
-
-        The slowest rotation then turns as far from one end of the grid to the other as before, and
-        the fastest as far between neighbours.
-
-        Args:
-            config: of the new model.
-            given: settings that were chosen for it. A base among them stays.
-        """
-        old, new = self.config.transformer, config.transformer
+        positions (`genmodels.nn.rope.stretched`). One among the settings `given` stays."""
         if "rope_theta" in given.get("transformer", {}):
             return config
         stretch = max(config.alphabet().grid[:2]) / max(self.alphabet.grid[:2])
-        channels = old.head_dim // 2
-        theta = old.rope_theta * stretch ** (channels / (channels - 2)) if channels > 2 else old.rope_theta
-        return replace(config, transformer=replace(new, rope_theta=theta))
+        old = self.config.transformer
+        theta = stretched(old.rope_theta, stretch, old.head_dim // 2)  # half of the channels turn by the row
+        return replace(config, transformer=replace(config.transformer, rope_theta=theta))
 
     @torch.no_grad()
     def extend_from(self, model: Autoregressive) -> None:
@@ -213,10 +205,7 @@ class Autoregressive(Prior):
             )
         weights = model.state_dict()
         weights["decoder.places"] = resized_places(weights["decoder.places"], model.alphabet.grid, self.alphabet.grid)
-        for name, value in self.state_dict().items():
-            if name not in weights or weights[name].shape != value.shape:
-                raise ValueError(f"{name} differs in shape from that of the stage before: keep the architecture")
-        self.load_state_dict(weights)
+        copy_weights(self, weights)
 
     def log_probability(self, images: Tensor, condition: Condition) -> Tensor:
         """Compute log p of images (N, 3, H, W), rounded to `levels` levels, or of codes (N, *codes),

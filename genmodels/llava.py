@@ -157,4 +157,4 @@ class LLaVA(Answering):
         """
         text = conversations_in(batch, self.family)
         self.language.check_length(text.ids.shape[1])
-        return self.language.token_loss(self.language.hidden(self.vectors(batch.images, text.ids)), text)
+        return self.language.token_loss(self.language.hidden(self.vectors(batch.images, text.ids), text.mask), text)

@@ -16,6 +16,7 @@ from genmodels.base import Model
 from genmodels.chat import ChatTokenizer, shipped_chat
 from genmodels.conditions import Text
 from genmodels.data.conversations import IMAGE, Conversation, Turn
+from genmodels.nn.documents import packed
 from genmodels.nn.mixer import INIT_STD
 from genmodels.nn.transformer import Transformer, TransformerConfig
 from genmodels.saving import Derived
@@ -34,6 +35,9 @@ class LMConfig:
     """Blocks of the transformer, which is causal."""
     context: int = 512
     """Largest number of tokens of a conversation, those of its image included."""
+    documents: int = 1
+    """Number of conversations that share a sequence in training, so that short ones are not padded to
+    the longest. None sees another."""
     tied: bool = True
     """Whether the matrix of the token embeddings also computes the logits."""
     extra: Derived[int] = 0
@@ -46,6 +50,13 @@ class LMConfig:
     def __post_init__(self) -> None:
         if self.context < 2:
             raise ValueError(f"context must be at least 2 tokens, got {self.context}")
+        if self.documents < 1:
+            raise ValueError(f"documents must be at least 1 conversation in a sequence, got {self.documents}")
+
+    @property
+    def unused_fields(self) -> tuple[str, ...]:
+        """Fields without effect, which are not recorded."""
+        return ("documents",) if self.documents == 1 else ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ class LM(Model):
         """
         text = conversations_in(batch, self.family)
         self.check_length(text.ids.shape[1])
-        return self.token_loss(self.hidden(self.embedding(text.ids)), text)
+        return self.token_loss(self.hidden(self.embedding(text.ids), text.mask), text)
 
     def token_loss(self, hidden: Tensor, text: Text) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of the learned tokens from the outputs (N, L, D) of the transformer."""
@@ -145,9 +156,17 @@ class LM(Model):
 
     # ---- generation ----
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """Outputs (N, L, D) of the transformer for token vectors (N, L, D)."""
-        return self.transformer(x)
+    def hidden(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Outputs (N, L, D) of the transformer for token vectors (N, L, D), in sequences of several
+        documents if the config says so.
+
+        Args:
+            x: token vectors, padded at the end.
+            mask: bool (N, L), False at padding, whose outputs mean nothing. None: there is none.
+        """
+        if mask is None or self.config.documents == 1:
+            return self.transformer(x)
+        return packed(self.transformer, x, mask, self.config.documents)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of the next token, from outputs of the transformer (..., D)."""

@@ -7,7 +7,7 @@ are sequences of text tokens and codes, as in Chameleon (arXiv 2405.09818).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,12 +21,14 @@ from genmodels.chat import ChatTokenizer
 from genmodels.conditions import Condition, ConditionConfig, Text, TextConfig
 from genmodels.data.conversations import DRAW, Conversation, Turn
 from genmodels.lm import LM, LMConfig, conversations_in
+from genmodels.nn.rope import stretched
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.prior import Prior, negative_condition
 from genmodels.saving import Derived
 from genmodels.text import TOKENIZER
 from genmodels.token_sampling import draw, filtered
 from genmodels.types import Batch, Noise
+from genmodels.weights import copy_weights
 
 NULL = 16
 """Number of end tokens that stand for an unknown prompt when nothing is known."""
@@ -154,6 +156,30 @@ class Multimodal(Answering, Prior):
 
     # ---- training ----
 
+    def extended_config(self, config: MultimodalConfig, given: Mapping[str, Any]) -> MultimodalConfig:
+        """Return the config of a model that goes on with more or fewer codes of an image, with the base
+        of its rotary positions (`genmodels.nn.rope.stretched`). One among the settings `given` stays.
+
+        Raises:
+            ValueError: if the context is too short for an image.
+        """
+        places = math.prod(config.codes)
+        if places >= config.lm.context:
+            raise ValueError(f"an image has {places:,} codes: set model.lm.context to more than {config.lm.context:,}")
+        if "rope_theta" in given.get("lm", {}).get("transformer", {}):
+            return config
+        old = self.config.lm.transformer
+        theta = stretched(old.rope_theta, places / math.prod(self.config.codes), old.head_dim)
+        return replace(config, lm=replace(config.lm, transformer=replace(config.lm.transformer, rope_theta=theta)))
+
+    def extend_from(self, model: Multimodal) -> None:
+        """Copy the weights of a model with another number of codes of an image.
+
+        Raises:
+            ValueError: if the codebook or the architecture differ.
+        """
+        copy_weights(self, model.state_dict())
+
     def learning_answers(self) -> Self:
         """Return a copy of this model that learns answers only (supervised fine-tuning)."""
         made = type(self)(replace(self.config, learn="answers"), self.tokens)
@@ -170,7 +196,7 @@ class Multimodal(Answering, Prior):
         text = conversations_in(batch, self.family)
         self.language.check_length(text.ids.shape[1])
         text = self._with_hidden_prompts(text, batch.noise)
-        hidden = self.language.hidden(self.vectors(batch.images, text.ids))
+        hidden = self.language.hidden(self.vectors(batch.images, text.ids), text.mask)
         targets = text.ids.masked_scatter(text.ids == self.tokens.image, self._tokens_of(batch.images))
         return self.language.token_loss(hidden, replace(text, ids=targets))
 

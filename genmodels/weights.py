@@ -292,6 +292,18 @@ def check_same(
             raise _mixed_up(path, f"{name} is {_short(theirs.dtype)}, the model's is {_short(ours.dtype)}")
 
 
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy the weights of the stage before.
+
+    Raises:
+        ValueError: if names or shapes differ; names the first one.
+    """
+    for name, value in model.state_dict().items():
+        if name not in weights or weights[name].shape != value.shape:
+            raise ValueError(f"{name} differs in shape from that of the stage before: keep size and architecture")
+    model.load_state_dict(weights)
+
+
 def _mixed_up(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path}: not the weights of this config ({reason}); the file is damaged or mixed up")
 

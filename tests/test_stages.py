@@ -152,6 +152,18 @@ def test_each_stage_begins_with_the_model_of_the_one_before(data: list[str], tmp
     assert all(torch.equal(first[name], second[name]) for name in second) and first.keys() == second.keys()
 
 
+def test_text_and_images_in_one_sequence_are_trained_in_stages_and_packed(
+    data: list[str], tmp_path: Path, codec: Path
+) -> None:
+    blocks = {"lm": {"documents": 3, "transformer": {"width": 32, "depth": 1, "heads": 2}}}
+    stages = [{"size": 16, "steps": 2}, {"size": 32, "steps": 2, "batch_size": 4}]
+    file = settings(tmp_path, stages, family="multimodal", codec=str(codec), model=blocks)
+    assert train("--config", file, "--output", "run", family="multimodal") == 0
+    model = genmodels.load("run").prior
+    assert model.config.codes == (8, 8) and model.config.lm.documents == 3
+    assert model.config.lm.transformer.rope_theta == pytest.approx(10_000 * 4 ** (16 / 14))
+
+
 def test_data_initialise_the_first_stage_only(data: list[str], tmp_path: Path) -> None:
     """A VAE begins with the principal components of its images, and those of stage 2 are other ones."""
     small = {"channels": [16, 16], "encoder_blocks": [0, 0], "decoder_blocks": [0, 0], "latent_dim": 4}

@@ -41,6 +41,16 @@ def rope(positions: Tensor, head_dim: int, theta: float = 10_000.0) -> Rope:
     return angles.cos(), angles.sin()
 
 
+def stretched(theta: float, stretch: float, channels: int) -> float:
+    """Return the base of the wavelengths for sequences, or sides of a grid, `stretch` times as long:
+    theta s^(d / (d - 2)) for d channels that turn along them.
+
+    The slowest pair then turns as far from one end to the other as before, and the fastest as far
+    between neighbours.
+    """
+    return theta * stretch ** (channels / (channels - 2)) if channels > 2 else theta
+
+
 def rotate(x: Tensor, angles: Rope) -> Tensor:
     """Rotate the pairs (i, i + d / 2) of the channels of x (N, H, T, d), in float32; the dtype of x
     is kept.

@@ -27,6 +27,7 @@ from genmodels.training.folder import STAGES, check_output, put_aside
 from genmodels.training.pipeline import derived_config, minutes_of, open_codec, train, with_located_parts
 from genmodels.training.recipe import NOT_SAVED, Recipe, Stage, check_recipe
 from genmodels.usage import say
+from genmodels.weights import copy_weights
 from genmodels.writing import write_text
 
 CONFIG = "config.yaml"
@@ -104,7 +105,7 @@ def checked_stages(kind: Any, recipe: Any, make: Callable[[Any], Any]) -> list[A
             with torch.device("meta"):
                 model = make(config)
             if before is not None:
-                copy_weights(model, before)
+                extend(model, before)
             stages.append(replace(stage, model=config))
             before = model
     return stages
@@ -142,10 +143,10 @@ def begin_with(model: Model, run: Path) -> None:
     Raises:
         ValueError: if there is none, or its weights do not fit.
     """
-    copy_weights(model, load_trained(run))
+    extend(model, load_trained(run))
 
 
-def copy_weights(model: Any, parent: Any) -> None:
+def extend(model: Any, parent: Any) -> None:
     """Copy the weights of `parent`. A model that can extend another one may be of another size.
 
     Raises:
@@ -156,14 +157,7 @@ def copy_weights(model: Any, parent: Any) -> None:
     if model.can("extend"):
         model.extend_from(parent)
         return
-    weights = parent.state_dict()
-    for name, value in model.state_dict().items():
-        if name not in weights or weights[name].shape != value.shape:
-            raise ValueError(
-                f"the weights {name} of this {model.family} differ in number from those of the stage before: keep "
-                "the size and the architecture"
-            )
-    model.load_state_dict(weights)
+    copy_weights(model, parent.state_dict())
 
 
 def check_unchanged(record: Path, stages: tuple[Stage, ...]) -> None:
