@@ -249,7 +249,7 @@ def test_pixels_and_every_command(data: list[str], capsys: pytest.CaptureFixture
         ),
         (["inpaint", "RUN", "face.png", "--mask", "nowhere.png"], "No such file"),
         (["inpaint", "RUN", "face.png", "--mask", "text.png"], "text.png: not an image of a known format"),
-        (["import", "RUN", "out"], "is not a pipeline of diffusers"),
+        (["import", "RUN", "out"], "is neither a pipeline of diffusers"),
         (["export", "VAE", "out"], "diffusers has no counterpart of vae models here"),
         (["export", "RUN", "full"], "full is not an empty folder"),
     ],

@@ -29,15 +29,16 @@ def check_installed(what: str) -> None:
 
 
 def block_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of attention and MLP of the transformer blocks of `model`, by name."""
+    """The linear layers of attention and MLP of the transformer blocks of `model`, by name. Those
+    with low-rank updates, which are other modules, are left out."""
     layers: dict[str, nn.Linear] = {}
     for block_name, block in model.named_modules():
         for name, branch in block.named_children() if isinstance(block, Block) else ():
             declared = branch.divisible() if isinstance(branch, Branch) else None
             for layer in (*declared.columns, *declared.rows) if declared is not None else ():
                 linear = branch.get_submodule(layer)
-                assert isinstance(linear, nn.Linear)
-                layers[f"{block_name}.{name}.{layer}"] = linear
+                if isinstance(linear, nn.Linear):
+                    layers[f"{block_name}.{name}.{layer}"] = linear
     return layers
 
 
