@@ -31,8 +31,8 @@ from genmodels.nn.transformer import TransformerConfig
 from genmodels.training import checks, show
 from genmodels.training import fit as loop
 from genmodels.training.fit import fit
+from genmodels.training.pipeline_parallel import first_block
 from genmodels.training.recipe import OptimConfig
-from genmodels.training.stages import first_block
 from genmodels.training.tensor_parallel import row_order
 from genmodels.types import Batch, Noise
 

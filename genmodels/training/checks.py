@@ -11,9 +11,9 @@ from genmodels.sampling import processes
 from genmodels.training.clock import too_short
 from genmodels.training.folder import check_output
 from genmodels.training.layout import layout_of
+from genmodels.training.pipeline_parallel import check_stages_fit
 from genmodels.training.recipe import Recipe
 from genmodels.training.shard import check_shardable, sharding_wanted
-from genmodels.training.stages import check_stages_fit
 from genmodels.training.tensor_parallel import check_divisible
 from genmodels.training.tracking import check_tracker
 

@@ -1,6 +1,6 @@
 """How the processes of a run divide the model, and tensors of which each of them has a part.
 
-Three ways can be combined: stages of blocks (pipeline parallelism, training/stages.py), shards of
+Three ways can be combined: stages of blocks (pipeline parallelism, training/pipeline_parallel.py), shards of
 weights with different images (FSDP, training/shard.py) and parts of layers (tensor parallelism,
 training/tensor_parallel.py). Checkpoints, averages and exported models are always complete.
 """

@@ -30,10 +30,10 @@ from genmodels.training.layout import Layout, layout_of
 from genmodels.training.limits import most_images, timed_batches
 from genmodels.training.log import RunLog
 from genmodels.training.optim import build_optimizer
+from genmodels.training.pipeline_parallel import Pipeline, Stage, keep_stage
 from genmodels.training.recipe import Recipe
 from genmodels.training.record import as_trained, identity_of, summary, write_config
 from genmodels.training.shard import repeated_blocks, shard
-from genmodels.training.stages import Pipeline, Stage, keep_stage
 from genmodels.training.steps import list_checkpoints
 from genmodels.training.tracking import start_tracker
 from genmodels.usage import say
