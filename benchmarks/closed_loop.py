@@ -3,7 +3,7 @@
     genmodels train clip --output runs/clip --minutes 3
     genmodels train lm --output runs/lm --minutes 2
     genmodels train llava --clip runs/clip --lm runs/lm --output runs/projector --minutes 1
-    genmodels train llava --start runs/projector --output runs/llava --minutes 10
+    genmodels train llava --projector runs/projector --output runs/llava --minutes 10
     python benchmarks/closed_loop.py toyfaces/text --llava runs/llava --guidance 3 --out loop.png
 
 For each pair of attributes that training captions never state together, prompts state the presence

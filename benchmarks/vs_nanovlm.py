@@ -108,7 +108,7 @@ def ours(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
     command += [f"--seed={arguments.seed}"]
     stages = [
         [f"--clip={arguments.clip}", f"--lm={arguments.lm}", f"--minutes={arguments.minutes / 4}", f"--output={first}"],
-        [f"--start={first}", f"--minutes={3 * arguments.minutes / 4}", f"--output={second}"],
+        [f"--projector={first}", f"--minutes={3 * arguments.minutes / 4}", f"--output={second}"],
     ]
     images = 0.0
     for stage in stages:

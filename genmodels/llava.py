@@ -34,7 +34,7 @@ class LLaVAConfig:
     lm: Derived[LMConfig] = LMConfig()
     """Config of the language model, from --lm."""
     train: Derived[Literal["projector", "all"]] = "projector"
-    """projector: stage 1, which trains the projector only. all: stage 2 (--start), which also trains
+    """projector: stage 1, which trains the projector only. all: stage 2 (--projector), which also trains
     the language model. The image encoder is never trained."""
     lora: int = 0
     """Rank of the low-rank updates (LoRA, arXiv 2106.09685) that stage 2 trains in place of the

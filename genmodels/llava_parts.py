@@ -19,7 +19,7 @@ def llava_parts(recipe: Any) -> tuple[Any, Callable[[LLaVAConfig], LLaVA]]:
     """Load what a recipe of a LLaVA starts from.
 
     Args:
-        recipe: with clip and lm (stage 1), or start (stage 2).
+        recipe: with clip and lm (stage 1), or projector (stage 2).
 
     Returns:
         The recipe with the size of the images, the stage and the minutes of the parts filled in, and
@@ -28,16 +28,16 @@ def llava_parts(recipe: Any) -> tuple[Any, Callable[[LLaVAConfig], LLaVA]]:
     Raises:
         ValueError: if parts are missing, too many, of another kind, or do not fit together.
     """
-    if recipe.start is not None:
+    if recipe.projector is not None:
         if recipe.clip is not None or recipe.lm is not None:
-            raise ValueError(f"--start {recipe.start} has a clip and an lm of its own: leave --clip and --lm out")
-        first = load_part(recipe.start, LLaVA, "--start")
-        ready = replace(recipe, parent_minutes=_all_minutes(recipe.start))
-        return _sized(ready, first.config.size, f"--start {recipe.start}"), partial(_second_stage, first)
+            raise ValueError(f"--projector {recipe.projector} has a clip and an lm of its own: leave --clip and --lm out")
+        first = load_part(recipe.projector, LLaVA, "--projector")
+        ready = replace(recipe, parent_minutes=_all_minutes(recipe.projector))
+        return _sized(ready, first.config.size, f"--projector {recipe.projector}"), partial(_second_stage, first)
     if recipe.clip is None or recipe.lm is None:
         raise ValueError(
             "stage 1 needs --clip RUN and --lm RUN (genmodels train clip, genmodels train lm), and stage 2 needs "
-            "--start RUN, the run of stage 1"
+            "--projector RUN, the run of stage 1"
         )
     clip, language = load_part(recipe.clip, CLIP, "--clip"), load_part(recipe.lm, LM, "--lm")
     minutes = _all_minutes(recipe.clip) + _all_minutes(recipe.lm)

@@ -3,7 +3,7 @@
 genmodels train clip --output runs/clip --minutes 3
 genmodels train lm --output runs/lm --minutes 2
 genmodels train llava --clip runs/clip --lm runs/lm --output runs/projector --minutes 2
-genmodels train llava --start runs/projector --output runs/llava --minutes 5
+genmodels train llava --projector runs/projector --output runs/llava --minutes 5
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from genmodels.training.recipe import OptimConfig, Recipe
 
 @dataclass(frozen=True)
 class LLaVARecipe(Recipe):
-    """Settings of the training of a LLaVA: of stage 1 with --clip and --lm, of stage 2 with --start."""
+    """Settings of the training of a LLaVA: of stage 1 with --clip and --lm, of stage 2 with --projector."""
 
-    shown = ("clip", "lm", "start", "model.lora")
+    shown = ("clip", "lm", "projector", "model.lora")
 
     model: LLaVAConfig = LLaVAConfig()
     clip: Path | None = None
@@ -33,7 +33,7 @@ class LLaVARecipe(Recipe):
     projector from its image features to the language model."""
     lm: Path | None = None
     """Run folder of a trained lm, or folder of a LlamaForCausalLM of transformers."""
-    start: Path | None = None
+    projector: Path | None = None
     """Run folder of stage 1. Stage 2 trains its projector and its language model."""
     parent_minutes: Annotated[float, tyro.conf.Suppress] = 0.0
     """Minutes for which the parts were trained. They count as training time of the whole model."""

@@ -290,9 +290,9 @@ def test_two_stages_from_the_command_line(parts, tmp_path, capsys):
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     with_parts = ["--clip", str(parts / "clip"), "--lm", str(parts / "lm")]
     assert main(["train", "llava", *with_parts, *common, "--output", first]) == 0
-    assert main(["train", "llava", "--start", first, *common, "--output", second]) == 0
+    assert main(["train", "llava", "--projector", first, *common, "--output", second]) == 0
     low_rank = [*common, "--model.lora", "2", "--output", str(tmp_path / "lora")]
-    assert main(["train", "llava", "--start", first, *low_rank]) == 0
+    assert main(["train", "llava", "--projector", first, *low_rank]) == 0
     assert genmodels.load(tmp_path / "lora").config.lora == 2
     model = genmodels.load(second)
     assert model.config.train == "all" and (tmp_path / "second" / "answers").is_dir()
@@ -320,8 +320,8 @@ def test_two_stages_from_the_command_line(parts, tmp_path, capsys):
         (["--clip", "{lm}", "--lm", "{lm}"], "and a model of family clip is needed"),
         (["--clip", "{clip}", "--lm", "{clip}"], "and a model of family lm is needed"),
         (["--clip", "{clip}", "--lm", "{lm}", "--size", "32"], "was trained on images of 16 px, and --size is 32"),
-        (["--start", "{lm}", "--clip", "{clip}"], "leave --clip and --lm out"),
-        (["--start", "{lm}"], "and a model of family llava is needed"),
+        (["--projector", "{lm}", "--clip", "{clip}"], "leave --clip and --lm out"),
+        (["--projector", "{lm}"], "and a model of family llava is needed"),
         (
             ["--clip", "{clip}", "--lm", "{lm}", "--size", "16", "--model.lora", "2"],
             "and stage 1 only the projector: leave lora out",
