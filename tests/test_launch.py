@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from test_fit import assert_equal, lines
 from tiny import Tiny, faces, recipe, tiny
 
+from genmodels.cli.train import recipes
 from genmodels.training import launch
 from genmodels.training.fit import fit
 from genmodels.training.launch import launcher_has_ended, launchers, spread_over_cpu
@@ -124,3 +128,27 @@ def test_a_killed_launcher_is_noticed() -> None:
     os.kill(launcher, signal.SIGKILL)
     os.waitpid(launcher, 0)
     assert os.read(ready, 1) == b"2"
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_no_flag_of_a_recipe_is_taken_by_the_launchers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """argparse reads abbreviations even after the script: `--start` failed as --start-method."""
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    spec = importlib.util.spec_from_file_location(f"launched_{name}", recipes()[name])
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where the types of its fields are looked up
+    spec.loader.exec_module(module)
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == spec.name]
+    (settings,) = (value for value in own if dataclasses.is_dataclass(value))
+    flags = [
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(settings)
+        if "Positional" not in str(field.type)
+    ]
+    assert "--output" in flags
+    for parser in (launch_command_parser(), get_args_parser()):
+        for flag in flags:
+            parsed = parser.parse_args(["recipe.py", flag, "1"])
+            assert parsed.training_script_args == [flag, "1"], flag
