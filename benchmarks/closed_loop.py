@@ -66,7 +66,7 @@ def main(settings: Settings) -> None:
             flush=True,
         )
         described = asked.answer(
-            pictures.to_float(samples[:SHOWN], asked.device), ["Describe this person in one sentence."] * SHOWN
+            pictures.to_float(samples[:SHOWN], asked.device), ["Describe this person in three sentences."] * SHOWN
         )
         images += list(samples[:SHOWN])
         for text, description in zip(texts[:SHOWN], described, strict=True):

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from genmodels.cli.arguments import check_free, open_model, read_images
 from genmodels.usage import UsageError, say
 
-DESCRIBE = "Describe this person in one sentence."
+DESCRIBE = "Describe this person in three sentences."
 """Question of `describe`."""
 BATCH = 64
 """Number of images that are described at a time."""
