@@ -30,7 +30,7 @@ def llava_parts(recipe: Any) -> tuple[Any, Callable[[LLaVAConfig], LLaVA]]:
     """
     if recipe.projector is not None:
         if recipe.clip is not None or recipe.lm is not None:
-            raise ValueError(f"--projector {recipe.projector} has a clip and an lm of its own: leave --clip and --lm out")
+            raise ValueError(f"--projector {recipe.projector} has its own clip and lm: leave --clip and --lm out")
         first = load_part(recipe.projector, LLaVA, "--projector")
         ready = replace(recipe, parent_minutes=_all_minutes(recipe.projector))
         return _sized(ready, first.config.size, f"--projector {recipe.projector}"), partial(_second_stage, first)
