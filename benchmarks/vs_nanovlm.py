@@ -48,8 +48,9 @@ class NanoVLM(LLaVA):
     def use_nanovlm_projector(self) -> None:
         """Replace the projector."""
         width = self.language.config.transformer.width
-        self.projector = nn.Sequential(nn.Linear(FACTOR**2 * self.image_encoder.feature_width, width, bias=False))
-        nn.init.normal_(self.projector[0].weight, std=0.02)
+        matrix = nn.Linear(FACTOR**2 * self.image_encoder.feature_width, width, bias=False)
+        nn.init.normal_(matrix.weight, std=0.02)
+        self.projector = nn.Sequential(matrix)
         self.requires_grad_(True)
 
     @property
