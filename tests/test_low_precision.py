@@ -55,7 +55,7 @@ def train(output: Path, precision: str, **changes: int) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(show, "GRID", 1)
         optim = OptimConfig(lr=3e-3, warmup=10)
-        settings = {"steps": 150, "batch_size": 32, "log_every": 30, "sample_every": 1000, "optim": optim}
+        settings = {"steps": 90, "batch_size": 32, "log_every": 18, "sample_every": 1000, "optim": optim}
         return fit(autoregressive(), faces(), recipe(output, mixed_precision=precision, **(settings | changes)))
 
 
