@@ -44,8 +44,10 @@ def train_stages(kind: type[Model], recipe: Any, make: Callable[[Any], Model] | 
     complete are left as they are, and the one that was stopped is resumed.
 
     Args:
-        kind, make, parts: as for `train`.
+        kind: class of the model.
         recipe: with `stages`.
+        make: must be None.
+        **parts: as for `train`.
 
     Raises:
         ValueError, OSError: if something does not fit together, or a stage has changed since it
