@@ -59,7 +59,7 @@ COLOUR: dict[Split, tuple[str, ...]] = {
 }
 WORN: dict[Split, tuple[str, ...]] = {
     "train": ("What is this person wearing?", "What does this person wear?", "What is {pronoun} wearing?"),
-    "test": ("What is it that this person is wearing?",),
+    "test": ("What is this person wearing in this picture?",),
 }
 DESCRIBE: dict[Split, tuple[str, ...]] = {
     "train": ("Describe this person{length}.", "What would you say about this person{length}?", "Who is this{length}?"),
