@@ -75,6 +75,10 @@ def say(text: str) -> None:
     print(in_one_line(text, LONGEST), file=sys.stderr, flush=True)
 
 
+CHATTY = ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+"""Loggers that warn of nothing that users can change, when torchao is installed."""
+
+
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
     """Context of a command, in which printing to standard output cannot fail.
@@ -83,6 +87,8 @@ def printing() -> Iterator[None]:
     the reader of standard output has left, as `| head` does, the process ends quietly. If standard
     output is a file on a full disk, the error says so.
     """
+    for library in CHATTY:
+        logging.getLogger(library).setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
