@@ -11,8 +11,7 @@ from typing import Any
 from genmodels.clip import CLIP
 from genmodels.llava import LLaVA, LLaVAConfig
 from genmodels.lm import LM
-from genmodels.reading import read_yaml
-from genmodels.saving import read_last_line
+from genmodels.saving import trained_minutes
 
 
 def llava_parts(recipe: Any) -> tuple[Any, Callable[[LLaVAConfig], LLaVA]]:
@@ -22,7 +21,7 @@ def llava_parts(recipe: Any) -> tuple[Any, Callable[[LLaVAConfig], LLaVA]]:
         recipe: with clip and lm (stage 1), or projector (stage 2).
 
     Returns:
-        The recipe with the size of the images, the stage and the minutes of the parts filled in, and
+        The recipe with the size of the images and the minutes of the parts filled in, and
         a function that builds the model from its config.
 
     Raises:
@@ -32,7 +31,7 @@ def llava_parts(recipe: Any) -> tuple[Any, Callable[[LLaVAConfig], LLaVA]]:
         if recipe.clip is not None or recipe.lm is not None:
             raise ValueError(f"--projector {recipe.projector} has its own clip and lm: leave --clip and --lm out")
         first = load_part(recipe.projector, LLaVA, "--projector")
-        ready = replace(recipe, parent_minutes=_all_minutes(recipe.projector))
+        ready = replace(recipe, parent_minutes=trained_minutes(recipe.projector))
         return _sized(ready, first.config.size, f"--projector {recipe.projector}"), partial(_second_stage, first)
     if recipe.clip is None or recipe.lm is None:
         raise ValueError(
@@ -40,7 +39,7 @@ def llava_parts(recipe: Any) -> tuple[Any, Callable[[LLaVAConfig], LLaVA]]:
             "--projector RUN, the run of stage 1"
         )
     clip, language = load_part(recipe.clip, CLIP, "--clip"), load_part(recipe.lm, LM, "--lm")
-    minutes = _all_minutes(recipe.clip) + _all_minutes(recipe.lm)
+    minutes = trained_minutes(recipe.clip) + trained_minutes(recipe.lm)
     ready = replace(recipe, parent_minutes=minutes)
     return _sized(ready, clip.config.size, f"--clip {recipe.clip}"), partial(LLaVA.of, clip, language)
 
@@ -73,12 +72,3 @@ def load_part(path: Path, kind: type[Any], flag: str) -> Any:
     if not isinstance(model, kind):
         raise ValueError(f"{flag} {path} is a {model.kind}, and a model of family {kind.family} is needed")
     return model
-
-
-def _all_minutes(run: Path) -> float:
-    """Return the minutes of training of a run and of its parts."""
-    file = run / "config.yaml"
-    settings = read_yaml(file) if file.is_file() else {}
-    parts = settings.get("parent_minutes", 0.0) if isinstance(settings, dict) else 0.0
-    minutes = read_last_line(run / "metrics.jsonl").get("elapsed", 0.0) / 60
-    return minutes + (float(parts) if isinstance(parts, (int, float)) else 0.0)

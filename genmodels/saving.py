@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
-from genmodels.reading import in_one_line, read_json, read_json_lines
+from genmodels.reading import in_one_line, read_json, read_json_lines, read_yaml
 from genmodels.writing import write_json
 
 if TYPE_CHECKING:
@@ -50,6 +50,27 @@ def read_last_line(path: Path, report: Callable[[str], object] | None = None) ->
     return {
         name: value for name, value in last.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
+
+
+@dataclass(frozen=True)
+class EarlierMinutes:
+    """What config.yaml of a run records about the training of the models that it began with."""
+
+    codec_minutes: float = 0.0
+    text_minutes: float = 0.0
+    parent_minutes: float = 0.0
+
+
+def trained_minutes(run: Path) -> float:
+    """Return the minutes for which the model of a run folder was trained, with those of its codec, its
+    text encoder and the models that it began with; 0 for a folder without a log.
+
+    Raises:
+        ValueError: if config.yaml is damaged, or a number in it is of another type.
+    """
+    file = run / "config.yaml"
+    before = from_settings(EarlierMinutes, read_yaml(file) if file.is_file() else {}, str(file))
+    return read_last_line(run / "metrics.jsonl").get("elapsed", 0.0) / 60 + sum(dataclasses.astuple(before))
 
 
 def write_model(folder: Path, family: str, config: Any, weights: Mapping[str, Tensor]) -> None:

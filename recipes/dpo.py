@@ -48,8 +48,6 @@ class DPORecipe(Recipe):
     ema_snapshots: Suppress[int] = 0
     judges: Annotated[tuple[str, ...], Suppress] = ()
     """Hashes of the weights of the networks that chose the pairs."""
-    parent_minutes: Annotated[float, Suppress] = 0.0
-    """Minutes of training before this run."""
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from genmodels.llava import LLaVA, LLaVAConfig
 from genmodels.llava_parts import llava_parts
@@ -35,8 +32,6 @@ class LLaVARecipe(Recipe):
     """Run folder of a trained lm, or folder of a LlamaForCausalLM of transformers."""
     projector: Path | None = None
     """Run folder of stage 1. Stage 2 trains its projector and its language model."""
-    parent_minutes: Annotated[float, tyro.conf.Suppress] = 0.0
-    """Minutes for which the parts were trained. They count as training time of the whole model."""
     batch_size: int = 32
     optim: OptimConfig = OptimConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from tyro.conf import Positional, Suppress
 
@@ -33,8 +32,6 @@ class SFTRecipe(PriorRecipe):
     size: Suppress[int | None] = None
     codec: Suppress[Path | None] = None
     text: Suppress[Path | None] = None
-    parent_minutes: Annotated[float, Suppress] = 0.0
-    """Minutes of training before this run."""
 
 
 if __name__ == "__main__":

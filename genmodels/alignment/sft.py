@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import genmodels
-from genmodels.alignment.training import Parent
 from genmodels.data import open_data
 from genmodels.latent import Latent
 from genmodels.sampling import processes
+from genmodels.saving import trained_minutes
 from genmodels.shipped import locate
 from genmodels.training.dry_run import dry_run
 from genmodels.training.fit import fit
@@ -26,7 +26,7 @@ def train_sft(recipe: Any) -> Path:
     The folder is that of an ordinary model of the same family.
 
     Args:
-        recipe: a `PriorRecipe` with the fields run and parent_minutes.
+        recipe: a `PriorRecipe` with the field run.
 
     Raises:
         ValueError: if the model does not both draw images and answer questions, or something else
@@ -45,12 +45,12 @@ def train_sft(recipe: Any) -> Path:
             f"{run} is a {model.kind}, which does not both draw images and answer questions: train a model with "
             "genmodels train multimodal first"
         )
-    parent, size = Parent.of(run), model.config.size
+    size = model.config.size
     tuned = Latent.over(model.codec, model.prior.learning_answers()).to(processes().device)
     packing = time.monotonic()
     data = open_data(recipe.data, recipe.root, size, recipe.crop)
     began += time.monotonic() - packing
     data, encoding = with_cached_latents(data, tuned, recipe, processes().device)
     startup = recipe.startup + time.monotonic() - began
-    ready = replace(recipe, run=run, size=size, parent_minutes=parent.parent_minutes, startup=startup)
+    ready = replace(recipe, run=run, size=size, parent_minutes=trained_minutes(run), startup=startup)
     return dry_run(tuned, data, check_recipe(ready), encoding) if recipe.dry_run else fit(tuned, data, ready)

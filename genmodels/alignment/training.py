@@ -22,7 +22,7 @@ from genmodels.hashing import weights_hash
 from genmodels.modes import evaluating, full_precision
 from genmodels.reading import read_yaml
 from genmodels.sampling import processes
-from genmodels.saving import from_settings, read_last_line
+from genmodels.saving import from_settings, trained_minutes
 from genmodels.shipped import locate
 from genmodels.training.fit import fit
 from genmodels.training.tracking import check_tracker
@@ -41,21 +41,13 @@ class Parent:
     root: Path | None = None
     crop: str | None = None
     fingerprint: str | None = None
-    codec_minutes: float = 0.0
-    text_minutes: float = 0.0
-    parent_minutes: float = 0.0
     judges: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, run: Path) -> Parent:
-        """Read it, with all minutes of training that led to the model."""
+        """Read it; the defaults, if there is no such file."""
         file = run / "config.yaml"
-        if not file.is_file():
-            return cls()
-        parent = from_settings(cls, read_yaml(file), str(file))
-        own = read_last_line(run / "metrics.jsonl").get("elapsed", 0.0) / 60
-        others = parent.codec_minutes + parent.text_minutes + parent.parent_minutes
-        return replace(parent, parent_minutes=own + others)
+        return from_settings(cls, read_yaml(file), str(file)) if file.is_file() else cls()
 
 
 def train_dpo(recipe: Any) -> Path:
@@ -64,7 +56,7 @@ def train_dpo(recipe: Any) -> Path:
     The folder is that of an ordinary model of the same family.
 
     Args:
-        recipe: a `Recipe` with the fields run, pairs, beta, judges and parent_minutes.
+        recipe: a `Recipe` with the fields run, pairs, beta and judges.
 
     Raises:
         ValueError: if the pairs are not of this model, or something else does not fit together.
@@ -93,7 +85,7 @@ def train_dpo(recipe: Any) -> Path:
     if judges and processes().is_main_process:
         say(f"the pairs were chosen by: {pairs.record.reward}; judge the result by something else")
     startup = recipe.startup + time.monotonic() - began
-    made = {"run": run, "judges": judges, "parent_minutes": parent.parent_minutes, "beta": policy.beta}
+    made = {"run": run, "judges": judges, "parent_minutes": trained_minutes(run), "beta": policy.beta}
     return fit(policy, data, replace(recipe, **made, size=data.size, startup=startup))
 
 

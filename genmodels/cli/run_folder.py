@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genmodels.reading import read_yaml
-from genmodels.saving import from_settings, read_last_line
+from genmodels.saving import EarlierMinutes, from_settings, read_last_line, trained_minutes
 from genmodels.shipped import locate
 from genmodels.usage import say
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(EarlierMinutes):
     """What config.yaml of a run records about its data and its training."""
 
     data: str | None = None
@@ -25,9 +25,6 @@ class Trained:
     fingerprint: str | None = None
     """Fingerprint of the images."""
     ema: float = 0.0
-    codec_minutes: float = 0.0
-    text_minutes: float = 0.0
-    parent_minutes: float = 0.0
     judges: tuple[str, ...] = ()
     """Hashes of the weights of networks that chose its preference pairs (genmodels prefer)."""
 
@@ -75,5 +72,5 @@ def read_subject(run: str, family: str) -> Subject:
     weights = "" if not read_recipe(run) else "EMA" if recipe.ema else "raw"
     training = {name: last[key] for name, key in (("images", "images"), ("steps", "step")) if key in last}
     if "elapsed" in last:
-        training["minutes"] = last["elapsed"] / 60 + recipe.codec_minutes + recipe.text_minutes + recipe.parent_minutes
+        training["minutes"] = trained_minutes(locate(run))
     return Subject(run, family, weights, training=training)
