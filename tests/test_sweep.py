@@ -243,6 +243,10 @@ def test_slurm_gets_one_command_for_each_run(tmp_path: Path, monkeypatch: pytest
         (["dit", "--budgets", "1e9", "2e9", "3e9", "--sizes", "2"], "got 3 and 2"),
         (["dit", "--budgets", "1e9", "-1", "3e9"], "must be above 0"),
         (["dit", "--budgets", "1e9", "2e9", "3e9", "--steps", "5"], "--steps follows from the plan of a sweep"),
+        (
+            ["dit", "--budgets", "1e9", "2e9", "3e9", "--model.transformer.width", "64"],
+            "--model.transformer.width follows from the plan of a sweep",
+        ),
         (["--budgets", "1e9"], "Usage: genmodels sweep FAMILY"),
         ([], "holds no sweep: there is no plan.json"),
     ],

@@ -230,7 +230,10 @@ def sweep(
     print(f"all runs are finished: genmodels scaling {shlex.quote(str(out))} --out FOLDER")
 
 
-SET_BY_SWEEP = ("output", "steps", "minutes", "seed", "batch_size", "optim.lr", "optim.warmup", "resume", "dry_run")
+SET_BY_SWEEP = (
+    *("output", "steps", "minutes", "seed", "batch_size", "optim.warmup", "resume", "dry_run"),
+    *(f"model.transformer.{name}" for name in ("width", "depth", "heads", "hidden")),
+)
 """Settings of a recipe that follow from the plan."""
 PATHS = ("data", "root", "codec", "text", "config")
 """Settings of a recipe that may be paths."""
@@ -255,7 +258,7 @@ def _planned(
     arguments = []
     for option in options:
         name, value = name_and_value(option, "--options")
-        if name in SET_BY_SWEEP or name.startswith("model.transformer."):
+        if name in SET_BY_SWEEP:
             raise UsageError(f"--{name.replace('_', '-')} follows from the plan of a sweep: leave it out")
         value = str(Path(value).absolute()) if name in PATHS and Path(value).exists() else value
         arguments += [f"--{name.replace('_', '-')}", value]

@@ -34,8 +34,8 @@ BATCH_AT, BATCH = 1e5, 16.0
 """Batch size at this number of parameters, before it is rounded to a power of two."""
 RULE = (
     "depth: width / 32, at least 2; heads of about 32 channels; inner width of the MLP: 8 / 3 of the width; "
-    "batch size: 16 (N / 100,000)^(1/3), rounded to a power of two from 8 to 512; learning rate: that of the recipe "
-    "times (its width / width)^(1/2); warm-up: 5 % of the steps"
+    "batch size: 16 (N / 100,000)^(1/3), rounded to a power of two from 8 to 512; learning rate: --optim.lr times "
+    "(width of the recipe / width)^(1/2); warm-up: 5 % of the steps"
 )
 """How the settings of a run follow from its size. It is printed with the plan."""
 
