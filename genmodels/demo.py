@@ -23,7 +23,7 @@ from genmodels.evaluation.pairs import pair_scores
 from genmodels.evaluation.protocol import Protocol
 from genmodels.evaluation.report import Figure, Section, curves, embedded, page, tiles
 from genmodels.evaluation.results import Score
-from genmodels.modes import computes_bf16, evaluating
+from genmodels.modes import evaluating
 from genmodels.reading import read_json_lines
 from genmodels.writing import is_free, is_leftover, write_text
 
@@ -100,8 +100,6 @@ def _train(family: str, out: Path, minutes: float) -> None:
     package = str(Path(genmodels.__file__).parent.parent)
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = ["--size", str(SIZE), "--minutes", f"{minutes:.4f}", "--output", str(out / family)]
-    if not computes_bf16(sampling.processes().device):
-        settings += ["--mixed-precision", "no"]
     command = [sys.executable, "-m", "genmodels", "train", family, *settings]
     status = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}).returncode
     if status:

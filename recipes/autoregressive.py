@@ -34,7 +34,7 @@ class AutoregressiveRecipe(PriorRecipe):
     """Run folder of a trained VQ-VAE, or folder of a diffusers VQModel, on whose codes the model is
     trained. None: the model is trained on pixels."""
     model: AutoregressiveConfig = AutoregressiveConfig()
-    mixed_precision: Precision = "bf16"  # softmax, norms and the loss are always fp32
+    mixed_precision: Precision = "auto"  # softmax, norms and the loss are always fp32
     batch_size: int = 64
     optim: OptimConfig = OptimConfig(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0)
 

@@ -36,7 +36,7 @@ class DiTRecipe(PriorRecipe):
     align: str | None = None
     """Extractor whose features the tokens are aligned with (REPA): faces, inception, dinov2 or
     clip. --model.align.* sets how. None: no alignment."""
-    mixed_precision: Precision = "bf16"
+    mixed_precision: Precision = "auto"
     batch_size: int = 64
     optim: OptimConfig = OptimConfig(lr=1e-3, betas=(0.9, 0.95), clip=1.0)
     ema: float = 0.1

@@ -22,7 +22,7 @@ class ExtractorRecipe(Recipe):
     shown = ("model.temperature", "model.damage_weight")
 
     model: ExtractorConfig = ExtractorConfig()
-    mixed_precision: Precision = "bf16"
+    mixed_precision: Precision = "auto"
     optim: OptimConfig = OptimConfig(lr=3e-3, weight_decay=0.02, clip=5.0)
 
 

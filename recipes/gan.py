@@ -33,7 +33,7 @@ class GANRecipe(PriorRecipe):
     model: GANConfig = GANConfig(
         channels=(512, 256, 128, 32, 16), blocks=1, expansion=1, latent_dim=128, principal=128, r1=40.0, r2=40.0
     )
-    mixed_precision: Precision = "bf16"
+    mixed_precision: Precision = "auto"
     batch_size: int = 32  # small: more steps are worth more than less noise
     optim: OptimConfig = OptimConfig(
         lr=5e-4, betas=(0.0, 0.99), weight_decay=0.0

@@ -25,7 +25,7 @@ class KLRecipe(Recipe):
     )
 
     model: KLConfig = KLConfig()
-    mixed_precision: Precision = "bf16"
+    mixed_precision: Precision = "auto"
     batch_size: int = 32  # small: in a few minutes, more steps are worth more than less noise
     optim: OptimConfig = OptimConfig(lr=2e-3)
 

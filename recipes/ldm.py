@@ -30,7 +30,7 @@ class LDMRecipe(PriorRecipe):
     """Run folder of a trained codec (vqvae, vae, ae, kl or tiny), or folder of a diffusers
     AutoencoderKL, AutoencoderTiny or VQModel, whose latents the model is trained on."""
     model: UNetConfig = UNetConfig(channels=(80, 160), blocks=1, gaussian=512, conditional_mean=True)
-    mixed_precision: Precision = "bf16"
+    mixed_precision: Precision = "auto"
     batch_size: int = 64
     optim: OptimConfig = OptimConfig(lr=2e-3, clip=1.0)
     ema: float = 0.1

@@ -38,7 +38,7 @@ class UNetRecipe(PriorRecipe):
     )
 
     model: UNetConfig = PIXELS
-    mixed_precision: Precision = "bf16"
+    mixed_precision: Precision = "auto"
     batch_size: int = 32  # small: on pixels, at so few images per second, more steps are worth more than less noise
     optim: OptimConfig = OptimConfig(lr=2e-3, clip=1.0)
     ema: float = 0.1

@@ -25,7 +25,7 @@ class VAERecipe(Recipe):
     size_defaults = MappingProxyType({256: {"model": VAEConfig(patch=8), "batch_size": 32}})
 
     model: VAEConfig = VAEConfig()
-    mixed_precision: Precision = "bf16"
+    mixed_precision: Precision = "auto"
     batch_size: int = 64  # small: at a few hundred images per second, more steps are worth more than less noise
     optim: OptimConfig = OptimConfig(lr=2e-3)
 

@@ -25,7 +25,7 @@ class VQVAERecipe(Recipe):
     size_defaults = MappingProxyType({256: {"model": VQVAEConfig(patch=4), "batch_size": 32}})
 
     model: VQVAEConfig = VQVAEConfig()
-    mixed_precision: Precision = "bf16"  # quantisation itself is always fp32
+    mixed_precision: Precision = "auto"  # quantisation itself is always fp32
     batch_size: int = 64  # small: at a few hundred images per second, more steps are worth more than less noise
     optim: OptimConfig = OptimConfig(lr=2e-3)
 

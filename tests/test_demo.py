@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html.parser
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -137,22 +136,6 @@ def test_failed_training_ends_the_demo(tmp_path: Path) -> None:
     (tmp_path / "vae" / "other").touch()  # the recipe refuses the folder
     with pytest.raises(ValueError, match="training stopped with status 1"):
         demo_module._train("vae", tmp_path, 0.01)
-
-
-@pytest.mark.parametrize("supported", [True, False])
-def test_the_demo_trains_in_bf16_only_where_that_is_fast(
-    supported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands: list[list[str]] = []
-
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(demo_module.subprocess, "run", run)
-    monkeypatch.setattr(demo_module, "computes_bf16", lambda device: supported)
-    demo_module._train("vae", tmp_path, 0.01)
-    assert ("--mixed-precision" in commands[0]) is not supported
 
 
 def test_words_of_a_page_are_escaped_and_drawings_are_not() -> None:

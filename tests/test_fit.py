@@ -237,6 +237,17 @@ def test_precision_can_change_from_run_to_run(tmp_path: Path) -> None:
     fit(model, faces(), recipe(tmp_path / "again"))
 
 
+@pytest.mark.parametrize(("supported", "chosen"), [(True, "bf16"), (False, "no")])
+def test_auto_is_the_precision_that_is_fast_here_and_is_recorded(
+    supported: bool, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genmodels.training.setup.computes_bf16", lambda device: supported)
+    automatic = fit(tiny(), faces(), recipe(tmp_path / "auto", mixed_precision="auto"))
+    given = fit(tiny(), faces(), recipe(tmp_path / "given", mixed_precision=chosen))
+    assert from_yaml(TinyRecipe, "tiny", automatic / "config.yaml").mixed_precision == chosen
+    assert lines(automatic)[-1]["loss"] == lines(given)[-1]["loss"]
+
+
 def test_refuses_what_does_not_fit(tmp_path: Path) -> None:
     run = fit(tiny(), faces(), recipe(tmp_path / "run"))
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

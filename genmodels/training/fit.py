@@ -25,7 +25,7 @@ from genmodels.training.limits import AT_THE_END, ON_THE_WAY, STOPPED
 from genmodels.training.log import in_words, reporting_full_disk
 from genmodels.training.optim import learning_rate
 from genmodels.training.recipe import Recipe, check_recipe
-from genmodels.training.setup import Run, start
+from genmodels.training.setup import Run, choose_precision, start
 from genmodels.training.show import account, cost_of_end, measure, show
 from genmodels.training.steps import step_name
 from genmodels.types import Batch, mix_seed
@@ -77,7 +77,7 @@ def fit(model: Model, data: Packed, recipe: Recipe) -> Path:
         FloatingPointError: if the loss or a gradient was not finite in 20 consecutive steps.
         SystemExit: with status 1, if a signal stopped the run before its end.
     """
-    recipe = check_recipe(recipe)
+    recipe = choose_precision(check_recipe(recipe))
     if recipe.dry_run:
         from genmodels.training.dry_run import dry_run  # it uses this module
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import tyro
 
@@ -16,7 +16,7 @@ from genmodels.training.optim import OptimConfig
 DEFAULT_STEPS = 20_000
 MAX_STEPS = 99_999_999
 """Names of checkpoints hold the step in 8 digits."""
-Precision = Literal["no", "bf16", "fp16", "fp8"]
+Precision = Literal["auto", "no", "bf16", "fp16", "fp8"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
 Stage = dict[str, Any]
 """Settings that differ in one stage of a run."""
@@ -75,8 +75,9 @@ class Recipe:
     """Seed of the initial weights, the order of the data and all noise."""
     mixed_precision: Precision = "no"
     """Precision of matrix products and convolutions. Weights, optimiser and EMA are always fp32.
-    "no" is the fastest on processors without bf16. fp8: linear layers of transformer blocks in FP8
-    (extra fp8), emulated where a device has none, and all others in bf16."""
+    auto: bf16 on GPUs and on processors that have instructions for it, and no elsewhere, where bf16
+    is many times slower. fp8: linear layers of transformer blocks in FP8 (extra fp8), emulated where
+    a device has none, and all others in bf16."""
     tensor_parallel: int = 1
     """Processes over which the attention and the MLP of each transformer block are divided."""
     pipeline_stages: int = 1
@@ -209,7 +210,7 @@ def check_recipe(recipe: R) -> R:
             f"--ema-snapshots must not be negative, and needs an average (--ema above 0): got {recipe.ema_snapshots} "
             f"and --ema {recipe.ema:g}"
         )
-    if recipe.mixed_precision not in ("no", "bf16", "fp16", "fp8"):
-        raise ValueError(f"--mixed-precision must be no, bf16, fp16 or fp8, got {recipe.mixed_precision!r}")
+    if recipe.mixed_precision not in get_args(Precision):
+        raise ValueError(f"--mixed-precision must be auto, no, bf16, fp16 or fp8, got {recipe.mixed_precision!r}")
     recipe.optim.check()
     return recipe

@@ -19,7 +19,9 @@ from torch.optim import Optimizer
 from genmodels.base import Model
 from genmodels.data.batches import BatchReader
 from genmodels.data.packed import Packed
+from genmodels.modes import computes_bf16
 from genmodels.nn.low_precision import use_fp8
+from genmodels.sampling import processes
 from genmodels.training import tensor_parallel
 from genmodels.training.checkpoint import State, load_checkpoint, load_optimizers, newest_checkpoint
 from genmodels.training.checks import check_fit
@@ -249,6 +251,13 @@ def prepare(accelerator: Accelerator, model: Model, sharded: bool) -> nn.Module:
     with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; accelerate does not know the new name yet
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return accelerator.prepare_model(model, evaluation_mode=sharded)
+
+
+def choose_precision(recipe: Recipe) -> Recipe:
+    """Replace the precision auto by the one that is fast on this device."""
+    if recipe.mixed_precision != "auto":
+        return recipe
+    return replace(recipe, mixed_precision="bf16" if computes_bf16(processes().device) else "no")
 
 
 def build_accelerator(model: Model, recipe: Recipe) -> Accelerator:
