@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,11 +38,20 @@ class BestOf:
 
         Of candidates with the same score, the first one is kept.
         """
+        *_, kept = self.improve(draw)
+        return kept
+
+    def improve(self, draw: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the best images among the first candidate, the first two, ..., all `count` of them.
+
+        It is the same array each time, changed in place: copy what should be kept.
+        """
         kept = draw(0)
         best = np.array(self.score(kept)) if self.count > 1 else np.zeros(len(kept))
+        yield kept
         for candidate in range(1, self.count):
             images = draw(candidate)
             scores = self.score(images)
             better = scores > best
             kept[better], best[better] = images[better], scores[better]
-        return kept
+            yield kept

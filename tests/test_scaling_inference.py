@@ -10,12 +10,14 @@ import pytest
 import torch
 from tiny import Tiny, TinyConfig
 
+from genmodels import sampling
 from genmodels.candidates import BestOf
 from genmodels.cli import main
 from genmodels.evaluation.cost import FEW, sampling_operations
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol
+from genmodels.evaluation.realism import most_realistic
 from genmodels.evaluation.reference import Reference
 from genmodels.scaling.inference import Point, Setting, frontier, measure, settings_of, verifier_operations
 from genmodels.scaling.inference_report import summary, write_report
@@ -106,6 +108,9 @@ def test_costs_count_all_candidates_and_the_verifier(reference: Reference, tmp_p
     assert [p.flops for p in points] == pytest.approx([one, 4 * (one + verified), 5 * (one + verified)])
     assert [p.evaluations for p in points] == [1, 4, 5]
     assert len(list((tmp_path / "samples").glob("*.npy"))) == 3
+    best = most_realistic(4, reference.train, verifier, 64) if reference.train else None
+    alone = sampling.sample(model, 24, progress=False, best=best)
+    assert np.array_equal(np.load(tmp_path / "samples" / "tiny-best-of-4.npy"), alone)
     page = write_report(points, judge, verifier, 24, tmp_path / "out")
     assert page.read_text().count("<svg") == 1
     stored = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -13,7 +13,7 @@ import torch
 
 from genmodels import sampling
 from genmodels.candidates import BestOf
-from genmodels.conditions import condition_of
+from genmodels.conditions import Condition, condition_of
 from genmodels.evaluation.cost import FEW, sampling_operations
 from genmodels.evaluation.distances import frechet, moments
 from genmodels.evaluation.extractors import Extractor
@@ -144,9 +144,13 @@ def measure(
     parameters = sum(p.numel() for p in model.parameters())
     each = verifier_operations(verifier, model.config.size) if verifier is not None else 0.0
     points = []
+    drawn: dict[Setting, np.ndarray] = {}
     for setting in settings:
-        say(f"{name}: {setting}")
-        images = draw(model, setting, best, n, seed, batch_size)
+        if setting not in drawn:
+            alike = [other for other in settings if other.options == setting.options]
+            say(f"{name}: {', '.join(map(str, alike))}")
+            drawn |= draw(model, alike, best, n, seed, batch_size)
+        images = drawn.pop(setting)
         operations, calls = sampling_operations(
             model, partial(sampling.sample, model, FEW, progress=False, **dict(setting.options))
         )
@@ -185,29 +189,42 @@ def check_independent(judge: Extractor, verifier: Extractor) -> None:
         )
 
 
-def draw(model: Any, setting: Setting, best: BestOf | None, n: int, seed: int, batch_size: int) -> np.ndarray:
-    """Sample `n` images, uint8 (n, H, W, 3), as a setting says."""
-    options = dict(setting.options)
-    if setting.candidates == 1:
-        return sampling.sample(model, n, seed, batch_size=batch_size, progress=False, **options)
-    assert best is not None
-    if setting.method == "best-of":
-        rule = BestOf(setting.candidates, best.score, best.rule)
-        return sampling.sample(model, n, seed, batch_size=batch_size, progress=False, best=rule, **options)
-    chosen, parts = model.options(**options), []
+def draw(
+    model: Any, settings: Sequence[Setting], best: BestOf | None, n: int, seed: int, batch_size: int
+) -> dict[Setting, np.ndarray]:
+    """Sample `n` images, uint8 (n, H, W, 3), for each of some settings with the same options.
+
+    The best of 2, 4, ... candidates are chosen among the same candidates, which are drawn once.
+    """
+    options = model.options(**dict(settings[0].options))
+    searches = [setting for setting in settings if setting.method == "search"]
+    counts = {setting.candidates: setting for setting in settings if setting.method != "search"}
+    chosen = BestOf(max(counts, default=1), best.score if best else _no_score)
+    parts: dict[Setting, list[np.ndarray]] = {setting: [] for setting in settings}
     with torch.inference_mode():
         for start in range(0, n, batch_size):
             rows = range(start, min(start + batch_size, n))
             condition = condition_of(model, None, len(rows)).to(model.device)
 
-            def sampled(noise: Noise, condition: Any = condition) -> np.ndarray:
-                return to_uint8(model.sample(noise, condition, chosen))
-
             def noise(candidate: int, rows: range = rows) -> Noise:
                 return Noise.for_images(seed, rows, model.device, candidate)
 
-            parts.append(search(sampled, best.score, noise, ROUNDS, (setting.candidates - 1) // ROUNDS))
-    return np.concatenate(parts)
+            def sampled(noise: Noise, condition: Condition = condition) -> np.ndarray:
+                return to_uint8(model.sample(noise, condition, options))
+
+            if counts:
+                for count, images in enumerate(chosen.improve(lambda k: sampled(noise(k))), 1):
+                    if count in counts:
+                        parts[counts[count]].append(images.copy())
+            for setting in searches:
+                assert best is not None
+                neighbours = (setting.candidates - 1) // ROUNDS
+                parts[setting].append(search(sampled, best.score, noise, ROUNDS, neighbours))
+    return {setting: np.concatenate(images) for setting, images in parts.items()}
+
+
+def _no_score(images: np.ndarray) -> np.ndarray:
+    return np.zeros(len(images))
 
 
 def verifier_operations(verifier: Extractor, size: int) -> float:
