@@ -215,9 +215,7 @@ class Model(nn.Module, PyTorchModelHubMixin, ABC):
 class Generator(Model):
     """A model that samples images.
 
-    A family implements `loss` and `sample`, and sets `Options`, the dataclass of its options.
-
-    Example::
+    A family implements `loss` and `sample`, and sets `Options`, the dataclass of its options::
 
         >>> import torch
         >>> from genmodels import VAE, VAEConfig, Batch, Noise, open_data
@@ -242,7 +240,8 @@ class Generator(Model):
 
     Options: ClassVar[type]
     safety_checker: Callable[[Tensor], Tensor] | None = None
-    """Returns which images (N, 3, H, W) are not shown, bool (N,). See `genmodels.safety.checking`."""
+    image_filter: Callable[[Tensor], Tensor] | None = None
+    """They return which images (N, 3, H, W) are not shown, bool (N,). See `genmodels.safety.checking`."""
 
     @abstractmethod
     def sample(self, noise: Noise, condition: Condition, options: Any) -> Tensor:

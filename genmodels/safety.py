@@ -1,8 +1,8 @@
 """Safety checker: a network that flags generated images which should not be shown.
 
 It is the one of Stable Diffusion (diffusers' StableDiffusionSafetyChecker): the CLIP embedding of an
-image is compared with those of unwanted concepts. `checking` is the only place where it is asked:
-everything that shows generated images uses it.
+image is compared with those of unwanted concepts. `checking` is the only place where it, and an
+image filter of the user, are asked: everything that shows generated images uses it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ C = TypeVar("C")
 
 @contextmanager
 def checking(model: Any) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Compute generated images in eval mode, and show them only if the model's safety checker agrees.
+    """Compute generated images in eval mode, and show them only if the model's filters agree.
 
     Yields a function that takes images (N, 3, H, W) in [-1, 1] and returns them with a black image in
     place of each that is flagged. At the end, one line says how many were.
@@ -52,25 +53,28 @@ def checking(model: Any) -> Iterator[Callable[[Tensor], Tensor]]:
         ...     images = checked(model.sample(noise, condition, options))
 
     Args:
-        model: a `Generator`. Without a `safety_checker`, images stay as they are.
+        model: a `Generator`. Without a `safety_checker` and an `image_filter`, images stay as they are.
     """
-    counts = {"flagged": 0, "images": 0}
+    both = {"safety checker": model.safety_checker, "image filter": model.image_filter}
+    filters = {name: part for name, part in both.items() if part is not None}
+    counts = Counter[str]()
 
     def checked(images: Tensor) -> Tensor:
-        if model.safety_checker is None:
-            return images
-        flagged = model.safety_checker(images)
-        counts["flagged"] += int(flagged.sum())
-        counts["images"] += len(images)
-        return images.masked_fill(flagged[:, None, None, None], -1)
+        flags = {name: part(images) for name, part in filters.items()}
+        counts.update({"images": len(images)} | {name: int(flagged.sum()) for name, flagged in flags.items()})
+        for flagged in flags.values():
+            images = images.masked_fill(flagged[:, None, None, None], -1)
+        return images
 
     with evaluating(model):
         yield checked
-    if counts["flagged"]:
-        say(
-            f"the safety checker flagged {counts['flagged']} of {counts['images']} images, which are black: try "
-            f"another prompt or seed, or leave it out ({HOW_TO_LEAVE_OUT})"
-        )
+    for name in filters:
+        if counts[name]:
+            remedy = f", or leave it out ({HOW_TO_LEAVE_OUT})" if name == "safety checker" else ""
+            say(
+                f"the {name} flagged {counts[name]} of {counts['images']} images, which are black: try another "
+                f"prompt or seed{remedy}"
+            )
 
 
 class SafetyChecker:

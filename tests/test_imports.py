@@ -27,7 +27,7 @@ LAYERS: tuple[set[str], ...] = (
     {"conditions"},
     {"types", "abilities", "weights", "hub", "hashing", "pictures", "modes", "distributed"},
     {"card", "inpainting", "token_sampling", "usage", "stopping", "candidates", "text", "prompt_filter"},
-    {"nn", "safety"},
+    {"nn", "safety", "image_filter"},
     {"base"},
     {"prior", "autoencoder", "adversarial", "pretrained", "sampling", "data", "pruning"},
     {"codecs", "directions", "text_conditions", "chat"},

@@ -21,27 +21,66 @@ if TYPE_CHECKING:
     from genmodels.pictures import Mark
 
 
-def load(run: str, safety_checker: bool = True) -> Any:
-    """Load the model of folder or Hub id `run` onto the device of this process."""
+@dataclass(frozen=True)
+class ShownFlags:
+    """How generated images are checked and marked: flags shared by all commands that show them."""
+
+    safety_checker: bool = True
+    """Images that the model's safety checker flags are black. Only some imported models have one."""
+    image_filter: Path | None = None
+    """Images that an image classifier of yours flags are black: the folder of one of transformers, whose
+    class 0 is allowed."""
+    watermark: bool = False
+    """Also mark PNG files by an invisible watermark, which needs the extra watermark and pictures of
+    at least 256 x 256 pixels."""
+
+    def mark(self, model: Model, path: Path | None, count: int, columns: int | None = None) -> Mark:
+        """Return the marks of the picture of `count` images that a command will write at `path`, or of
+        each of them in a folder (None).
+
+        Raises:
+            UsageError: if it cannot have a watermark.
+        """
+        from genmodels import pictures
+
+        if self.watermark:
+            try:
+                pictures.check_watermark(path, count, model.config.size, columns)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+        return pictures.Mark(model.kind, self.watermark)
+
+
+SHOWN = ShownFlags()
+"""The default: images are checked, and marked in the metadata of PNG files."""
+
+
+def load(run: str, shown: ShownFlags = SHOWN) -> Any:
+    """Load the model of folder or Hub id `run`, with its filters, onto the device of this process."""
     from genmodels.sampling import processes
 
-    return genmodels.load(run, safety_checker=safety_checker).to(processes().device)
+    model = genmodels.load(run, safety_checker=shown.safety_checker).to(processes().device)
+    if shown.image_filter is not None:
+        from genmodels.image_filter import image_filter
+
+        model.image_filter = image_filter(shown.image_filter)
+    return model
 
 
-def open_model(run: str, ability: str, safety_checker: bool = True) -> Any:
+def open_model(run: str, ability: str, shown: ShownFlags = SHOWN) -> Any:
     """Load the model of a command that needs an ability, before it reads other files.
 
     Args:
         run: run or model folder, toyfaces/NAME, or an id on the Hub.
         ability: a name in `genmodels.abilities`.
-        safety_checker: see `genmodels.load`.
+        shown: how the images of the command are checked.
 
     Raises:
         ValueError: if there is no such model, or it lacks the ability.
     """
     from genmodels import sampling
 
-    model = load(run, safety_checker)
+    model = load(run, shown)
     sampling.require(model, ability)
     return model
 
@@ -88,37 +127,6 @@ class ConditionFlags:
 
 NO_CONDITION = ConditionFlags()
 """The default: no condition."""
-
-
-@dataclass(frozen=True)
-class ShownFlags:
-    """How generated images are checked and marked: flags shared by all commands that show them."""
-
-    safety_checker: bool = True
-    """Images that the model's safety checker flags are black. Only some imported models have one."""
-    watermark: bool = False
-    """Also mark PNG files by an invisible watermark, which needs the extra watermark and pictures of
-    at least 256 x 256 pixels."""
-
-    def mark(self, model: Model, path: Path | None, count: int, columns: int | None = None) -> Mark:
-        """Return the marks of the picture of `count` images that a command will write at `path`, or of
-        each of them in a folder (None).
-
-        Raises:
-            UsageError: if it cannot have a watermark.
-        """
-        from genmodels import pictures
-
-        if self.watermark:
-            try:
-                pictures.check_watermark(path, count, model.config.size, columns)
-            except ValueError as error:
-                raise UsageError(str(error)) from None
-        return pictures.Mark(model.kind, self.watermark)
-
-
-SHOWN = ShownFlags()
-"""The default: images are checked, and marked in the metadata of PNG files."""
 
 
 def chosen_options(model: Model, settings: tuple[str, ...]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def traverse(
     from genmodels.directions import attribute_directions, changed
     from genmodels.directions import traverse as along
 
-    model = open_model(run, "latent_directions", shown.safety_checker)
+    model = open_model(run, "latent_directions", shown)
     check_free(out, force, ".png")
     size, columns = model.config.size, 2 if amounts else frames
     faces = len(images) or n

@@ -91,7 +91,7 @@ def inpaint(
 
     from genmodels import pictures, sampling
 
-    model = open_model(run, "inpaint", shown.safety_checker)
+    model = open_model(run, "inpaint", shown)
     check_free(out, force, ".png")
     chosen = chosen_options(model, options)
     conditions = condition.of(model, len(images))
@@ -154,7 +154,7 @@ def interpolate(
 
     from genmodels import pictures, sampling
 
-    model = open_model(run, "morph" if images else "interpolate", shown.safety_checker)
+    model = open_model(run, "morph" if images else "interpolate", shown)
     check_free(out, force, ".png", ".gif", ".webp")
     chosen = chosen_options(model, options)
     rows = (len(given) if len(given) > 2 else 1) * (len(seeds) if prompts else 1)
@@ -212,7 +212,7 @@ def edit(
 
     from genmodels import pictures, sampling
 
-    model = open_model(run, "edit", shown.safety_checker)
+    model = open_model(run, "edit", shown)
     check_free(out, force, ".png")
     chosen = chosen_options(model, options)
     conditions = condition.of(model, len(images))
@@ -265,7 +265,7 @@ def variations(
     from genmodels.variations import check_varies
     from genmodels.variations import variations as vary
 
-    model = load(run, shown.safety_checker)
+    model = load(run, shown)
     check_varies(model)
     check_free(out, force, ".png")
     chosen = chosen_options(model, options)

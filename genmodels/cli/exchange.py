@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from genmodels.cli.arguments import check_empty, chosen_options, load
+from genmodels.cli.arguments import ShownFlags, check_empty, chosen_options, load
 from genmodels.usage import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def export(
             raise UsageError(f"--{name} has no effect with --to {to}: it belongs to --to {' or '.join(targets)}")
     if (data or root) and not attributes:
         raise UsageError("--data and --root have no effect without --attributes")
-    model = load(run, safety_checker)
+    model = load(run, ShownFlags(safety_checker=safety_checker))
     print(f"{out} is {_write(model, out, to, chosen_options(model, options), given, run)}")
 
 

@@ -94,7 +94,7 @@ def sample(
     from genmodels import pictures, sampling
     from genmodels.nn.low_precision import quantize as quantize_blocks
 
-    model = open_model(run, "sample", shown.safety_checker)
+    model = open_model(run, "sample", shown)
     if as_folder:
         check_empty(target, "choose another --out")
     else:
@@ -185,7 +185,7 @@ def trajectory(
 
     from genmodels import pictures, sampling
 
-    model = open_model(run, "trajectory", shown.safety_checker)
+    model = open_model(run, "trajectory", shown)
     check_free(out, force, ".png", ".gif")
     chosen = chosen_options(model, options)
     mark = shown.mark(model, out, 2 * n * frames, frames)
