@@ -18,7 +18,7 @@ from genmodels.nn.mamba import Mamba, Mamba2
 from genmodels.nn.places import Places
 from genmodels.nn.rope import grid_positions
 from genmodels.nn.scan import segments, selective_scan, ssd
-from genmodels.nn.ssm import SSMConfig, scan_key
+from genmodels.nn.ssm import SCANS, SSMConfig, scan_key
 from genmodels.nn.transformer import Transformer, TransformerConfig
 from genmodels.saving import to_dict
 from genmodels.training.optim import OptimConfig, build_optimizer
@@ -296,6 +296,15 @@ def test_without_causality_the_order_of_a_grid_comes_from_positions(mixers, sepa
 def test_orders_of_a_grid():
     orders = {scan: scan_key(grid_positions(2, 3), scan).argsort().tolist() for scan in ("row", "column", "zigzag")}
     assert orders == {"row": [0, 1, 2, 3, 4, 5], "column": [0, 3, 1, 4, 2, 5], "zigzag": [0, 1, 2, 5, 4, 3]}
+
+
+@pytest.mark.parametrize("scan", SCANS)
+@pytest.mark.parametrize("scale", [1 / 3, 0.5, 2.0])
+def test_interpolated_positions_have_the_same_order(scan, scale):
+    grid = grid_positions(8, 8)
+    orders = [scan_key(positions, scan).argsort() for positions in (grid, grid * scale)]
+    torch.testing.assert_close(*orders, rtol=0, atol=0)
+    assert scan_key(grid[:1] * scale, scan).shape == (1,)
 
 
 def test_first_values_and_optimisers():

@@ -149,9 +149,12 @@ class StateSpace(Mixer):
     def forward(self, x: Tensor, places: Places, state: State | None = None) -> Tensor:
         values, gate = self.split(x)
         cores = self._cores()
-        y = self._run(cores[0], values, self._order(places, len(x)), places, state)
-        if not self.causal:
-            y = y + self._run(cores[-1], values, self._order(places, len(x), backwards=True), places, None)
+        if self.causal:
+            y = self._run(cores[0], values, self._causal_order(places), places, state)
+        else:
+            forwards, backwards = self._orders(places, len(x))
+            y = self._run(cores[0], values, forwards, places, None)
+            y = y + self._run(cores[-1], values, backwards, places, None)
         return self.out(self.gated(y, gate))  # (N, T, D)
 
     def make_state(self, n: int, capacity: int, dtype: torch.dtype, device: torch.device) -> State:
@@ -172,19 +175,21 @@ class StateSpace(Mixer):
         for core in self._cores():
             core.initialise()
 
-    def _order(self, places: Places, rows: int, backwards: bool = False) -> Tensor | None:
-        """The order in which the tokens are scanned, (T,) or (N, T): sequence by sequence, padding
-        last. None: as they are, in a causal transformer without padding."""
-        if self.causal:
-            return None if places.valid is None else (~places.valid).long().argsort(dim=1, stable=True)
+    def _causal_order(self, places: Places) -> Tensor | None:
+        """The order of the scan of a causal transformer, (N, T): padding last. None: as they are."""
+        return None if places.valid is None else (~places.valid).long().argsort(dim=1, stable=True)
+
+    def _orders(self, places: Places, rows: int) -> tuple[Tensor, Tensor]:
+        """The orders of the two scans where tokens see all others, (T,) or (N, T) each: sequence by
+        sequence, padding last."""
         key = scan_key(places.positions, self.scan)  # (T,) or (N, T)
         if places.starts is not None:
             key = key + segments(places.starts) * (key.max() - key.min() + 1)
-        if backwards:
-            key = -key
+        keys = [key, -key]
         if places.valid is not None:
-            key = key.expand(rows, -1).masked_fill(~places.valid, torch.inf)
-        return key.argsort(dim=-1)
+            keys = [each.expand(rows, -1).masked_fill(~places.valid, torch.inf) for each in keys]
+        forwards, backwards = (each.argsort(dim=-1) for each in keys)
+        return forwards, backwards
 
     def _run(self, core: Core, values: Tensor, order: Tensor | None, places: Places, state: State | None) -> Tensor:
         """Convolve and scan in an order. Returns y (N, T, I) in the order of the tokens."""
@@ -288,13 +293,21 @@ def scan_key(positions: Tensor, scan: Scan) -> Tensor:
         return positions.float()
     if positions.shape[-1] == 1:
         return positions[..., 0].float()
-    row, column = positions.float().unbind(-1)
+    row, column = (_in_steps(axis) for axis in positions.float().unbind(-1))
     if scan == "column":
         row, column = column, row
     span = column.max() - column.min() + 1
     if scan == "zigzag":
-        column = torch.where(row.round() % 2 == 0, column, column.max() + column.min() - column)
+        column = torch.where(row % 2 == 0, column, column.max() + column.min() - column)
     return row * span + column
+
+
+def _in_steps(axis: Tensor) -> Tensor:
+    """Rows (or columns) of a grid as whole numbers. Those of a resized model are 0, 0.5, 1, ...: they
+    are divided by the smallest distance between two of them."""
+    distances = F.pad(axis.flatten().sort().values.diff(), (1, 0))
+    step = distances.where(distances > 0, torch.inf).min()
+    return (axis / step.where(step.isfinite(), 1.0)).round()
 
 
 def taken(x: Tensor, order: Tensor | None) -> Tensor:
