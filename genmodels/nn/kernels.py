@@ -57,6 +57,8 @@ def load(kernel: Kernel, module: str) -> ModuleType:
 def convolution(x: Tensor, weight: Tensor, bias: Tensor, numbers: Tensor | None) -> Tensor:
     """silu(short_convolution(x)) without inputs before x: arguments as there, (N, T, C)."""
     kernel = load("causal-conv1d", MODULES["conv"])
+    if x.stride(1) % 8:  # the kernel loads 8 numbers at a time; x may be a part of wider vectors
+        x = x.contiguous()
     y: Tensor = kernel.causal_conv1d_fn(x.transpose(1, 2), weight, bias, seq_idx=numbers, activation="silu")
     return y.transpose(1, 2)
 
