@@ -226,10 +226,17 @@ class LM(Model):
 
         Returns:
             What follows each text.
+
+        Raises:
+            ValueError: for a text without tokens, or longer than the context.
         """
         settings = AnswerOptions(**options)  # type: ignore[arg-type]
+        if not texts:
+            return []
         text = self.tokens.sentences(texts)
         lengths = (text.mask.sum(1) - 1).tolist()  # without the end token
+        if not all(lengths):
+            raise ValueError("a text is empty, and this tokenizer has no token that starts one: give its first word")
         rows = [self.embedding(ids[:n].to(self.device)) for ids, n in zip(text.ids, lengths, strict=True)]
         choose = chooser(settings, Noise.for_images(seed, range(len(rows)), self.device), self.tokens.vocabulary)
         tokens = torch.stack(list(self.continued(rows, settings.max_tokens, choose)), 1)  # (N, T)

@@ -17,6 +17,7 @@ from PIL import Image
 import genmodels
 from genmodels.chat import shipped_chat
 from genmodels.cli import main
+from genmodels.cli.ask import _print_stream
 from genmodels.clip import CLIP, CLIPConfig
 from genmodels.conditions import Condition, Text
 from genmodels.data import open_data
@@ -161,6 +162,17 @@ def test_streamed_answers_are_the_answer():
     assert len(parts) <= 8
 
 
+@pytest.mark.parametrize("answer", ["A black-haired man, isn't he?", "Voilà 😀 un éclair", "", "Yes."])
+def test_a_stream_is_printed_whole(answer, capsys):
+    """A token may change the end of what was shown: "black -" becomes "black-haired", and a letter of
+    several bytes is a replacement character at first."""
+    tokens = shipped_chat()
+    ids = tokens.sentences([answer]).ids[0].tolist()
+    parts = [tokens.decode(ids[1 : end + 1]) for end in range(1, len(ids))]
+    _print_stream(parts)
+    assert capsys.readouterr().out == f"{parts[-1]}\n"
+
+
 def test_earlier_turns_are_context():
     model, image = llava(), pictures(1)
     turns = (Turn("Who is this?", "A man."), Turn("What colour is the hair?", "not read"))
@@ -195,6 +207,7 @@ def test_sentences_are_continued():
     assert model.complete(["a man", "she"], max_tokens=5) == [
         model.complete([t], max_tokens=5)[0] for t in ("a man", "she")
     ]
+    assert model.complete([]) == [] and len(model.complete([""], max_tokens=1)) == 1
 
 
 # ---- stages ----

@@ -209,6 +209,15 @@ def check_images_given(images: Sequence[Path], command: str) -> None:
         raise UsageError(f"no images given. Usage: genmodels {command} RUN IMAGE...")
 
 
+def is_image(item: str) -> bool:
+    """Return whether an argument names an image file, which may be missing, and is no sentence and no
+    text file."""
+    from genmodels.image_files import SUFFIXES
+
+    a_file = os.path.isfile(item) and not item.endswith(".txt")  # Path.is_file fails on long sentences
+    return a_file or item.lower().endswith(SUFFIXES)
+
+
 def read_lines(path: Path) -> list[str]:
     """Read the lines of a text file that are not empty.
 

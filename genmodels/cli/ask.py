@@ -6,13 +6,13 @@ Signatures and docstrings are what `--help` prints. Slow imports are inside the 
 from __future__ import annotations
 
 import json
-import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from genmodels.cli.arguments import check_free, open_model, read_images
+from genmodels.cli.arguments import check_free, is_image, open_model, read_images
 from genmodels.usage import UsageError, say
 
 DESCRIBE = "Describe this person in three sentences."
@@ -44,8 +44,8 @@ def ask(
         max_tokens: largest number of tokens of an answer.
         seed: seed of the tokens that are drawn.
     """
-    paths = [Path(item) for item in inputs if _is_image(item)]
-    questions = [item for item in inputs if not _is_image(item)]
+    paths = [Path(item) for item in inputs if is_image(item)]
+    questions = [item for item in inputs if not is_image(item)]
     if not paths or not questions:
         missing = (
             "image: give the path of an image file" if not paths else 'question, such as "Is this person smiling?"'
@@ -142,21 +142,16 @@ def describe(
     print(f"{written:,} captions in {out}")
 
 
-def _print_stream(parts: object) -> None:
-    """Print an answer while it grows. A part may change the end of the one before."""
-    shown = ""
-    for text in parts:  # type: ignore[attr-defined]
-        if text.startswith(shown):
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
-    print()
-
-
-def _is_image(item: str) -> bool:
-    """Return whether an argument names an image file, which may be missing."""
-    from genmodels.image_files import SUFFIXES
-
-    return os.path.isfile(item) or item.lower().endswith(SUFFIXES)
+def _print_stream(parts: Iterable[str]) -> None:
+    """Print an answer while it grows, by whole words: the next token may still change the last one,
+    as it does in "black -", "black-haired", or in a letter of several bytes."""
+    shown = text = ""
+    for text in parts:
+        words = text[: text.rfind(" ") + 1].rstrip()
+        if words.startswith(shown):
+            print(words[len(shown) :], end="", flush=True)
+            shown = words
+    print(text[len(shown) :])
 
 
 def _to_json(record: dict[str, str]) -> str:

@@ -5,14 +5,13 @@ Signatures and docstrings are what `--help` prints. Slow imports are inside the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from genmodels.cli.arguments import check_free, open_model, read_images
+from genmodels.cli.arguments import check_free, is_image, open_model, read_images
 from genmodels.cli.real_images import EvaluationFlags, real_images
 from genmodels.usage import UsageError
 
@@ -58,7 +57,7 @@ def retrieve(
         raise UsageError('the query is empty: give a sentence, such as "a smiling woman with glasses", or an image')
     if n < 1:
         raise UsageError(f"--n must be at least 1, got {n}")
-    by_image = _is_image(query)
+    by_image = is_image(query)
     lines = Path(data) if data is not None and data.endswith(".txt") else None
     if by_image and out != OUT:
         raise UsageError(f"--out {out}: the sentences for an image are printed; --out is for the images for a sentence")
@@ -122,7 +121,7 @@ def embed(
         out: file to write, float32 (N, D), one row for each input, in order.
         force: overwrite an existing file.
     """
-    of_images = [_is_image(item) for item in inputs]
+    of_images = [is_image(item) for item in inputs]
     if inputs and (data or root or crop):
         raise UsageError("--data, --root and --crop choose images of a data set: leave them out, or give no inputs")
     if any(of_images) and not all(of_images):
@@ -152,14 +151,6 @@ def embed(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_array(out, [rows], rows.dtype, rows.shape)
     print(f"{len(rows):,} {what}, each as {rows.shape[1]} numbers, in {out}")
-
-
-def _is_image(item: str) -> bool:
-    """Return whether an argument names an image file, which may be missing, and is no sentence."""
-    from genmodels.image_files import SUFFIXES
-
-    a_file = os.path.isfile(item) and not item.endswith(".txt")  # Path.is_file fails on long sentences
-    return a_file or item.lower().endswith(SUFFIXES)
 
 
 def _embed_files(paths: Sequence[Path], size: int, extractor: Extractor) -> np.ndarray:
