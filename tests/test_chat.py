@@ -168,3 +168,19 @@ def test_a_file_counts_and_names_what_cannot_be_used():
     for whole in (json.dumps(good).encode(), json.dumps([good]).encode()):
         columns, (row,) = read_conversations(whole, "f.jsonl", [])
         assert columns == ["conversations"] and row.file == "a.png" and from_line(row.cells[0])[0].answer == "A man."
+
+
+def test_a_line_may_hold_any_separator_of_lines():
+    """JSON allows U+2028 and U+0085 in strings, at which str.splitlines divides."""
+    messages = [{"from": "human", "value": f"{IMAGE}\nWho\u2028is\x85this?"}, MESSAGES[1]]
+    line = json.dumps({"image": "a.png", "conversations": messages}, ensure_ascii=False)
+    _, rows = read_conversations(f"{line}\r\n\n{line}\n".encode(), "f.jsonl", [])
+    assert [row.line for row in rows] == [1, 3]
+    assert from_line(rows[0].cells[0])[0].question == f"{IMAGE}\nWho\u2028is\x85this?"
+
+
+def test_a_list_that_is_damaged_is_named():
+    with pytest.raises(ValueError, match="f.json is not a list of conversations in JSON: Expecting"):
+        read_conversations(b'[{"image": ', "f.json", [])
+    with pytest.raises(ValueError, match="2 of 2 conversations cannot be used, such as entry 1: it has no"):
+        read_conversations(b"[{}, 3]", "f.json", [])

@@ -51,6 +51,13 @@ def test_a_conversation_is_a_function_of_its_arguments(attributes, asked):
     assert [turn.question.count(IMAGE) for turn in asked[5]] == [1, 0, 0]
 
 
+def test_a_value_that_the_shares_say_never_occurs_is_asked_for():
+    """As of held-out images, with the shares of training images."""
+    values = {"Male": 1, "Smiling": 1, "Eyeglasses": -1}
+    for index in range(20):
+        converse(values, seed=0, index=index, view=0, shares={"Male": 0.0, "Smiling": 0.0, "Eyeglasses": 1.0})
+
+
 def test_yes_and_no_are_balanced_for_every_attribute(asked, attributes):
     """An attribute whose presence is as often asked for as its absence cannot be guessed."""
     said = Counter(parse_yes_no(turn.answer) for turns in asked for turn in turns)

@@ -99,17 +99,22 @@ def read_conversations(data: bytes, where: str, notes: list[str]) -> tuple[list[
         notes: receives a line for each decision that its author should know of.
 
     Returns:
-        The names of the columns, and one row per conversation: its line, image, and the conversation
-        as one string.
+        The names of the columns, and one row per conversation: its number (of the line, or of the
+        entry in the list), image, and the conversation as one string.
 
     Raises:
         ValueError: if a conversation is malformed; gives their number, and the reason of the first.
     """
     text = decode_text(data, where, notes)
-    if text.lstrip().startswith("["):
-        lines = list(enumerate(map(json.dumps, parse_json(text)), 1))
+    is_list = text.lstrip().startswith("[")
+    if is_list:
+        try:
+            lines = list(enumerate(map(json.dumps, parse_json(text)), 1))
+        except ValueError as error:
+            raise ValueError(f"{where} is not a list of conversations in JSON: {error}") from None
     else:
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        # Not splitlines, which also divides at characters that JSON allows in a string, such as U+2028.
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     rows, wrong = [], []
     for number, line in lines:
         try:
@@ -119,7 +124,7 @@ def read_conversations(data: bytes, where: str, notes: list[str]) -> tuple[list[
                 raise ValueError('it has no "image", the name of a file')
             rows.append(Row(number, image, [to_line(parse_conversation(record.get("conversations")))]))
         except ValueError as error:
-            wrong.append(f"line {number}: {error}")
+            wrong.append(f"{'entry' if is_list else 'line'} {number}: {error}")
     if wrong:
         raise ValueError(f"{where}: {len(wrong):,} of {len(lines):,} conversations cannot be used, such as {wrong[0]}")
     return ["conversations"], rows

@@ -202,8 +202,8 @@ def _ask_yes_no(
         name = draws.pick(names)
         share = _share(name) if shares is None else shares.get(name, 0.5)
         # The more frequent value is asked for as often as the rarer one.
-        frequency = share if known[name] > 0 else 1 - share
-        if name in asked or not draws.chance(min(share, 1 - share) / frequency):
+        own, other = (share, 1 - share) if known[name] > 0 else (1 - share, share)
+        if name in asked or not draws.chance(1 if own <= other else other / own):
             continue
         asked.add(name)
         question, yes = yes_no_question(name, draws, split)
@@ -245,10 +245,10 @@ def describe(known: Mapping[str, int], draws: Draws) -> str:
     """Write three sentences about a face: who it is with the hair, the face, and what is worn."""
     sex = known.get("Male", 0)
     groups = {slot: list[Statement]() for slot in ("hair", "face", "wearing")}
-    place = {"hair": "hair", "wearing": "wearing"}
     for name in FACTS:
         if known.get(name, 0) == FACTS[name].sign and draws.chance(_STATED[FACTS[name].salience]):
-            groups[place.get(FACTS[name].slot, "face")].append(clause(FACTS[name].slot, _present(name)))
+            slot = FACTS[name].slot
+            groups[slot if slot in groups else "face"].append(clause(slot, _present(name)))
     for slot, names in (("face", ("Smiling", "Mouth_Slightly_Open")), ("wearing", ("Eyeglasses", "Wearing_Hat"))):
         if not groups[slot]:  # what is absent is stated where nothing else can be
             name = draws.pick(names)
