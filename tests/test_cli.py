@@ -112,7 +112,7 @@ def test_without_arguments_it_says_what_there_is(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == f"genmodels {genmodels.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [["train"], ["train", "--help"], ["train", "--help", "vae"]])
 def test_train_lists_the_families(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}

@@ -98,6 +98,7 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     out = capsys.readouterr().out
     assert all(f"{name}: " in out for name in names()) and f"{vae['parameters']:,}" in out
+    assert "\u2026" not in out, "80 characters cut no number off"
 
 
 def test_half_precision_on_disk_is_loaded_as_float32(tmp_path: Path) -> None:

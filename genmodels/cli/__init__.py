@@ -195,9 +195,9 @@ def _dispatch(given: list[str]) -> None:
     elif plain[0] == "--version":
         print(f"genmodels {__version__}")
     elif plain[0] == "train":
-        # The recipe parses its own arguments, --help and --debug among them.
-        rest = [argument for argument in given[1:] if argument not in ("--help", "-h", "--help-all")]
-        lists = not rest or rest == ["--debug"]
+        # The recipe parses its own arguments, --help and --debug among them. Without a family, they are listed.
+        rest = [argument for argument in given[1:] if argument != "--debug"]
+        lists = not rest or rest[0] in ("--help", "-h", "--help-all")
         train.train("" if lists else given[1], () if lists else tuple(given[2:]))
     else:
         parse(plain)()

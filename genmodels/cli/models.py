@@ -34,15 +34,15 @@ def models(json: bool = False) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("model", "family", "parameters", "MB", *COLUMNS.values()):
-        table.add_column(heading, justify="left" if heading in ("model", "family") else "right", no_wrap=True)
+    for heading in ("model", "parameters", "MB", *COLUMNS.values()):  # 80 characters wide
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     for name, row in facts.items():
-        measured = ["" if row.get(key) is None else f"{row[key]:.3g}" for key in COLUMNS]
-        table.add_row(name, row["family"], f"{row['parameters']:,}", f"{row['megabytes']:.1f}", *measured)
+        measured = ["" if row.get(key) is None else f"{float(f'{row[key]:.3g}'):g}" for key in COLUMNS]
+        table.add_row(name, f"{row['parameters']:,}", f"{row['megabytes']:.1f}", *measured)
     console().print(table)
     print()
     for name, row in facts.items():
-        print(f"{name}: {', '.join(dict.fromkeys(row['commands']))}")
+        print(f"{name}: {row['family']}; {', '.join(dict.fromkeys(row['commands']))}")
     print("\nFD-faces: lower is better. images/s and s/image: one CPU core. min: minutes of training on one core.")
 
 

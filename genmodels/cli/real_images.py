@@ -172,7 +172,7 @@ def real_images(runs: Sequence[str], how: EvaluationFlags) -> RealImages:
         if data not in SOURCES and not Path(data).exists():
             raise UsageError(f"{data}, the training images of {run}, does not exist: give --data, the real images")
         if root is not None and not root.exists():
-            raise ValueError(f"{root}, which held the training images of {runs[0]}, does not exist: give --root")
+            raise ValueError(f"{root}, which held the training images of {run}, does not exist: give --root")
     if how.data is not None or how.crop is not None:
         fingerprints = {}  # --data or --crop selects other images than those of the runs
     chosen = RealImages(data, root, crop, how.split, how.size, fingerprints)
