@@ -70,7 +70,7 @@ class Control:
             ValueError: if it is not a number, or no whole number, and the option is.
         """
         if given is None or given == "":
-            return self.default if self.kind in ("slider", "choice", "switch") else None if self.kind != "text" else ""
+            return "" if self.kind == "text" else self.default
         if self.kind in ("text", "choice", "switch"):
             return given
         try:
