@@ -33,12 +33,14 @@ def called(monkeypatch):
 
     def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, seq_idx=None):
         calls.append("mamba_chunk_scan_combined")
+        assert seq_idx is None or seq_idx.dtype == torch.int32
         h = A.new_zeros(len(x), *x.shape[2:], B.shape[-1])
         return scan.ssd(x, dt, A, B, C, h, seq_idx, chunk_size)[0]
 
     def causal_conv1d_fn(x, weight, bias, seq_idx=None, activation=None):
         calls.append("causal_conv1d_fn")
         assert activation == "silu" and x.stride(1) == 1  # channels last, which seq_idx requires
+        assert seq_idx is None or seq_idx.dtype == torch.int32
         assert x.stride(2) % 8 == 0 and x.stride(0) % 8 == 0  # checked by the package
         before = x.new_zeros(len(x), weight.shape[1] - 1, x.shape[1])
         return F.silu(scan.short_convolution(x.mT, weight, bias, before, seq_idx)).mT

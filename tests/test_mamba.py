@@ -15,9 +15,9 @@ from genmodels.exchange.mamba import (
     to_mamba,
 )
 from genmodels.nn.mamba import Mamba, Mamba2
-from genmodels.nn.places import Places
+from genmodels.nn.places import Places, number_sequences
 from genmodels.nn.rope import grid_positions
-from genmodels.nn.scan import segments, selective_scan, ssd
+from genmodels.nn.scan import selective_scan, ssd
 from genmodels.nn.ssm import SCANS, SSMConfig, scan_key
 from genmodels.nn.transformer import Transformer, TransformerConfig
 from genmodels.saving import to_dict
@@ -77,7 +77,9 @@ def test_chunks_equal_the_recurrence_of_mamba2(starts, chunk):
         state = (-dt[:, t] * a).exp()[..., None, None] * state
         state = state + torch.einsum("nh,nhp,nhs->nhps", dt[:, t], x[:, t], bt)
         ys.append(torch.einsum("nhps,nhs->nhp", state, ct))
-    assert_same(ssd(x, dt, -a, b, c, h, segments(starts), chunk), (torch.stack(ys, 1), state), (x, dt, a, b, c))
+    assert_same(
+        ssd(x, dt, -a, b, c, h, number_sequences(starts, None), chunk), (torch.stack(ys, 1), state), (x, dt, a, b, c)
+    )
 
 
 @pytest.mark.parametrize("starts", [ONE_SEQUENCE, SEVERAL])

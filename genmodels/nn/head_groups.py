@@ -151,18 +151,18 @@ def k_means(similarity: Tensor, count: int) -> Tensor:
 
 def grouped(model: nn.Module) -> dict[str, Attention]:
     """Return every attention of `model` whose heads are grouped, by its name."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
-    return {name: module for name, module in found.items() if module.groups.count}
+    modules = model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, Attention) and module.groups.count}
 
 
 def with_groups(model: nn.Module, loss: Tensor, metrics: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Add the constraints of the head groups of `model` to its loss, and their statistics to its
     metrics.
 
-    | metric           | mean over the blocks of                                     |
-    |------------------|-------------------------------------------------------------|
+    | metric           | mean over the blocks of                                         |
+    |------------------|-----------------------------------------------------------------|
     | heads/cohesion   | the similarity of two heads of a group; 1 where they are copies |
-    | heads/constraint | the constraint, which is weighted and added to the loss     |
+    | heads/constraint | the constraint, which is weighted and added to the loss         |
 
     Args:
         model: the model. Attention that is not trained, as in a frozen text encoder, is left out.

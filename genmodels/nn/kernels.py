@@ -54,12 +54,16 @@ def load(kernel: Kernel, module: str) -> ModuleType:
         ) from None
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor, numbers: Tensor | None) -> Tensor:
+def _int32(sequences: Tensor | None) -> Tensor | None:
+    return None if sequences is None else sequences.int()  # the only dtype that the packages take
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor, sequences: Tensor | None) -> Tensor:
     """silu(short_convolution(x)) without inputs before x: arguments as there, (N, T, C)."""
     kernel = load("causal-conv1d", MODULES["conv"])
     if x.stride(1) % 8:  # the kernel loads 8 numbers at a time; x may be a part of wider vectors
         x = x.contiguous()
-    y: Tensor = kernel.causal_conv1d_fn(x.transpose(1, 2), weight, bias, seq_idx=numbers, activation="silu")
+    y: Tensor = kernel.causal_conv1d_fn(x.transpose(1, 2), weight, bias, seq_idx=_int32(sequences), activation="silu")
     return y.transpose(1, 2)
 
 
@@ -71,8 +75,8 @@ def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Te
     return y.transpose(1, 2)
 
 
-def ssd(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, numbers: Tensor | None, chunk: int) -> Tensor:
+def ssd(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, sequences: Tensor | None, chunk: int) -> Tensor:
     """y (N, T, H, P) of `scan.ssd`, whose first state is 0."""
     kernel = load("mamba-ssm", MODULES["mamba2"])
-    y: Tensor = kernel.mamba_chunk_scan_combined(x, dt, a, b, c, chunk, seq_idx=numbers)
+    y: Tensor = kernel.mamba_chunk_scan_combined(x, dt, a, b, c, chunk, seq_idx=_int32(sequences))
     return y

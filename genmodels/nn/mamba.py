@@ -40,7 +40,7 @@ class Mamba2(StateSpace):
         return values, gate
 
     def scanned(
-        self, core: Core, x: Tensor, values: Tensor, h: Tensor | None, numbers: Tensor | None, valid: Tensor | None
+        self, core: Core, x: Tensor, values: Tensor, h: Tensor | None, sequences: Tensor | None, valid: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         c = self.settings
         dt = core.steps(values[..., self.convolved :], valid)  # (N, T, H)
@@ -50,14 +50,14 @@ class Mamba2(StateSpace):
         b, cc = (value.unflatten(-1, (c.groups, self.size)) for value in pair)  # (N, T, G, S)
         a = core.decay(dt)
         if self._uses_scan(h, x.device):
-            y, last = kernels.ssd(x, dt, a, b, cc, numbers, c.chunk), None
+            y, last = kernels.ssd(x, dt, a, b, cc, sequences, c.chunk), None
         else:
             h = self.first_state(len(x), dt.dtype, x.device) if h is None else h.to(dt.dtype)
-            if x.shape[1] == 1 and numbers is None:
+            if x.shape[1] == 1 and sequences is None:
                 y, last = ssd_step(x[:, 0], dt[:, 0], a, b[:, 0], cc[:, 0], h)
                 y = y[:, None]
             else:
-                y, last = ssd(x, dt, a, b, cc, h, numbers, c.chunk)
+                y, last = ssd(x, dt, a, b, cc, h, sequences, c.chunk)
         return (y + core.skip.to(x.dtype)[:, None] * x).flatten(2), last
 
     def gated(self, y: Tensor, gate: Tensor) -> Tensor:
@@ -91,17 +91,17 @@ class Mamba(StateSpace):
         return values, gate
 
     def scanned(
-        self, core: Core, x: Tensor, values: Tensor, h: Tensor | None, numbers: Tensor | None, valid: Tensor | None
+        self, core: Core, x: Tensor, values: Tensor, h: Tensor | None, sequences: Tensor | None, valid: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         assert isinstance(core, MambaCore)
         rank = core.dt.in_features
         low, b, c = F.linear(x, core.read.weight.to(x.dtype)).split([rank, self.size, self.size], dim=-1)
         dt = core.steps(F.linear(low, core.dt.weight.to(x.dtype)), valid)  # (N, T, I)
-        if numbers is None and self._uses_scan(h, x.device):  # the kernel knows no boundaries of sequences
+        if sequences is None and self._uses_scan(h, x.device):  # the kernel knows no boundaries of sequences
             y, last = kernels.selective_scan(x, dt, core.decay(dt), b, c), None
         else:
             h = self.first_state(len(x), dt.dtype, x.device) if h is None else h.to(dt.dtype)
-            starts = None if numbers is None else numbers != F.pad(numbers, (1, 0))[:, :-1]
+            starts = None if sequences is None else sequences != F.pad(sequences, (1, 0))[:, :-1]
             y, last = selective_scan(x, dt, core.decay(dt), b, c, h, starts)
         return (y + core.skip * x).to(x.dtype), last
 

@@ -2,8 +2,11 @@
 
 A recurrence h_t = decay_t h_(t-1) + input_t is computed for all t at once: Mamba-2's in chunks of
 matrix products (`ssd`), Mamba-1's in blocks with a gradient of its own (`selective_scan`). Decays
-are float32, or float64 where the inputs are. A sequence that begins inside a row (`starts`) does
-not see the state before it.
+are float32, or float64 where the inputs are.
+
+Several sequences may share a row. `sequences` (N, T) has the number of the sequence that each
+position belongs to, from `places.number_sequences`; the state before the row belongs to number 0. A
+sequence does not see the state of another.
 """
 
 from __future__ import annotations
@@ -21,13 +24,9 @@ BLOCK = 16
 states of a block are 4 MB."""
 
 
-def segments(starts: Tensor) -> Tensor:
-    """Number of the sequence of each position, counted from the state before: int (N, T) from bool
-    (N, T)."""
-    return starts.to(torch.int32).cumsum(1, dtype=torch.int32)
-
-
-def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor, numbers: Tensor | None) -> Tensor:
+def short_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor, sequences: Tensor | None
+) -> Tensor:
     """Causal depthwise convolution as a sum of shifted inputs: 2 N T C K operations, and 4 N T C K in
     the backward pass.
 
@@ -36,33 +35,33 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, before: Te
         weight: (C, K). The last column multiplies x_t, the one before it x_(t-1).
         bias: (C,), or None.
         before: the K - 1 inputs before x, (N, K - 1, C).
-        numbers: of `segments`, (N, T); inputs of other sequences count as 0. None: one sequence.
+        sequences: int (N, T); inputs of other sequences count as 0. None: one sequence.
 
     Returns:
         (N, T, C).
     """
     length, kernel = x.shape[1], weight.shape[1]
     padded = torch.cat([before.to(x.dtype), x], dim=1)  # (N, K - 1 + T, C)
-    if numbers is not None:
-        own = F.pad(numbers, (kernel - 1, 0))  # the state has number 0
+    if sequences is not None:
+        own = F.pad(sequences, (kernel - 1, 0))  # the state has number 0
     out = x * weight[:, -1]
     for back in range(1, kernel):
         shifted = padded[:, kernel - 1 - back :][:, :length]
-        if numbers is not None:
-            shifted = shifted * (own[:, kernel - 1 - back :][:, :length] == numbers)[..., None]
+        if sequences is not None:
+            shifted = shifted * (own[:, kernel - 1 - back :][:, :length] == sequences)[..., None]
         out = out + shifted * weight[:, -1 - back]
     out = counted(out, 2 * x.numel() * kernel)
     return out if bias is None else out + bias
 
 
-def last_inputs(before: Tensor, inputs: Tensor, numbers: Tensor | None, valid: Tensor | None) -> Tensor:
+def last_inputs(before: Tensor, inputs: Tensor, sequences: Tensor | None, valid: Tensor | None) -> Tensor:
     """The K - 1 inputs before the next position, (N, K - 1, C): those of padding and of earlier
     sequences are left out. Padding is last in `inputs` (N, T, C)."""
     kept = before.shape[1]
     padded = torch.cat([before.to(inputs.dtype), inputs], dim=1)  # (N, K - 1 + T, C)
-    if numbers is not None:
-        own = F.pad(numbers, (kept, 0))
-        padded = padded * (own == numbers[:, -1:])[..., None]
+    if sequences is not None:
+        own = F.pad(sequences, (kept, 0))
+        padded = padded * (own == sequences[:, -1:])[..., None]
     if valid is None:
         return padded[:, padded.shape[1] - kept :]
     places = valid.sum(1, keepdim=True) + torch.arange(kept, device=inputs.device)  # (N, K - 1)
@@ -70,7 +69,7 @@ def last_inputs(before: Tensor, inputs: Tensor, numbers: Tensor | None, valid: T
 
 
 def ssd(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor, numbers: Tensor | None = None, chunk: int = 64
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor, sequences: Tensor | None = None, chunk: int = 64
 ) -> tuple[Tensor, Tensor]:
     """Mamba-2's state-space duality (arXiv 2405.21060), in chunks.
 
@@ -88,7 +87,7 @@ def ssd(
         a: (H,), negative.
         b, c: (N, T, G, S).
         h: state before, (N, H, P, S), in the dtype of dt.
-        numbers: of `segments`, (N, T). None: one sequence.
+        sequences: int (N, T); the positions of a sequence are neighbours. None: one sequence.
         chunk: L, positions of a chunk. It changes speed and rounding only.
 
     Returns:
@@ -101,7 +100,7 @@ def ssd(
     if extra:
         # dt = 0: positions after the end change no state.
         x, dt, b, c = (F.pad(value, (0,) * (2 * value.ndim - 3) + (extra,)) for value in (x, dt, b, c))
-        numbers = None if numbers is None else torch.cat([numbers, numbers[:, -1:].expand(-1, extra)], dim=1)
+        sequences = None if sequences is None else torch.cat([sequences, sequences[:, -1:].expand(-1, extra)], dim=1)
     count = (length + extra) // chunk  # K chunks
     shape = (n, count, chunk)
     x = x.reshape(*shape, heads, width).permute(0, 1, 3, 2, 4)  # (N, K, H, L, P)
@@ -110,12 +109,12 @@ def ssd(
     total = (dt * a[:, None]).cumsum(-1)  # (N, K, H, L): log of the decay since the chunk's beginning
     inside = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()  # (L, L)
     from_before = to_end = None
-    if numbers is not None:
-        numbers = numbers.reshape(shape)
-        inside = (inside & (numbers[..., :, None] == numbers[..., None, :]))[:, :, None]  # (N, K, 1, L, L)
-        last = torch.cat([torch.zeros_like(numbers[:, :1, -1]), numbers[:, :-1, -1]], dim=1)  # (N, K)
-        from_before = (numbers == last[..., None])[:, :, None]  # (N, K, 1, L)
-        to_end = (numbers == numbers[..., -1:])[:, :, None]  # (N, K, 1, L)
+    if sequences is not None:
+        sequences = sequences.reshape(shape)
+        inside = (inside & (sequences[..., :, None] == sequences[..., None, :]))[:, :, None]  # (N, K, 1, L, L)
+        last = torch.cat([torch.zeros_like(sequences[:, :1, -1]), sequences[:, :-1, -1]], dim=1)  # (N, K)
+        from_before = (sequences == last[..., None])[:, :, None]  # (N, K, 1, L)
+        to_end = (sequences == sequences[..., -1:])[:, :, None]  # (N, K, 1, L)
 
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(~inside, -torch.inf).exp()  # (N, K, H, L, L)
     scores = _per_head(c @ b.mT, heads)  # (N, K, H, L, L)

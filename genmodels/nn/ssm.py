@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from genmodels.nn import kernels
 from genmodels.nn.kernels import KERNELS, Kernel
 from genmodels.nn.mixer import Mixer, State
-from genmodels.nn.places import Places
-from genmodels.nn.scan import last_inputs, segments, short_convolution
+from genmodels.nn.places import Places, number_sequences
+from genmodels.nn.scan import last_inputs, short_convolution
 
 if TYPE_CHECKING:
     from genmodels.nn.transformer import TransformerConfig
@@ -133,10 +133,18 @@ class StateSpace(Mixer):
 
     @abstractmethod
     def scanned(
-        self, core: Core, x: Tensor, values: Tensor, h: Tensor | None, numbers: Tensor | None, valid: Tensor | None
+        self, core: Core, x: Tensor, values: Tensor, h: Tensor | None, sequences: Tensor | None, valid: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Scan the convolved channels x (N, T, C), in order, from the state h (None: zeros). Returns y
-        (N, T, I) and the last state, or None if h is None."""
+        """Scan tokens in their order. Returns y (N, T, I) and the last state, or None if h is None.
+
+        Args:
+            core: of this direction.
+            x: the channels that were convolved, (N, T, C).
+            values: of `split`, (N, T, V).
+            h: state before the first token, in place of zeros.
+            sequences: number of the sequence of each token, int (N, T). None: one sequence.
+            valid: bool (N, T), False at padding, which leaves the state as it is. None: no padding.
+        """
 
     @abstractmethod
     def gated(self, y: Tensor, gate: Tensor) -> Tensor:
@@ -184,41 +192,39 @@ class StateSpace(Mixer):
         sequence, padding last."""
         key = scan_key(places.positions, self.scan)  # (T,) or (N, T)
         if places.starts is not None:
-            key = key + segments(places.starts) * (key.max() - key.min() + 1)
+            key = key + number_sequences(places.starts, None) * (key.max() - key.min() + 1)
         keys = [key, -key]
         if places.valid is not None:
             keys = [each.expand(rows, -1).masked_fill(~places.valid, torch.inf) for each in keys]
-        forwards, backwards = (each.argsort(dim=-1) for each in keys)
-        return forwards, backwards
+        return keys[0].argsort(dim=-1), keys[1].argsort(dim=-1)
 
     def _run(self, core: Core, values: Tensor, order: Tensor | None, places: Places, state: State | None) -> Tensor:
         """Convolve and scan in an order. Returns y (N, T, I) in the order of the tokens."""
-        valid = None if places.valid is None else taken(places.valid, order)
-        numbers = None
+        valid = None if places.valid is None else reordered(places.valid, order)
+        sequences = None
         if places.starts is not None:
-            numbers = segments(places.starts)
-            end = numbers[:, -1:]
-            numbers = taken(numbers, order)
+            numbers = number_sequences(places.starts, None)
+            sequences, end = reordered(numbers, order), numbers[:, -1:]
             if valid is not None:  # a sequence may begin at padding, and the state then ends empty
-                numbers = torch.where(valid, numbers, end)
-        values = taken(values, order)
+                sequences = torch.where(valid, sequences, end)
+        values = reordered(values, order)
         before, h = state or (None, None)
         with torch.autocast(values.device.type, enabled=False):
             inputs = values[..., : self.convolved]
-            x = self._convolve(core, inputs, before, numbers)
-            y, last = self.scanned(core, x, values, h, numbers, valid)
+            x = self._convolve(core, inputs, before, sequences)
+            y, last = self.scanned(core, x, values, h, sequences, valid)
             if before is not None and h is not None and last is not None:
-                before.copy_(last_inputs(before, inputs, numbers, valid))
+                before.copy_(last_inputs(before, inputs, sequences, valid))
                 h.copy_(last)
-        return y if order is None else taken(y, order.argsort(dim=-1))
+        return y if order is None else reordered(y, order.argsort(dim=-1))
 
-    def _convolve(self, core: Core, inputs: Tensor, before: Tensor | None, numbers: Tensor | None) -> Tensor:
+    def _convolve(self, core: Core, inputs: Tensor, before: Tensor | None, sequences: Tensor | None) -> Tensor:
         weight, bias = core.kernel(inputs.dtype)
         if before is None and kernels.uses("causal-conv1d", self.settings.kernels, inputs.device):
-            return kernels.convolution(inputs, weight, bias, numbers)
+            return kernels.convolution(inputs, weight, bias, sequences)
         if before is None:
             before = inputs.new_zeros(len(inputs), self.settings.conv - 1, self.convolved)
-        return F.silu(short_convolution(inputs, weight, bias, before, numbers))
+        return F.silu(short_convolution(inputs, weight, bias, before, sequences))
 
     def _uses_scan(self, h: Tensor | None, device: torch.device) -> bool:
         """Whether the kernel of the scan computes. It returns no states."""
@@ -310,7 +316,7 @@ def _in_steps(axis: Tensor) -> Tensor:
     return (axis / step.where(step.isfinite(), 1.0)).round()
 
 
-def taken(x: Tensor, order: Tensor | None) -> Tensor:
+def reordered(x: Tensor, order: Tensor | None) -> Tensor:
     """Reorder the tokens of x (N, T, ...) by `order`, (T,) or (N, T)."""
     if order is None:
         return x
