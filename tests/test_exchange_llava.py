@@ -17,7 +17,7 @@ from genmodels.cli import main
 from genmodels.clip import CLIP, CLIPConfig
 from genmodels.conditions import Condition
 from genmodels.data.conversations import IMAGE, Turn
-from genmodels.exchange.transformers import export_to_transformers
+from genmodels.exchange.transformers import export_to_transformers, import_from_transformers
 from genmodels.llava import LLaVA, LLaVAConfig
 from genmodels.llava_parts import load_part
 from genmodels.lm import LM, LMConfig
@@ -182,3 +182,9 @@ def test_folders_that_have_no_counterpart(tmp_path, part, changes, reason):
     file.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=reason):
         genmodels.load(tmp_path / "out")
+
+
+def test_a_model_without_a_counterpart_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="a model of type 'gpt2' cannot be imported; clip, llama, llava can"):
+        import_from_transformers(tmp_path)

@@ -44,4 +44,7 @@ def import_from_transformers(folder: Path) -> Model:
     Raises:
         ValueError: if it has no counterpart.
     """
-    return IMPORTS[read_json(folder / "config.json")["model_type"]](folder)
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in IMPORTS:
+        raise ValueError(f"{folder}: a model of type {str(kind)[:40]!r} cannot be imported; {', '.join(IMPORTS)} can")
+    return IMPORTS[kind](folder)
