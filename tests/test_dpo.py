@@ -306,6 +306,15 @@ def test_a_person_chooses_on_a_page(tmp_path: Path) -> None:
             read_pairs(folder)
 
 
+def test_pages_of_other_pairs_do_not_share_choices(tmp_path: Path) -> None:
+    """Browsers keep the choices of all pages in one place, by this key."""
+    model, keys = randomised(PIXELS), []
+    for name, seed in (("a", 0), ("again", 0), ("b", 1)):
+        make_pairs(model, Request(5, seed), None, tmp_path / name)
+        keys += re.findall(r'key = "(.*?)"', (tmp_path / name / "index.html").read_text())
+    assert keys[0] == keys[1] != keys[2] and len(keys) == 3
+
+
 def test_prompts_on_the_page_cannot_end_its_script(tmp_path: Path) -> None:
     from genmodels.alignment.page import page
 

@@ -177,6 +177,11 @@ def _known_prompts(pairs: Pairs) -> bool:
     return pairs.prompt is None or bool(((pairs.prompt >= 0) & (pairs.prompt < count)).all())
 
 
+def digest(pairs: Pairs) -> str:
+    """Return a hash of samples, choices and conditions."""
+    return weights_hash({name: part for name, part in pairs.tensors().items() if part is not None})
+
+
 def identical(pairs: Pairs) -> Tensor:
     """Return which pairs have equal samples, bool (N,)."""
     return (pairs.chosen == pairs.rejected).flatten(1).all(1)

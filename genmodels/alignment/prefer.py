@@ -16,7 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from genmodels.alignment.page import page
-from genmodels.alignment.pairs import PAGE, PERSON, PREVIEW, Pairs, Record, conditions_of, identical, source_of, stored
+from genmodels.alignment.pairs import (
+    PAGE,
+    PERSON,
+    PREVIEW,
+    Pairs,
+    Record,
+    conditions_of,
+    digest,
+    identical,
+    source_of,
+    stored,
+)
 from genmodels.alignment.rewards import Reward
 from genmodels.conditions import Condition, condition_of
 from genmodels.pictures import in_pairs, save_grid, to_uint8
@@ -173,7 +184,7 @@ def _write(pairs: Pairs, shown: np.ndarray, out: Path) -> None:
         if pairs.record.reward == PERSON:
             images = [[_png(side) for side in pair] for pair in shown]
             prompts = [] if pairs.prompt is None else [pairs.record.prompts[i] for i in pairs.prompt.tolist()]
-            write_text(draft / PAGE, page(images, prompts, pairs.record.model))
+            write_text(draft / PAGE, page(images, prompts, digest(pairs)))
         else:
             columns = min(len(shown), 16)
             save_grid(draft / PREVIEW, in_pairs(shown[:, 0], shown[:, 1], columns), columns)

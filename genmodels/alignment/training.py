@@ -13,7 +13,16 @@ import torch
 
 import genmodels
 from genmodels.alignment.dpo import DPO
-from genmodels.alignment.pairs import Pairs, as_array, as_input, check_source, read_pairs, source_of, together
+from genmodels.alignment.pairs import (
+    Pairs,
+    as_array,
+    as_input,
+    check_source,
+    digest,
+    read_pairs,
+    source_of,
+    together,
+)
 from genmodels.array_files import map_array
 from genmodels.conditions import Condition
 from genmodels.data import cache_folder
@@ -111,11 +120,6 @@ def as_data(pairs: Pairs, model: Any, where: str | Path, parent: Parent) -> Pack
         class_names=names,
         origin=Origin(parent.data, parent.root, parent.crop, parent.fingerprint),
     )
-
-
-def digest(pairs: Pairs) -> str:
-    """Return a hash of samples, choices and conditions."""
-    return weights_hash({name: part for name, part in pairs.tensors().items() if part is not None})
 
 
 @torch.inference_mode()
