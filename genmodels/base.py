@@ -272,7 +272,7 @@ class Generator(Model):
         for name in overrides:
             if name not in known:
                 raise ValueError(
-                    f"unknown sampling option {name!r} for {self.family}; known: {', '.join(known) or 'none'}"
+                    f"unknown sampling option {name!r} for {self.kind}; known: {', '.join(known) or 'none'}"
                 )
         return self.options_class(**overrides)
 

@@ -189,6 +189,8 @@ def test_codec_then_diffusion(kind: str, data: list[str], capsys: pytest.Capture
     assert train(kind, *data, *QUICK, *first, "--steps", "4", "--output", "runs/codec") == 0
     asked = ["--model.condition.attributes", "Smiling", "--codec", "runs/codec"]
     assert train("ldm", *data, *QUICK, *UNET, *asked, "--steps", "6", "--output", "runs/ldm") == 0
+    # The name of the family, not that of the class.
+    assert "training: unet (over a codec), " in " ".join(capsys.readouterr().err.split())
     model = genmodels.load("runs/ldm")
     assert isinstance(model, Latent) and model.conditions.attributes == ("Smiling",) and model.prior.family == "unet"
     assert yaml.safe_load(Path("runs/ldm/config.yaml").read_text())["family"] == "ldm"

@@ -353,12 +353,13 @@ def test_parts_that_do_not_fit(parts, tmp_path, capsys, arguments, reason):
         (["{lm}", "{image}", "Who?"], "lm models do not answer questions about images"),
         (["{lm}", "Who?"], "there is no image"),
         (["{lm}", "{image}"], "there is no question"),
+        (["{lm}", "{folder}", "Who?"], "images is a folder: give image files, such as "),
         (["{lm}", "{image}", f"{IMAGE} {IMAGE} who?"], "contains <image> 2 times"),
     ],
 )
 def test_questions_that_cannot_be_asked(parts, capsys, arguments, reason):
-    image = parts / "images" / "0.png"
-    assert main(["ask", *(argument.format(lm=parts / "lm", image=image) for argument in arguments)])
+    places = {"lm": parts / "lm", "folder": parts / "images", "image": parts / "images" / "0.png"}
+    assert main(["ask", *(argument.format(**places) for argument in arguments)])
     assert reason in capsys.readouterr().err
 
 

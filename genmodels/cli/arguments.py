@@ -144,9 +144,7 @@ def chosen_options(model: Model, settings: tuple[str, ...]) -> dict[str, Any]:
     known = [field.name for field in dataclasses.fields(kind)] if kind else []
     for name in given:
         if name not in known:
-            raise UsageError(
-                f"unknown option {name!r} for sampling {model.family}; known: {', '.join(known) or 'none'}"
-            )
+            raise UsageError(f"unknown option {name!r} for sampling {model.kind}; known: {', '.join(known) or 'none'}")
     with one_line_refusals():
         options: Any = tyro.cli(
             kind,

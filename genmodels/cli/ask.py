@@ -6,6 +6,7 @@ Signatures and docstrings are what `--help` prints. Slow imports are inside the 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,6 +47,8 @@ def ask(
     """
     paths = [Path(item) for item in inputs if is_image(item)]
     questions = [item for item in inputs if not is_image(item)]
+    if folder := next(filter(os.path.isdir, questions), None):
+        raise UsageError(f"{folder} is a folder: give image files, such as {os.path.join(folder, '*.png')}")
     if not paths or not questions:
         missing = (
             "image: give the path of an image file" if not paths else 'question, such as "Is this person smiling?"'

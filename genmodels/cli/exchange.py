@@ -139,4 +139,4 @@ def import_(folder: Positional[Path], out: Positional[Path], safety_checker: boo
     check_empty(out)
     model = import_folder(folder, safety_checker)
     model.save_pretrained(out)
-    print(f"{model.family} model of {model.config.size} px in {out}: genmodels info {out}")
+    print(f"{model.kind} of {model.config.size} px in {out}: genmodels info {out}")

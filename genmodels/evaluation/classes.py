@@ -133,7 +133,7 @@ def _sampled(context: Context, labels: Tensor) -> Images:
     """Draw one sample of each of `labels`, int64 (N,)."""
     n, condition, size, best = len(labels), Condition(labels=labels), context.batch_size, context.best
     pixels = sampling.sample(context.model, n, context.seed, condition, batch_size=size, best=best, **context.options)
-    return Images(pixels, f"samples of {context.model.family} by class")
+    return Images(pixels, f"samples of {context.model.kind} by class")
 
 
 def _as_frequent(context: Context, classes: Classes) -> Part:

@@ -215,7 +215,7 @@ def _sampled(
     settings = asdict(model.options(**options))
     chosen = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     pixels = sampling.sample(model, n, seed, batch_size=batch_size, best=best, **options)
-    images = Images(pixels, f"samples of {model.family}")
+    images = Images(pixels, f"samples of {model.kind}")
     subject = replace(subject, seed=seed, options=chosen, fingerprint=images.fingerprint)
     return images, replace(subject, candidates=best.count, best_by=best.rule) if best else subject
 

@@ -29,8 +29,8 @@ def part(context: Context) -> Part:
     model = context.model
     absent: dict[str, str] = {}
     images, protocol = context.held_out()
-    with reasons(absent, f"metrics of {model.family}"), evaluating(model), torch.inference_mode():
-        how, texts = f"reported by {model.family} itself on held-out images", list[Any]()
+    with reasons(absent, f"metrics of {model.kind}"), evaluating(model), torch.inference_mode():
+        how, texts = f"reported by {model.kind} itself on held-out images", list[Any]()
         if model.can("converse"):
             texts, origin = held_out_conversations(context.reference, len(images))
         elif model.can("tokenize"):

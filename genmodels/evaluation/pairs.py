@@ -41,7 +41,7 @@ def part(context: Context) -> Part:
     by = "-by-inversion" if searched else ""
     originals, protocol = context.held_out(INVERTED if searched else None)
     pixels = sampling.reconstruct(model, np.asarray(originals.pixels), context.batch_size)
-    rebuilt = Images(pixels, f"reconstructions of {model.family}")
+    rebuilt = Images(pixels, f"reconstructions of {model.kind}")
     context.pictures |= {"originals": np.asarray(originals.pixels[:PAIRS]), "reconstructions": pixels[:PAIRS]}
     lpips, unavailable = context.lpips
     absent = dict(unavailable)

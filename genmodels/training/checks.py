@@ -31,12 +31,12 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
     check_tracker(recipe.track)
     if model.whole_batch and recipe.accumulate > 1:
         raise ValueError(
-            f"the loss of this {model.family} compares the images of a batch with each other, so a batch cannot "
+            f"the loss of this {model.kind} compares the images of a batch with each other, so a batch cannot "
             f"be split into micro-batches: remove --accumulate {recipe.accumulate}"
         )
     if model.whole_batch and recipe.batch_size < 2:
         raise ValueError(
-            f"the loss of this {model.family} compares the images of a batch with each other: use a --batch-size of "
+            f"the loss of this {model.kind} compares the images of a batch with each other: use a --batch-size of "
             f"at least 2, got {recipe.batch_size}"
         )
     if sharding_wanted(processes().num_processes):
@@ -48,7 +48,7 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
         )
     if (count := data.counts().get("train", 0)) < model.least_images:
         raise ValueError(
-            f"{data.source}: {count:,} training images are too few for a model of family {model.family}, at least "
+            f"{data.source}: {count:,} training images are too few for this {model.kind}, at least "
             f"{model.least_images:,} are needed"
         )
     if data.latents is not None and model.trained is model:
@@ -63,7 +63,7 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
         check_captions(data)
     elif model.conditions.text.vocabulary:
         raise ValueError(
-            f"this {model.family} has no tokenizer, so it cannot be trained on text: remove "
+            f"this {model.kind} has no tokenizer, so it cannot be trained on text: remove "
             "--model.condition.text.vocabulary"
         )
     if recipe.minutes is not None and not recipe.resume and recipe.startup > 0.9 * 60 * recipe.minutes:

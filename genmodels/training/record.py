@@ -75,4 +75,4 @@ def summary(model: Model, data: Packed, recipe: Recipe, accelerator: Accelerator
         precision += " (slow on this processor, which has no instructions for it: try --mixed-precision no)"
     where = f"{accelerator.num_processes} x {accelerator.device.type}{layout.describe()}, precision {precision}"
     images = f"{len(data):,} images of {data.source}"
-    return f"{begin}: {model.family}, {count:,} parameters, {images}, {length}, {where}, into {recipe.output}"
+    return f"{begin}: {model.kind}, {count:,} parameters, {images}, {length}, {where}, into {recipe.output}"

@@ -41,7 +41,7 @@ def check_shardable(model: Model) -> None:
     if len(model.turns) > 1:
         # fully_shard fixes which weights have gradients, but turns change that within a step.
         raise ValueError(
-            f"FSDP trains models with one optimiser, but this {model.family} has {len(model.turns)} "
+            f"FSDP trains models with one optimiser, but this {model.kind} has {len(model.turns)} "
             f"({', '.join(model.turns)}): launch it without the FSDP config"
         )
 
