@@ -415,6 +415,7 @@ def test_a_damaged_model_is_one_line(run: Path, capsys: pytest.CaptureFixture[st
 def test_long_and_short_options_together_are_both_kept() -> None:
     folded = fold_options(["sample", "run", "--options", "latents=prior", "--temperature", "0.8"])
     assert folded == ["sample", "run", "--options", "temperature=0.8", "latents=prior"]
+    assert fold_options(["sample", "run", "--options=latents=prior", "--temperature", "0.8"]) == folded
 
 
 def test_info_of_a_run_that_was_killed_while_it_wrote(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,6 +145,9 @@ def fold_options(arguments: Sequence[str]) -> list[str]:
     for token in tokens:
         flag, equals, value = token.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
+        if flag == "--options" and equals:  # as two words, because of two --options only the last one counts
+            kept += [flag, value]
+            continue
         if not flag.startswith("--") or name.removeprefix("no_") in own | {"help"}:
             kept.append(token)
             continue
