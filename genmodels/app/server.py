@@ -33,7 +33,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
         raise ValueError(f"--host {host}: {error.strerror or error}") from None
-    for candidate in range(port, min(port + PORTS, 65536)):
+    ports = range(port, min(port + PORTS, 65536))
+    for candidate in ports:
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -45,7 +46,7 @@ def listen(host: str, port: int) -> socket.socket:
                 raise ValueError(f"--host {host}: {error.strerror or error}") from None
             continue
         return bound
-    raise ValueError(f"no port from {port} to {port + PORTS - 1} is free: choose another --port")
+    raise ValueError(f"no port from {port} to {ports[-1]} is free: choose another --port")
 
 
 def serve(served: Sequence[Served], host: str, port: int) -> None:
