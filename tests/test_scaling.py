@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from genmodels.cli import main
 from genmodels.scaling.analysis import Request, analyse, estimate
-from genmodels.scaling.approaches import envelope, minima
+from genmodels.scaling.approaches import _loss_curve, envelope, minima
 from genmodels.scaling.law import DELTA, NAMES, Cost, Law, bootstrap, fit, fit_cost
 from genmodels.scaling.table import Table, grouped, make_table, read_table
 
@@ -63,10 +63,25 @@ def test_all_approaches_find_the_exponent_that_made_the_losses() -> None:
     table = isoflop(np.geomspace(1e17, 1e21, 9), sizes=13)
     expected = float(LAW.exponents(table.cost)[0])
     losses = table.loss[None]
-    power, found = minima(table, losses)
+    power, curve, found = minima(table, losses)
+    larger = 1e22
+    assert curve.loss(larger)[0] == pytest.approx(float(LAW.loss(*LAW.optimum(larger, table.cost))), rel=2e-3)
     assert power.exponent[0] == pytest.approx(expected, abs=0.005)
     assert not any(minimum.left_out for minimum in found)
     assert envelope(table, losses)[0].exponent[0] == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("floor", [0.0, 2.0])
+def test_the_loss_at_the_minima_recovers_its_floor_and_exponent(floor: float) -> None:
+    x = np.log(np.geomspace(1e10, 1e13, 5))
+    losses = floor + 40 * np.exp(-0.12 * x)
+    some = np.where(np.arange(5)[:, None] < [[5, 4, 3]], losses[:, None], np.nan)  # 5, 4 and 3 minima
+    curve = _loss_curve(x, some)
+    for number in range(2):
+        assert curve.exponent[number] == pytest.approx(0.12, abs=0.004)
+        assert curve.floor[number] == pytest.approx(floor, abs=0.05)
+        assert curve.loss(1e14)[number] == pytest.approx(floor + 40 * 1e14**-0.12, rel=0.01)
+    assert np.isnan(curve.loss(1e14)[2])
 
 
 def test_the_fit_is_at_least_as_good_as_l_bfgs() -> None:
@@ -116,11 +131,18 @@ def test_bootstrap_laws_scatter_around_the_law_by_its_error() -> None:
 
 def test_a_larger_run_is_predicted() -> None:
     table = noisy(isoflop(BUDGETS), 1)
-    best, named = analyse(table, [Request("best", flops=1e21), Request("named", 1e9, 2e10)], samples=100).predictions
+    requests = [Request("best", flops=1e21), Request("named", 1e9, 2e10)]
+    best, at_minimum, named = analyse(table, requests, samples=100).predictions
+    assert [p.approach for p in (best, at_minimum, named)] == ["parametric", "minimum", "parametric"]
     size, tokens = LAW.optimum(1e21, SIX)
     assert best.optimal and best.parameters == pytest.approx(float(size), rel=0.2)
     assert best.loss.low < float(LAW.loss(size, tokens)) < best.loss.high
     assert best.loss.value == pytest.approx(float(LAW.loss(size, tokens)), rel=0.01)
+    for value in (at_minimum.loss.value, best.loss.value):
+        assert value == pytest.approx(float(LAW.loss(size, tokens)), rel=0.01)
+    assert at_minimum.loss.low < float(LAW.loss(size, tokens)) < at_minimum.loss.high
+    assert at_minimum.parameters == pytest.approx(float(size), rel=0.3)
+    assert float(table.cost.flops(at_minimum.parameters, at_minimum.tokens)) == pytest.approx(1e21)
     assert named.loss.value == pytest.approx(float(LAW.loss(1e9, 2e10)), rel=0.01)
 
 
@@ -141,7 +163,7 @@ def test_a_minimum_at_the_edge_is_reported_and_left_out() -> None:
     table = isoflop(BUDGETS)
     edge = (table.flops > 1.5 * BUDGETS[0]) | (table.parameters < LAW.optimum(BUDGETS[0], SIX)[0])
     kept = make_table([_row(table, i) for i in np.flatnonzero(edge)], "the test")
-    power, found = minima(kept, kept.loss[None])
+    power, _, found = minima(kept, kept.loss[None])
     assert found[0].left_out == "its largest model has the least loss: add larger ones"
     assert [minimum.left_out for minimum in found[1:]] == [""] * 4
     assert power.exponent[0] == pytest.approx(float(LAW.exponents(SIX)[0]), abs=0.02)

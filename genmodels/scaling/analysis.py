@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from genmodels.scaling.approaches import MEASURED, Minimum, PowerLaw, envelope, minima, replicates
+from genmodels.scaling.approaches import MEASURED, LossCurve, Minimum, PowerLaw, envelope, minima, replicates
 from genmodels.scaling.law import DELTA, NAMES, Law, bootstrap, fit
 from genmodels.scaling.table import Table
 
@@ -77,9 +77,10 @@ class Prediction:
         parameters: its parameters.
         tokens: its tokens.
         flops: its training FLOPs.
-        loss: the law's loss. Its interval is for the result of a single run: it includes the scatter
-            of runs around the law.
-        optimal: whether the parameters and tokens are N*(C) and D*(C) of the law.
+        loss: the predicted loss. Its interval is for the result of a single run: it includes the
+            scatter of runs around the law.
+        approach: name of the approach, in `APPROACHES`.
+        optimal: whether the parameters and tokens are N*(C) and D*(C) of that approach.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Prediction:
     tokens: float
     flops: float
     loss: Estimate
+    approach: str
     optimal: bool
 
 
@@ -201,10 +203,14 @@ def analyse(table: Table, requests: list[Request] | None = None, samples: int = 
         )
     laws = bootstrap(law, n, d, loss, samples, seed)
     losses = replicates(loss, residuals, samples, seed)
-    by_minimum, found = minima(table, losses)
+    by_minimum, curve, found = minima(table, losses)
     by_envelope, budgets, best = envelope(table, losses)
     scatter = np.random.default_rng(seed + 1).choice(residuals, samples)
-    predictions = [_predict(request, table, law, laws, scatter) for request in requests or []]
+    predictions = []
+    for request in requests or []:
+        predictions.append(_predict(request, table, law, laws, scatter))
+        if request.flops is not None:
+            predictions += _predict_best(request.name, request.flops, table, by_minimum, curve, scatter)
     powers = {"envelope": by_envelope, "minimum": by_minimum}
     return Analysis(table, law, laws, residuals, powers, found, (budgets, best), predictions)
 
@@ -224,4 +230,17 @@ def _predict(request: Request, table: Table, law: Law, laws: Law, scatter: np.nd
         size, tokens = request.parameters, request.tokens
         flops = float(table.cost.flops(size, tokens))
     loss = estimate(law.loss(size, tokens), laws.loss(size, tokens)[:, 0] * np.exp(scatter))
-    return Prediction(request.name, size, tokens, flops, loss, request.flops is not None)
+    return Prediction(request.name, size, tokens, flops, loss, "parametric", request.flops is not None)
+
+
+def _predict_best(
+    name: str, flops: float, table: Table, power: PowerLaw, curve: LossCurve, scatter: np.ndarray
+) -> list[Prediction]:
+    """Predict the best run for a budget by approach 2, if it has enough minima."""
+    losses = curve.loss(flops)
+    if not np.isfinite(losses[MEASURED]):
+        return []
+    size = float(power.size(flops))
+    tokens = flops / float(table.cost.flops(size, 1.0))
+    loss = estimate(losses[MEASURED], losses[1:] * np.exp(scatter))
+    return [Prediction(name, size, tokens, flops, loss, "minimum", True)]

@@ -15,6 +15,8 @@ from genmodels.scaling.table import LEAST, Table
 
 GRID = 100
 """Number of budgets at which the envelope is read."""
+LOSS_EXPONENTS = np.geomspace(1e-3, 2, 200)
+"""Values of the exponent g of L*(C) that are tried."""
 MEASURED = 0
 """Row of the measured losses among the replicates."""
 
@@ -38,6 +40,25 @@ class PowerLaw:
     def data_exponent(self, cost: Cost) -> np.ndarray:
         """Return the exponents of D*(C), (1 + B,): D* = C / (k N*^m)."""
         return 1 - cost.m * self.exponent
+
+
+@dataclass(frozen=True, eq=False)
+class LossCurve:
+    """L*(C) = E + k C^-g, the loss of the best size for a budget, for the measured losses and replicates.
+
+    Attributes:
+        floor: E, (1 + B,), at least 0.
+        log_factor: log k (1 + B,). NaN if there are too few minima.
+        exponent: g, (1 + B,).
+    """
+
+    floor: np.ndarray
+    log_factor: np.ndarray
+    exponent: np.ndarray
+
+    def loss(self, flops: float) -> np.ndarray:
+        """Return L*(C), (1 + B,)."""
+        return np.asarray(self.floor + np.exp(self.log_factor - self.exponent * np.log(flops)))
 
 
 @dataclass(frozen=True)
@@ -73,8 +94,9 @@ def replicates(loss: np.ndarray, residuals: np.ndarray, count: int, seed: int) -
     return loss * np.exp(np.concatenate([np.zeros((1, len(loss))), drawn]))
 
 
-def minima(table: Table, losses: np.ndarray) -> tuple[PowerLaw, list[Minimum]]:
-    """Approach 2: fit a parabola in log N to the losses of each budget, and a power law to the minima.
+def minima(table: Table, losses: np.ndarray) -> tuple[PowerLaw, LossCurve, list[Minimum]]:
+    """Approach 2: fit a parabola in log N to the losses of each budget, a power law to the sizes at the
+    minima, and a power law with a floor to the losses there.
 
     A budget is left out if it has too few sizes, or its minimum is at the edge of its sizes or
     outside of them, where a parabola says nothing.
@@ -83,7 +105,7 @@ def minima(table: Table, losses: np.ndarray) -> tuple[PowerLaw, list[Minimum]]:
         table: the runs.
         losses: as `replicates` returns them (1 + B, n).
     """
-    found, logs, budgets = [], [], []
+    found, logs, levels, budgets = [], [], [], []
     for budget in table.budgets:
         rows = np.flatnonzero(table.budget == budget)
         log_n = np.log(table.parameters[rows])
@@ -110,8 +132,10 @@ def minima(table: Table, losses: np.ndarray) -> tuple[PowerLaw, list[Minimum]]:
         parabola = (u, v - 2 * u * centre, w - v * centre + u * centre**2)
         found.append(Minimum(float(budget), float(np.exp(vertex[MEASURED])), least, parabola))
         logs.append(np.where(inside, vertex, np.nan))
+        levels.append(np.where(inside, level - slope**2 / (4 * curvature), np.nan))
         budgets.append(np.log(budget))
-    return _power_law(np.array(budgets), np.array(logs).reshape(len(logs), len(losses))), found
+    x, shape = np.array(budgets), (len(budgets), len(losses))
+    return _power_law(x, np.array(logs).reshape(shape)), _loss_curve(x, np.array(levels).reshape(shape)), found
 
 
 def _left_out(table: Table, budget: float, best: int, reason: str) -> Minimum:
@@ -153,6 +177,33 @@ def envelope(table: Table, losses: np.ndarray) -> tuple[PowerLaw, np.ndarray, np
         inside = (least > 0) & (least < len(here) - 1)
         best[inside, point] = np.log(np.array(sizes)[here[least[inside]]])
     return _power_law(grid, best.T), np.exp(grid), np.exp(best[MEASURED])
+
+
+def _loss_curve(x: np.ndarray, y: np.ndarray) -> LossCurve:
+    """Fit E + k exp(-g x) to the points (x, y[:, r]) that are finite, for each replicate r.
+
+    The squared relative error is minimised: over E >= 0 and k in closed form, over g on a grid.
+
+    Args:
+        x: logarithms of budgets (K,).
+        y: least losses (K, 1 + B), NaN where there is none.
+    """
+    known = np.isfinite(y)
+    weight = np.where(known, 1 / np.where(known, y, 1.0), 0.0)  # (K, 1 + B)
+    best, found = np.full(y.shape[1], np.inf), np.full((3, y.shape[1]), np.nan)
+    centre = x.mean() if len(x) else 0.0
+    for g in LOSS_EXPONENTS:
+        power = np.exp(-g * (x - centre))[:, None] * weight
+        one, both, square = (weight**2).sum(0), (weight * power).sum(0), (power**2).sum(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            determinant = one * square - both**2
+            floor = np.maximum((weight.sum(0) * square - power.sum(0) * both) / determinant, 0.0)
+            factor = (power.sum(0) - floor * both) / square
+            error = ((floor * weight + factor * power - known) ** 2).sum(0)
+            better = (error < best) & (factor > 0) & (known.sum(0) >= LEAST + 1)
+            values = np.stack([floor, np.log(factor) + g * centre, np.full_like(floor, g)])
+        best, found = np.where(better, error, best), np.where(better, values, found)
+    return LossCurve(*found)
 
 
 def _power_law(x: np.ndarray, y: np.ndarray) -> PowerLaw:

@@ -34,7 +34,7 @@ def isoflop(analysis: Analysis, ink: str) -> Canvas:
             axes.plot(np.exp(x), np.polyval(minimum.parabola, x), color=colour, linewidth=1.3)
             axes.plot(minimum.parameters, minimum.loss, "*", color=ink, markersize=9)
     logarithmic(axes, "x")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="upper center", frameon=False, fontsize=9)
     return canvas
 
 
@@ -57,7 +57,7 @@ def frontier(analysis: Analysis, ink: str) -> Canvas:
         axes.plot(p.flops, p.parameters, "D", color=ink, markersize=5)
         axes.annotate(p.name, (p.flops, p.parameters), (-6, 4), textcoords="offset points", ha="right", fontsize=9.5)
     logarithmic(axes, "x", "y")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
     return canvas
 
 
@@ -86,7 +86,7 @@ def curves(analysis: Analysis, ink: str) -> Canvas:
             axes.vlines(p.flops, p.loss.low, p.loss.high, color=ink)
         axes.annotate(p.name, (p.flops, p.loss.value), (-6, 4), textcoords="offset points", ha="right", fontsize=9.5)
     logarithmic(axes, "x", "y")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
     return canvas
 
 

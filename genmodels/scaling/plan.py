@@ -24,7 +24,7 @@ from genmodels.writing import write_json
 PLAN = "plan.json"
 """File of a sweep folder that holds its plan."""
 FORMAT = 1
-WIDTHS = (16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+WIDTHS = (8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 """Widths of the ladder of sizes. All budgets use the same sizes, as approach 1 needs."""
 FEWEST_STEPS = 50
 """Runs with fewer steps are left out of a plan: their loss is that of the warm-up."""

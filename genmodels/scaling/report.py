@@ -68,8 +68,8 @@ def summary(analysis: Analysis) -> list[str]:
     for p in analysis.predictions:
         what = "best run" if p.optimal else "run"
         lines.append(
-            f"predicted: {p.name}, the {what} with {p.parameters:.4g} parameters and {p.tokens:.4g} tokens "
-            f"({amount(p.flops, 'FLOPs')}): loss {p.loss}"
+            f"predicted by approach {APPROACHES[p.approach][0]}: {p.name}, the {what} with {p.parameters:.4g} "
+            f"parameters and {p.tokens:.4g} tokens ({amount(p.flops, 'FLOPs')}): loss {p.loss}"
         )
     return lines
 
@@ -125,7 +125,10 @@ def _sections(analysis: Analysis, command: str) -> list[Section]:
     ]
     if analysis.predictions:
         rows = [
-            (p.name, [_plain(p.parameters), _plain(p.tokens), _plain(p.flops, "FLOPs"), _cell(p.loss)])
+            (
+                f"{p.name}, by approach {APPROACHES[p.approach]}",
+                [_plain(p.parameters), _plain(p.tokens), _plain(p.flops, "FLOPs"), _cell(p.loss)],
+            )
             for p in analysis.predictions
         ]
         headings = [Heading(text) for text in ("parameters", "tokens", "compute", "loss")]
