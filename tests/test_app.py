@@ -68,7 +68,9 @@ def test_values_of_the_page_become_options_and_flags(served: dict[str, Served]) 
     assert chosen_options(controls, [2.3000000000000003, 12.0, None]) == {"guidance": 2.3, "steps": 12}
     assert chosen_options(controls, [1, 20, 4]) == {"guidance_high": 4.0}
     (low,) = (c for c in option_controls(served["unet"].model) if c.name == "guidance_low")
-    assert chosen_options([low], [None]) == chosen_options([low], [""]) == {}, "a number that was deleted is the default"
+    assert chosen_options([low], [None]) == chosen_options([low], [""]) == {}, (
+        "a number that was deleted is the default"
+    )
     with pytest.raises(ValueError, match="Guidance high must be a number, got 'x'"):
         chosen_options(controls, [1, 20, "x"])
     with pytest.raises(ValueError, match="Steps must be from -9,0"):
