@@ -35,6 +35,7 @@ from genmodels.cli.evaluation import chosen_by
 from genmodels.conditions import Condition, ConditionConfig
 from genmodels.data.batches import BatchReader
 from genmodels.diffusion.unet import UNet, UNetConfig
+from genmodels.dit import Alignment, DiT, DiTConfig
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.images import Images
 from genmodels.evaluation.protocol import Protocol
@@ -44,6 +45,8 @@ from genmodels.latent import Latent
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pictures import to_uint8
 from genmodels.saving import from_dict
+from genmodels.training.checkpoint import training_tensors
+from genmodels.training.layout import Layout
 from genmodels.training.recipe import OptimConfig
 from genmodels.types import Batch
 
@@ -161,6 +164,36 @@ def test_steps_raise_the_margin_and_move_away_from_the_reference(make: Any, tmp_
     assert weights_hash(policy.policy) != before
 
 
+def test_every_trained_weight_has_a_gradient_although_alignment_is_no_part_of_the_loss(tmp_path: Path) -> None:
+    """Several processes wait for the gradients of all weights that are trained."""
+    torch.manual_seed(0)
+    model = DiT(DiTConfig(size=8, transformer=SMALL_BLOCKS, align=Alignment(features=4, after=1))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    policy, batch = dpo_batch(model, pairs_of(model, tmp_path / "pairs", options={"steps": 2}))
+    policy(batch)[0].backward()
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    assert {name for name, _ in policy.named_parameters()} - trained == {
+        f"policy.projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")
+    }
+
+
+def test_checkpoints_put_the_rows_of_divided_layers_in_order() -> None:
+    """The policy has other names in the model that is trained than in its checkpoints."""
+    model = randomised(PIXELS)
+    complete = {name: value.clone() for name, value in model.state_dict().items()}
+    name = "decoder.transformer.blocks.0.attention.qkv.weight"
+    policy, order = DPO(model), torch.randperm(len(complete[name]), generator=torch.Generator().manual_seed(0))
+    weight = model.get_parameter(name)
+    weight.data = weight.data[order]
+    saved = training_tensors(policy, policy, {}, layout=Layout(parts=2, rows={f"policy.{name}": order}))
+    for tensors in (saved["model"], saved["ema"]):
+        assert tensors.keys() == complete.keys()
+        assert all(torch.equal(value, complete[key]) for key, value in tensors.items())
+
+
 def test_a_condition_reaches_the_loss(tmp_path: Path) -> None:
     model = randomised(PIXELS)
     condition = {"Smiling": "yes", "label": 2}
@@ -178,7 +211,19 @@ def test_prompts_reach_the_loss(tmp_path: Path) -> None:
     assert batch.condition.text is not None and policy.can("tokenize")
     assert read_pairs(tmp_path / "pairs").record.prompts == tuple(prompts)
     assert policy(batch)[0].item() == pytest.approx(math.log(2), abs=1e-5)
-    assert not DPO(model).can("tokenize")  # of pairs without prompts
+
+
+def test_pairs_without_prompts_of_a_model_with_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genmodels.training.show.GRID", 1)
+    monkeypatch.setenv("GENMODELS_CACHE", str(tmp_path / "cache"))
+    model_of("autoregressive").save_pretrained(tmp_path / "parent")
+    model = genmodels.load(tmp_path / "parent")
+    pairs = pairs_of(model, tmp_path / "pairs")
+    policy, batch = dpo_batch(model, pairs)
+    assert not policy.can("tokenize") and batch.condition.text is None
+    assert policy(batch)[0].item() == pytest.approx(math.log(2), abs=1e-5)
+    run = training.train_dpo(dpo_recipe(tmp_path / "run", run=tmp_path / "parent", pairs=(pairs,), steps=1))
+    assert genmodels.load(run).can("tokenize")
 
 
 # ---- probabilities ----

@@ -53,7 +53,7 @@ class DPO(Generator):
 
     Args:
         policy: the model to train, which is also the reference as it is now.
-        beta: strength of the KL penalty.
+        beta: strength of the KL penalty. None: `BETA` or, for a diffusion model, `DIFFUSION_BETA`.
         prompts: whether the pairs have prompts.
 
     Raises:
@@ -69,9 +69,14 @@ class DPO(Generator):
                 f"{policy.kind} models have no likelihood, which DPO needs: use an autoregressive or a diffusion model "
                 "(not a mean flow)"
             )
-        self.beta = beta or (BETA if self.exact else DIFFUSION_BETA)
+        default = BETA if self.exact else DIFFUSION_BETA
+        self.beta = default if beta is None else beta
         self._prompts = prompts
         self._reference = None if self.exact else losses_of_copy(policy.trained)
+        if (projector := getattr(policy.trained, "projector", None)) is not None:
+            # Of the alignment with an extractor, which is no part of this loss: several processes would wait for its
+            # gradient.
+            projector.requires_grad_(False)
 
     # ---- the loss ----
 
@@ -91,7 +96,7 @@ class DPO(Generator):
             reference = -self._reference(samples, condition, noise[1]).view(2, n).T
         policy = policy.view(2, n).T
         losses, metrics = preference_losses(policy, reference, self.beta)
-        if self.exact:  # the pairs are samples of the reference model
+        if self.exact:  # the pairs are samples of the reference model: an estimate of KL(reference, policy) in nats
             metrics["kl"] = (reference - policy).detach().mean()
         return losses.mean(), metrics
 

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from genmodels.hashing import file_sha256
 from genmodels.reading import in_one_line, read_json
 from genmodels.saving import Range, from_dict
-from genmodels.training.layout import Layout
+from genmodels.training.layout import Layout, named_tensors
 from genmodels.training.optim import load_optimizer_tensors, optimizer_names, optimizer_tensors
 from genmodels.training.steps import list_checkpoints, step_of
 from genmodels.weights import check_same, masks, read_tensors
@@ -113,13 +113,25 @@ def training_tensors(
         of = optimizer_names(optimizer, model)
         for name, tensor in optimizer_tensors(optimizer).items():
             states[f"{turn}.{name}"], names[f"{turn}.{name}"] = tensor, of[name.partition(".")[0]]
+    contents = {
+        "model": (model.state_dict(), parameter_names(model)),
+        "ema": (ema.state_dict(), parameter_names(ema)),
+        "optimizer": (states, names),
+    }
     tensors: dict[str, dict[str, Tensor]] = {}
-    for name, content in (("model", model.state_dict()), ("ema", ema.state_dict()), ("optimizer", states)):
-        tensors[name] = {}
-        for key, value in layout.complete(content, names if content is states else None):
+    for file, (content, parameters) in contents.items():
+        tensors[file] = {}
+        for key, value in layout.complete(content, parameters):
             if keep:
-                tensors[name][key] = value.cpu()
+                tensors[file][key] = value.cpu()
     return tensors
+
+
+def parameter_names(model: nn.Module) -> dict[str, str]:
+    """Return the name in `model` of each entry of its state dict. A model that is saved as one of its
+    modules, as the policy of DPO is, has other names there."""
+    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    return {key: names.get(id(tensor), key) for key, tensor in model.state_dict(keep_vars=True).items()}
 
 
 def save_checkpoint(

@@ -61,7 +61,7 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
         check_conversations(data)
     if model.can("tokenize"):
         check_captions(data)
-    elif model.conditions.text.vocabulary:
+    elif model.conditions.text.vocabulary and not model.trained.can("tokenize"):
         raise ValueError(
             f"this {model.kind} has no tokenizer, so it cannot be trained on text: remove "
             "--model.condition.text.vocabulary"
