@@ -363,8 +363,10 @@ def test_pages_of_other_pairs_do_not_share_choices(tmp_path: Path) -> None:
 def test_prompts_on_the_page_cannot_end_its_script(tmp_path: Path) -> None:
     from genmodels.alignment.page import page
 
-    text = page([["a", "b"]], ["</script><b>"], "key")
-    assert text.count("</script>") == 1 and "<\\/script><b>" in text
+    prompt = "<!--<script></script><b>"  # "<!--<script" would let a later end of the script not count
+    text = page([["a", "b"]], [prompt], "key")
+    assert text.count("</script>") == text.count("<script") == 1 and "<!--" not in text and "<b>" not in text
+    assert json.loads(re.findall(r"prompts = (\[.*?\]), key", text)[0]) == [prompt]
 
 
 def test_several_folders_keep_their_conditions(tmp_path: Path) -> None:

@@ -81,11 +81,11 @@ def page(images: Sequence[Sequence[str]], prompts: Sequence[str], key: str) -> s
     Args:
         images: data URLs of the left and the right image of each pair.
         prompts: the prompt of each pair, or none.
-        key: identifies the pairs in the storage of the browser.
+        key: identifies the pairs in the storage of the browser, which all pages share.
     """
     parts = {"__IMAGES__": images, "__PROMPTS__": prompts}
     text = TEMPLATE.replace("__KEY__", key)
     for mark, value in parts.items():
-        # Inside a script element, "</" could end it.
-        text = text.replace(mark, json.dumps(value).replace("</", "<\\/"))
+        # A script element can be ended, or be confused, by "<" of a prompt.
+        text = text.replace(mark, json.dumps(value).replace("<", "\\u003c"))
     return text

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from genmodels.conditions import Condition
 from genmodels.hashing import file_sha256, weights_hash
-from genmodels.pictures import to_float
+from genmodels.pictures import to_float, to_uint8
 from genmodels.reading import read_json, read_text
 from genmodels.saving import Range, from_dict
 from genmodels.weights import read_tensors
@@ -121,8 +121,7 @@ def source_of(model: Any) -> tuple[str, str]:
 def stored(samples: Tensor, model: Any) -> Tensor:
     """Convert samples of `model.trained` to what a folder of pairs holds."""
     if model.trained is model:  # pixels
-        levels = samples.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-        return levels.permute(0, 2, 3, 1).cpu()  # (N, H, W, 3)
+        return torch.from_numpy(to_uint8(samples))
     return samples.to(torch.float32 if samples.is_floating_point() else torch.int32).cpu()
 
 
