@@ -81,6 +81,9 @@ class Multimodal(Answering, Prior):
     Args:
         config: the codes and the transformer. What depends on the tokenizer is filled in.
         tokenizer: turns conversations into tokens. None: the one that ships with the package.
+
+    Raises:
+        ValueError: if the context is too short for an image.
     """
 
     family = "multimodal"
@@ -93,6 +96,12 @@ class Multimodal(Answering, Prior):
 
     def __init__(self, config: MultimodalConfig | None = None, tokenizer: ChatTokenizer | None = None):
         config = config or MultimodalConfig()
+        count, context = math.prod(config.codes), config.lm.context
+        if count >= context:
+            raise ValueError(
+                f"an image has {count:,} codes, and the context {context:,} tokens: set model.lm.context to more than "
+                f"{count:,}"
+            )
         extra = config.codebook_size * config.levels
         language = LM(replace(config.lm, extra=extra), tokenizer)
         super().__init__(replace(config, lm=language.config))
@@ -158,18 +167,11 @@ class Multimodal(Answering, Prior):
 
     def extended_config(self, config: MultimodalConfig, given: Mapping[str, Any]) -> MultimodalConfig:
         """Return the config of a model that goes on with more or fewer codes of an image, with the base
-        of its rotary positions (`genmodels.nn.rope.stretched`). One among the settings `given` stays.
-
-        Raises:
-            ValueError: if the context is too short for an image.
-        """
-        places = math.prod(config.codes)
-        if places >= config.lm.context:
-            raise ValueError(f"an image has {places:,} codes: set model.lm.context to more than {config.lm.context:,}")
+        of its rotary positions (`genmodels.nn.rope.stretched`). One among the settings `given` stays."""
         if "rope_theta" in given.get("lm", {}).get("transformer", {}):
             return config
         old = self.config.lm.transformer
-        theta = stretched(old.rope_theta, places / math.prod(self.config.codes), old.head_dim)
+        theta = stretched(old.rope_theta, math.prod(config.codes) / self.image_tokens, old.head_dim)
         return replace(config, lm=replace(config.lm, transformer=replace(config.lm.transformer, rope_theta=theta)))
 
     def extend_from(self, model: Multimodal) -> None:
@@ -217,13 +219,23 @@ class Multimodal(Answering, Prior):
     # ---- sampling ----
 
     def sample(self, noise: Noise, condition: Condition, options: AutoregressiveOptions) -> Tensor:
-        """Sample codes (N, *codes), after the prompts of `condition`, if any."""
+        """Sample codes (N, *codes), after the prompts of `condition`, if any.
+
+        Raises:
+            ValueError: if a prompt leaves no place for the codes in the context.
+        """
         o, n, device = options, len(noise), noise.device
         prompts = self._prompts(condition, n)
         if o.guidance != 1:
             others = self._prompts(negative_condition(self, o.negative, n, device), n)
             hidden = [self._null(len(prompt) - 1) for prompt in prompts]
             prompts += others if o.negative else hidden
+        longest, most = max(map(len, prompts)), self.config.lm.context - self.image_tokens + 1  # the last is not read
+        if longest > most:
+            raise ValueError(
+                f"a prompt has {longest:,} tokens, and the context has place for {most:,} before the "
+                f"{self.image_tokens:,} codes of an image: shorten the prompt"
+            )
         uniform = noise.uniform(self.image_tokens)  # (N, T)
         size = self.config.codebook_size
 

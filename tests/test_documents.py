@@ -152,8 +152,10 @@ def test_a_multimodal_model_goes_on_with_more_codes() -> None:
     long.extend_from(short)
     assert all(torch.equal(a, b) for a, b in zip(short.parameters(), long.parameters(), strict=True))
     assert long.bits_per_token(codes(2, (4, 4))).isfinite().all()
-    with pytest.raises(ValueError, match=r"an image has 1,024 codes: set model.lm.context to more than 512"):
-        short.extended_config(replace(config, codes=(32, 32)), {})
+    with pytest.raises(
+        ValueError, match=r"an image has 1,024 codes, and the context 512 tokens: set model.lm.context to"
+    ):
+        Multimodal(short.extended_config(replace(config, codes=(32, 32)), {}))
     with pytest.raises(ValueError, match="language.embedding.weight differs in shape"):
         long.extend_from(Multimodal(MultimodalConfig(SIZE, (2, 2), 9, LMConfig(transformer=BLOCKS))))
 

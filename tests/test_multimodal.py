@@ -144,6 +144,8 @@ def test_what_does_not_fit_is_refused():
         m(Batch(codes(1), Noise([0]), Condition(text=m.tokens.encode([ASKED], 3))))
     with pytest.raises(ValueError, match="a text is empty"):
         m.tokenize([" "])
+    with pytest.raises(ValueError, match="an image has 64 codes, and the context 64 tokens: .* to more than 64"):
+        Multimodal(MultimodalConfig(lm=LMConfig(transformer=BLOCKS, context=64)))
     for settings, reason in (
         (dict(codes=(2,)), "codes must be"),
         (dict(learn="some"), "'all' or 'answers'"),
@@ -151,6 +153,19 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match=reason):
             MultimodalConfig(**settings)
+
+
+def test_a_prompt_leaves_place_for_the_image():
+    condition = condition_of(model(), {"prompt": "a smiling woman"}, 1)
+    length = condition.text.ids.shape[1]
+    for context in (length + 3, length + 2):
+        m = Multimodal(MultimodalConfig(SIZE, (2, 2), K, LMConfig(transformer=BLOCKS, context=context))).eval()
+        if context == length + 3:  # the prompt and the 3 codes before the last
+            assert m.sample(Noise([0]), condition, m.options()).shape == (1, 2, 2)
+            continue
+        reason = f"a prompt has {length} tokens, and the context has place for {length - 1} before the 4 codes"
+        with pytest.raises(ValueError, match=reason):
+            m.sample(Noise([0]), condition, m.options())
 
 
 def test_half_of_the_conversations_ask_for_an_image():
