@@ -70,32 +70,14 @@ def _plain(text: str) -> str:
 
 
 def classifier(folder: Path) -> Reason:
-    """Return a filter by a sequence classifier of transformers, such as one for toxic language. Its
-    weights are safetensors, and no code of the folder is executed.
+    """Return a filter by a sequence classifier of transformers, such as one for toxic language.
 
     Raises:
         ValueError: if transformers is not installed, or the folder holds no such classifier.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError(
-            "a prompt filter that is a classifier needs transformers: pip install 'genmodels[evaluation]'"
-        ) from None
+    kinds = ("AutoModelForSequenceClassification", "AutoTokenizer")
+    model, tokenizer = load_classifier(folder, "--prompt-filter", "a sequence classifier", *kinds)
     import torch
-
-    where: Any = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
-        kind = transformers.AutoModelForSequenceClassification
-        model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **where)
-    except Exception as error:  # of many types, which mean the same to the caller
-        raise ValueError(
-            f"--prompt-filter {folder}: not a sequence classifier of transformers ({in_one_line(error, 200)})"
-        ) from None
-    if report["missing_keys"]:
-        raise ValueError(f"--prompt-filter {folder}: its weights lack {sorted(report['missing_keys'])[0]}")
-    model.requires_grad_(False).eval()
 
     def reason(prompt: str) -> str:
         with torch.inference_mode():
@@ -106,3 +88,41 @@ def classifier(folder: Path) -> Reason:
         return f"classifies it as {model.config.id2label[found]!r} ({logits.softmax(0)[found]:.2f})"
 
     return reason
+
+
+def load_classifier(folder: Path, flag: str, what: str, model: str, preparation: str, **options: Any) -> Any:
+    """Load a classifier of transformers and what prepares its inputs. Its weights are safetensors, and
+    no code of the folder is executed.
+
+    Args:
+        folder: the folder.
+        flag: the flag that names it, for messages.
+        what: what it is to be, for messages.
+        model, preparation: names of the classes of transformers.
+        **options: of the preparation.
+
+    Returns:
+        The classifier, in float32 and in eval mode, and the preparation.
+
+    Raises:
+        ValueError: if transformers is not installed, or the folder holds no such classifier.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError(f"{flag} {folder} needs transformers: pip install 'genmodels[evaluation]'") from None
+    import torch
+
+    where: Any = {"local_files_only": True, "trust_remote_code": False}
+    kinds = getattr(transformers, model), getattr(transformers, preparation)
+    try:
+        prepare = kinds[1].from_pretrained(folder, **options, **where)
+        # In float32: not all classifiers convert their inputs to the precision of their weights.
+        network, report = kinds[0].from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **where
+        )
+    except Exception as error:  # of many types, which mean the same to the caller
+        raise ValueError(f"{flag} {folder}: not {what} of transformers ({in_one_line(error, 200)})") from None
+    if report["missing_keys"]:
+        raise ValueError(f"{flag} {folder}: its weights lack {sorted(report['missing_keys'])[0]}")
+    return network.requires_grad_(False).eval(), prepare

@@ -59,6 +59,20 @@ def test_images_that_the_classifier_flags_are_black(classifier: Path, capsys: py
     assert f"the image filter flagged {N // 2} of {N} images, which are black: try" in capsys.readouterr().err
 
 
+def test_weights_in_half_precision_are_applied_in_float32(tmp_path: Path) -> None:
+    """A ResNet does not convert its inputs to the precision of its weights."""
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "num_labels": 2}
+    network = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes)).half()
+    images = torch.rand(N, 3, 16, 16) * 2 - 1
+    for dtype in (torch.float16, torch.float32):
+        folder = tmp_path / str(dtype)
+        network.to(dtype).save_pretrained(folder)
+        transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    flagged = image_filter(tmp_path / str(torch.float16))(images)
+    assert torch.equal(flagged, image_filter(tmp_path / str(torch.float32))(images))
+
+
 def test_the_flag_applies_the_filter(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "samples.npy"
     assert main(["sample", MODEL, "--n", str(N), "--out", str(out), "--image-filter", str(classifier)]) == 0
