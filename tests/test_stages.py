@@ -277,6 +277,35 @@ def test_a_changed_stage_is_not_resumed(
     assert train("--resume", "--output", "run") == 0
 
 
+def test_settings_that_lie_in_the_run_folder_do_not_end_a_stage(
+    data: list[str], tmp_path: Path, codec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config.yaml that is written by hand is not that of a stage that has begun."""
+    file = settings(tmp_path, [SHORT, LONG], codec=str(codec))
+    Path("run").mkdir()
+    (Path("run") / "config.yaml").write_text(Path(file).read_text())
+    stopping(monkeypatch, 3, ask)
+    assert train("--config", file, "--output", "run") == 1
+    stopping(monkeypatch, -1, kill)
+    assert train("--resume", "--output", "run") == 0
+    assert (Path("run") / "stages" / "1" / "checkpoints" / "step_00000004").is_dir()
+    assert (Path("run") / "config.1.yaml").read_text() == Path(file).read_text()
+
+
+def test_a_folder_that_the_last_stage_cannot_use_is_refused_before_the_first(
+    data: list[str], tmp_path: Path, codec: Path
+) -> None:
+    from genmodels.training.pipeline import train as run_pipeline
+
+    file = Path(settings(tmp_path, [SHORT, LONG], codec=str(codec), output=str(tmp_path / "run")))
+    made = from_yaml(recipe_class("autoregressive"), "autoregressive", file)
+    made.output.mkdir()
+    (made.output / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="run is not empty: give another --output"):
+        run_pipeline(Autoregressive, made)
+    assert [path.name for path in made.output.iterdir()] == ["notes.txt"]
+
+
 def test_stages_are_only_for_training_from_nothing(data: list[str], tmp_path: Path, codec: Path) -> None:
     with pytest.raises(ValueError, match="this run cannot have stages"):
         fit(tiny(), faces(), recipe(tmp_path / "run", stages=({"steps": 2},)))

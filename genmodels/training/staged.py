@@ -63,11 +63,14 @@ def train_stages(kind: type[Model], recipe: Any, make: Callable[[Any], Model] | 
         if recipe.resume:
             check_unchanged(record, recipe.stages)
         else:
-            check_output(stages[0])
+            for stage in stages:
+                check_output(stage)
         text = to_yaml(replace(recipe, output=recipe.output.absolute()), recipe.name or kind.family)
         processes().wait_for_everyone()
         if main and not recipe.resume:
             put_aside(record.parent, text)
+            for stage in stages:  # config.yaml there will mean that the stage before is complete
+                put_aside(stage.output, "")
         if main:
             write_text(record, text)
     for number, stage in enumerate(stages, 1):  # data that cannot be used are refused before the first stage
