@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from test_safety import network
+from transformers import CLIPImageProcessor
 
 import genmodels
 from genmodels.cli import main
@@ -19,6 +23,8 @@ from genmodels.latent import Latent
 from genmodels.lm import LMConfig
 from genmodels.multimodal import Multimodal, MultimodalConfig
 from genmodels.nn.transformer import TransformerConfig
+from genmodels.safety import SafetyChecker
+from genmodels.training.checks import check_conversations
 from genmodels.types import Batch, Noise
 from genmodels.vqvae import VQVAE, VQVAEConfig
 
@@ -178,6 +184,23 @@ def test_half_of_the_conversations_ask_for_an_image():
     assert ((text.ids == m.tokens.image).sum(1) == 4).all() and abs(drawn.float().mean() - 0.5) < 0.1
 
 
+def test_images_without_a_caption_are_not_drawn_and_need_none():
+    """Fine-tuning on conversations alone, and on captions of some images."""
+    data = open_data("toyfaces", size=SIZE).split("train").take(torch.arange(40).numpy())
+    told = json.dumps([{"from": "human", "value": f"{IMAGE}\nWho?"}, {"from": "gpt", "value": "A face."}])
+    none = replace(data, attributes=data.attributes[:, :0], attribute_names=(), conversations=[(told,)] * 40)
+    check_conversations(none)  # as fit() does
+    some = replace(none, text=[("a man",) if i < 20 else () for i in range(40)])
+    m = model()
+    for each, captioned in ((none, 0), (some, 20)):
+        (read,) = BatchReader(each, 40, seed=0, converse=m.read_conversations, draws=True).read(0, 0.0)
+        text = read.condition.text
+        prompt = m.read_conversations([(Turn(DRAW.format("a man"), IMAGE),)]).ids[0]
+        drawn = ((text.ids == m.tokens.image) & text.learned).any(1)
+        assert (drawn.sum() > 0) == (captioned > 0) and drawn.sum() <= captioned
+        assert all(torch.equal(ids[: len(prompt)], prompt) for ids in text.ids[drawn])
+
+
 def codec() -> VQVAE:
     torch.manual_seed(2)
     config = VQVAEConfig(
@@ -191,7 +214,10 @@ def test_fine_tuning_from_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("genmodels.training.show.GRID", 4)
     parts = codec()
     prior = Multimodal(Multimodal.config_over(MultimodalConfig(SIZE, lm=LMConfig(transformer=BLOCKS)), parts))
-    Latent.over(parts, prior).eval().save_pretrained(tmp_path / "pre")
+    whole = Latent.over(parts, prior).eval()
+    preparation = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    whole.use_safety_checker(SafetyChecker(network(), preparation))
+    whole.save_pretrained(tmp_path / "pre")
     command = [
         "train",
         "sft",
@@ -206,7 +232,7 @@ def test_fine_tuning_from_the_command_line(tmp_path, capsys, monkeypatch):
     ]
     assert main([*command, "--output", str(tmp_path / "sft")]) == 0
     tuned = genmodels.load(tmp_path / "sft")
-    assert tuned.prior.config.learn == "answers" and tuned.family == "latent"
+    assert tuned.prior.config.learn == "answers" and tuned.family == "latent" and tuned.safety_checker is not None
     assert any(not torch.equal(a, b) for a, b in zip(tuned.prior.parameters(), prior.parameters(), strict=True))
     Image.fromarray(open_data("toyfaces", size=SIZE).images[0]).save(tmp_path / "face.png")
     capsys.readouterr()

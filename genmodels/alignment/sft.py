@@ -47,6 +47,7 @@ def train_sft(recipe: Any) -> Path:
         )
     size = model.config.size
     tuned = Latent.over(model.codec, model.prior.learning_answers()).to(processes().device)
+    tuned.use_safety_checker(model.safety_checker)
     packing = time.monotonic()
     data = open_data(recipe.data, recipe.root, size, recipe.crop)
     began += time.monotonic() - packing

@@ -58,7 +58,8 @@ class BatchReader:
         converse: converts conversations to token ids. If it is given, each batch has one
             conversation per image, drawn from its seed, in place of captions: a stored one, or one
             that is written from the attributes, or else from a stored caption.
-        draws: in half of the conversations, the question is a caption and the answer is the image.
+        draws: in half of the conversations, the question is a caption and the answer is the image. Images
+            without a caption are left out.
         attributes: names of the attributes in `condition.attributes`; None: all of the data.
 
     Raises:
@@ -155,8 +156,11 @@ class BatchReader:
         turns = conversations_of(self.data, index, seeds, self.seed, self._shares)
         if not self.draws:
             return turns
-        drawn = [(Turn(DRAW.format(caption), IMAGE),) for caption in self._captions(index, seeds)]
-        return [b if mix_seed(seed, 1) % 2 else a for a, b, seed in zip(turns, drawn, seeds, strict=True)]
+        asked = zip(turns, self._captions(index, seeds), seeds, strict=True)
+        return [
+            (Turn(DRAW.format(caption), IMAGE),) if caption and mix_seed(seed, 1) % 2 else about
+            for about, caption, seed in asked
+        ]
 
     def _captions(self, index: np.ndarray, seeds: Sequence[int]) -> list[str]:
         """Return one caption of each image. If others have stored captions, it may be empty."""

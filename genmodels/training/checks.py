@@ -59,7 +59,7 @@ def check_fit(model: Model, data: Packed, recipe: Recipe) -> None:
     check_classes(model.conditions, data)
     if model.can("converse"):
         check_conversations(data)
-    if model.can("tokenize"):
+    elif model.can("tokenize"):
         check_captions(data)
     elif model.conditions.text.vocabulary and not model.trained.can("tokenize"):
         raise ValueError(
