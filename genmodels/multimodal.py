@@ -167,7 +167,8 @@ class Multimodal(Answering, Prior):
 
     def extended_config(self, config: MultimodalConfig, given: Mapping[str, Any]) -> MultimodalConfig:
         """Return the config of a model that goes on with more or fewer codes of an image, with the base
-        of its rotary positions (`genmodels.nn.rope.stretched`). One among the settings `given` stays."""
+        of its rotary positions (`genmodels.nn.rope.stretched`). One among the settings `given` stays.
+        """
         if "rope_theta" in given.get("lm", {}).get("transformer", {}):
             return config
         old = self.config.lm.transformer

@@ -91,8 +91,8 @@ def classifier(folder: Path) -> Reason:
 
 
 def load_classifier(folder: Path, flag: str, what: str, model: str, preparation: str, **options: Any) -> Any:
-    """Load a classifier of transformers and what prepares its inputs. Its weights are safetensors, and
-    no code of the folder is executed.
+    """Load a classifier of transformers and what prepares its inputs. Its weights are safetensors,
+    and no code of the folder is executed.
 
     Args:
         folder: the folder.

@@ -58,8 +58,8 @@ class BatchReader:
         converse: converts conversations to token ids. If it is given, each batch has one
             conversation per image, drawn from its seed, in place of captions: a stored one, or one
             that is written from the attributes, or else from a stored caption.
-        draws: in half of the conversations, the question is a caption and the answer is the image. Images
-            without a caption are left out.
+        draws: in half of the conversations, the question is a caption and the answer is the image.
+            Images without a caption are left out.
         attributes: names of the attributes in `condition.attributes`; None: all of the data.
 
     Raises:

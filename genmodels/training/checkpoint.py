@@ -128,8 +128,8 @@ def training_tensors(
 
 
 def parameter_names(model: nn.Module) -> dict[str, str]:
-    """Return the name in `model` of each entry of its state dict. A model that is saved as one of its
-    modules, as the policy of DPO is, has other names there."""
+    """Return the name in `model` of each entry of its state dict. A model that is saved as one of
+    its modules, as the policy of DPO is, has other names there."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
     return {key: names.get(id(tensor), key) for key, tensor in model.state_dict(keep_vars=True).items()}
 
