@@ -71,6 +71,19 @@ def test_all_approaches_find_the_exponent_that_made_the_losses() -> None:
     assert envelope(table, losses)[0].exponent[0] == pytest.approx(expected, abs=0.05)
 
 
+def test_losses_far_above_the_minimum_do_not_bend_the_parabola() -> None:
+    table = isoflop(BUDGETS)
+    _, _, found = minima(table, table.loss[None])
+    far = table.parameters == table.parameters.max()  # of the largest budget only
+    worse = replace(table, loss=np.where(far, 1.5 * table.loss, table.loss))
+    assert far.sum() == 1
+    _, _, bent = minima(worse, worse.loss[None])
+    without = make_table([_row(table, i) for i in np.flatnonzero(~far)], "the test")
+    _, _, expected = minima(without, without.loss[None])
+    assert bent[-1].parameters == pytest.approx(expected[-1].parameters, rel=1e-9)
+    assert [m.parameters for m in bent[:-1]] == [m.parameters for m in found[:-1]]
+
+
 @pytest.mark.parametrize("floor", [0.0, 2.0])
 def test_the_loss_at_the_minima_recovers_its_floor_and_exponent(floor: float) -> None:
     x = np.log(np.geomspace(1e10, 1e13, 5))

@@ -15,6 +15,8 @@ from genmodels.scaling.table import LEAST, Table
 
 GRID = 100
 """Number of budgets at which the envelope is read."""
+NEAR = 1.1
+"""Largest loss that a parabola is fitted to, as a multiple of the least loss of its budget."""
 LOSS_EXPONENTS = np.geomspace(1e-3, 2, 200)
 """Values of the exponent g of L*(C) that are tried."""
 MEASURED = 0
@@ -98,8 +100,9 @@ def minima(table: Table, losses: np.ndarray) -> tuple[PowerLaw, LossCurve, list[
     """Approach 2: fit a parabola in log N to the losses of each budget, a power law to the sizes at the
     minima, and a power law with a floor to the losses there.
 
-    A budget is left out if it has too few sizes, or its minimum is at the edge of its sizes or
-    outside of them, where a parabola says nothing.
+    A parabola describes the losses close to their minimum only, so those above `NEAR` times the least
+    one are not used. A budget is left out if it has too few sizes, or its minimum is at the edge of
+    its sizes or outside of them, where a parabola says nothing.
 
     Args:
         table: the runs.
@@ -114,17 +117,21 @@ def minima(table: Table, losses: np.ndarray) -> tuple[PowerLaw, LossCurve, list[
         if len(sizes) < LEAST:
             found.append(_left_out(table, budget, best, f"it has fewer than {LEAST} sizes"))
             continue
-        centre = log_n.mean()
+        # Whether a replicate's least loss is at the edge is not asked: that is chance if the parabola is flat.
+        at_edge = np.log(table.parameters[best]) in (sizes[0], sizes[-1])
+        smallest = table.parameters[best] == table.parameters[rows].min()
+        near = table.loss[rows] <= NEAR * table.loss[best]
+        if len(np.unique(log_n[near])) >= LEAST:
+            rows, log_n = rows[near], log_n[near]
+        sizes, centre = np.unique(log_n), log_n.mean()
         design = np.stack([(log_n - centre) ** 2, log_n - centre, np.ones(len(rows))], axis=1)
         curvature, slope, level = np.linalg.pinv(design) @ losses[:, rows].T  # each (1 + B,)
         with np.errstate(divide="ignore", invalid="ignore"):
             vertex = centre - slope / (2 * curvature)
         inside = (curvature > 0) & (vertex > sizes[0]) & (vertex < sizes[-1])
-        # Whether a replicate's least loss is at the edge is not asked: that is chance if the parabola is flat.
-        at_edge = np.log(table.parameters[best]) in (sizes[0], sizes[-1])
         if at_edge or not inside[MEASURED]:
-            side = "smallest" if table.parameters[best] == table.parameters[rows].min() else "largest"
-            reason = f"its {side} model has the least loss: add {'smaller' if side == 'smallest' else 'larger'} ones"
+            side, add = ("smallest", "smaller") if smallest else ("largest", "larger")
+            reason = f"its {side} model has the least loss: add {add} ones"
             found.append(_left_out(table, budget, best, reason if at_edge else "its parabola has no minimum inside"))
             continue
         u, v, w = (float(values[MEASURED]) for values in (curvature, slope, level))
