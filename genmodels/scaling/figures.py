@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genmodels.evaluation.columns import amount
 from genmodels.evaluation.report import COLOURS
 from genmodels.scaling.analysis import APPROACHES, Analysis
 
@@ -26,7 +27,7 @@ def isoflop(analysis: Analysis, ink: str) -> Canvas:
     for number, minimum in enumerate(analysis.minima):
         rows = table.budget == minimum.budget
         colour = _colour(number, len(analysis.minima))
-        label = f"{minimum.budget:.3g} FLOPs" if _listed(number, len(analysis.minima)) else None
+        label = amount(minimum.budget, "FLOPs") if _listed(number, len(analysis.minima)) else None
         axes.plot(table.parameters[rows], table.loss[rows], "o", color=colour, markersize=4.5, label=label)
         if not minimum.left_out:
             low, high = (float(np.log(edge)) for edge in (table.parameters[rows].min(), table.parameters[rows].max()))
@@ -34,7 +35,7 @@ def isoflop(analysis: Analysis, ink: str) -> Canvas:
             axes.plot(np.exp(x), np.polyval(minimum.parabola, x), color=colour, linewidth=1.3)
             axes.plot(minimum.parameters, minimum.loss, "*", color=ink, markersize=9)
     logarithmic(axes, "x")
-    axes.legend(loc="upper center", frameon=False, fontsize=9)
+    legend(canvas)
     return canvas
 
 
@@ -47,17 +48,17 @@ def frontier(analysis: Analysis, ink: str) -> Canvas:
     axes.plot(table.flops, table.parameters, ".", color=ink, alpha=0.2, markersize=4, label="runs")
     sizes = analysis.samples.optimum(flops, cost)[0]
     axes.fill_between(flops, *np.nanpercentile(sizes, [2.5, 97.5], axis=0), color=COLOURS[0], alpha=0.2, linewidth=0)
-    axes.plot(flops, analysis.law.optimum(flops, cost)[0], color=COLOURS[0], label=APPROACHES["parametric"])
+    axes.plot(flops, analysis.law.optimum(flops, cost)[0], color=COLOURS[0], label=_approach("parametric"))
     for colour, (name, power) in zip(COLOURS[1:], reversed(analysis.powers.items()), strict=False):
         if np.isfinite(power.exponent[0]):
-            axes.plot(flops, power.size(flops), color=colour, linestyle=(0, (5, 3)), label=APPROACHES[name])
+            axes.plot(flops, power.size(flops), color=colour, linestyle=(0, (5, 3)), label=_approach(name))
     kept = [m for m in analysis.minima if not m.left_out]
     axes.plot([m.budget for m in kept], [m.parameters for m in kept], "*", color=COLOURS[1], markersize=9)
     for p in analysis.predictions:
         axes.plot(p.flops, p.parameters, "D", color=ink, markersize=5)
         axes.annotate(p.name, (p.flops, p.parameters), (-6, 4), textcoords="offset points", ha="right", fontsize=9.5)
     logarithmic(axes, "x", "y")
-    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    legend(canvas, columns=4)
     return canvas
 
 
@@ -68,7 +69,7 @@ def curves(analysis: Analysis, ink: str) -> Canvas:
     sizes = np.unique(table.parameters)
     for number, size in enumerate(sizes):
         rows = table.parameters == size
-        label = f"N = {size:.3g}" if _listed(number, len(sizes)) else None
+        label = f"N = {amount(size)}" if _listed(number, len(sizes)) else None
         colour = _colour(number, len(sizes))
         axes.plot(table.flops[rows], table.loss[rows], "o", color=colour, markersize=4, label=label)
         if rows.sum() > 1:
@@ -86,7 +87,7 @@ def curves(analysis: Analysis, ink: str) -> Canvas:
             axes.vlines(p.flops, p.loss.low, p.loss.high, color=ink)
         axes.annotate(p.name, (p.flops, p.loss.value), (-6, 4), textcoords="offset points", ha="right", fontsize=9.5)
     logarithmic(axes, "x", "y")
-    axes.legend(loc="upper right", frameon=False, fontsize=9)
+    legend(canvas)
     return canvas
 
 
@@ -109,7 +110,7 @@ FIGURES = {
     "frontier": (
         frontier,
         "Best size.",
-        "Points are runs and stars are minima; the band is the interval of approach 3.",
+        "Points are runs and stars are minima. 1: envelope, 2: minima, 3: parametric law, with its interval.",
     ),
     "curves": (curves, "The law.", "Points are runs, and lines of the same colour are the law for their size."),
     "residuals": (residuals, "Residuals.", "A pattern means that the form of the law does not fit."),
@@ -127,6 +128,15 @@ def plain_axes(x_label: str, y_label: str, ink: str) -> tuple[Canvas, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.18, color=ink)
     return canvas, axes
+
+
+def _approach(name: str) -> str:
+    return f"approach {APPROACHES[name][0]}"
+
+
+def legend(canvas: Canvas, columns: int = 3) -> None:
+    """List what is labelled above the plot, where it hides no point."""
+    canvas.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
 
 
 def logarithmic(axes: Axes, *names: str) -> None:

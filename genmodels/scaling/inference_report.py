@@ -12,7 +12,7 @@ from genmodels.evaluation.cost import OPERATIONS
 from genmodels.evaluation.extractors import Extractor
 from genmodels.evaluation.report import COLOURS, INK, Cell, Figure, Heading, Numbers, Section, drawn_in, markup, page
 from genmodels.evaluation.report_folder import check_place, report_folder
-from genmodels.scaling.figures import logarithmic, plain_axes
+from genmodels.scaling.figures import legend, logarithmic, plain_axes
 from genmodels.scaling.inference import Point, frontier
 from genmodels.scaling.report import DPI
 from genmodels.scaling.table import to_csv
@@ -109,7 +109,7 @@ def draw(points: Sequence[Point], judge: Extractor, ink: str) -> Canvas:
     best = frontier(points)
     axes.plot([p.flops for p in best], [p.distance for p in best], color=ink, linewidth=1, zorder=0, label="frontier")
     logarithmic(axes, "x", "y")
-    axes.legend(frameon=False, fontsize=9)
+    legend(canvas, columns=2)
     return canvas
 
 
