@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def draw(
     options = model.options(**dict(settings[0].options))
     searches = [setting for setting in settings if setting.method == "search"]
     counts = {setting.candidates: setting for setting in settings if setting.method != "search"}
-    chosen = BestOf(max(counts, default=1), best.score if best else _no_score)
+    chosen = None if best is None else replace(best, count=max(counts, default=1))
     parts: dict[Setting, list[np.ndarray]] = {setting: [] for setting in settings}
     with torch.inference_mode():
         for start in range(0, n, batch_size):
@@ -212,19 +212,15 @@ def draw(
             def sampled(noise: Noise, condition: Condition = condition) -> np.ndarray:
                 return to_uint8(model.sample(noise, condition, options))
 
-            if counts:
-                for count, images in enumerate(chosen.improve(lambda k: sampled(noise(k))), 1):
-                    if count in counts:
-                        parts[counts[count]].append(images.copy())
+            candidates = chosen.improve(lambda k: sampled(noise(k))) if chosen else [sampled(noise(0))]
+            for count, images in enumerate(candidates, 1):
+                if count in counts:
+                    parts[counts[count]].append(images.copy())
             for setting in searches:
                 assert best is not None
                 neighbours = (setting.candidates - 1) // ROUNDS
                 parts[setting].append(search(sampled, best.score, noise, ROUNDS, neighbours))
     return {setting: np.concatenate(images) for setting, images in parts.items()}
-
-
-def _no_score(images: np.ndarray) -> np.ndarray:
-    return np.zeros(len(images))
 
 
 def verifier_operations(verifier: Extractor, size: int) -> float:
