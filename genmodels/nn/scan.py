@@ -116,20 +116,21 @@ def ssd(
         from_before = (sequences == last[..., None])[:, :, None]  # (N, K, 1, L)
         to_end = (sequences == sequences[..., -1:])[:, :, None]  # (N, K, 1, L)
 
+    x = (x * dt[..., None]).to(x.dtype)  # smaller than the matrices (L, L), which could be scaled as well
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(~inside, -torch.inf).exp()  # (N, K, H, L, L)
     scores = _per_head(c @ b.mT, heads)  # (N, K, H, L, L)
-    y = (scores * decay * dt[..., None, :]).to(x.dtype) @ x  # (N, K, H, L, P)
+    y = (scores * decay.to(x.dtype)) @ x  # (N, K, H, L, P)
 
-    after = (total[..., -1:] - total).exp() * dt  # (N, K, H, L)
+    after = (total[..., -1:] - total).exp()  # (N, K, H, L)
     since = total.exp()  # (N, K, H, L)
     if from_before is not None and to_end is not None:
         after, since = after * to_end, since * from_before
     added = (x * after[..., None].to(x.dtype)).mT @ _per_head(b, heads)  # (N, K, H, P, S)
     states = []
-    # The decay over a chunk is 0 if a sequence begins in it.
-    for k in range(count):
+    # The decay over a chunk is 0 if a sequence begins in it. (The gradient of unbind is one copy.)
+    for passed, new in zip(since[..., -1, None, None].unbind(1), added.to(h.dtype).unbind(1), strict=True):
         states.append(h)
-        h = counted(since[:, k, :, -1, None, None] * h + added[:, k].to(h.dtype), 2 * h.numel())
+        h = counted(passed * h + new, 2 * h.numel())
     before = torch.stack(states, dim=1).to(x.dtype)  # (N, K, H, P, S)
     y = y + (_per_head(c, heads) @ before.mT) * since[..., None].to(x.dtype)
     return y.permute(0, 1, 3, 2, 4).reshape(n, count * chunk, heads, width)[:, :length], h
