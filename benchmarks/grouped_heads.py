@@ -15,6 +15,7 @@ the smaller one. It is not trained further.
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ class Settings:
     """Seed of all trainings."""
     n: int = 2048
     """Number of samples that are scored."""
-    further: tuple[str, ...] = ()
-    """Further flags of all trainings, such as --further=--size --further=32."""
+    further: str = ""
+    """Further flags of all trainings, such as --further="--size 32 --batch-size 16"."""
 
 
 def main(settings: Settings) -> None:
@@ -98,7 +99,7 @@ def train(settings: Settings, name: str, flags: list[str]) -> None:
     common = [word for key, value in shape.items() for word in (f"--model.transformer.{key}", str(value))]
     common += ["--data", s.data, "--minutes", str(s.minutes), "--seed", str(s.seed)]
     common += [] if s.codec is None else ["--codec", str(s.codec)]
-    genmodels("train", s.family, "--output", s.out / name, *common, *flags, *s.further)
+    genmodels("train", s.family, "--output", s.out / name, *common, *flags, *shlex.split(s.further))
 
 
 def evaluate(settings: Settings, name: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -58,8 +59,8 @@ class Settings:
     """Seeds of the trainings."""
     jobs: int = 1
     """Number of trainings at a time."""
-    further: tuple[str, ...] = ()
-    """Further flags of all trainings, such as --further=--size --further=32."""
+    further: str = ""
+    """Further flags of all trainings, such as --further="--size 32 --batch-size 16"."""
 
 
 def main(s: Settings) -> None:
@@ -112,7 +113,7 @@ def train(s: Settings, name: str, flags: list[str]) -> None:
     """Train one model; its output goes to a file beside its folder."""
     s.out.mkdir(parents=True, exist_ok=True)
     seed = name.split("-s")[1].split("-")[0]
-    words = ["train", s.family, "--output", str(s.out / name), "--data", s.data, "--seed", seed, *flags, *s.further]
+    words = ["train", s.family, "--output", str(s.out / name), "--data", s.data, "--seed", seed, *flags, *shlex.split(s.further)]
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // s.jobs))}
     with open(s.out / f"{name}.txt", "ab") as log:
         command = [sys.executable, "-m", "genmodels", *words]
