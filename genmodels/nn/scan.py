@@ -42,16 +42,40 @@ def short_convolution(
     """
     length, kernel = x.shape[1], weight.shape[1]
     padded = torch.cat([before.to(x.dtype), x], dim=1)  # (N, K - 1 + T, C)
+    same = None
     if sequences is not None:
         own = F.pad(sequences, (kernel - 1, 0))  # the state has number 0
-    out = x * weight[:, -1]
-    for back in range(1, kernel):
-        shifted = padded[:, kernel - 1 - back :][:, :length]
-        if sequences is not None:
-            shifted = shifted * (own[:, kernel - 1 - back :][:, :length] == sequences)[..., None]
-        out = out + shifted * weight[:, -1 - back]
-    out = counted(out, 2 * x.numel() * kernel)
+        same = torch.stack([own[:, k : k + length] == sequences for k in range(kernel)])[..., None]  # (K, N, T, 1)
+    out = counted(_ShiftedSum.apply(padded, weight, same), 2 * x.numel() * kernel)
     return out if bias is None else out + bias
+
+
+class _ShiftedSum(torch.autograd.Function):
+    """sum over k of padded_(t + k) weight_k, where `same` (K, N, T, 1) is True, or everywhere.
+
+    The gradients are added up in place. Those of autograd would fill a tensor for each k."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, weight: Tensor, same: Tensor | None) -> Tensor:
+        ctx.save_for_backward(padded, weight, same)
+        kernel = weight.shape[1]
+        length = padded.shape[1] - kernel + 1
+        out = padded.new_zeros(len(padded), length, padded.shape[2])
+        for k in range(kernel):
+            shifted = padded[:, k : k + length]
+            out.addcmul_(shifted if same is None else shifted * same[k], weight[:, k])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        padded, weight, same = ctx.saved_tensors
+        length = gradients[0].shape[1]
+        to_padded, to_weight = torch.zeros_like(padded), torch.empty_like(weight)
+        for k in range(weight.shape[1]):
+            gradient = gradients[0] if same is None else gradients[0] * same[k]
+            to_padded[:, k : k + length].addcmul_(gradient, weight[:, k])
+            to_weight[:, k] = (gradient * padded[:, k : k + length]).sum((0, 1))
+        return to_padded, to_weight, None
 
 
 def last_inputs(before: Tensor, inputs: Tensor, sequences: Tensor | None, valid: Tensor | None) -> Tensor:
@@ -103,10 +127,11 @@ def ssd(
         sequences = None if sequences is None else torch.cat([sequences, sequences[:, -1:].expand(-1, extra)], dim=1)
     count = (length + extra) // chunk  # K chunks
     shape = (n, count, chunk)
-    x = x.reshape(*shape, heads, width).permute(0, 1, 3, 2, 4)  # (N, K, H, L, P)
-    dt = dt.reshape(*shape, heads).transpose(2, 3)  # (N, K, H, L)
+    dt = dt.reshape(*shape, heads)
+    # In the order of the tokens, (N, K, L, H, P). Only the products within a chunk need it by heads.
+    x = (x.reshape(*shape, heads, width) * dt[..., None]).to(x.dtype)
     b, c = (value.reshape(*shape, groups, size).transpose(2, 3) for value in (b, c))  # (N, K, G, L, S)
-    total = (dt * a[:, None]).cumsum(-1)  # (N, K, H, L): log of the decay since the chunk's beginning
+    total = (dt.transpose(2, 3) * a[:, None]).cumsum(-1)  # (N, K, H, L): log of the decay since the chunk's beginning
     inside = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()  # (L, L)
     from_before = to_end = None
     if sequences is not None:
@@ -116,30 +141,26 @@ def ssd(
         from_before = (sequences == last[..., None])[:, :, None]  # (N, K, 1, L)
         to_end = (sequences == sequences[..., -1:])[:, :, None]  # (N, K, 1, L)
 
-    x = (x * dt[..., None]).to(x.dtype)  # smaller than the matrices (L, L), which could be scaled as well
-    decay = (total[..., :, None] - total[..., None, :]).masked_fill(~inside, -torch.inf).exp()  # (N, K, H, L, L)
-    scores = _per_head(c @ b.mT, heads)  # (N, K, H, L, L)
-    y = (scores * decay.to(x.dtype)) @ x  # (N, K, H, L, P)
+    decay = (total[..., :, None] + (-total)[..., None, :]).masked_fill(~inside, -torch.inf).exp()  # (N, K, H, L, L)
+    scores = (c @ b.mT)[:, :, :, None] * decay.to(x.dtype).unflatten(2, (groups, -1))  # (N, K, G, H / G, L, L)
+    y = (scores.flatten(2, 3) @ x.transpose(2, 3)).transpose(2, 3)  # (N, K, L, H, P)
 
     after = (total[..., -1:] - total).exp()  # (N, K, H, L)
     since = total.exp()  # (N, K, H, L)
     if from_before is not None and to_end is not None:
         after, since = after * to_end, since * from_before
-    added = (x * after[..., None].to(x.dtype)).mT @ _per_head(b, heads)  # (N, K, H, P, S)
+    # The heads of a group side by side, H P / G columns in one product.
+    kept = (x * after.transpose(2, 3)[..., None].to(x.dtype)).reshape(*shape, groups, -1)  # (N, K, L, G, H P / G)
+    added = (kept.permute(0, 1, 3, 4, 2) @ b).reshape(n, count, *h.shape[1:])  # (N, K, H, P, S)
     states = []
     # The decay over a chunk is 0 if a sequence begins in it. (The gradient of unbind is one copy.)
     for passed, new in zip(since[..., -1, None, None].unbind(1), added.to(h.dtype).unbind(1), strict=True):
         states.append(h)
         h = counted(passed * h + new, 2 * h.numel())
-    before = torch.stack(states, dim=1).to(x.dtype)  # (N, K, H, P, S)
-    y = y + (_per_head(c, heads) @ before.mT) * since[..., None].to(x.dtype)
-    return y.permute(0, 1, 3, 2, 4).reshape(n, count * chunk, heads, width)[:, :length], h
-
-
-def _per_head(x: Tensor, heads: int) -> Tensor:
-    """Repeat the groups (N, K, G, ...) for their heads, (N, K, H, ...)."""
-    groups = x.shape[2]
-    return x if groups == heads else x.repeat_interleave(heads // groups, dim=2)
+    before = torch.stack(states, dim=1).to(x.dtype).reshape(n, count, groups, -1, size)  # (N, K, G, H P / G, S)
+    read = (c @ before.mT).transpose(2, 3).reshape(*shape, heads, width)  # (N, K, L, H, P)
+    y = y + read * since.transpose(2, 3)[..., None].to(x.dtype)
+    return y.reshape(n, count * chunk, heads, width)[:, :length], h
 
 
 def ssd_step(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
