@@ -83,7 +83,9 @@ def test_chunks_equal_the_recurrence_of_mamba2(starts, chunk):
 
 
 @pytest.mark.parametrize("starts", [ONE_SEQUENCE, SEVERAL])
-def test_blocks_equal_the_recurrence_of_mamba(starts):
+@pytest.mark.parametrize("cached", [1, 2**20])  # one row after the other, and all together
+def test_blocks_equal_the_recurrence_of_mamba(starts, cached, monkeypatch):
+    monkeypatch.setattr("genmodels.nn.scan.CACHED", cached)
     x, dt, a, b, c, h = draw((2, 37, 6), (2, 37, 6), (6, 5), (2, 37, 5), (2, 37, 5), (2, 6, 5))
     state, ys = h.detach(), []
     for t in range(37):

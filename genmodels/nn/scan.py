@@ -20,8 +20,10 @@ from torch import Tensor
 from genmodels.nn.operations import count, counted
 
 BLOCK = 16
-"""Steps of Mamba-1's scan whose states are in memory at once. At (N, D, S) = (8, 512, 16), the
-states of a block are 4 MB."""
+"""Steps of Mamba-1's scan whose states are in memory at once."""
+CACHED = 2**20
+"""Numbers of those states on a CPU, so that they fit its cache: 4 MB in float32. Rows that do not fit
+together are scanned one after the other."""
 
 
 def short_convolution(
@@ -202,7 +204,11 @@ def selective_scan(
     """
     keep = torch.ones_like(dt[..., :1]) if starts is None else (~starts)[..., None].to(dt.dtype)  # (N, T, 1)
     x, b, c = (value.to(dt.dtype) for value in (x, b, c))
-    return _SelectiveScan.apply(x, dt, a, b, c, h, keep)
+    rows = max(1, CACHED // (BLOCK * a.numel())) if x.device.type == "cpu" else len(x)
+    parts = zip(*(value.split(rows) for value in (x, dt, b, c, h, keep)), strict=True)
+    done = [_SelectiveScan.apply(x, dt, a, b, c, h, keep) for x, dt, b, c, h, keep in parts]
+    y, last = (torch.cat(values) for values in zip(*done, strict=True))
+    return y, last
 
 
 class _SelectiveScan(torch.autograd.Function):
