@@ -27,10 +27,14 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+import genmodels
+from genmodels.data import open_data
 from genmodels.data.threads import cores
 from genmodels.reading import read_json_lines
 from genmodels.saving import read_last_line
-from genmodels.scaling.runs import is_finished, measured
+from genmodels.scaling.counting import count
+from genmodels.scaling.held_out import held_out_loss
+from genmodels.scaling.runs import is_finished
 
 MIXERS = "--model.transformer.mixers"
 VARIANTS: dict[str, list[str]] = {
@@ -57,6 +61,8 @@ class Settings:
     """Minutes of each training of the first kind."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the trainings."""
+    images: int = 2048
+    """Number of validation images of the loss."""
     jobs: int = 1
     """Number of trainings at a time."""
     further: str = ""
@@ -68,7 +74,7 @@ def main(s: Settings) -> None:
     run_all(s, {f"{name}-s{seed}": [*VARIANTS[name], "--minutes", str(s.minutes)] for name, seed in runs(s)})
     equal = {}
     for seed in s.seeds:
-        spent = {name: row_of(s.out / f"{name}-s{seed}") for name in s.variants}
+        spent = {name: row_of(s, s.out / f"{name}-s{seed}") for name in s.variants}
         budget = min(row["flops"] for row in spent.values())
         for name, row in spent.items():
             if row["flops"] > 1.02 * budget:
@@ -78,11 +84,11 @@ def main(s: Settings) -> None:
     table = Table("", "images", "FLOPs", "loss at equal minutes", "loss at equal FLOPs", "MaxVio")
     results: dict[str, Any] = {"settings": repr(s), "runs": {}}
     for name in s.variants:
-        first = [row_of(s.out / f"{name}-s{seed}") for seed in s.seeds]
+        first = [row_of(s, s.out / f"{name}-s{seed}") for seed in s.seeds]
         places = [
             f"{name}-s{seed}-flops" if f"{name}-s{seed}-flops" in equal else f"{name}-s{seed}" for seed in s.seeds
         ]
-        second = [row_of(s.out / place) for place in places]
+        second = [row_of(s, s.out / place) for place in places]
         violation = max_violation(s.out / f"{name}-s{s.seeds[0]}")
         table.add_row(
             name,
@@ -113,20 +119,26 @@ def train(s: Settings, name: str, flags: list[str]) -> None:
     """Train one model; its output goes to a file beside its folder."""
     s.out.mkdir(parents=True, exist_ok=True)
     seed = name.split("-s")[1].split("-")[0]
-    words = ["train", s.family, "--output", str(s.out / name), "--data", s.data, "--seed", seed, *flags, *shlex.split(s.further)]
+    words = ["train", s.family, "--output", str(s.out / name), "--data", s.data, "--seed", seed]
+    words += [*flags, *shlex.split(s.further)]
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // s.jobs))}
     with open(s.out / f"{name}.txt", "ab") as log:
         command = [sys.executable, "-m", "genmodels", *words]
         subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
-    row = row_of(s.out / name)
+    row = row_of(s, s.out / name)
     print(f"{name}: {row['images']:,.0f} images, {row['flops']:.3g} FLOPs, {row['loss']:.4f}", flush=True)
 
 
-def row_of(run: Path) -> dict[str, float]:
-    """Return the steps, images, FLOPs and held-out loss of a run."""
-    stored, last = measured(run), read_last_line(run / "metrics.jsonl")
-    flops = last["images"] * stored["count"]["flops"]
-    return {"steps": last["step"], "images": last["images"], "flops": flops, "loss": stored["loss"]["value"]}
+def row_of(s: Settings, run: Path) -> dict[str, float]:
+    """Return the steps, images, FLOPs and held-out loss of a run, measured once and stored beside it."""
+    file, last = run.with_suffix(".json"), read_last_line(run / "metrics.jsonl")
+    if not file.is_file():
+        model = genmodels.load(run)
+        loss = held_out_loss(model, open_data(s.data, None, model.config.size), limit=s.images)
+        row = {"steps": last["step"], "images": last["images"], "flops": last["images"] * count(model).flops}
+        file.write_text(json.dumps(row | {"loss": loss.value}) + "\n")
+    stored: dict[str, float] = json.loads(file.read_text())
+    return stored
 
 
 def max_violation(run: Path) -> float | None:

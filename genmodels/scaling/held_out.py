@@ -94,13 +94,14 @@ LOSSES: tuple[tuple[str, str, Loss], ...] = (
 
 
 @torch.inference_mode()
-def held_out_loss(model: Any, data: Packed, batch_size: int = 64) -> HeldOut:
+def held_out_loss(model: Any, data: Packed, batch_size: int = 64, limit: int = IMAGES) -> HeldOut:
     """Compute the held-out loss of a model on the valid split of its data.
 
     Args:
         model: the model, on the device it should run on.
         data: data with all splits.
         batch_size: number of images computed at a time.
+        limit: largest number of images.
 
     Raises:
         ValueError: if the model has no such loss, as a GAN, whose loss depends on its critic; or
@@ -111,7 +112,7 @@ def held_out_loss(model: Any, data: Packed, batch_size: int = 64) -> HeldOut:
         raise ValueError(f"{model.kind} models have no held-out loss that can be compared between sizes")
     _, metric, measure = found
     valid = data.split("valid")
-    count = min(IMAGES, len(valid))
+    count = min(limit, len(valid))
     if not count:
         raise ValueError(f"{data.source} has no validation images to compute the held-out loss on")
 
