@@ -168,6 +168,7 @@ def test_sizes_are_those_of_the_paper(name, millions):
             dict(transformer=TransformerConfig(width=30, heads=3, rotary=False)),
             "tokens of a multiple of 4 channels, got 30",
         ),
+        (dict(transformer=TransformerConfig(mixers=("mamba",)), process="meanflow"), "derivatives that mamba lacks"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

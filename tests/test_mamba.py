@@ -17,7 +17,7 @@ from genmodels.exchange.mamba import (
 from genmodels.nn.mamba import Mamba, Mamba2
 from genmodels.nn.places import Places, number_sequences
 from genmodels.nn.rope import grid_positions
-from genmodels.nn.scan import selective_scan, ssd
+from genmodels.nn.scan import selective_scan, short_convolution, ssd
 from genmodels.nn.ssm import SCANS, SSMConfig, scan_key
 from genmodels.nn.transformer import Transformer, TransformerConfig
 from genmodels.saving import to_dict
@@ -94,6 +94,21 @@ def test_blocks_equal_the_recurrence_of_mamba(starts, cached, monkeypatch):
         ys.append(torch.einsum("nds,ns->nd", state, c[:, t]))
     result = selective_scan(x, dt, -a, b, c, h.detach(), starts)
     assert_same(result, (torch.stack(ys, 1), state), (x, dt, a, b, c))
+
+
+def test_the_derivative_of_the_convolution_along_a_direction():
+    x, weight, before, dx, dweight = draw((2, 9, 4), (4, 3), (2, 2, 4), (2, 9, 4), (4, 3))
+    sequences = number_sequences(torch.arange(9).expand(2, 9) == 4, None)
+
+    def convolution(x: Tensor, weight: Tensor) -> Tensor:
+        return short_convolution(x, weight, None, before, sequences)
+
+    _, derivative = torch.func.jvp(convolution, (x, weight), (dx, dweight))
+    step = 1e-6
+    difference = convolution(x + step * dx, weight + step * dweight) - convolution(
+        x - step * dx, weight - step * dweight
+    )
+    torch.testing.assert_close(derivative, difference / (2 * step), atol=1e-8, rtol=1e-6)
 
 
 def test_large_steps_stay_finite():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,8 @@ class Mamba2(StateSpace):
 class Mamba(StateSpace):
     """Mamba: one decay per channel and number of the state; steps, B and C are read from the
     convolved inputs."""
+
+    forward_mode: ClassVar[bool] = False  # `selective_scan` has a gradient only
 
     def __init__(self, config: TransformerConfig, causal: bool, index: int = 0):
         super().__init__(config, causal, index)

@@ -94,6 +94,8 @@ class Mixer(Branch):
     """Whether it also works without causality. A mixer that only scans forward sets False."""
     rewindable: ClassVar[bool] = False
     """Whether its state at an earlier position can be recovered later, as attention's can."""
+    forward_mode: ClassVar[bool] = True
+    """Whether its derivative along a direction can be computed forwards, as mean flows need it."""
     needs_mask: ClassVar[bool] = False
     """Whether it reads `places.mask`, which grows with T x S and is not computed otherwise. Other
     mixers must respect `places.starts` and `places.valid`."""

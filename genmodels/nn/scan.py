@@ -53,20 +53,17 @@ def short_convolution(
 
 
 class _ShiftedSum(torch.autograd.Function):
-    """sum over k of padded_(t + k) weight_k, where `same` (K, N, T, 1) is True, or everywhere.
-
-    The gradients are added up in place. Those of autograd would fill a tensor for each k."""
+    """`_shifted_sum`, whose gradients are added up in place. Those of autograd would fill a tensor for
+    each k."""
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, weight: Tensor, same: Tensor | None) -> Tensor:
-        ctx.save_for_backward(padded, weight, same)
-        kernel = weight.shape[1]
-        length = padded.shape[1] - kernel + 1
-        out = padded.new_zeros(len(padded), length, padded.shape[2])
-        for k in range(kernel):
-            shifted = padded[:, k : k + length]
-            out.addcmul_(shifted if same is None else shifted * same[k], weight[:, k])
-        return out
+    def forward(padded: Tensor, weight: Tensor, same: Tensor | None) -> Tensor:
+        return _shifted_sum(padded, weight, same)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -78,6 +75,24 @@ class _ShiftedSum(torch.autograd.Function):
             to_padded[:, k : k + length].addcmul_(gradient, weight[:, k])
             to_weight[:, k] = (gradient * padded[:, k : k + length]).sum((0, 1))
         return to_padded, to_weight, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+        padded, weight, same = ctx.saved_tensors
+        of_padded, of_weight, _ = tangents
+        parts = [] if of_padded is None else [_shifted_sum(of_padded, weight, same)]
+        parts += [] if of_weight is None else [_shifted_sum(padded, of_weight, same)]
+        return sum(parts[1:], parts[0]) if parts else None
+
+
+def _shifted_sum(padded: Tensor, weight: Tensor, same: Tensor | None) -> Tensor:
+    """sum over k of padded_(t + k) weight_k, where `same` (K, N, T, 1) is True, or everywhere."""
+    length = padded.shape[1] - weight.shape[1] + 1
+    out = torch.zeros_like(padded[:, :length])
+    for k in range(weight.shape[1]):
+        shifted = padded[:, k : k + length]
+        out = out.addcmul_(shifted if same is None else shifted * same[k], weight[:, k])
+    return out
 
 
 def last_inputs(before: Tensor, inputs: Tensor, sequences: Tensor | None, valid: Tensor | None) -> Tensor:
