@@ -5,8 +5,11 @@
 
 For each of `--seeds`, every variant of the transformer is trained for `--minutes`. The FLOPs of the
 variant that computed least in that time are the common budget: the others are trained again, with as
-many steps as it pays for. `--jobs` trainings run at a time, each with its share of the cores, so run
-nothing else at the same time. A benchmark that was stopped continues with the same command.
+many steps as it pays for. The learning rate warms up in 5 % of the steps of a run of the second kind;
+give `--further="--optim.warmup N"` for those of the first, whose steps are not known. `--jobs` trainings
+run at a time, each with its share of the cores, so run nothing else at the same time. A benchmark that
+was stopped continues with the same command. "images" and MaxVio (over the last tenth of a run) are those
+of equal minutes.
 """
 
 from __future__ import annotations
@@ -18,9 +21,9 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -34,7 +37,6 @@ from genmodels.reading import read_json_lines
 from genmodels.saving import read_last_line
 from genmodels.scaling.counting import count
 from genmodels.scaling.held_out import held_out_loss
-from genmodels.scaling.runs import is_finished
 
 MIXERS = "--model.transformer.mixers"
 VARIANTS: dict[str, list[str]] = {
@@ -55,7 +57,7 @@ class Settings:
     """A packed directory, or toyfaces."""
     out: Path
     """Folder for the runs and results.json."""
-    variants: tuple[str, ...] = ("attention", "mamba2", "hybrid")
+    variants: tuple[Literal["attention", "mamba2", "hybrid", "experts"], ...] = ("attention", "mamba2", "hybrid")
     """Which of attention, mamba2, hybrid (two blocks of mamba2, one of attention) and experts."""
     minutes: float = 4.0
     """Minutes of each training of the first kind."""
@@ -71,35 +73,37 @@ class Settings:
 
 def main(s: Settings) -> None:
     """Train the models and print the table."""
-    run_all(s, {f"{name}-s{seed}": [*VARIANTS[name], "--minutes", str(s.minutes)] for name, seed in runs(s)})
-    equal = {}
+    s.out.mkdir(parents=True, exist_ok=True)
+    settings, file = repr(replace(s, jobs=1)), s.out / "settings.txt"
+    if file.is_file() and file.read_text() != settings:
+        raise SystemExit(f"{s.out} has runs of other settings ({file}): choose another folder")
+    file.write_text(settings)
+    first = run_all(s, {f"{name}-s{seed}": [*VARIANTS[name], "--minutes", str(s.minutes)] for name, seed in runs(s)})
+    flags = {}
     for seed in s.seeds:
-        spent = {name: row_of(s, s.out / f"{name}-s{seed}") for name in s.variants}
-        budget = min(row["flops"] for row in spent.values())
-        for name, row in spent.items():
+        budget = min(first[f"{name}-s{seed}"]["flops"] for name in s.variants)
+        for name in s.variants:
+            row = first[f"{name}-s{seed}"]
             if row["flops"] > 1.02 * budget:
                 steps = round(row["steps"] * budget / row["flops"])
-                equal[f"{name}-s{seed}-flops"] = [*VARIANTS[name], "--steps", str(steps)]
-    run_all(s, equal)
+                length = ["--steps", str(steps), "--optim.warmup", str(round(0.05 * steps))]
+                flags[f"{name}-s{seed}-flops"] = [*VARIANTS[name], *length]
+    second = run_all(s, flags)
     table = Table("", "images", "FLOPs", "loss at equal minutes", "loss at equal FLOPs", "MaxVio")
-    results: dict[str, Any] = {"settings": repr(s), "runs": {}}
     for name in s.variants:
-        first = [row_of(s, s.out / f"{name}-s{seed}") for seed in s.seeds]
-        places = [
-            f"{name}-s{seed}-flops" if f"{name}-s{seed}-flops" in equal else f"{name}-s{seed}" for seed in s.seeds
-        ]
-        second = [row_of(s, s.out / place) for place in places]
-        violation = max_violation(s.out / f"{name}-s{s.seeds[0]}")
+        own = [f"{name}-s{seed}" for seed in s.seeds]
+        equal = [second.get(f"{run}-flops", first[run]) for run in own]
+        violations = [value for run in own if (value := max_violation(s.out / run)) is not None]
         table.add_row(
             name,
-            f"{statistics.mean(row['images'] for row in first):,.0f}",
-            f"{statistics.mean(row['flops'] for row in second):.2e}",
-            spread([row["loss"] for row in first]),
-            spread([row["loss"] for row in second]),
-            "" if violation is None else f"{violation:.3f}",
+            f"{statistics.mean(first[run]['images'] for run in own):,.0f}",
+            f"{statistics.mean(row['flops'] for row in equal):.2e}",
+            spread([first[run]["loss"] for run in own]),
+            spread([row["loss"] for row in equal]),
+            spread(violations) if violations else "",
         )
-        results["runs"][name] = {"equal minutes": first, "equal FLOPs": second, "MaxVio": violation}
     Console().print(table)
+    results = {"settings": settings, "runs": first | second}
     (s.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
@@ -108,35 +112,41 @@ def runs(s: Settings) -> list[tuple[str, int]]:
     return [(name, seed) for seed in s.seeds for name in s.variants]
 
 
-def run_all(s: Settings, flags: dict[str, list[str]]) -> None:
-    """Train the runs that are not finished."""
-    left = [name for name in flags if not ((s.out / name).exists() and is_finished(s.out / name))]
+def run_all(s: Settings, flags: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    """Train the runs that are not finished, and return what `row_of` measures of each, by name."""
+    left = [name for name in flags if not row_file(s, name).is_file()]
     with ThreadPoolExecutor(s.jobs) as pool:
         list(pool.map(lambda name: train(s, name, flags[name]), left))
+    return {name: row_of(s, name) for name in flags}  # after the trainings, from whose cores it takes none
 
 
 def train(s: Settings, name: str, flags: list[str]) -> None:
-    """Train one model; its output goes to a file beside its folder."""
-    s.out.mkdir(parents=True, exist_ok=True)
+    """Train one model, or continue its training; its output goes to a file beside its folder."""
     seed = name.split("-s")[1].split("-")[0]
     words = ["train", s.family, "--output", str(s.out / name), "--data", s.data, "--seed", seed]
-    words += [*flags, *shlex.split(s.further)]
+    words += [*shlex.split(s.further), *flags]
+    words += ["--resume"] if any((s.out / name / "checkpoints").glob("step_*")) else []
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // s.jobs))}
     with open(s.out / f"{name}.txt", "ab") as log:
         command = [sys.executable, "-m", "genmodels", *words]
-        subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
-    row = row_of(s, s.out / name)
-    print(f"{name}: {row['images']:,.0f} images, {row['flops']:.3g} FLOPs, {row['loss']:.4f}", flush=True)
+        if subprocess.run(command, env=environment, stdout=log, stderr=log).returncode:
+            raise SystemExit(f"{name} failed: see {log.name}")
 
 
-def row_of(s: Settings, run: Path) -> dict[str, float]:
+def row_file(s: Settings, name: str) -> Path:
+    """Return the file with what was measured of a run."""
+    return s.out / f"{name}.json"
+
+
+def row_of(s: Settings, name: str) -> dict[str, float]:
     """Return the steps, images, FLOPs and held-out loss of a run, measured once and stored beside it."""
-    file, last = run.with_suffix(".json"), read_last_line(run / "metrics.jsonl")
+    file, run = row_file(s, name), s.out / name
     if not file.is_file():
-        model = genmodels.load(run)
+        model, last = genmodels.load(run), read_last_line(run / "metrics.jsonl")
         loss = held_out_loss(model, open_data(s.data, None, model.config.size), limit=s.images)
         row = {"steps": last["step"], "images": last["images"], "flops": last["images"] * count(model).flops}
         file.write_text(json.dumps(row | {"loss": loss.value}) + "\n")
+        print(f"{name}: {row['images']:,.0f} images, {row['flops']:.3g} FLOPs, {loss.value:.4f}", flush=True)
     stored: dict[str, float] = json.loads(file.read_text())
     return stored
 
