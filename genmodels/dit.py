@@ -15,7 +15,6 @@ from genmodels.diffusion.config import DiffusionConfig
 from genmodels.diffusion.ddpm import DDPM
 from genmodels.diffusion.model import Diffusion
 from genmodels.diffusion.stages import pairs, transformer_stages
-from genmodels.nn.block import MIXERS
 from genmodels.nn.conditioning import Embedded
 from genmodels.nn.cross_attention import CrossAttentionStack
 from genmodels.nn.rope import grid_positions
@@ -109,9 +108,8 @@ class DiTConfig(DiffusionConfig):
         depth = self.transformer.depth
         if self.masking.keep < 1 and self.masking.mixers >= depth:
             raise ValueError(f"masking: mixers must be fewer than the {depth} blocks, got {self.masking.mixers}")
-        backward_only = [kind for kind in self.transformer.mixers if not MIXERS[kind].forward_mode]
-        if backward_only and self.process == "meanflow":
-            raise ValueError(f"meanflow needs derivatives that {backward_only[0]} lacks: use mamba2 or attention")
+        if self.process == "meanflow" and (lacking := self.transformer.backward_only):
+            raise ValueError(f"meanflow needs derivatives along a direction, which {lacking[0]} lacks: choose another")
         if self.align.features and self.process == "meanflow":
             raise ValueError("alignment evaluates a batch at once, and meanflow does so in parts")
         if self.align.features and not self.first < self.align.after <= depth:

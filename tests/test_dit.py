@@ -168,7 +168,8 @@ def test_sizes_are_those_of_the_paper(name, millions):
             dict(transformer=TransformerConfig(width=30, heads=3, rotary=False)),
             "tokens of a multiple of 4 channels, got 30",
         ),
-        (dict(transformer=TransformerConfig(mixers=("mamba",)), process="meanflow"), "derivatives that mamba lacks"),
+        (dict(transformer=TransformerConfig(mixers=("mamba",)), process="meanflow"), "which mixer mamba lacks"),
+        (dict(transformer=TransformerConfig(backend="flex"), process="meanflow"), "which backend flex lacks"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
@@ -300,8 +301,9 @@ def test_positions_are_interpolated_when_asked_and_refused_otherwise(blocks):
         resized(small(gaussian=8), 32)
 
 
-def test_compiled_blocks_compute_the_same_and_leave_an_ordinary_model():
-    model, graphs = small(), []
+@pytest.mark.parametrize("mixer", ["attention", "mamba2"])
+def test_compiled_blocks_compute_the_same_and_leave_an_ordinary_model(mixer):
+    model, graphs = small(transformer=replace(BLOCKS, mixers=(mixer,))), []
 
     def backend(graph, inputs):
         graphs.append(graph)

@@ -96,9 +96,10 @@ def test_blocks_equal_the_recurrence_of_mamba(starts, cached, monkeypatch):
     assert_same(result, (torch.stack(ys, 1), state), (x, dt, a, b, c))
 
 
-def test_the_derivative_of_the_convolution_along_a_direction():
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_derivative_of_the_convolution_along_a_direction(packed):
     x, weight, before, dx, dweight = draw((2, 9, 4), (4, 3), (2, 2, 4), (2, 9, 4), (4, 3))
-    sequences = number_sequences(torch.arange(9).expand(2, 9) == 4, None)
+    sequences = number_sequences(torch.arange(9).expand(2, 9) == 4, None) if packed else None
 
     def convolution(x: Tensor, weight: Tensor) -> Tensor:
         return short_convolution(x, weight, None, before, sequences)
@@ -109,6 +110,16 @@ def test_the_derivative_of_the_convolution_along_a_direction():
         x - step * dx, weight - step * dweight
     )
     torch.testing.assert_close(derivative, difference / (2 * step), atol=1e-8, rtol=1e-6)
+
+
+def test_no_rows():
+    x, dt, a, b, c, h = (
+        torch.zeros(shape) for shape in ((0, 9, 4, 3), (0, 9, 4), (4,), (0, 9, 2, 5), (0, 9, 2, 5), (0, 4, 3, 5))
+    )
+    y, last = ssd(x, dt, a, b, c, h)
+    assert y.shape == x.shape and last.shape == h.shape
+    y, last = selective_scan(x[:, :, 0], dt[..., :3], torch.zeros(3, 5), b[:, :, 0], c[:, :, 0], h[:, 0])
+    assert y.shape == (0, 9, 3) and last.shape == (0, 3, 5)
 
 
 def test_large_steps_stay_finite():

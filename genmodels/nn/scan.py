@@ -2,7 +2,8 @@
 
 A recurrence h_t = decay_t h_(t-1) + input_t is computed for all t at once: Mamba-2's in chunks of
 matrix products (`ssd`), Mamba-1's in blocks with a gradient of its own (`selective_scan`). Decays
-are float32, or float64 where the inputs are.
+are computed in float32, or float64 where the inputs are; `ssd` multiplies them in the dtype of the
+inputs.
 
 Several sequences may share a row. `sequences` (N, T) has the number of the sequence that each
 position belongs to, from `places.number_sequences`; the state before the row belongs to number 0. A
@@ -22,8 +23,8 @@ from genmodels.nn.operations import count, counted
 BLOCK = 16
 """Steps of Mamba-1's scan whose states are in memory at once."""
 CACHED = 2**20
-"""Numbers of those states on a CPU, so that they fit its cache: 4 MB in float32. Rows that do not fit
-together are scanned one after the other."""
+"""Numbers of those states on a CPU, 4 MB in float32, which fit its cache. Rows are scanned in groups
+of that size."""
 
 
 def short_convolution(
@@ -48,7 +49,9 @@ def short_convolution(
     if sequences is not None:
         own = F.pad(sequences, (kernel - 1, 0))  # the state has number 0
         same = torch.stack([own[:, k : k + length] == sequences for k in range(kernel)])[..., None]  # (K, N, T, 1)
-    out = counted(_ShiftedSum.apply(padded, weight, same), 2 * x.numel() * kernel)
+    # The compiler fuses the sum, and does not take a function with a derivative of its own.
+    shifted_sum = _shifted_sum if torch.compiler.is_compiling() else _ShiftedSum.apply
+    out = counted(shifted_sum(padded, weight, same), 2 * x.numel() * kernel)
     return out if bias is None else out + bias
 
 
@@ -62,12 +65,15 @@ class _ShiftedSum(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         padded, weight, same = ctx.saved_tensors
+        if gradients[0] is None:
+            return None, None, None
         length = gradients[0].shape[1]
         to_padded, to_weight = torch.zeros_like(padded), torch.empty_like(weight)
         for k in range(weight.shape[1]):
@@ -158,6 +164,7 @@ def ssd(
         from_before = (sequences == last[..., None])[:, :, None]  # (N, K, 1, L)
         to_end = (sequences == sequences[..., -1:])[:, :, None]  # (N, K, 1, L)
 
+    # The sum with -total has a cheaper gradient than the difference, which negates the whole matrix.
     decay = (total[..., :, None] + (-total)[..., None, :]).masked_fill(~inside, -torch.inf).exp()  # (N, K, H, L, L)
     scores = (c @ b.mT)[:, :, :, None] * decay.to(x.dtype).unflatten(2, (groups, -1))  # (N, K, G, H / G, L, L)
     y = (scores.flatten(2, 3) @ x.transpose(2, 3)).transpose(2, 3)  # (N, K, L, H, P)
@@ -167,14 +174,15 @@ def ssd(
     if from_before is not None and to_end is not None:
         after, since = after * to_end, since * from_before
     # The heads of a group side by side, H P / G columns in one product.
-    kept = (x * after.transpose(2, 3)[..., None].to(x.dtype)).reshape(*shape, groups, -1)  # (N, K, L, G, H P / G)
+    columns = heads * width // groups
+    kept = (x * after.transpose(2, 3)[..., None].to(x.dtype)).reshape(*shape, groups, columns)  # (N, K, L, G, H P / G)
     added = (kept.permute(0, 1, 3, 4, 2) @ b).reshape(n, count, *h.shape[1:])  # (N, K, H, P, S)
     states = []
     # The decay over a chunk is 0 if a sequence begins in it. (The gradient of unbind is one copy.)
     for passed, new in zip(since[..., -1, None, None].unbind(1), added.to(h.dtype).unbind(1), strict=True):
         states.append(h)
         h = counted(passed * h + new, 2 * h.numel())
-    before = torch.stack(states, dim=1).to(x.dtype).reshape(n, count, groups, -1, size)  # (N, K, G, H P / G, S)
+    before = torch.stack(states, dim=1).to(x.dtype).reshape(n, count, groups, columns, size)  # (N, K, G, H P / G, S)
     read = (c @ before.mT).transpose(2, 3).reshape(*shape, heads, width)  # (N, K, L, H, P)
     y = y + read * since.transpose(2, 3)[..., None].to(x.dtype)
     return y.reshape(n, count * chunk, heads, width)[:, :length], h
@@ -222,7 +230,7 @@ def selective_scan(
     rows = max(1, CACHED // (BLOCK * a.numel())) if x.device.type == "cpu" else len(x)
     parts = zip(*(value.split(rows) for value in (x, dt, b, c, h, keep)), strict=True)
     done = [_SelectiveScan.apply(x, dt, a, b, c, h, keep) for x, dt, b, c, h, keep in parts]
-    y, last = (torch.cat(values) for values in zip(*done, strict=True))
+    y, last = done[0] if len(done) == 1 else (torch.cat(values) for values in zip(*done, strict=True))
     return y, last
 
 

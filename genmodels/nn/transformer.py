@@ -124,6 +124,13 @@ class TransformerConfig:
         return tuple(name for name, is_unused in unused.items() if is_unused)
 
     @property
+    def backward_only(self) -> tuple[str, ...]:
+        """Settings without a derivative along a direction, which mean flows compute."""
+        mixers = [f"mixer {kind}" for kind in self.mixers if not MIXERS[kind].forward_mode]
+        backend = [] if self.backend == "native" else [f"backend {self.backend}"]
+        return tuple(dict.fromkeys([*mixers, *backend, *(f"kernel {kernel}" for kernel in self.ssm.kernels)]))
+
+    @property
     def head_dim(self) -> int:
         """d."""
         return self.head_width or self.width // self.heads
