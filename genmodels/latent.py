@@ -116,6 +116,10 @@ class Latent(Generator):
 
     def name_classes(self, names: tuple[str, ...]) -> None:
         self.prior.name_classes(names)
+        self.update_config()
+
+    def update_config(self) -> None:
+        """Take over the config of the prior, which has changed."""
         self.config = replace(self.config, prior=Part.of(self.prior))
 
     @property

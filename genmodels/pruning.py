@@ -99,10 +99,12 @@ def without_heads(model: Model, kept: dict[str, list[int]]) -> Model:
         attention.out = _columns(attention.out, chosen)
         attention.heads = [len(kept[name])] * 3
         attention.groups = HeadGroupsConfig()
-    for module in pruned.modules():
+    for module in reversed(list(pruned.modules())):  # a model after its parts
         own: dict[str, Any] = vars(module)
         if is_dataclass(own.get("config")):
             own["config"] = _pruned_config(own["config"])
+        if hasattr(module, "update_config"):
+            module.update_config()
     return pruned
 
 

@@ -15,10 +15,12 @@ from genmodels.autoregressive import Autoregressive, AutoregressiveConfig
 from genmodels.cli import main
 from genmodels.cli.info import head_groups
 from genmodels.conditions import ConditionConfig
+from genmodels.latent import Latent
 from genmodels.nn.head_groups import FORMED, Groups, HeadGroupsConfig, grouped, groups_of, k_means, with_groups
 from genmodels.nn.transformer import TransformerConfig
 from genmodels.pruning import formed_groups, strongest, vote, without_heads
 from genmodels.types import Batch, Noise
+from genmodels.vqvae import VQVAE, VQVAEConfig
 
 GROUPED = TransformerConfig(width=32, depth=2, heads=4, head_groups=HeadGroupsConfig(count=2))
 
@@ -141,6 +143,18 @@ def test_the_pruned_model_equals_the_masked_model(bias: bool, tmp_path: Path) ->
     assert (transformer.heads, transformer.head_dim, transformer.head_groups.count) == (2, 8, 0)
     assert first(loaded).qkv.weight.shape == (3 * 2 * 8, 32) and first(loaded).out.weight.shape == (32, 16)
     assert made.config.transformer.heads == 4 and first(made).heads == [4, 4, 4]  # not changed
+
+
+def test_a_pruned_prior_of_a_codec_is_saved_with_its_config(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    networks = dict(size=16, patch=4, channels=(16,), encoder_blocks=(1,), decoder_blocks=(1,))
+    codec = VQVAE(VQVAEConfig(codebook_size=8, code_dim=2, **networks))
+    config = AutoregressiveConfig(size=16, codes=codec.latent_shape, codebook_size=8, transformer=GROUPED)
+    made = Latent.over(codec, Autoregressive(config))
+    pruned = without_heads(made, {name: [1, 2] for name in grouped(made)})
+    assert [each.config.prior.model["transformer"]["heads"] for each in (made, pruned)] == [4, 2]
+    pruned.save_pretrained(tmp_path)
+    assert torch.equal(genmodels.load(tmp_path).generate(2, seed=3), pruned.eval().generate(2, seed=3))
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
