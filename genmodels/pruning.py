@@ -103,8 +103,9 @@ def without_heads(model: Model, kept: dict[str, list[int]]) -> Model:
         own: dict[str, Any] = vars(module)
         if is_dataclass(own.get("config")):
             own["config"] = _pruned_config(own["config"])
-        if hasattr(module, "update_config"):
-            module.update_config()
+        update: Any = getattr(module, "update_config", None)  # of a model that holds the config of a part
+        if update is not None:
+            update()
     return pruned
 
 
