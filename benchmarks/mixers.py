@@ -5,9 +5,9 @@
 
 All have width 256 and see earlier tokens only. In each of `--repeats` rounds, every mixer runs
 forward and backward once for each length (up to `LONGEST`), so that all are measured under the same
-conditions. Tokens
-of all rows are `--tokens` in total: at T = 64, 64 rows of 4,096 tokens. Memory is the peak of the
-process beyond what it had before the call. "loop: mamba" computes Mamba's recurrence step by step.
+conditions. Tokens of all rows are `--tokens` in total: at T = 64, 64 rows of 4,096 tokens. Memory is
+the peak of the process beyond what it had before the call. "loop: mamba" computes Mamba's recurrence
+step by step.
 
 For decoding, T tokens are read first. Then the time of one further token, and the bytes of the state
 of a block, are measured: those of attention grow with T.
