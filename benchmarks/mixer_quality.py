@@ -5,11 +5,13 @@
 
 For each of `--seeds`, every variant of the transformer is trained for `--minutes`. The FLOPs of the
 variant that computed least in that time are the common budget: the others are trained again, with as
-many steps as it pays for. The learning rate warms up in 5 % of the steps of a run of the second kind;
-give `--further="--optim.warmup N"` for those of the first, whose steps are not known. `--jobs` trainings
-run at a time, each with its share of the cores, so run nothing else at the same time. A benchmark that
-was stopped continues with the same command. "images" and MaxVio (over the last tenth of a run) are those
-of equal minutes.
+many steps as it pays for. The learning rate warms up in 5 % of the steps of a run of the second kind.
+Give about as many to those of the first by `--further="--optim.warmup N"`: their number of steps is not
+known before, and with another warm-up the two kinds cannot be compared.
+
+`--jobs` trainings run at a time, each with its share of the cores, so run nothing else at the same time.
+A benchmark that was stopped continues with the same command. "images" and MaxVio (over the last tenth of
+a run) are those of equal minutes.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ def main(s: Settings) -> None:
     if file.is_file() and file.read_text() != settings:
         raise SystemExit(f"{s.out} has runs of other settings ({file}): choose another folder")
     file.write_text(settings)
-    first = run_all(s, {f"{name}-s{seed}": [*VARIANTS[name], "--minutes", str(s.minutes)] for name, seed in runs(s)})
+    length = ["--minutes", str(s.minutes)]
+    pairs = [(name, seed) for seed in s.seeds for name in s.variants]
+    first = run_all(s, {f"{name}-s{seed}": flags_of(name, seed, length) for name, seed in pairs})
     flags = {}
     for seed in s.seeds:
         budget = min(first[f"{name}-s{seed}"]["flops"] for name in s.variants)
@@ -87,7 +91,7 @@ def main(s: Settings) -> None:
             if row["flops"] > 1.02 * budget:
                 steps = round(row["steps"] * budget / row["flops"])
                 length = ["--steps", str(steps), "--optim.warmup", str(round(0.05 * steps))]
-                flags[f"{name}-s{seed}-flops"] = [*VARIANTS[name], *length]
+                flags[f"{name}-s{seed}-flops"] = flags_of(name, seed, length)
     second = run_all(s, flags)
     table = Table("", "images", "FLOPs", "loss at equal minutes", "loss at equal FLOPs", "MaxVio")
     for name in s.variants:
@@ -107,9 +111,9 @@ def main(s: Settings) -> None:
     (s.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
-def runs(s: Settings) -> list[tuple[str, int]]:
-    """Return every variant with every seed, seed by seed."""
-    return [(name, seed) for seed in s.seeds for name in s.variants]
+def flags_of(name: str, seed: int, length: list[str]) -> list[str]:
+    """Return the flags of a variant."""
+    return [*VARIANTS[name], "--seed", str(seed), *length]
 
 
 def run_all(s: Settings, flags: dict[str, list[str]]) -> dict[str, dict[str, float]]:
@@ -122,8 +126,7 @@ def run_all(s: Settings, flags: dict[str, list[str]]) -> dict[str, dict[str, flo
 
 def train(s: Settings, name: str, flags: list[str]) -> None:
     """Train one model, or continue its training; its output goes to a file beside its folder."""
-    seed = name.split("-s")[1].split("-")[0]
-    words = ["train", s.family, "--output", str(s.out / name), "--data", s.data, "--seed", seed]
+    words = ["train", s.family, "--output", str(s.out / name), "--data", s.data]
     words += [*shlex.split(s.further), *flags]
     words += ["--resume"] if any((s.out / name / "checkpoints").glob("step_*")) else []
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cores() // s.jobs))}

@@ -106,10 +106,20 @@ def test_the_derivative_of_the_convolution_along_a_direction(packed):
 
     _, derivative = torch.func.jvp(convolution, (x, weight), (dx, dweight))
     step = 1e-6
-    difference = convolution(x + step * dx, weight + step * dweight) - convolution(
-        x - step * dx, weight - step * dweight
-    )
-    torch.testing.assert_close(derivative, difference / (2 * step), atol=1e-8, rtol=1e-6)
+    after, earlier = (convolution(x + sign * dx, weight + sign * dweight) for sign in (step, -step))
+    torch.testing.assert_close(derivative, (after - earlier) / (2 * step), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_gradient_of_the_convolution_is_that_of_its_compiled_form(packed, monkeypatch):
+    x, weight, before, gradient = draw((2, 9, 4), (4, 3), (2, 2, 4), (2, 9, 4))
+    sequences = number_sequences(torch.arange(9).expand(2, 9) == 4, None) if packed else None
+    found = []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)  # noqa: B023
+        y = short_convolution(x, weight, None, before, sequences)
+        found.append((y, *torch.autograd.grad(y, (x, weight, before), gradient)))
+    torch.testing.assert_close(*found, atol=1e-12, rtol=0)
 
 
 def test_no_rows():
