@@ -1,7 +1,8 @@
 """Compare training in stages with a single stage of equal FLOPs, by bits per token of held-out codes.
 
 python benchmarks/stages.py --out runs/stages
-python benchmarks/stages.py --data celeba --root PATH --codec runs/vqvae --steps 8000 --out runs/stages
+python benchmarks/stages.py --data celeba --root PATH --codec runs/grid --optimizer muon --steps 2000 \\
+  --samples 1024 --out runs/stages
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -42,11 +43,15 @@ class Settings:
     batch_size: int = 32
     width: int = 96
     depth: int = 3
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 2e-3
+    samples: int = 0
+    """Number of samples of each run to write to NAME.npy beside its folder."""
 
 
 def stages_of(s: Settings, ratio: float) -> dict[str, list[dict[str, Any]]]:
-    """Return the stages of each run. A step at the longer context has the FLOPs of `ratio` short ones."""
+    """Return the stages of each run. A step at the longer context has the FLOPs of `ratio` short ones.
+    The first 100 steps of a run, or as many FLOPs, are a warm-up."""
     short, long = {"size": s.size}, {"size": 2 * s.size}
     constant, cosine = {"schedule": "constant"}, {"schedule": "cosine"}
     annealing = {"schedule": "linear", "warmup": 20}
@@ -58,7 +63,7 @@ def stages_of(s: Settings, ratio: float) -> dict[str, list[dict[str, Any]]]:
             short | {"steps": rest, "optim": annealing, "ema": 0.2},
         ],
         "cosine": [short | {"steps": s.steps, "optim": cosine}],
-        "long": [long | {"steps": round(s.steps / ratio), "optim": cosine}],
+        "long": [long | {"steps": round(s.steps / ratio), "optim": cosine | {"warmup": round(100 / ratio)}}],
         "short, then long": [
             short | {"steps": s.steps // 2, "optim": constant},
             long | {"steps": round(s.steps / 2 / ratio), "optim": cosine | {"warmup": 20}},
@@ -97,7 +102,8 @@ def run(s: Settings) -> None:
         "root": s.root and str(s.root),
         "codec": str(s.codec),
     }
-    shared |= {"batch_size": s.batch_size, "optim": {"lr": s.lr, "betas": [0.9, 0.95], "weight_decay": 0.05, "clip": 1}}
+    optim = {"name": s.optimizer, "lr": s.lr, "betas": [0.9, 0.95], "weight_decay": 0.05, "clip": 1}
+    shared |= {"batch_size": s.batch_size, "optim": optim}
     shared |= {"model": model, "sample_every": 10**6, "track": "none", "mixed_precision": "no", "size": s.size}
     for name, stages in stages_of(s, ratio).items():
         folder = s.out / name.replace(", ", "-").replace(" ", "-")
@@ -107,6 +113,10 @@ def run(s: Settings) -> None:
             sys.exit(1)
         mean, error = bits(folder, s)
         print(f"{name:20} {mean:.3f} +- {error:.3f} bits per token", flush=True)
+        if s.samples:
+            samples = ["--n", str(s.samples), "--out", str(folder.with_suffix(".npy")), "--force"]
+            if main(["sample", str(folder), *samples]) != 0:
+                sys.exit(1)
 
 
 if __name__ == "__main__":
