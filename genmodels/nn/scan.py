@@ -243,61 +243,75 @@ def selective_scan(
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """Time is the first axis inside, so that a step reads and writes contiguous memory."""
+    """Time is the first axis inside and D the last one, so that a step reads and writes contiguous
+    memory, and no product repeats a number along the last axis."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor, keep: Tensor
     ) -> tuple[Tensor, Tensor]:
-        length = x.shape[1]
-        y = torch.empty_like(x)
-        count(4 * x.numel() * a.shape[1])
+        x, dt, b, c, keep = (value.transpose(0, 1) for value in (x, dt, b, c, keep))  # (T, N, ...)
+        a, h = a.T.contiguous(), h.mT.contiguous()  # (S, D), (N, S, D)
+        y, memory = torch.empty_like(x), _memory(2, x, a)
+        count(4 * x.numel() * len(a))
         firsts = []
-        for t in range(0, length, BLOCK):
+        for t in range(0, len(x), BLOCK):
             part = slice(t, t + BLOCK)
             firsts.append(h)
-            states, _ = _states(x[:, part], dt[:, part], a, b[:, part], h, keep[:, part])  # (t, N, D, S)
+            states, _ = _states(memory, x[part], dt[part], a, b[part], h, keep[part])
             h = states[-1].clone()
-            y[:, part] = torch.einsum("tnds,nts->ntd", states, c[:, part])
+            y[part] = (c[part, :, None] @ states).squeeze(2)
         ctx.save_for_backward(x, dt, a, b, c, keep, *firsts)
-        ctx.mark_non_differentiable(h)
-        return y, h
+        last = h.mT.contiguous()
+        ctx.mark_non_differentiable(last)
+        return y.transpose(0, 1), last
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gy = gradients[0]
+        gy = gradients[0].transpose(0, 1)  # (T, N, D)
         x, dt, a, b, c, keep, *firsts = ctx.saved_tensors
-        count(9 * x.numel() * a.shape[1])
+        count(13 * x.numel() * len(a))
         gx, gdt, gb, gc, ga = (torch.empty_like(value) for value in (x, dt, b, c, a))
         ga.zero_()
-        later = torch.zeros_like(firsts[0])  # gradient that reaches the state from later steps, (N, D, S)
+        later = torch.zeros_like(firsts[0])  # gradient that reaches the state from later steps, (N, S, D)
+        memory = _memory(3, x, a)
         for k in reversed(range(len(firsts))):
             part = slice(k * BLOCK, (k + 1) * BLOCK)
-            xs, dts, bs, cs, gys = x[:, part], dt[:, part], b[:, part], c[:, part], gy[:, part]
-            states, decay = _states(xs, dts, a, bs, firsts[k], keep[:, part])  # (t, N, D, S)
-            gh = gys.transpose(0, 1)[..., None] * cs.transpose(0, 1)[:, :, None]  # (t, N, D, S)
+            states, decay = _states(memory, x[part], dt[part], a, b[part], firsts[k], keep[part])
+            gh = memory[2, : len(states)]  # (t, N, S, D)
+            torch.mul(gy[part, :, None], c[part, ..., None], out=gh)
             for t in reversed(range(len(gh))):
                 gh[t] += later
-                later = gh[t] * decay[t]
-            gc[:, part] = torch.einsum("ntd,tnds->nts", gys, states)
-            gb[:, part] = torch.einsum("tnds,ntd->nts", gh, dts * xs)
-            gu = torch.einsum("tnds,nts->ntd", gh, bs)  # gradient of dt x
-            gx[:, part] = gu * dts
-            # What a decay of exp(dt a) receives, times that decay: (t, N, D, S).
+                torch.mul(gh[t], decay[t], out=later)
+            gc[part] = (states @ gy[part, ..., None]).squeeze(3)
+            gb[part] = (gh @ (dt[part] * x[part])[..., None]).squeeze(3)
+            gu = (b[part, :, None] @ gh).squeeze(2)  # gradient of dt x
+            gx[part] = gu * dt[part]
+            # What a decay of exp(dt a) receives, times that decay: (t, N, S, D).
             decay[1:] *= states[:-1]
             decay[0] *= firsts[k]
             gh *= decay
-            gdt[:, part] = gu * xs + torch.einsum("tnds,ds->ntd", gh, a)
-            ga += torch.einsum("tnds,ntd->ds", gh, dts)
-        return gx, gdt, ga, gb, gc, None, None
+            gdt[part] = gu * x[part] + torch.mul(gh, a, out=decay).sum(2)
+            gh *= dt[part, :, None]
+            ga += gh.sum((0, 1))
+        gx, gdt, gb, gc = (value.transpose(0, 1) for value in (gx, gdt, gb, gc))
+        return gx, gdt, ga.T, gb, gc, None, None
 
 
-def _states(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, h: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the states and the decays of a block, (t, N, D, S) each."""
-    dt, x, b, keep = (value.transpose(0, 1) for value in (dt, x, b, keep))  # (t, N, ...)
-    decay = (dt[..., None] * a).exp_()  # (t, N, D, S)
+def _memory(count: int, x: Tensor, a: Tensor) -> Tensor:
+    """Memory for `count` tensors (t, N, S, D), which each block uses again: getting new memory takes as
+    long as computing what is written there."""
+    return x.new_empty(count, min(BLOCK, len(x)), x.shape[1], *a.shape)
+
+
+def _states(
+    memory: Tensor, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, h: Tensor, keep: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the states and the decays of a block, (t, N, S, D) each, in `memory`. Inputs are (t, N, ...)."""
+    states, decay = memory[0, : len(x)], memory[1, : len(x)]
+    torch.mul(dt[:, :, None], a, out=decay).exp_()
     decay *= keep[..., None]
-    states = (dt * x)[..., None] * b[:, :, None]  # (t, N, D, S)
+    torch.mul((dt * x)[:, :, None], b[..., None], out=states)
     for t in range(len(states)):
         states[t].addcmul_(decay[t], h)
         h = states[t]
