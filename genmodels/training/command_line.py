@@ -146,7 +146,7 @@ def parse(recipe: type[R], family: str, args: list[str] | None = None) -> R:
         base = replace(base, steps=None)
     elif "--steps" in given and "--minutes" not in given:
         base = replace(base, minutes=None)
-    text = f"Train a {family} model. --config FILE reads settings from config.yaml of a run or from a preset."
+    text = f"Train a model ({family}). --config FILE reads settings from config.yaml of a run or from a preset."
     if given & {"--help", "-h"}:
         show_common_flags(base, prog, text)
         raise SystemExit(0)
