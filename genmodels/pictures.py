@@ -92,6 +92,14 @@ class ImageList(list[Image.Image]):
         return file.getvalue()
 
 
+def upper_rows(size: int, fraction: float) -> np.ndarray:
+    """Return a mask (size, size) that is True in a fraction of the rows, in [0, 1), from the top. At
+    least one row is False."""
+    mask = np.zeros((size, size), bool)
+    mask[: min(round(fraction * size), size - 1)] = True
+    return mask
+
+
 def animation_frames(legs: np.ndarray) -> np.ndarray:
     """Arrange legs of `sampling.interpolate` as frames of a loop. One leg goes back and forth."""
     if len(legs) == 1:

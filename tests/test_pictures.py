@@ -46,3 +46,9 @@ def test_grids_against_torchvision(count: int, columns: int | None) -> None:
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     expected = make_grid(pixels, nrow=columns or math.ceil(math.sqrt(count)), padding=2, pad_value=255)
     assert np.array_equal(np.asarray(pictures.grid(images, columns)), expected.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize(("fraction", "rows"), [(0, 0), (0.25, 2), (0.5, 4), (0.999, 7)])
+def test_upper_rows_leave_at_least_one(fraction: float, rows: int) -> None:
+    mask = pictures.upper_rows(8, fraction)
+    assert mask.shape == (8, 8) and mask[:rows].all() and not mask[rows:].any()

@@ -207,12 +207,10 @@ def inpaint(
         unknown: region to complete, bool (size, size); None: the rows below the fraction `known`.
     """
     size, start = served.model.config.size, picture.pixels[None]
-    visible = np.zeros((size, size), bool)
-    visible[: round(known * size)] = True
+    visible = pictures.upper_rows(size, known) if unknown is None else ~unknown
     region: dict[str, Any] = {"known": known}
     files = {}
     if unknown is not None:
-        visible = ~unknown
         region = {"mask": "mask.png"}
         files["mask.png"] = np.where(unknown[:, :, None], np.uint8(255), np.uint8(0)).repeat(3, 2)
     made = sampling.inpaint(served.model, start, visible, n, seed, condition, batch_size=BATCH, **options)[0]

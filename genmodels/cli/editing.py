@@ -98,10 +98,7 @@ def inpaint(
     mark = shown.mark(model, out, (2 + n) * len(images), 2 + n)
     size = model.config.size
     originals = read_images(images, size)  # (N, H, W, 3)
-    visible = np.zeros((size, size), bool)
-    visible[: round(known * size)] = True
-    if mask is not None:
-        visible = read_mask(mask, size)
+    visible = pictures.upper_rows(size, known) if mask is None else read_mask(mask, size)
     completions = sampling.inpaint(model, originals, visible, n, seed, conditions, **chosen)
     masked = np.where(visible[:, :, None], originals, np.uint8(127))
     rows = np.concatenate([originals[:, None], masked[:, None], completions], axis=1)  # (N, 2 + n, H, W, 3)
