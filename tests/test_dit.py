@@ -301,7 +301,7 @@ def test_positions_are_interpolated_when_asked_and_refused_otherwise(blocks):
         resized(small(gaussian=8), 32)
 
 
-@pytest.mark.parametrize("mixer", ["attention", "mamba2"])
+@pytest.mark.parametrize("mixer", ["attention", "mamba", "mamba2"])
 def test_compiled_blocks_compute_the_same_and_leave_an_ordinary_model(mixer):
     model, graphs = small(transformer=replace(BLOCKS, mixers=(mixer,))), []
 

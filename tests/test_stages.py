@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from clip_pairs import clip
 from PIL import Image
 from test_pipeline import recipe_class
 from tiny import faces, recipe, tiny
@@ -150,6 +151,21 @@ def test_each_stage_begins_with_the_model_of_the_one_before(data: list[str], tmp
     wider = torch.nn.functional.interpolate(places, (8, 8), mode="bilinear", align_corners=False)
     torch.testing.assert_close(second.pop("decoder.places"), wider[0].flatten(1).T, atol=1e-7, rtol=0)
     assert all(torch.equal(first[name], second[name]) for name in second) and first.keys() == second.keys()
+
+
+def test_experts_and_text_survive_a_longer_context(data: list[str], tmp_path: Path, codec: Path) -> None:
+    clip().save_pretrained(tmp_path / "clip")
+    still = {"size": 32, "steps": 1, "optim": {"lr": 1e-30, "weight_decay": 0.0}}
+    experts = {"count": 3, "top_k": 1, "rate": 1e-30}  # the bias hardly moves
+    blocks = {"width": 32, "depth": 1, "heads": 2, "experts": experts}
+    also = {"codec": str(codec), "text": str(tmp_path / "clip"), "model": {"transformer": blocks}}
+    assert train("--config", settings(tmp_path, [SHORT, still], **also), "--output", "run") == 0
+    first, second = (genmodels.load(path).prior.state_dict() for path in ("run/stages/1", "run"))
+    assert sum("experts" in name or "router" in name for name in second) >= 3
+    assert first.keys() == second.keys()
+    for name in second.keys() - {"decoder.places"}:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-20)
+    assert genmodels.load("run").generate(2, condition={"prompt": "a smiling woman"}).shape == (2, 3, 32, 32)
 
 
 def test_text_and_images_in_one_sequence_are_trained_in_stages_and_packed(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from genmodels.nn.operations import count, counted
 
@@ -216,7 +217,8 @@ def selective_scan(
         h_t = exp(dt_t a) h_(t-1) + dt_t x_t b_t,    y_t = sum over S of c_t h_t
 
     The states of BLOCK steps are in memory at once. The gradient computes those of a block again
-    from the state at its beginning. There is none with respect to the first state.
+    from the state at its beginning. There is none with respect to the first state, and no second
+    derivative.
 
     It takes 6 N T D S operations: 1 for the exponent of the decay, 1 for the input, 2 for the state
     and 2 for the output. The backward pass takes 19 N T D S: 4 for the states again, 3 for their
@@ -243,8 +245,8 @@ def selective_scan(
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """Time is the first axis inside and D the last one, so that a step reads and writes contiguous
-    memory, and no product repeats a number along the last axis."""
+    """Time is the first axis of the states and D the last one, so that a step reads and writes
+    contiguous memory, and no product repeats a number along the last axis."""
 
     @staticmethod
     def forward(
@@ -267,6 +269,7 @@ class _SelectiveScan(torch.autograd.Function):
         return y.transpose(0, 1), last
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gy = gradients[0].transpose(0, 1)  # (T, N, D)
         x, dt, a, b, c, keep, *firsts = ctx.saved_tensors
@@ -298,10 +301,10 @@ class _SelectiveScan(torch.autograd.Function):
         return gx, gdt, ga.T, gb, gc, None, None
 
 
-def _memory(count: int, x: Tensor, a: Tensor) -> Tensor:
-    """Memory for `count` tensors (t, N, S, D), which each block uses again: getting new memory takes as
+def _memory(tensors: int, x: Tensor, a: Tensor) -> Tensor:
+    """Memory for some tensors (t, N, S, D), which each block uses again: getting new memory takes as
     long as computing what is written there."""
-    return x.new_empty(count, min(BLOCK, len(x)), x.shape[1], *a.shape)
+    return x.new_empty(tensors, min(BLOCK, len(x)), x.shape[1], *a.shape)
 
 
 def _states(
