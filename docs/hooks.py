@@ -34,6 +34,7 @@ EXECUTED = ROOT / "build/notebooks"
 LINK = re.compile(r"(?<=\]\()(?!#|[a-z]+:)([^)\s#]+)(#[^)\s]*)?(?=\))")
 IMAGE = re.compile(r"!\[([^\]]+)\]\((?:docs/)?(results/[^)]+)\)")
 HEADING = re.compile(r"^#+ (.+)$")
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LOADED = re.compile(r"""<(?:script|img|iframe|source|link)\s[^>]*(?:src|href)="?(https?:[^\s">]+)""")
 DOLLARS = re.compile(r"^\$\$(\n.*?\n)\$\$$", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r"^```math\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
@@ -135,7 +136,8 @@ def gallery(docs: Path) -> str:
     shown: set[str] = set()
     for page in sorted(docs.glob("*.md"), key=lambda page: (page.name != "families.md", page)):
         title, heading, figures = "", "", []
-        for line in page.read_text(encoding="utf-8").splitlines():
+        # A comment in a fenced block is not a heading.
+        for line in FENCE.sub("", page.read_text(encoding="utf-8")).splitlines():
             if match := HEADING.match(line):
                 heading, title = match[1], title or match[1]
             for caption, picture in IMAGE.findall(line):
