@@ -161,8 +161,8 @@ def ssd(
     # In the order of the tokens, (N, K, L, H, P). Only the products within a chunk need it by heads.
     x = (x.reshape(*shape, heads, width) * dt[..., None]).to(x.dtype)
     b, c = (value.reshape(*shape, groups, size).transpose(2, 3) for value in (b, c))  # (N, K, G, L, S)
-    # Log to base 2 of the decay since the chunk's beginning, (N, K, H, L). On a CPU, exp takes up to ten times as long
-    # as exp2 where the result underflows.
+    # Log to base 2 of the decay since the chunk's beginning, (N, K, H, L). On a CPU, exp takes several times as long as
+    # exp2 where the result underflows.
     total = (dt.transpose(2, 3) * (a[:, None] / math.log(2))).cumsum(-1)
     inside = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()  # (L, L)
     from_before = to_end = None
@@ -302,8 +302,7 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 def _memory(tensors: int, x: Tensor, a: Tensor) -> Tensor:
-    """Memory for some tensors (t, N, S, D), which each block uses again: getting new memory takes as
-    long as computing what is written there."""
+    """Memory for some tensors (t, N, S, D), which each block uses again."""
     return x.new_empty(tensors, min(BLOCK, len(x)), x.shape[1], *a.shape)
 
 
